@@ -1,0 +1,113 @@
+"""Decodes the events of a MongoDB change stream into hints. Pure: nothing here does I/O.
+
+The shapes are those of https://www.mongodb.com/docs/manual/reference/change-events/update/. A hint
+may be late, repeated or missing; it tells where to look, and carries chunks to save the look.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from bson import ObjectId
+
+from converse_mongo.chunks import StoredChunk
+
+__all__ = [
+    "PIPELINE",
+    "Deleted",
+    "Hint",
+    "Inserted",
+    "MessageHint",
+    "StreamInvalidated",
+    "Updated",
+    "decode",
+]
+
+PIPELINE: list[dict[str, Any]] = [{"$project": {"updateDescription.updatedFields.content": 0}}]
+"""What a change stream shall leave out: the joined text of an ended message, which every watcher
+has had chunk by chunk."""
+
+_INVALIDATING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """A message was created, or replaced as a whole."""
+
+    message_id: ObjectId
+    conversation_id: ObjectId | None
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """Fields of a message changed.
+
+    Attributes:
+        chunks: The appended chunks that the event brought, in its order.
+        next_sequence: The counter after the append, where it changed.
+        ended: Whether the state changed; a message leaves ``streaming`` only once.
+        conversation_id: The conversation, known only when fields of the message were saved.
+        revision: How often they were, then.
+    """
+
+    message_id: ObjectId
+    chunks: list[StoredChunk]
+    next_sequence: int | None = None
+    ended: bool = False
+    conversation_id: ObjectId | None = None
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A message was removed from the database."""
+
+    message_id: ObjectId
+    conversation_id: None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInvalidated:
+    """The collection was dropped or renamed: the stream ends here."""
+
+    operation: str
+
+
+MessageHint: TypeAlias = Inserted | Updated | Deleted
+Hint: TypeAlias = MessageHint | StreamInvalidated
+
+
+def decode(change: Mapping[str, Any]) -> Hint | None:
+    """The hint in a change event; ``None`` when it says nothing of use."""
+    operation = change["operationType"]
+    if operation in _INVALIDATING:
+        return StreamInvalidated(operation)
+    message_id = change["documentKey"]["_id"]
+    if operation == "update":
+        return _decode_update(message_id, change["updateDescription"].get("updatedFields") or {})
+    if operation == "delete":
+        return Deleted(message_id)
+    if operation in ("insert", "replace"):
+        document = change.get("fullDocument") or {}
+        return Inserted(message_id, document.get("conversation_id"), document)
+    return None
+
+
+def _decode_update(message_id: ObjectId, fields: Mapping[str, Any]) -> Updated:
+    chunks: list[StoredChunk] = []
+    for path, value in fields.items():
+        # A push arrives as "chunks.7"; into an empty array, some servers send the whole array.
+        if path == "chunks":
+            chunks.extend(value or ())
+        elif path.startswith("chunks.") and path[7:].isdigit():
+            chunks.append(value)
+    edited = fields.get("edited")
+    return Updated(
+        message_id,
+        chunks,
+        next_sequence=fields.get("next_sequence"),
+        ended="status" in fields,
+        conversation_id=edited["conversation_id"] if edited else None,
+        revision=fields.get("revision", 0),
+    )

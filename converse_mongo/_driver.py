@@ -1,0 +1,275 @@
+"""The only module that knows Motor from PyMongo Async, and Beanie 1 from Beanie 2.
+
+Beanie 1 speaks Motor, Beanie 2 speaks PyMongo's own ``AsyncMongoClient``; which one is installed
+decides the driver of this process. Everything above sees one asynchronous collection, one kind of
+change feed, and document classes.
+"""
+
+import asyncio
+import copy
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, TypeAlias, TypeVar, cast
+
+from beanie import Document
+from beanie.odm.actions import ActionRegistry
+from beanie.odm.utils.init import Initializer
+from pymongo import AsyncMongoClient, ReadPreference
+from pymongo.errors import (
+    ConnectionFailure,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
+
+from converse_mongo._feeds import Change, ChangeFeed, TaskFeed, ThreadFeed
+from converse_mongo.errors import ConfigurationError
+
+__all__ = [
+    "Change",
+    "ChangeFeed",
+    "Client",
+    "Collection",
+    "Database",
+    "bind_documents",
+    "bound_subclass",
+    "close_client",
+    "collection_of",
+    "driver_name",
+    "driver_versions",
+    "has_change_streams",
+    "is_too_large",
+    "is_transient",
+    "lacks_change_streams",
+    "open_change_feed",
+    "open_client",
+    "open_database",
+    "release_documents",
+]
+
+logger = logging.getLogger("converse_mongo")
+
+Client: TypeAlias = Any
+"""A ``motor.motor_asyncio.AsyncIOMotorClient``, its mongomock twin, or an ``AsyncMongoClient``."""
+Database: TypeAlias = Any
+Collection: TypeAlias = Any
+"""The asynchronous collection of either driver, where both take the same calls the same way."""
+D = TypeVar("D", bound=Document)
+
+# https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
+_TRANSIENT_CODES = frozenset(
+    {6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 13388}
+)
+_CANNOT_SATISFY_WRITE_CONCERN = 100
+_TOO_LARGE_CODES = frozenset({10334, 17419})
+# Unauthorized, CommandNotSupported, a stage that is unknown, no replica set to stream from.
+_NO_CHANGE_STREAM_CODES = frozenset({13, 115, 40324, 40573})
+
+_BEANIE_SPEAKS_MOTOR = version("beanie").startswith("1.")
+
+
+def driver_name() -> str:
+    """``"motor"`` or ``"pymongo"``: the driver that the installed Beanie speaks."""
+    return "motor" if _BEANIE_SPEAKS_MOTOR else "pymongo"
+
+
+def driver_versions() -> dict[str, str]:
+    """The packages between the library and the server, with their versions."""
+    names = ["beanie", "pymongo", "pydantic"] + (["motor"] if _BEANIE_SPEAKS_MOTOR else [])
+    return {name: version(name) for name in names}
+
+
+def open_client(uri: str, options: Mapping[str, Any]) -> Client:
+    """A client of the driver that the installed Beanie speaks."""
+    if _BEANIE_SPEAKS_MOTOR:
+        from motor.motor_asyncio import AsyncIOMotorClient
+
+        return AsyncIOMotorClient(uri, **options)
+    return AsyncMongoClient(uri, **options)
+
+
+async def close_client(client: Client) -> None:
+    """Closes a client of either driver."""
+    result = client.close()
+    if inspect.isawaitable(result):
+        await result
+
+
+def open_database(client: Client, name: str | None) -> Database:
+    """The database ``name`` of ``client``, read from the primary, with dates that know their zone.
+
+    The primary, because a read that explains why a write did not match must see that write's truth.
+
+    Raises:
+        ConfigurationError: The client is none, is of the other driver, does not acknowledge
+            writes, or no database was named.
+    """
+    _check_client(client)
+    if name is None:
+        try:
+            name = client.get_default_database().name
+        except PyMongoError as error:
+            raise ConfigurationError(
+                "No database was named: pass database=..., or a URI with a default database "
+                "such as mongodb://localhost:27017/chat."
+            ) from error
+    options = client.codec_options.with_options(tz_aware=True)
+    database = client.get_database(
+        name, codec_options=options, read_preference=ReadPreference.PRIMARY
+    )
+    if not database.write_concern.acknowledged:
+        raise ConfigurationError(
+            "This client has the write concern w=0, under which no write is ever acknowledged; "
+            "converse_mongo promises that acknowledged text is stored. Use w='majority'."
+        )
+    return database
+
+
+def _check_client(client: Client) -> None:
+    speaks_pymongo = isinstance(client, AsyncMongoClient)
+    if not speaks_pymongo and not hasattr(client, "get_io_loop"):
+        raise ConfigurationError(
+            f"Converse takes a MongoDB URI, a Motor client or an AsyncMongoClient, "
+            f"not {type(client).__name__}."
+        )
+    if speaks_pymongo and _BEANIE_SPEAKS_MOTOR:
+        raise ConfigurationError(
+            f"Beanie {version('beanie')} speaks Motor, and this client is PyMongo's "
+            "AsyncMongoClient: install 'beanie>=2', or pass an AsyncIOMotorClient."
+        )
+    if not speaks_pymongo and not _BEANIE_SPEAKS_MOTOR:
+        raise ConfigurationError(
+            f"Beanie {version('beanie')} speaks PyMongo's AsyncMongoClient, and this client is "
+            "Motor's: install 'converse-mongo[motor]', or pass an AsyncMongoClient."
+        )
+
+
+async def has_change_streams(database: Database) -> bool:
+    """Whether the server is one that has change streams: a replica set or a sharded cluster."""
+    try:
+        hello = await database.client.admin.command("hello")
+    except NotImplementedError:
+        return False
+    return "setName" in hello or hello.get("msg") == "isdbgrid"
+
+
+def lacks_change_streams(error: BaseException) -> bool:
+    """Whether ``error`` means that no change stream is to be had here, now or later."""
+    return isinstance(error, OperationFailure) and (
+        error.code in _NO_CHANGE_STREAM_CODES or "only supported on replica sets" in str(error)
+    )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed a moment later: the network, a failover, a slow majority.
+
+    A write that raised so may have been applied or not.
+    """
+    if isinstance(error, WriteConcernError):
+        return error.code != _CANNOT_SATISFY_WRITE_CONCERN
+    if isinstance(error, ConnectionFailure):
+        return True
+    if isinstance(error, OperationFailure) and error.code in _TRANSIENT_CODES:
+        return True
+    return isinstance(error, PyMongoError) and error.has_error_label("RetryableWriteError")
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Whether ``error`` means that a document would pass MongoDB's limit of 16 MiB."""
+    return isinstance(error, OperationFailure) and error.code in _TOO_LARGE_CODES
+
+
+# Documents
+
+
+def bound_subclass(model: type[D], **attributes: Any) -> type[D]:
+    """A subclass of ``model`` that can be bound to a database of its own.
+
+    Beanie binds a class to one database for the whole process, and replaces its class attributes by
+    query expressions when it does so; pydantic then takes those for the defaults of every field
+    that a subclass inherits. The fields of ``model`` itself are untouched, so they are put back.
+    """
+    namespace = {
+        "__module__": model.__module__,
+        "__qualname__": model.__qualname__,
+        "__doc__": model.__doc__,
+        **attributes,
+    }
+    metaclass: Any = type(model)
+    bound: type[D] = metaclass(model.__name__, (model,), namespace)
+    for name, field in model.model_fields.items():
+        bound.model_fields[name] = copy.copy(field)
+    bound.model_rebuild(force=True)
+    return bound
+
+
+async def bind_documents(
+    database: Database, models: Sequence[type[Document]], *, create_indexes: bool
+) -> None:
+    """Binds ``models`` to ``database``, and only them.
+
+    ``init_beanie`` would bind their parents too, and so move a class that the application has bound
+    to another database; parents that count as done are left alone.
+    """
+    initializer = Initializer(
+        database=database, document_models=list(models), skip_indexes=not create_indexes
+    )
+    for model in models:
+        initializer.inited_classes.extend(
+            parent for parent in model.__mro__[1:] if issubclass(parent, Document)
+        )
+    await initializer
+
+
+def release_documents(models: Sequence[type[Document]]) -> None:
+    """Lets go of classes made by :func:`bound_subclass`: Beanie's registry would keep them."""
+    for model in models:
+        ActionRegistry.clean_actions(model)
+
+
+def collection_of(model: type[Document]) -> Collection:
+    """The collection that a document class is bound to, read as in :func:`open_database`.
+
+    Raises:
+        beanie.exceptions.CollectionWasNotInitialized: It is bound to none.
+    """
+    collection: Collection = (
+        model.get_motor_collection()
+        if _BEANIE_SPEAKS_MOTOR
+        else cast(Any, model).get_pymongo_collection()
+    )
+    if _is_mock(collection):  # its with_options forgets that it is asynchronous
+        return collection
+    return collection.with_options(
+        codec_options=collection.codec_options.with_options(tz_aware=True),
+        read_preference=ReadPreference.PRIMARY,
+    )
+
+
+def _is_mock(collection: Collection) -> bool:
+    # mongomock_motor's classes pose as Motor's; only their bases tell.
+    return any(base.__module__.startswith("mongomock") for base in type(collection).__mro__)
+
+
+# Change feeds
+
+
+async def open_change_feed(collection: Collection, pipeline: list[dict[str, Any]]) -> ChangeFeed:
+    """Opens a change stream on ``collection``: it holds every change from this moment on.
+
+    Raises:
+        PyMongoError: The server refused it or could not be reached.
+    """
+    feed: ChangeFeed = (
+        ThreadFeed(collection.delegate, pipeline)
+        if _BEANIE_SPEAKS_MOTOR
+        else TaskFeed(collection, pipeline)
+    )
+    try:
+        await feed.open()
+    except BaseException:
+        await asyncio.shield(feed.aclose())
+        raise
+    return feed

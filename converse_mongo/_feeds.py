@@ -1,0 +1,179 @@
+"""Change streams, opened and read: one way for each driver, the same to who reads them."""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from pymongo.errors import AutoReconnect, PyMongoError
+
+__all__ = ["Change", "ChangeFeed", "TaskFeed", "ThreadFeed"]
+
+Change: TypeAlias = Mapping[str, Any]
+
+MAX_AWAIT_SECONDS = 1.0
+"""How long the server may hold an idle change stream's getMore; news end the wait at once."""
+_CLOSE_SECONDS = 2.0
+_FEED_ROOM = 1000
+_ENDED = "the server closed the change stream"
+
+
+class ChangeFeed(Protocol):
+    """A change stream."""
+
+    async def open(self) -> None:
+        """Opens it: it holds every change from this moment on.
+
+        Raises:
+            PyMongoError: The server refused it or could not be reached.
+        """
+
+    async def next_batch(self) -> Sequence[Change]:
+        """The changes that came since the last call; waits for some, and may return none.
+
+        Raises:
+            PyMongoError: The stream is lost; the driver has tried to resume it.
+        """
+
+    async def aclose(self) -> None:
+        """Closes the cursor on the server and frees the connection, within two seconds."""
+
+
+class TaskFeed:
+    """A change stream of PyMongo Async."""
+
+    def __init__(self, collection: Any, pipeline: list[dict[str, Any]]) -> None:
+        self._collection = collection
+        self._pipeline = pipeline
+        self._stream: Any = None
+
+    async def open(self) -> None:
+        self._stream = await self._collection.watch(
+            self._pipeline, max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000)
+        )
+
+    async def next_batch(self) -> Sequence[Change]:
+        change = await self._stream.try_next()
+        if change is None and not self._stream.alive:
+            raise AutoReconnect(_ENDED)
+        return () if change is None else (change,)
+
+    async def aclose(self) -> None:
+        if self._stream is not None:
+            with contextlib.suppress(PyMongoError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._stream.close()
+
+
+class ThreadFeed:
+    """A change stream of the synchronous collection under Motor's, read by a thread of its own.
+
+    Motor runs every call in one pool of threads that all clients of the process share, and a change
+    stream that waits there holds one of them: some ten streams stop all writes. A thread apart
+    leaves the pool to the writes, and costs one hop a batch instead of one an event.
+    """
+
+    def __init__(self, collection: Any, pipeline: list[dict[str, Any]]) -> None:
+        self._collection = collection
+        self._pipeline = pipeline
+        self._loop = asyncio.get_running_loop()
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._ended = asyncio.Event()
+        self._news = asyncio.Event()
+        self._signalled = False
+        self._changes: deque[Change] = deque()
+        self._room = threading.Event()
+        self._closing = False
+        self._stream: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=self._run, name=f"converse_mongo-changes-{collection.full_name}", daemon=True
+        )
+
+    async def open(self) -> None:
+        self._thread.start()
+        await asyncio.shield(self._opened)
+
+    async def next_batch(self) -> Sequence[Change]:
+        await self._news.wait()
+        self._news.clear()
+        self._signalled = False
+        batch = []
+        while self._changes:
+            batch.append(self._changes.popleft())
+        self._room.set()
+        if not batch and self._error is not None:
+            raise self._error
+        if self._ended.is_set():
+            self._news.set()
+        return batch
+
+    async def aclose(self) -> None:
+        self._closing = True
+        self._room.set()
+        if not self._thread.is_alive():
+            return
+        # Closing the cursor ends the wait of the thread that reads it. It is a call to the server,
+        # so it gets a thread of its own, which nobody waits for longer than promised.
+        threading.Thread(target=self._close_stream, daemon=True).start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._ended.wait()
+
+    def _close_stream(self) -> None:
+        with contextlib.suppress(PyMongoError):
+            if self._stream is not None:
+                self._stream.close()
+
+    # What follows runs in the thread.
+
+    def _run(self) -> None:
+        try:
+            self._stream = self._collection.watch(
+                self._pipeline, max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000)
+            )
+            self._tell(self._finish_opening, None)
+            while not self._closing and self._stream.alive:
+                change = self._stream.try_next()
+                if change is not None:
+                    self._put(change)
+            self._error = AutoReconnect(_ENDED)
+        except BaseException as error:  # noqa: BLE001 - the loop raises it
+            self._tell(self._finish_opening, error)
+            self._error = error
+        finally:
+            if self._closing:
+                self._close_stream()
+            self._tell(self._finish)
+
+    def _put(self, change: Change) -> None:
+        while len(self._changes) >= _FEED_ROOM and not self._closing:
+            self._room.clear()
+            if len(self._changes) >= _FEED_ROOM:
+                self._room.wait()
+        self._changes.append(change)
+        if not self._signalled:
+            self._signalled = True
+            self._tell(self._news.set)
+
+    def _tell(self, callback: Any, *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    # What follows runs in the loop.
+
+    def _finish_opening(self, error: BaseException | None) -> None:
+        if self._opened.done():
+            return
+        if error is None:
+            self._opened.set_result(None)
+        elif isinstance(error, Exception):
+            self._opened.set_exception(error)
+        else:
+            self._opened.cancel()
+
+    def _finish(self) -> None:
+        self._ended.set()
+        self._news.set()

@@ -1,0 +1,73 @@
+"""Tries a call to MongoDB again while the trouble may pass."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from bson import ObjectId
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from converse_mongo._driver import is_transient
+from converse_mongo.errors import StoreUnavailableError
+
+__all__ = ["call", "wait_before_retry"]
+
+logger = logging.getLogger("converse_mongo")
+
+T = TypeVar("T")
+
+wait_before_retry = wait_random_exponential(multiplier=0.05, max=2.0)
+"""Seconds before the next try: at random, up to a bound that doubles from 0.05 to 2."""
+
+
+async def call(
+    function: Callable[..., Awaitable[T]],
+    *arguments: Any,
+    what: str,
+    timeout: float,  # noqa: ASYNC109 - it bounds the tries, not one of them
+    append_id: ObjectId | None = None,
+) -> T:
+    """Awaits ``function(*arguments)``, again and again for ``timeout`` seconds if need be.
+
+    Only for calls that are safe to repeat. The first try costs nothing extra.
+
+    Raises:
+        StoreUnavailableError: It still failed at the end; ``what`` says what could not be done.
+    """
+    try:
+        return await function(*arguments)
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        logger.warning("Could not %s (%s); trying again", what, error)
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(is_transient),
+        wait=wait_before_retry,
+        stop=stop_after_delay(timeout),
+        retry_error_callback=_reraise,
+    )
+    try:
+        return await retrying(function, *arguments)
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        raise StoreUnavailableError(
+            f"Could not {what}: MongoDB gave no answer for {timeout:g} seconds ({error}). "
+            "What was acknowledged before is stored; of this call it is not known."
+            + (
+                f" Try it again with append_id=ObjectId('{append_id}') to have it stored once."
+                if append_id
+                else ""
+            ),
+            append_id,
+        ) from error
+
+
+def _reraise(state: RetryCallState) -> Any:
+    return state.outcome.result() if state.outcome else None

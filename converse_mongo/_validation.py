@@ -1,0 +1,191 @@
+"""Checks of what callers pass in, made before anything is written."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import bson
+from bson import ObjectId
+from bson.codec_options import CodecOptions
+from bson.errors import BSONError
+
+from converse_mongo.errors import (
+    AppendTooLargeError,
+    InvalidContentError,
+    InvalidCursorError,
+    InvalidIdError,
+    InvalidInputError,
+    InvalidMetadataError,
+)
+
+__all__ = [
+    "BSON_OPTIONS",
+    "MAX_APPEND_BYTES",
+    "MAX_CHUNK_BYTES",
+    "MAX_CONTENT_BYTES",
+    "MAX_METADATA_BYTES",
+    "check_chunk_contents",
+    "check_content",
+    "check_error",
+    "check_metadata",
+    "check_sequence",
+    "now",
+    "object_id",
+]
+
+BSON_OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True, tzinfo=UTC)
+"""How the library reads BSON: dates come with their time zone."""
+
+MAX_CHUNK_BYTES = 1024 * 1024
+"""The largest content of one chunk, in bytes of UTF-8: 1 MiB."""
+
+MAX_APPEND_BYTES = 4 * 1024 * 1024
+"""The most text that one ``append_chunks`` takes, in bytes of UTF-8: 4 MiB. It travels in one
+command and comes back in one change event, both limited to 16 MiB by MongoDB."""
+
+MAX_CONTENT_BYTES = 8 * 1024 * 1024
+"""The largest content of a message that is added whole, in bytes of UTF-8: 8 MiB."""
+
+MAX_METADATA_BYTES = 1024 * 1024
+"""The largest metadata of one call, in bytes of BSON: 1 MiB."""
+
+
+def now() -> datetime:
+    """The time in UTC, aware, in whole milliseconds: what BSON gives back."""
+    moment = datetime.now(UTC)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def object_id(value: object, what: str) -> ObjectId:
+    """The id that ``value`` means.
+
+    Raises:
+        InvalidIdError: ``value`` is not an id. ``what`` names it in the message.
+    """
+    if isinstance(value, ObjectId):
+        return value
+    if isinstance(value, str) and ObjectId.is_valid(value):
+        return ObjectId(value)
+    raise InvalidIdError(
+        f"{value!r} is not the id of a {what}: pass an ObjectId or its 24 hexadecimal digits."
+    )
+
+
+def check_content(content: object, limit: int = MAX_CONTENT_BYTES) -> int:
+    """The size of ``content`` in bytes of UTF-8.
+
+    Raises:
+        InvalidContentError: It is not text, not text that UTF-8 holds, or larger than ``limit``.
+    """
+    if not isinstance(content, str):
+        raise InvalidContentError(
+            f"Content must be str, not {type(content).__name__}; decode bytes and render "
+            "objects before storing them. Nothing was written."
+        )
+    try:
+        size = len(content) if content.isascii() else len(content.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidContentError(
+            f"Content holds a lone surrogate at index {error.start}, which UTF-8 cannot hold; "
+            "clean it, for example with content.encode('utf-8', 'replace').decode(). "
+            "Nothing was written."
+        ) from error
+    if size > limit:
+        raise InvalidContentError(
+            f"Content of {size} bytes is over the limit of {limit} bytes: split it. "
+            "Nothing was written."
+        )
+    return size
+
+
+def check_chunk_contents(contents: object) -> list[str]:
+    """The contents of one append, each checked, as a list.
+
+    Raises:
+        InvalidContentError: One of them cannot be stored, or ``contents`` is a plain string.
+        AppendTooLargeError: Together they are over :data:`MAX_APPEND_BYTES`.
+    """
+    if isinstance(contents, str) or not isinstance(contents, Iterable):
+        raise InvalidContentError(
+            f"append_chunks takes several strings, not one {type(contents).__name__}; "
+            "use append_chunk for one. Nothing was written."
+        )
+    listed = list(contents)
+    size = sum(check_content(content, MAX_CHUNK_BYTES) for content in listed)
+    if size > MAX_APPEND_BYTES:
+        raise AppendTooLargeError(
+            f"An append of {size} bytes is over the limit of {MAX_APPEND_BYTES} bytes for one "
+            "atomic write: split it. Nothing was written."
+        )
+    return listed
+
+
+def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any]:
+    """``metadata`` as MongoDB will give it back: a copy that shares nothing with the argument.
+
+    Raises:
+        InvalidMetadataError: It is not a mapping, BSON cannot hold it, it is too large, or a key
+            cannot be addressed in an update: it is empty, holds a dot or starts with ``$``.
+    """
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise InvalidMetadataError(
+            f"{what} must be a mapping, not {type(metadata).__name__}. Nothing was written."
+        )
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not key or "." in key or key.startswith("$"):
+            raise InvalidMetadataError(
+                f"{what} has the key {key!r}: keys must be text, not empty, without a dot and "
+                "without a leading '$', since MongoDB addresses fields by path. "
+                "Nothing was written."
+            )
+        try:
+            bson.encode({key: value})
+        except (BSONError, OverflowError, UnicodeError, ValueError, TypeError) as error:
+            raise InvalidMetadataError(
+                f"{what}[{key!r}] cannot be stored in BSON: {error}. Nothing was written."
+            ) from error
+        except RecursionError as error:
+            raise InvalidMetadataError(
+                f"{what}[{key!r}] is nested too deeply or holds itself. Nothing was written."
+            ) from error
+    encoded = bson.encode(metadata)
+    if len(encoded) > MAX_METADATA_BYTES:
+        raise InvalidMetadataError(
+            f"{what} of {len(encoded)} bytes is over the limit of {MAX_METADATA_BYTES} bytes. "
+            "Nothing was written."
+        )
+    return bson.decode(encoded, codec_options=BSON_OPTIONS)
+
+
+def check_sequence(after: object, what: str = "sequence") -> int:
+    """The first number behind ``after``; ``None`` is before the first.
+
+    Raises:
+        InvalidCursorError: ``after`` is no such number.
+    """
+    if after is None:
+        return 0
+    if isinstance(after, bool) or not isinstance(after, int) or after < -1:
+        raise InvalidCursorError(
+            f"after={after!r} is no {what}: pass that of the last one you have, or None for all."
+        )
+    return after + 1
+
+
+def check_error(error: object) -> str:
+    """The text of an error that a message failed with.
+
+    Raises:
+        InvalidInputError: It is neither text nor an exception, or cannot be stored.
+    """
+    if isinstance(error, BaseException):
+        error = str(error) or type(error).__name__
+    if not isinstance(error, str):
+        raise InvalidInputError(
+            f"An error must be text or an exception, not {type(error).__name__}. "
+            "Nothing was written."
+        )
+    check_content(error, MAX_CHUNK_BYTES)
+    return error

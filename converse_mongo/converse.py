@@ -1,0 +1,390 @@
+"""The facade: opens, wires and closes the parts."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+from beanie.odm.utils.parsing import parse_obj
+from pymongo.errors import PyMongoError
+
+from converse_mongo import _changes, _driver
+from converse_mongo._cursors import NOW, ConversationCursor
+from converse_mongo._handlers import Handler, Handlers
+from converse_mongo._validation import check_sequence, object_id
+from converse_mongo.conversations import Conversation, Owner
+from converse_mongo.errors import (
+    ConfigurationError,
+    ConversationNotFoundError,
+    ConverseClosedError,
+    InvalidInputError,
+    MessageNotFoundError,
+    StoreUnavailableError,
+)
+from converse_mongo.events import ConversationEvent, Event, MessageEvent
+from converse_mongo.hub import Hub, HubStatistics
+from converse_mongo.messages import Message
+from converse_mongo.store import Store
+from converse_mongo.types import IdLike, Metadata, WatchMode
+from converse_mongo.watching import Watcher
+
+__all__ = ["Converse"]
+
+E = TypeVar("E", bound=Event)
+
+
+class Converse:
+    """Conversations in one MongoDB database: stored while they stream, and watched live.
+
+    Several live side by side, on one database or on many; each has its own client (unless you pass
+    one), its own change stream and its own document classes.
+
+    Args:
+        client: A MongoDB URI, or a client of yours, which is left open in the end: Motor's with
+            Beanie 1, PyMongo's ``AsyncMongoClient`` with Beanie 2.
+        database: The name of the database; by default the one in the URI.
+        message_model: A subclass of :class:`Message`, to have fields of your own.
+        conversation_model: The same for :class:`Conversation`.
+        create_indexes: Whether :meth:`open` makes the indexes; if not, see :meth:`create_indexes`.
+        change_streams: ``False`` polls even where the server has change streams.
+        poll_interval: Seconds between two looks at the watched messages where there is no change
+            stream, or none for the moment.
+        check_interval: The same beside a change stream, which may skip events without saying so.
+        retry_timeout: For how many seconds a call is tried again while MongoDB cannot be reached.
+        client_options: More options for the client that a URI makes.
+
+    Raises:
+        ConfigurationError: An option makes no sense.
+    """
+
+    def __init__(
+        self,
+        client: "str | _driver.Client",
+        database: str | None = None,
+        *,
+        message_model: type[Message] = Message,
+        conversation_model: type[Conversation] = Conversation,
+        create_indexes: bool = True,
+        change_streams: bool = True,
+        poll_interval: float = 0.25,
+        check_interval: float = 2.0,
+        retry_timeout: float = 30.0,
+        client_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        for name, value in (
+            ("poll_interval", poll_interval),
+            ("check_interval", check_interval),
+            ("retry_timeout", retry_timeout),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise ConfigurationError(f"{name}={value!r}: pass a number of seconds above 0.")
+        for model, base in ((message_model, Message), (conversation_model, Conversation)):
+            if not (isinstance(model, type) and issubclass(model, base)):
+                raise ConfigurationError(f"{model!r} is no subclass of {base.__name__}.")
+        self._given = client
+        self._database_name = database
+        self._models = message_model, conversation_model
+        self._create_indexes = create_indexes
+        self._change_streams = change_streams
+        self._poll_interval = float(poll_interval)
+        self._check_interval = float(check_interval)
+        self._retry_timeout = float(retry_timeout)
+        self._client_options = dict(client_options or {})
+        self._handlers = Handlers()
+        self._parts: _Parts | None = None
+        self._opening: asyncio.Lock | None = None
+
+    # Lifetime
+
+    async def open(self) -> Self:
+        """Connects, binds the documents and makes the indexes; an open one is left as it is.
+
+        Raises:
+            ConfigurationError: The client and the installed Beanie do not fit, or no database was
+                named.
+            StoreUnavailableError: MongoDB cannot be reached.
+            PyMongoError: MongoDB refused an index, or the credentials.
+        """
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self._parts is None:
+                self._parts = await self._open()
+        return self
+
+    async def _open(self) -> "_Parts":
+        owns_client = isinstance(self._given, str)
+        client = self._open_client() if owns_client else self._given
+        try:
+            database = _driver.open_database(client, self._database_name)
+            message, conversation = (_driver.bound_subclass(model) for model in self._models)
+            message.conversation_model = conversation
+            conversation.message_model = message
+            await _driver.bind_documents(
+                database, [conversation, message], create_indexes=self._create_indexes
+            )
+            streams = self._change_streams and await _driver.has_change_streams(database)
+        except BaseException as error:
+            if owns_client:
+                await _driver.close_client(client)
+            if isinstance(error, PyMongoError) and _driver.is_transient(error):
+                raise StoreUnavailableError(
+                    f"MongoDB cannot be reached ({error}). Is it running, and is the URI right?"
+                ) from error
+            raise
+        store = Store(
+            _driver.collection_of(message),
+            _driver.collection_of(conversation),
+            handlers=self._handlers,
+            retry_timeout=self._retry_timeout,
+        )
+        message.bound_store = conversation.bound_store = store
+        hub = Hub(
+            store.reader,
+            (lambda: _driver.open_change_feed(store.messages, _changes.PIPELINE))
+            if streams
+            else None,
+            poll_interval=self._poll_interval,
+            check_interval=self._check_interval,
+        )
+        return _Parts(client if owns_client else None, message, conversation, store, hub)
+
+    def _open_client(self) -> "_driver.Client":
+        try:
+            return _driver.open_client(
+                self._given, {"appname": "converse_mongo", **self._client_options}
+            )
+        except (PyMongoError, ValueError, TypeError) as error:
+            raise ConfigurationError(f"No client can be made of this URI: {error}") from error
+
+    async def aclose(self) -> None:
+        """Ends all watchers with :class:`ConverseClosedError`, and frees all that was opened.
+
+        A client that was passed in stays open. Closing twice is fine; so is opening again.
+        """
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            await parts.aclose()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is not open (yet, or any more)."""
+        return self._parts is None
+
+    @property
+    def watch_mode(self) -> WatchMode:
+        """How watchers learn of news: ``"change_stream"``, or ``"polling"`` where there is none."""
+        return self._open_parts.hub.mode
+
+    @property
+    def message_model(self) -> type[Message]:
+        """The class of messages that is bound to this database, for queries of your own."""
+        return self._open_parts.message
+
+    @property
+    def conversation_model(self) -> type[Conversation]:
+        """The class of conversations that is bound to this database."""
+        return self._open_parts.conversation
+
+    def statistics(self) -> HubStatistics:
+        """How many watch what, and what that costs."""
+        return self._open_parts.hub.statistics()
+
+    async def create_indexes(self) -> None:
+        """Makes the indexes that are missing; :meth:`open` does it unless told not to.
+
+        The unique index on (conversation_id, position) is what gives messages one order when
+        several processes write: do not go without it.
+
+        Raises:
+            PyMongoError: MongoDB refused.
+        """
+        parts = self._open_parts
+        for model in (parts.conversation, parts.message):
+            await _driver.collection_of(model).create_indexes(model.Settings.indexes)
+
+    # Conversations and messages
+
+    async def start_conversation(
+        self,
+        title: str | None = None,
+        metadata: Metadata | None = None,
+        owner: "tuple[str, Any] | Owner | None" = None,
+        context: Metadata | None = None,
+        **fields: Any,
+    ) -> Conversation:
+        """Starts a conversation.
+
+        Args:
+            title: Its name, for people.
+            metadata: What BSON can hold.
+            owner: Who it belongs to: a type and an id, such as ``("user", "42")``.
+            context: What the application wants to give to the model; what BSON can hold.
+            fields: Fields that your ``conversation_model`` adds.
+
+        Raises:
+            InvalidInputError: One of these cannot be stored; nothing was written.
+            StoreUnavailableError: MongoDB gave no answer.
+        """
+        model = self._open_parts.conversation
+        return await model.start(
+            title=title, metadata=metadata, owner=owner, context=context, **fields
+        )
+
+    async def get_conversation(self, conversation_id: IdLike) -> Conversation:
+        """The conversation with an id.
+
+        Raises:
+            InvalidIdError: It is no id.
+            ConversationNotFoundError: No conversation has it.
+            StoreUnavailableError: MongoDB gave no answer.
+        """
+        parts, key = self._open_parts, object_id(conversation_id, "conversation")
+        stored = await parts.store.call(
+            parts.store.conversations.find_one, {"_id": key}, what=f"read conversation {key}"
+        )
+        if stored is None:
+            raise ConversationNotFoundError(key)
+        return cast(Conversation, parse_obj(parts.conversation, stored))
+
+    async def get_message(self, message_id: IdLike) -> Message:
+        """The message with an id, with all its chunks; while it streams, with the text so far.
+
+        Raises:
+            InvalidIdError: It is no id.
+            MessageNotFoundError: No message has it.
+            StoreUnavailableError: MongoDB gave no answer.
+        """
+        parts, key = self._open_parts, object_id(message_id, "message")
+        stored = await parts.store.call(
+            parts.store.messages.find_one, {"_id": key}, what=f"read message {key}"
+        )
+        if stored is None:
+            raise MessageNotFoundError(key)
+        return cast(Message, parse_obj(parts.message, stored))
+
+    async def conversations(
+        self, owner: "tuple[str, Any] | Owner", limit: int | None = None
+    ) -> AsyncIterator[Conversation]:
+        """Yields the conversations of an owner, those that were added to last first."""
+        parts = self._open_parts
+        whose = Owner.model_validate(owner)
+        cursor = parts.store.conversations.find(
+            {"owner.type": whose.type, "owner.id": whose.id}
+        ).sort([("updated_at", -1)])
+        async for stored in cursor.limit(limit or 0):
+            yield cast(Conversation, parse_obj(parts.conversation, stored))
+
+    # Events
+
+    def on(self, event_type: type[E], handler: Handler[E]) -> Callable[[], None]:
+        """Calls ``handler`` in this process after each write that makes such an event.
+
+        Only writes through this facade count; to hear of all, watch. The write waits for the
+        handler, so a slow one slows the writer. One that raises is logged, and harms nothing. An
+        ``event_type`` of :class:`Event` means all.
+
+        Args:
+            event_type: The kind of event.
+            handler: A function or coroutine function that takes the event.
+
+        Returns:
+            A function that takes the handler off again.
+
+        Raises:
+            InvalidInputError: These are no event class and no function.
+        """
+        if not (isinstance(event_type, type) and issubclass(event_type, Event)):
+            raise InvalidInputError(f"{event_type!r} is no event class of converse_mongo.")
+        if not callable(handler):
+            raise InvalidInputError(f"{handler!r} is no function to call with an event.")
+        return self._handlers.on(event_type, handler)
+
+    def watch_message(self, message_id: IdLike, after: int | None = None) -> Watcher[MessageEvent]:
+        """Watches a message: its chunks behind ``after``, each once and in order, then its end.
+
+        It makes no difference whether the message has not begun, is streaming or has ended.
+
+        Args:
+            message_id: The message.
+            after: The sequence of the last chunk you have; ``None`` for all.
+
+        Returns:
+            An asynchronous iterator, see :class:`Watcher`: of :class:`ChunkReceived`, and in the
+            end one :class:`MessageCompleted` or :class:`MessageFailed`.
+
+        Raises:
+            InvalidIdError: It is no id.
+            InvalidCursorError: ``after`` is no sequence.
+        """
+        hub, key = self._open_parts.hub, object_id(message_id, "message")
+        check_sequence(after)
+        return Watcher(hub, lambda: hub.join_message(key), after)
+
+    def watch_conversation(
+        self, conversation_id: IdLike, after: str | None = None
+    ) -> Watcher[ConversationEvent]:
+        """Watches all messages of a conversation, without an end.
+
+        Each event carries a ``cursor``; pass the last one as ``after``, to this or to any other
+        process, and nothing is missed and nothing comes twice.
+
+        Args:
+            conversation_id: The conversation.
+            after: The cursor of the last event you have; ``None`` for all from the first message
+                on, ``"now"`` for what comes from now on.
+
+        Returns:
+            An asynchronous iterator, see :class:`Watcher`: of :class:`MessageCreated`,
+            :class:`ChunkReceived`, :class:`MessageCompleted`, :class:`MessageFailed`, and
+            :class:`MessageUpdated` for saves that happen while it watches.
+
+        Raises:
+            InvalidIdError: It is no id.
+            InvalidCursorError: ``after`` is no cursor of this conversation.
+        """
+        hub, key = self._open_parts.hub, object_id(conversation_id, "conversation")
+        if after is not None and after != NOW:
+            ConversationCursor.parse(after, key)
+        return Watcher(hub, lambda: hub.join_conversation(key), after)
+
+    @property
+    def _open_parts(self) -> "_Parts":
+        if self._parts is None:
+            raise ConverseClosedError
+        return self._parts
+
+
+class _Parts:
+    """What an open facade consists of."""
+
+    def __init__(
+        self,
+        own_client: "_driver.Client | None",
+        message: type[Message],
+        conversation: type[Conversation],
+        store: Store,
+        hub: Hub,
+    ) -> None:
+        self.own_client = own_client
+        self.message = message
+        self.conversation = conversation
+        self.store = store
+        self.hub = hub
+
+    async def aclose(self) -> None:
+        await self.hub.aclose()
+        if self.own_client is not None:
+            await _driver.close_client(self.own_client)
+        _driver.release_documents([self.message, self.conversation])

@@ -1,0 +1,139 @@
+"""The errors of the library: one root, and a class for each thing a caller can act on."""
+
+from bson import ObjectId
+
+from converse_mongo.types import MessageStatus
+
+__all__ = [
+    "AppendTooLargeError",
+    "ChunksNotLoadedError",
+    "ConfigurationError",
+    "ConversationNotFoundError",
+    "ConverseClosedError",
+    "ConverseError",
+    "InvalidContentError",
+    "InvalidCursorError",
+    "InvalidIdError",
+    "InvalidInputError",
+    "InvalidMetadataError",
+    "MessageNotFoundError",
+    "MessageNotStreamingError",
+    "MessageTooLargeError",
+    "NotFoundError",
+    "ProtectedFieldError",
+    "StoreUnavailableError",
+    "WatchError",
+]
+
+
+class ConverseError(Exception):
+    """Something went wrong in converse_mongo."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class ConfigurationError(ConverseError):
+    """Converse was given options, a client or packages that cannot work together."""
+
+
+class ConverseClosedError(ConverseError):
+    """This Converse is not open: use ``async with Converse(...)`` or await ``open()`` first."""
+
+
+class InvalidInputError(ConverseError, ValueError):
+    """An argument cannot be stored; nothing was written."""
+
+
+class InvalidIdError(InvalidInputError):
+    """An id is neither an ObjectId nor its 24 hexadecimal digits."""
+
+
+class InvalidContentError(InvalidInputError):
+    """A text cannot be stored; nothing was written."""
+
+
+class AppendTooLargeError(InvalidContentError):
+    """One append holds more than one atomic write can; nothing was written. Split it."""
+
+
+class InvalidMetadataError(InvalidInputError):
+    """Metadata that MongoDB cannot hold; nothing was written."""
+
+
+class InvalidCursorError(InvalidInputError):
+    """An ``after`` that no event of this stream carried."""
+
+
+class NotFoundError(ConverseError, LookupError):
+    """There is no such document."""
+
+
+class ConversationNotFoundError(NotFoundError):
+    """There is no such conversation."""
+
+    def __init__(self, conversation_id: ObjectId) -> None:
+        super().__init__(
+            f"No conversation has the id {conversation_id}. "
+            "Check the id and that the database name is the one it was started in."
+        )
+        self.conversation_id = conversation_id
+
+
+class MessageNotFoundError(NotFoundError):
+    """There is no such message."""
+
+    def __init__(self, message_id: ObjectId) -> None:
+        super().__init__(
+            f"No message has the id {message_id}. "
+            "Check the id and that the database name is the one it was created in."
+        )
+        self.message_id = message_id
+
+
+class MessageNotStreamingError(ConverseError):
+    """The message has ended; it takes no chunk and no second end."""
+
+    def __init__(self, message_id: ObjectId, status: MessageStatus) -> None:
+        super().__init__(
+            f"Message {message_id} is {status.value}, not streaming: nothing was changed. "
+            "Start a new message to stream more text."
+        )
+        self.message_id = message_id
+        self.status = status
+
+
+class MessageTooLargeError(ConverseError):
+    """MongoDB's limit of 16 MiB for a document is reached; the chunk was not stored."""
+
+    def __init__(self, message_id: ObjectId) -> None:
+        super().__init__(
+            f"Message {message_id} has reached MongoDB's limit of 16 MiB for a document: this "
+            "append was not stored, what came before is. Complete it and go on in a new message."
+        )
+        self.message_id = message_id
+
+
+class ChunksNotLoadedError(ConverseError):
+    """A listing leaves chunks out: use ``iter_chunks()``, or ``get_message()`` for all at once."""
+
+
+class ProtectedFieldError(ConverseError):
+    """A field that only the library's own methods may write was changed by hand."""
+
+
+class StoreUnavailableError(ConverseError):
+    """MongoDB did not answer for so long that the library gave up.
+
+    Attributes:
+        append_id: For an append, the id to pass as ``append_id`` to try the same append again;
+            it is stored once even if the first attempt did reach the server. Otherwise ``None``.
+    """
+
+    def __init__(self, message: str, append_id: ObjectId | None = None) -> None:
+        super().__init__(message)
+        self.append_id = append_id
+
+
+class WatchError(ConverseError):
+    """The task that feeds all watchers of this process stopped for a reason of its own."""

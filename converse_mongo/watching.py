@@ -1,0 +1,204 @@
+"""Watchers: what an application iterates over."""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from pymongo.errors import PyMongoError
+
+from converse_mongo._driver import is_transient
+from converse_mongo._topics import Topic
+from converse_mongo.errors import InvalidCursorError
+from converse_mongo.events import Event
+from converse_mongo.hub import Hub
+
+__all__ = ["Watcher"]
+
+logger = logging.getLogger("converse_mongo")
+
+E = TypeVar("E", bound=Event)
+T = TypeVar("T")
+
+RETRY_SECONDS = 0.1
+MAX_RETRY_SECONDS = 2.0
+_BEHIND = -1
+
+
+class Watcher(Generic[E]):
+    """An asynchronous iterator over the events of a message or a conversation.
+
+    Use it in a plain ``async for``, or as ``async with ... as events`` to say where watching ends.
+    It holds no queue: it is a place in a window of events that all watchers of the same thing
+    share, and reads from the database what has left the window. So it may be as slow as it likes;
+    and dropping it, closing it or cancelling who waits in it frees all that it held, at once. After
+    a cancelled or timed-out wait the next event is still the next event.
+
+    Iterating raises:
+        NotFoundError: There is no such message or conversation, or it was deleted meanwhile.
+        InvalidCursorError: ``after`` is not of this stream.
+        ConverseClosedError: The facade was closed before the stream ended.
+        WatchError: Something else wrote to the message, or the hub crashed.
+        PyMongoError: MongoDB refused a read. Lost connections are waited out.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_after",
+        "_batch",
+        "_closed",
+        "_goal",
+        "_hub",
+        "_index",
+        "_iterating",
+        "_join",
+        "_last",
+        "_start",
+        "_topic",
+    )
+
+    def __init__(self, hub: Hub, join: Callable[[], Topic[E, Any]], after: object) -> None:
+        self._hub = hub
+        self._join = join
+        self._after = after
+        self._start: Any = None
+        self._last: E | None = None
+        self._topic: Topic[E, Any] | None = None
+        self._index = _BEHIND
+        self._goal: tuple[Any, int] | None = None
+        self._batch: deque[E] = deque()
+        self._iterating = False
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> E:
+        if self._iterating:
+            raise RuntimeError("This watcher is being iterated already: make one for each task.")
+        if self._closed:
+            raise StopAsyncIteration
+        self._iterating = True
+        try:
+            self._last = await self._next()
+        except BaseException:
+            # The exception's traceback may live long and would keep the topic alive.
+            self._leave()
+            raise
+        finally:
+            self._iterating = False
+        return self._last
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the watching; iterating further ends at once."""
+        self._closed = True
+        self._leave()
+
+    def __del__(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        topic, self._topic = self._topic, None
+        self._batch.clear()
+        if topic is not None:
+            self._hub.leave(topic)
+
+    async def _next(self) -> E:
+        if self._batch:
+            return self._batch.popleft()
+        topic = self._topic or await self._enter()
+        while True:
+            if topic.failure is not None:
+                raise topic.failure
+            event = topic.window.get(self._index)
+            if event is not None:
+                self._index += 1
+                return event
+            if self._index < topic.window.first:
+                if await self._read_behind(topic):
+                    return self._batch.popleft()
+            elif topic.ended:
+                self._closed = True
+                raise StopAsyncIteration
+            elif topic.stale:
+                await self._catch_up(topic)
+            else:
+                await topic.window.wait()
+
+    async def _enter(self) -> Topic[E, Any]:
+        topic = self._topic = self._join()
+        if topic.stale:
+            await self._catch_up(topic)
+        if topic.failure is not None:
+            raise topic.failure
+        if self._start is None:
+            self._start = topic.state_at(self._after)
+        state = self._state(topic)
+        if not topic.covers(state):
+            # The caller was further in another process: this one has not heard of it yet.
+            topic.mark_stale()
+            await self._catch_up(topic)
+            if not topic.covers(state):
+                raise InvalidCursorError(
+                    f"after={self._after!r} is ahead of what is stored: it was not made here, or "
+                    "the database was set back."
+                )
+        index = topic.locate(state)
+        self._index = _BEHIND if index is None else index
+        self._goal = None
+        return topic
+
+    def _state(self, topic: Topic[E, Any]) -> Any:
+        return self._start if self._last is None else topic.state_behind(self._last)
+
+    async def _read_behind(self, topic: Topic[E, Any]) -> bool:
+        """Reads a batch of what is not in the window; says whether there was any."""
+        state = self._state(topic)
+        index = topic.locate(state)
+        if index is None:
+            # The window moves on meanwhile: read up to a place that was in it just now.
+            self._goal = self._goal or topic.here()
+            goal, goal_index = self._goal
+            events = (
+                [] if state == goal else await _patiently(topic, lambda: topic.read(state, goal))
+            )
+            self._batch.extend(events)
+            if events:
+                return True
+            index = goal_index
+        self._index = index
+        self._goal = None
+        return False
+
+    async def _catch_up(self, topic: Topic[E, Any]) -> None:
+        await _patiently(topic, topic.catch_up)
+
+
+async def _patiently(topic: Topic[Any, Any], read: Callable[[], Awaitable[T]]) -> T:
+    """Awaits ``read()`` again and again while MongoDB is not to be reached."""
+    wait = RETRY_SECONDS
+    while True:
+        try:
+            return await read()
+        except PyMongoError as error:
+            if not is_transient(error):
+                raise
+            logger.warning("Could not read what is watched (%s); trying again", error)
+        if topic.failure is not None:
+            raise topic.failure
+        await asyncio.sleep(random.uniform(wait / 2, wait))
+        wait = min(wait * 2, MAX_RETRY_SECONDS)
