@@ -1,0 +1,163 @@
+"""The embedded server: SecantusDB in a process of its own, for demonstrations and tests.
+
+SecantusDB speaks MongoDB's wire protocol, change streams included. It is beta software under the
+GPL-2.0, comes with the ``demo`` extra only, and is never imported here. Production is a MongoDB
+replica set.
+"""
+
+import importlib.util
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from converse_mongo.errors import ConfigurationError, ConverseError
+
+__all__ = ["EmbeddedServer", "EmbeddedServerError"]
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+_TRIES = 3
+
+# Run in the child before it becomes the server: on Linux, be ended when the parent is gone.
+_LAUNCH = """
+import runpy, sys
+if sys.platform == "linux":
+    import ctypes, signal
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+runpy.run_module("secantus", run_name="__main__", alter_sys=True)
+"""
+
+
+class EmbeddedServerError(ConverseError):
+    """The embedded server did not start."""
+
+
+class EmbeddedServer:
+    """A server process on the loopback interface, on a free port.
+
+    Args:
+        storage_path: A directory to keep the data in; ``None`` for memory only.
+        arguments: More arguments of ``python -m secantus``.
+
+    Raises:
+        ConfigurationError: SecantusDB is not installed.
+    """
+
+    def __init__(
+        self, storage_path: Path | None = None, *, arguments: Sequence[str] = ()
+    ) -> None:
+        if importlib.util.find_spec("secantus") is None:
+            raise ConfigurationError(
+                "The embedded server needs SecantusDB: python -m pip install 'converse-mongo[demo]'. "
+                "Or give the URI of a MongoDB replica set."
+            )
+        self._storage_path = storage_path
+        self._arguments = list(arguments)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - read when the server fails
+        self.port = free_port()
+
+    @property
+    def uri(self) -> str:
+        """Where it listens. It says that it is a replica set, and drivers find that out."""
+        return f"mongodb://127.0.0.1:{self.port}/"
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the process, while there is one."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> Self:
+        """Starts it, and returns once it answers; after :meth:`stop` on the same port and data.
+
+        Raises:
+            EmbeddedServerError: It ended or did not answer in time; the message has its output.
+        """
+        for left in reversed(range(_TRIES)):
+            self._process = subprocess.Popen(  # noqa: S603
+                [
+                    *(sys.executable, "-c", _LAUNCH, "--host", "127.0.0.1"),
+                    *("--port", str(self.port), "--log-level", "WARNING"),
+                    *("--storage-path", str(self._storage_path or ":memory:")),
+                    *self._arguments,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+            )
+            if self._wait_until_it_answers():
+                return self
+            self.stop()
+            if left and self._storage_path is None:
+                self.port = free_port()  # somebody else was quicker to take the port
+        self._log.seek(0)
+        raise EmbeddedServerError(
+            f"SecantusDB did not start on port {self.port}:\n"
+            + self._log.read()[-2000:].decode(errors="replace")
+        )
+
+    def _wait_until_it_answers(self) -> bool:
+        deadline = time.monotonic() + START_SECONDS
+        client: MongoClient[dict[str, object]] = MongoClient(
+            self.uri, serverSelectionTimeoutMS=100, directConnection=True
+        )
+        with client:
+            while time.monotonic() < deadline:
+                if self._process is None or self._process.poll() is not None:
+                    return False
+                try:
+                    client.admin.command("ping")
+                except PyMongoError:
+                    time.sleep(0.02)
+                else:
+                    return True
+        return False
+
+    def stop(self) -> None:
+        """Ends the process, in order first and by force if need be."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def kill(self) -> None:
+        """Ends the process with SIGKILL, as a crash would."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self._log.close()
+
+
+def free_port() -> int:
+    """A port of the loopback interface that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

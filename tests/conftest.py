@@ -1,0 +1,117 @@
+"""What all tests share: servers, clients and facades, each ended with its test."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+from pymongo import monitoring
+
+from converse_mongo import Converse
+from converse_mongo._driver import close_client, driver_name, open_client
+from converse_mongo.embedded import EmbeddedServer
+
+USES_MOTOR = driver_name() == "motor"
+
+Facade = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def server_uri() -> Iterator[str]:
+    """A server with change streams: the one in CONVERSE_TEST_URI, else one of our own."""
+    if uri := os.environ.get("CONVERSE_TEST_URI"):
+        yield uri
+        return
+    with EmbeddedServer() as server:
+        yield server.uri
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., EmbeddedServer]]:
+    """Starts servers that a test may harm; all are ended with the test."""
+    if os.environ.get("CONVERSE_TEST_URI"):
+        pytest.skip("this test breaks its server, so it needs the embedded one")
+    with ExitStack() as stack:
+
+        def start(*arguments: str, **options: Any) -> EmbeddedServer:
+            return stack.enter_context(EmbeddedServer(arguments=arguments, **options))
+
+        yield start
+
+
+class Commands(monitoring.CommandListener):
+    """Counts and keeps the commands that a client sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        self.sent.append((event.command_name, dict(event.command)))
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
+        pass
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
+        pass
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [command for sent, command in self.sent if sent == name]
+
+    def change_streams(self) -> list[dict[str, Any]]:
+        return [
+            command
+            for command in self.named("aggregate")
+            if any("$changeStream" in stage for stage in command["pipeline"])
+        ]
+
+
+@pytest_asyncio.fixture
+async def facade(server_uri: str) -> AsyncIterator[Facade]:
+    """Opens facades on a real server: ``await facade(database=..., uri=..., **options)``.
+
+    Each gets a database of its own unless it names one; all databases are dropped in the end.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def open_one(
+            database: str | None = None, uri: str | None = None, **options: Any
+        ) -> Converse:
+            name = database or f"test_{uuid4().hex[:16]}"
+            if database is None and uri is None:
+                stack.push_async_callback(drop_database, server_uri, name)
+            return await stack.enter_async_context(
+                Converse(uri or server_uri, database=name, **options)
+            )
+
+        yield open_one
+
+
+async def drop_database(uri: str, name: str) -> None:
+    client = open_client(uri, {})
+    try:
+        await client.drop_database(name)
+    finally:
+        await close_client(client)
+
+
+@pytest_asyncio.fixture
+async def client(server_uri: str) -> AsyncIterator[Any]:
+    """A client of the installed driver, on the shared server."""
+    opened = open_client(server_uri, {})
+    yield opened
+    await close_client(opened)
+
+
+@pytest_asyncio.fixture
+async def converse(facade: Facade) -> Converse:
+    """A facade on a real server and a database of its own."""
+    return await facade()
+
+
+@pytest.fixture
+def commands() -> Commands:
+    """A command listener: pass it as ``client_options={"event_listeners": [commands]}``."""
+    return Commands()
