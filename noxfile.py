@@ -28,9 +28,7 @@ FOLDERS = {
 
 def install(session: nox.Session, driver: str, *groups: str) -> None:
     """Installs the package as the users of ``driver`` do, and what tests need."""
-    dependencies = nox.project.dependency_groups(
-        nox.project.load_toml("pyproject.toml"), *groups
-    )
+    dependencies = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), *groups)
     session.install(EXTRAS[driver], *TEST_PACKAGES[driver], *dependencies)
 
 
@@ -49,8 +47,20 @@ def lowest(session: nox.Session, driver: str) -> None:
     session.install("uv>=0.9")
     resolved = Path(session.create_tmp()) / f"lowest-{driver}.txt"
     extra = ["--extra", "motor"] if driver == "motor" else []
-    session.run("uv", "pip", "compile", "pyproject.toml", *extra, "--resolution", "lowest-direct",
-                "--python-version", "3.11", "--quiet", "--output-file", str(resolved))
+    session.run(
+        "uv",
+        "pip",
+        "compile",
+        "pyproject.toml",
+        *extra,
+        "--resolution",
+        "lowest-direct",
+        "--python-version",
+        "3.11",
+        "--quiet",
+        "--output-file",
+        str(resolved),
+    )
     install(session, driver, "test")
     session.install("-r", str(resolved))
     session.run("python", "-m", "pytest", *(session.posargs or FOLDERS[driver]))

@@ -6,6 +6,7 @@ from converse_mongo._validation import (
     MAX_APPEND_BYTES,
     MAX_CHUNK_BYTES,
     MAX_CONTENT_BYTES,
+    MAX_MESSAGE_BYTES,
     MAX_METADATA_BYTES,
 )
 from converse_mongo.chunks import ChunkLog, MessageChunk
@@ -55,6 +56,7 @@ __all__ = [
     "MAX_APPEND_BYTES",
     "MAX_CHUNK_BYTES",
     "MAX_CONTENT_BYTES",
+    "MAX_MESSAGE_BYTES",
     "MAX_METADATA_BYTES",
     "AppendTooLargeError",
     "ChunkLog",

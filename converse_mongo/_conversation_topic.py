@@ -165,7 +165,7 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
     async def _read_to_end(self) -> None:
         reader = self._reader
         if self.cursor is None:
-            if not await reader.conversation_exists(self.key):
+            if not await reader.existing_conversations([self.key]):
                 raise ConversationNotFoundError(self.key)
             self._revisions = (await reader.revisions([self.key])).get(self.key, {})
         # The end first: a message before it that is not among the streaming ones has ended.

@@ -23,6 +23,7 @@ from pymongo.errors import (
     PyMongoError,
     WriteConcernError,
 )
+from pymongo.read_concern import ReadConcern
 
 from converse_mongo._feeds import Change, ChangeFeed, TaskFeed, ThreadFeed
 from converse_mongo.errors import ConfigurationError
@@ -229,8 +230,13 @@ def release_documents(models: Sequence[type[Document]]) -> None:
         ActionRegistry.clean_actions(model)
 
 
-def collection_of(model: type[Document]) -> Collection:
+def collection_of(model: type[Document], *, majority: bool = False) -> Collection:
     """The collection that a document class is bound to, read as in :func:`open_database`.
+
+    Args:
+        model: The class.
+        majority: Whether reads give only what no failover can take back any more; else they give
+            what the primary has, every write that it just refused to repeat included.
 
     Raises:
         beanie.exceptions.CollectionWasNotInitialized: It is bound to none.
@@ -245,6 +251,7 @@ def collection_of(model: type[Document]) -> Collection:
     return collection.with_options(
         codec_options=collection.codec_options.with_options(tz_aware=True),
         read_preference=ReadPreference.PRIMARY,
+        read_concern=ReadConcern("majority" if majority else "local"),
     )
 
 

@@ -107,10 +107,14 @@ class Reader:
 
     # Conversations
 
-    async def conversation_exists(self, conversation_id: ObjectId) -> bool:
-        """Whether there is such a conversation."""
-        found = await self.conversations.find_one({"_id": conversation_id}, {"_id": 1})
-        return found is not None
+    async def existing_conversations(self, conversation_ids: Sequence[ObjectId]) -> set[ObjectId]:
+        """Which of these conversations there are."""
+        found: set[ObjectId] = set()
+        for offset in range(0, len(conversation_ids), IDS_PER_QUERY):
+            match = {"_id": {"$in": list(conversation_ids[offset : offset + IDS_PER_QUERY])}}
+            async for stored in self.conversations.find(match, {"_id": 1}):
+                found.add(stored["_id"])
+        return found
 
     async def end_position(self, conversation_id: ObjectId) -> int:
         """The position behind the last message of a conversation."""

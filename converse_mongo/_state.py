@@ -79,7 +79,9 @@ class MessageState:
     def ended(self, cursor: str | None = None) -> FinalEvent:
         """The final event of a message that has ended."""
         completed_at = self.completed_at or self.created_at
-        metadata = with_chunk_count(self.metadata, self.next_sequence)
+        metadata = self.metadata
+        if self.streamed:
+            metadata = with_chunk_count(metadata, self.next_sequence)
         if self.status is MessageStatus.FAILED:
             return MessageFailed(
                 conversation_id=self.conversation_id,

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from bson import ObjectId
 
+from converse_mongo._validation import MAX_MESSAGE_BYTES
 from converse_mongo.chunks import MessageChunk
 from converse_mongo.types import MessageStatus
 
@@ -44,15 +45,17 @@ def append(
     """
     stored = [chunk.to_stored() for chunk in chunks]
     stored[0]["append_id"] = append_id
+    size = sum([chunk.stored_size for chunk in chunks])
     return (
         {
             **key,
             "status": MessageStatus.STREAMING.value,
             "next_sequence": chunks[0].sequence,
+            "chunk_bytes": {"$lte": MAX_MESSAGE_BYTES - size},
         },
         {
             "$push": {"chunks": {"$each": stored}},
-            "$inc": {"next_sequence": len(stored)},
+            "$inc": {"next_sequence": len(stored), "chunk_bytes": size},
         },
     )
 
@@ -62,6 +65,7 @@ def find_append(append_id: ObjectId) -> Document:
     return {
         "status": 1,
         "next_sequence": 1,
+        "chunk_bytes": 1,
         "chunks": {"$elemMatch": {"append_id": append_id}},
     }
 

@@ -23,9 +23,11 @@ __all__ = [
     "MAX_APPEND_BYTES",
     "MAX_CHUNK_BYTES",
     "MAX_CONTENT_BYTES",
+    "MAX_MESSAGE_BYTES",
     "MAX_METADATA_BYTES",
     "check_chunk_contents",
     "check_content",
+    "check_count",
     "check_error",
     "check_metadata",
     "check_sequence",
@@ -42,6 +44,10 @@ MAX_CHUNK_BYTES = 1024 * 1024
 MAX_APPEND_BYTES = 4 * 1024 * 1024
 """The most text that one ``append_chunks`` takes, in bytes of UTF-8: 4 MiB. It travels in one
 command and comes back in one change event, both limited to 16 MiB by MongoDB."""
+
+MAX_MESSAGE_BYTES = 12 * 1024 * 1024
+"""The most that the chunks of one message may take, in bytes of BSON: 12 MiB. MongoDB's limit for
+a document is 16 MiB; the rest is room for metadata and for the end of the message."""
 
 MAX_CONTENT_BYTES = 8 * 1024 * 1024
 """The largest content of a message that is added whole, in bytes of UTF-8: 8 MiB."""
@@ -172,6 +178,19 @@ def check_sequence(after: object, what: str = "sequence") -> int:
             f"after={after!r} is no {what}: pass that of the last one you have, or None for all."
         )
     return after + 1
+
+
+def check_count(count: object, what: str) -> int | None:
+    """``count``, which may be ``None`` for no bound.
+
+    Raises:
+        InvalidInputError: It is neither a whole number from 0 on nor ``None``.
+    """
+    if count is None:
+        return None
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise InvalidInputError(f"{what}={count!r}: pass a whole number, or None for all.")
+    return count
 
 
 def check_error(error: object) -> str:

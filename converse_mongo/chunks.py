@@ -6,13 +6,17 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, TypeAlias, overload
 
+import bson
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from converse_mongo._json import jsonable
 from converse_mongo.errors import ChunksNotLoadedError
 
-__all__ = ["ChunkLog", "MessageChunk", "StoredChunk"]
+__all__ = ["CHUNK_OVERHEAD", "ChunkLog", "MessageChunk", "StoredChunk"]
+
+CHUNK_OVERHEAD = 112
+"""What a chunk takes in a document beside its text and metadata, in bytes, at the most."""
 
 StoredChunk: TypeAlias = dict[str, Any]
 """A chunk as BSON holds it: sequence, content, created_at, and where it has them, metadata and,
@@ -63,6 +67,13 @@ class MessageChunk:
         if self.metadata:
             stored["metadata"] = dict(self.metadata)
         return stored
+
+    @property
+    def stored_size(self) -> int:
+        """What it takes in a document, in bytes; at the most, and closely."""
+        content = self.content
+        size = len(content) if content.isascii() else len(content.encode())
+        return CHUNK_OVERHEAD + size + (len(bson.encode(self.metadata)) if self.metadata else 0)
 
     def to_dict(self) -> dict[str, Any]:
         """The chunk in types that JSON has."""

@@ -7,12 +7,18 @@ from beanie import Document, PydanticObjectId
 from beanie.odm.actions import EventTypes, wrap_with_actions
 from beanie.odm.utils.parsing import parse_obj
 from bson import ObjectId
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from converse_mongo import _updates
 from converse_mongo._document import StoredDocument, UtcDatetime, make
-from converse_mongo._validation import check_content, check_metadata, check_sequence, now
+from converse_mongo._validation import (
+    check_content,
+    check_count,
+    check_metadata,
+    check_sequence,
+    now,
+)
 from converse_mongo.chunks import ChunkLog
 from converse_mongo.errors import ConversationNotFoundError, InvalidInputError
 from converse_mongo.events import ConversationCreated
@@ -22,6 +28,7 @@ from converse_mongo.types import MessageRole, MessageStatus, Metadata
 __all__ = ["DOCUMENT_MODELS", "Conversation", "MessageList", "Owner"]
 
 MESSAGES_PER_READ = 100
+CONVERSATIONS_PER_READ = 100
 
 
 class Owner(BaseModel):
@@ -55,7 +62,7 @@ class Conversation(StoredDocument, Document):
         context: What the application wants to give to the model.
         next_position: The position of the message that comes next.
         created_at: When it was started; UTC, aware.
-        updated_at: When it, or a message of it, was last added to or saved.
+        updated_at: When a message was last added to it, or it was saved itself.
     """
 
     title: str | None = None
@@ -85,6 +92,7 @@ class Conversation(StoredDocument, Document):
                     ("owner.type", ASCENDING),
                     ("owner.id", ASCENDING),
                     ("updated_at", DESCENDING),
+                    ("_id", DESCENDING),
                 ],
                 name="owner_updated",
             ),
@@ -116,6 +124,47 @@ class Conversation(StoredDocument, Document):
             "context": check_metadata(context, "context"),
         }
         return await make(cls, Conversation, own, fields).insert()
+
+    @classmethod
+    async def of_owner(
+        cls, owner: tuple[str, Any] | Owner, limit: int | None = None
+    ) -> AsyncIterator[Self]:
+        """Yields the conversations of an owner; ``Converse.conversations`` says which first.
+
+        Raises:
+            InvalidInputError: The owner is no pair of a type and an id.
+            StoreUnavailableError: MongoDB gave no answer.
+        """
+        try:
+            whose = Owner.model_validate(owner)
+        except ValidationError as error:
+            raise InvalidInputError(
+                f"{owner!r} is no owner: pass a type and an id, such as ('user', '42')."
+            ) from error
+        store = cls.store()
+
+        async def read(match: dict[str, Any], size: int) -> list[dict[str, Any]]:
+            order = [("updated_at", DESCENDING), ("_id", DESCENDING)]
+            found: list[dict[str, Any]] = (
+                await store.conversations.find(match).sort(order).limit(size).to_list(size)
+            )
+            return found
+
+        match: dict[str, Any] = {"owner.type": whose.type, "owner.id": whose.id}
+        left = limit
+        while left is None or left > 0:
+            size = CONVERSATIONS_PER_READ if left is None else min(left, CONVERSATIONS_PER_READ)
+            page = await store.call(read, match, size, what=f"list the conversations of {whose}")
+            for stored in page:
+                yield cast(Self, parse_obj(cls, stored))
+            if len(page) < size:
+                return
+            left = None if left is None else left - size
+            last = page[-1]
+            match["$or"] = [
+                {"updated_at": {"$lt": last["updated_at"]}},
+                {"updated_at": last["updated_at"], "_id": {"$lt": last["_id"]}},
+            ]
 
     async def create_message(
         self,
@@ -252,7 +301,7 @@ class Conversation(StoredDocument, Document):
             after: Start behind this position.
             limit: Give at most so many.
         """
-        return MessageList(self, check_sequence(after, "position"), limit)
+        return MessageList(self, check_sequence(after, "position"), check_count(limit, "limit"))
 
     async def refresh(self) -> Self:
         """Loads the conversation again into this object; unsaved changes are lost.

@@ -11,7 +11,8 @@ from pymongo.errors import PyMongoError
 from converse_mongo import _changes, _driver
 from converse_mongo._cursors import NOW, ConversationCursor
 from converse_mongo._handlers import Handler, Handlers
-from converse_mongo._validation import check_sequence, object_id
+from converse_mongo._reader import Reader
+from converse_mongo._validation import check_count, check_sequence, object_id
 from converse_mongo.conversations import Conversation, Owner
 from converse_mongo.errors import (
     ConfigurationError,
@@ -139,9 +140,15 @@ class Converse:
             retry_timeout=self._retry_timeout,
         )
         message.bound_store = conversation.bound_store = store
+        # Watchers show what no failover takes back, as a change stream does (which knows no other
+        # read concern). Where there is no change stream there is no majority either.
+        reader = Reader(
+            _driver.collection_of(message, majority=streams),
+            _driver.collection_of(conversation, majority=streams),
+        )
         hub = Hub(
-            store.reader,
-            (lambda: _driver.open_change_feed(store.messages, _changes.PIPELINE))
+            reader,
+            (lambda: _driver.open_change_feed(reader.messages, _changes.PIPELINE))
             if streams
             else None,
             poll_interval=self._poll_interval,
@@ -184,8 +191,13 @@ class Converse:
 
     @property
     def watch_mode(self) -> WatchMode:
-        """How watchers learn of news: ``"change_stream"``, or ``"polling"`` where there is none."""
+        """Whether watchers follow a ``"change_stream"``, or use ``"polling"`` without one."""
         return self._open_parts.hub.mode
+
+    @property
+    def database_name(self) -> str:
+        """The name of the database."""
+        return str(self._open_parts.store.messages.database.name)
 
     @property
     def message_model(self) -> type[Message]:
@@ -277,14 +289,15 @@ class Converse:
     async def conversations(
         self, owner: "tuple[str, Any] | Owner", limit: int | None = None
     ) -> AsyncIterator[Conversation]:
-        """Yields the conversations of an owner, those that were added to last first."""
+        """Yields the conversations of an owner, those that were added to last first.
+
+        Raises:
+            InvalidInputError: The owner is no pair of a type and an id, or the limit no count.
+            StoreUnavailableError: MongoDB gave no answer.
+        """
         parts = self._open_parts
-        whose = Owner.model_validate(owner)
-        cursor = parts.store.conversations.find(
-            {"owner.type": whose.type, "owner.id": whose.id}
-        ).sort([("updated_at", -1)])
-        async for stored in cursor.limit(limit or 0):
-            yield cast(Conversation, parse_obj(parts.conversation, stored))
+        async for conversation in parts.conversation.of_owner(owner, check_count(limit, "limit")):
+            yield conversation
 
     # Events
 
@@ -384,6 +397,7 @@ class _Parts:
         self.hub = hub
 
     async def aclose(self) -> None:
+        self.store.closed = True
         await self.hub.aclose()
         if self.own_client is not None:
             await _driver.close_client(self.own_client)

@@ -5,6 +5,7 @@ GPL-2.0, comes with the ``demo`` extra only, and is never imported here. Product
 replica set.
 """
 
+import contextlib
 import importlib.util
 import socket
 import subprocess
@@ -53,12 +54,11 @@ class EmbeddedServer:
         ConfigurationError: SecantusDB is not installed.
     """
 
-    def __init__(
-        self, storage_path: Path | None = None, *, arguments: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, storage_path: Path | None = None, *, arguments: Sequence[str] = ()) -> None:
         if importlib.util.find_spec("secantus") is None:
             raise ConfigurationError(
-                "The embedded server needs SecantusDB: python -m pip install 'converse-mongo[demo]'. "
+                "The embedded server needs SecantusDB: "
+                "python -m pip install 'converse-mongo[demo]'. "
                 "Or give the URI of a MongoDB replica set."
             )
         self._storage_path = storage_path
@@ -94,9 +94,14 @@ class EmbeddedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
+                process_group=0,  # Ctrl-C in the terminal is for us, who end it when we are done
             )
-            if self._wait_until_it_answers():
-                return self
+            try:
+                if self._wait_until_it_answers():
+                    return self
+            except BaseException:  # Ctrl-C, say: without this the process would stay behind
+                self.stop()
+                raise
             self.stop()
             if left and self._storage_path is None:
                 self.port = free_port()  # somebody else was quicker to take the port
@@ -129,9 +134,13 @@ class EmbeddedServer:
         if process is None:
             return
         process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
         try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+            while not _has_ended(process, 0.05) and time.monotonic() < deadline:
+                # It waits for one more connection before it sees that it shall stop.
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", self.port), timeout=0.1).close()
+        finally:
             process.kill()
             process.wait()
 
@@ -153,6 +162,14 @@ class EmbeddedServer:
     ) -> None:
         self.stop()
         self._log.close()
+
+
+def _has_ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def free_port() -> int:

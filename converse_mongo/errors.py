@@ -104,12 +104,12 @@ class MessageNotStreamingError(ConverseError):
 
 
 class MessageTooLargeError(ConverseError):
-    """MongoDB's limit of 16 MiB for a document is reached; the chunk was not stored."""
+    """A message is as large as one document may get; the last change was not stored."""
 
     def __init__(self, message_id: ObjectId) -> None:
         super().__init__(
-            f"Message {message_id} has reached MongoDB's limit of 16 MiB for a document: this "
-            "append was not stored, what came before is. Complete it and go on in a new message."
+            f"Message {message_id} is full, since MongoDB's limit for a document is 16 MiB: this "
+            "was not stored, what came before is. Complete it and go on in a new message."
         )
         self.message_id = message_id
 
@@ -136,4 +136,4 @@ class StoreUnavailableError(ConverseError):
 
 
 class WatchError(ConverseError):
-    """The task that feeds all watchers of this process stopped for a reason of its own."""
+    """Watching cannot go on: the hub crashed, or something else wrote to what is watched."""

@@ -16,7 +16,7 @@ from converse_mongo._conversation_topic import ConversationTopic, Routes
 from converse_mongo._driver import Change, ChangeFeed, is_transient, lacks_change_streams
 from converse_mongo._reader import Reader
 from converse_mongo._topics import MessageTopic, Topic
-from converse_mongo.errors import ConverseClosedError, WatchError
+from converse_mongo.errors import ConversationNotFoundError, ConverseClosedError, WatchError
 from converse_mongo.types import WatchMode
 
 __all__ = ["Hub", "HubStatistics"]
@@ -272,8 +272,11 @@ class Hub:
         if conversations:
             ends = {topic.key: cursor.end for topic, cursor in conversations.items()}
             behind = await self._reader.behind(ends)
+            there = await self._reader.existing_conversations(list(ends))
             revisions = await self._reader.revisions(list(ends))
             for conversation in conversations:
+                if conversation.key not in there:
+                    conversation.fail(ConversationNotFoundError(conversation.key))
                 if conversation.key in behind:
                     conversation.mark_stale()
                 for message_id, revision in revisions.get(conversation.key, {}).items():

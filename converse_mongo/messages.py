@@ -51,6 +51,7 @@ class Message(StoredDocument, Document):
         content: The text; while the message streams, the text so far.
         chunks: The chunks in order. Listings leave them out: see :class:`ChunkLog`.
         next_sequence: The sequence of the chunk that comes next, which is their number.
+        chunk_bytes: What the chunks take in the document, in bytes, counted generously.
         metadata: What the application says of it; an ended stream adds the number of ``chunks``.
         error: Why it failed, or ``None``.
         revision: How often it was saved.
@@ -66,6 +67,7 @@ class Message(StoredDocument, Document):
     content: str = ""
     chunks: ChunkLog = Field(default_factory=ChunkLog)
     next_sequence: int = 0
+    chunk_bytes: int = 0
     metadata: dict[str, Any] = Field(default_factory=dict)
     error: str | None = None
     revision: int = 0
@@ -82,6 +84,7 @@ class Message(StoredDocument, Document):
         "status": "use complete_streaming or fail_streaming",
         "chunks": "use append_chunk",
         "next_sequence": "use append_chunk",
+        "chunk_bytes": "use append_chunk",
         "error": "use fail_streaming",
         "completed_at": "use complete_streaming or fail_streaming",
         "revision": "save() counts it",
@@ -162,7 +165,7 @@ class Message(StoredDocument, Document):
             InvalidInputError: The content or the metadata cannot be stored.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: There is no such message.
-            MessageTooLargeError: The document would pass MongoDB's 16 MiB.
+            MessageTooLargeError: The chunks would pass ``MAX_MESSAGE_BYTES``.
             StoreUnavailableError: MongoDB gave no answer; the error carries the append id.
         """
         check_content(content, MAX_CHUNK_BYTES)
@@ -197,6 +200,7 @@ class Message(StoredDocument, Document):
                 return  # others appended in between: this copy stays a true beginning of the text
             self.chunks.stored.append(chunk.to_stored())
             self.next_sequence += 1
+            self.chunk_bytes += chunk.stored_size
             # With no other reference to it CPython grows a string in place; a copy for each chunk
             # would cost the square of the length.
             self._remembered.pop("content")
@@ -204,6 +208,7 @@ class Message(StoredDocument, Document):
             text += chunk.content
             self.__dict__["content"] = self._remembered["content"] = text
         self._remembered["next_sequence"] = self.next_sequence
+        self._remembered["chunk_bytes"] = self.chunk_bytes
 
     async def complete_streaming(self, metadata: Metadata | None = None) -> Self:
         """Ends the stream well; ``metadata`` is merged into the message's, key by key.
@@ -333,6 +338,18 @@ class Message(StoredDocument, Document):
             self.updated_at = saved_at
             self._remember()
         return self
+
+    @classmethod
+    async def insert_many(cls, *_args: Any, **_kwargs: Any) -> Any:
+        """Not offered: each message takes its own place in the order.
+
+        Raises:
+            ProtectedFieldError: Always.
+        """
+        raise ProtectedFieldError(
+            "Messages cannot be inserted in bulk, since each takes a place in the order of its "
+            "conversation: use create_message. Nothing was written."
+        )
 
     async def insert(self, **_kwargs: Any) -> Self:
         """Adds the message at the end of its conversation.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from itertools import count
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from bson import ObjectId
@@ -20,10 +20,11 @@ from converse_mongo._driver import Collection, is_too_large
 from converse_mongo._handlers import Handlers
 from converse_mongo._reader import Reader
 from converse_mongo._state import STATE, MessageState, with_chunk_count
-from converse_mongo._validation import now
+from converse_mongo._validation import MAX_MESSAGE_BYTES, now
 from converse_mongo.chunks import MessageChunk, StoredChunk
 from converse_mongo.errors import (
     ConversationNotFoundError,
+    ConverseClosedError,
     MessageNotFoundError,
     MessageNotStreamingError,
     MessageTooLargeError,
@@ -88,6 +89,7 @@ class Store:
         self.conversations = conversations
         self.reader = Reader(messages, conversations)
         self.handlers = handlers or Handlers()
+        self.closed = False
         self._retry_timeout = retry_timeout
         self._lanes: WeakValueDictionary[ObjectId, Lane] = WeakValueDictionary()
 
@@ -115,25 +117,17 @@ class Store:
         Raises:
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: There is no such message.
-            MessageTooLargeError: The document would pass 16 MiB.
+            MessageTooLargeError: The chunks would pass ``MAX_MESSAGE_BYTES``.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds; carries the append id.
         """
         key = _updates.message_key(message_id, conversation_id)
         created_at = now()
         async with lane.lock:
-            first, stored_at = lane.next_sequence, None
-            if append_id is not None:
-                stored_at, first = await self._explain_miss(message_id, key, append_id)
-            else:
-                append_id = ObjectId()
+            # What may be stored already is looked for first, by a try that cannot match.
+            first = lane.next_sequence if append_id is None else -1
+            append_id = append_id or ObjectId()
             for attempt in count():
                 chunks = _number(first, contents, created_at, metadata)
-                if stored_at is not None:
-                    # An earlier try was stored after all. The try that missed was a write under the
-                    # same write concern, and MongoDB confirms a write that changed nothing only
-                    # once what it saw is confirmed, so this append is acknowledged too.
-                    chunks = _number(stored_at, contents, created_at, metadata)
-                    break
                 match, update = _updates.append(key, chunks, append_id)
                 try:
                     result = await self.call(
@@ -149,9 +143,18 @@ class Store:
                     raise
                 if result.matched_count:
                     break
-                stored_at, first = await self._explain_miss(message_id, key, append_id)
-                if stored_at is None:
-                    # Another writer was first: go behind it. Each miss is another's success.
+                found = await self._explain_miss(message_id, key, append_id)
+                if found.get("chunks"):
+                    # An earlier try was stored after all. The try that missed was a write under the
+                    # same write concern, and MongoDB confirms a write that changed nothing only
+                    # once what it saw is confirmed, so this append is acknowledged too.
+                    chunks = await self._read_back(key, found["chunks"][0]["sequence"], contents)
+                    break
+                if found["next_sequence"] == first and is_full(found, chunks):
+                    raise MessageTooLargeError(message_id)
+                # Another writer was first: go behind it. Each miss is another's success.
+                first = found["next_sequence"]
+                if attempt:
                     await _back_off(attempt)
             lane.next_sequence = chunks[-1].sequence + 1
         if self.handlers.wants(ChunkReceived):
@@ -165,8 +168,8 @@ class Store:
 
     async def _explain_miss(
         self, message_id: ObjectId, key: Mapping[str, Any], append_id: ObjectId
-    ) -> tuple[int | None, int]:
-        """Why an append did not match: where it is stored already, and what comes next."""
+    ) -> Mapping[str, Any]:
+        """What the message has instead of what an append expected; its chunk, if it is stored."""
         found = await self.call(
             self.messages.find_one,
             key,
@@ -176,12 +179,22 @@ class Store:
         )
         if found is None:
             raise MessageNotFoundError(message_id)
-        if found.get("chunks"):
-            return found["chunks"][0]["sequence"], found["next_sequence"]
         status = MessageStatus(found["status"])
-        if status.is_final:
+        if status.is_final and not found.get("chunks"):
             raise MessageNotStreamingError(message_id, status)
-        return None, found["next_sequence"]
+        return cast(Mapping[str, Any], found)
+
+    async def _read_back(
+        self, key: Mapping[str, Any], first: int, contents: Sequence[str]
+    ) -> list[MessageChunk]:
+        read = await self.call(
+            self.reader.read,
+            *(key["_id"], key["conversation_id"], first, len(contents)),
+            what=f"read message {key['_id']}",
+        )
+        if read is None:
+            raise MessageNotFoundError(key["_id"])
+        return read[1]
 
     async def end(
         self,
@@ -381,16 +394,17 @@ class Store:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         key = _updates.message_key(message_id, conversation_id)
-        stored = await self.call(
-            partial(
-                self.messages.find_one_and_update,
-                key,
-                update,
-                projection={"revision": 1},
-                return_document=ReturnDocument.AFTER,
-            ),
-            what=f"save message {message_id}",
+        save = partial(
+            self.messages.find_one_and_update,
+            projection={"revision": 1},
+            return_document=ReturnDocument.AFTER,
         )
+        try:
+            stored = await self.call(save, key, update, what=f"save message {message_id}")
+        except OperationFailure as error:
+            if is_too_large(error):
+                raise MessageTooLargeError(message_id) from error
+            raise
         if stored is None:
             raise MessageNotFoundError(message_id)
         revision: int = stored["revision"]
@@ -409,9 +423,17 @@ class Store:
         append_id: ObjectId | None = None,
     ) -> T:
         """Awaits a call that is safe to repeat, for ``retry_timeout`` seconds if need be."""
+        if self.closed:
+            raise ConverseClosedError
         return await _retry.call(
             function, *arguments, what=what, timeout=self._retry_timeout, append_id=append_id
         )
+
+
+def is_full(found: Mapping[str, Any], chunks: Sequence[MessageChunk]) -> bool:
+    """Whether a message has no room left for ``chunks``."""
+    size = sum(chunk.stored_size for chunk in chunks)
+    return bool(found.get("chunk_bytes", 0) + size > MAX_MESSAGE_BYTES)
 
 
 def _number(

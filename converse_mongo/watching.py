@@ -93,6 +93,12 @@ class Watcher(Generic[E]):
         return self._last
 
     async def __aenter__(self) -> Self:
+        """Attaches, so that ``after="now"`` means this moment; raises as iterating does."""
+        try:
+            await self._enter()
+        except BaseException:
+            self._leave()
+            raise
         return self
 
     async def __aexit__(
@@ -131,6 +137,8 @@ class Watcher(Generic[E]):
             if self._index < topic.window.first:
                 if await self._read_behind(topic):
                     return self._batch.popleft()
+            elif topic.ended and self._index > topic.window.head:
+                self._index = topic.window.head - 1  # asked for more than there was: just the end
             elif topic.ended:
                 self._closed = True
                 raise StopAsyncIteration
