@@ -102,12 +102,12 @@ def _decode_update(message_id: ObjectId, fields: Mapping[str, Any]) -> Updated:
             chunks.extend(value or ())
         elif path.startswith("chunks.") and path[7:].isdigit():
             chunks.append(value)
-    edited = fields.get("edited")
+    save = fields.get("last_save")
     return Updated(
         message_id,
         chunks,
         next_sequence=fields.get("next_sequence"),
         ended="status" in fields,
-        conversation_id=edited["conversation_id"] if edited else None,
+        conversation_id=save["conversation_id"] if save else None,
         revision=fields.get("revision", 0),
     )

@@ -52,7 +52,9 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
         self.open: dict[ObjectId, int] = {}
         """Message id to position of the messages that stream, as the window knows them."""
         self._routes = routes
+        self._forgotten = False
         self._revisions: dict[ObjectId, int] = {}
+        self._early_saves: dict[ObjectId, int] = {}
 
     def state_at(self, after: object) -> ConversationCursor:
         if after == NOW:
@@ -86,9 +88,14 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
                 return True
         return False
 
-    def edited(self, message_id: ObjectId, revision: int) -> None:
+    def saved(self, message_id: ObjectId, revision: int, position: int | None = None) -> None:
         """Takes the news that a message of the conversation was saved."""
         if self._revisions.get(message_id, 0) >= revision:
+            return
+        if self.stale or (position is not None and position >= self._known.end):
+            # Its creation may be among what is to be read, and comes first.
+            self._early_saves[message_id] = revision
+            self.mark_stale()
             return
         self._revisions[message_id] = revision
         event = MessageUpdated(
@@ -101,11 +108,14 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
 
     def forget(self) -> None:
         self._set_open({})
+        self._forgotten = True
 
     def _set_open(self, messages: dict[ObjectId, int]) -> None:
         for message_id in self.open:
             self._routes.open.pop(message_id, None)
         self.open = messages
+        if self._forgotten:
+            return
         self._routes.open |= dict.fromkeys(messages, self)
 
     @property
@@ -122,7 +132,7 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
             if hint.message_id in self.open:
                 self._apply_appended(hint)
             if hint.conversation_id == self.key:
-                self.edited(hint.message_id, hint.revision)
+                self.saved(hint.message_id, hint.revision)
 
     def _apply_inserted(self, hint: Inserted) -> None:
         position = hint.document.get("position", 0)
@@ -147,7 +157,8 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
     def _put(self, event: ConversationEvent, cursor: ConversationCursor) -> None:
         if isinstance(event, MessageCreated) and event.streaming:
             self.open[event.message_id] = event.position
-            self._routes.open[event.message_id] = self
+            if not self._forgotten:
+                self._routes.open[event.message_id] = self
         elif isinstance(event, FinalEvent):
             self.open.pop(event.message_id, None)
             self._routes.open.pop(event.message_id, None)
@@ -164,12 +175,13 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
 
     async def _read_to_end(self) -> None:
         reader = self._reader
-        if self.cursor is None:
-            if not await reader.existing_conversations([self.key]):
-                raise ConversationNotFoundError(self.key)
-            self._revisions = (await reader.revisions([self.key])).get(self.key, {})
         # The end first: a message before it that is not among the streaming ones has ended.
-        end = await reader.end_position(self.key)
+        end = await reader.conversation_end(self.key)
+        if end is None:
+            raise ConversationNotFoundError(self.key)
+        if self.cursor is None:
+            revisions = (await reader.revisions([self.key])).get(self.key, {})
+            self._revisions = {key: saved.revision for key, saved in revisions.items()}
         streaming = await reader.streaming(self.key, end)
         target = ConversationCursor(
             self.key, end, {position: found[1] for position, found in streaming.items()}
@@ -187,6 +199,9 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
             self.cursor = target
             self.window.jump(self.window.head)
         self._set_open({found[0]: position for position, found in streaming.items()})
+        early, self._early_saves = self._early_saves, {}
+        for message_id, revision in early.items():
+            self.saved(message_id, revision)
 
     async def _read(self, cursor: ConversationCursor, target: ConversationCursor) -> list[Step]:
         """Some steps from ``cursor`` towards ``target``; none when there is nothing in between."""

@@ -13,7 +13,7 @@ __all__ = ["NOW", "ConversationCursor"]
 NOW = "now"
 """As ``after`` of ``watch_conversation``: start behind all that is stored."""
 
-_FORM = re.compile(r"([0-9a-f]{24})\.(\d{1,18})((?:\.\d{1,18}-\d{1,18})*)")
+_FORM = re.compile(r"([0-9a-f]{24})\.([0-9]{1,18})((?:\.[0-9]{1,18}-[0-9]{1,18})*)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,42 @@
 """What both Beanie documents have in common: a store to write through, and saves that are safe."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
+import bson
 from beanie import Document
 from beanie.odm.utils.dump import get_dict
-from pydantic import AfterValidator, BaseModel, PrivateAttr, ValidationError
+from bson.errors import BSONError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    PlainSerializer,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+)
+from pymongo import IndexModel
 
 from converse_mongo._driver import collection_of
-from converse_mongo._validation import check_metadata
+from converse_mongo._json import jsonable
+from converse_mongo._validation import MAX_CONTENT_BYTES, check_metadata
 from converse_mongo.chunks import aware
-from converse_mongo.errors import InvalidInputError, ProtectedFieldError
+from converse_mongo.errors import ConfigurationError, InvalidInputError, ProtectedFieldError
 from converse_mongo.store import Store
 
-__all__ = ["StoredDocument", "UtcDatetime", "make"]
+__all__ = ["JsonableDict", "StoredDocument", "UtcDatetime", "make"]
 
 D = TypeVar("D", bound=Document)
 
 UtcDatetime = Annotated[datetime, AfterValidator(aware)]
+JsonableDict = Annotated[dict[str, Any], PlainSerializer(jsonable, when_used="json")]
+"""A mapping of what BSON holds, which is more than what JSON holds."""
+
+RESERVED = frozenset({"end_id", "last_save"})
+"""What the library keeps in documents beside the fields of its classes."""
 
 
 class TracksChanges(BaseModel):
@@ -39,15 +56,27 @@ class TracksChanges(BaseModel):
 
     _remembered: dict[str, Any] = PrivateAttr(default_factory=dict)
 
-    def model_post_init(self, context: Any, /) -> None:
-        super().model_post_init(context)
+    def __init__(self, *args: Any, **data: Any) -> None:
+        super().__init__(*args, **data)
         self._remember()
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied._remembered = dict(self._remembered)  # noqa: SLF001
+        return copied
+
+    def _fields(self) -> dict[str, Any]:
+        """All that a document holds, with the extra fields that a subclass may allow."""
+        return {
+            name: value
+            for name, value in (self.__dict__ | (self.__pydantic_extra__ or {})).items()
+            if name not in self._untracked and name not in RESERVED
+        }
 
     def _remember(self) -> None:
         self._remembered = {
             name: value if isinstance(value, str) else copy.deepcopy(value)
-            for name, value in self.__dict__.items()
-            if name not in self._untracked
+            for name, value in self._fields().items()
         }
 
     def _changes(self) -> tuple[dict[str, Any], list[str]]:
@@ -55,32 +84,28 @@ class TracksChanges(BaseModel):
 
         Raises:
             ProtectedFieldError: A field that only the library writes was changed.
-            InvalidMetadataError: A mapping now holds what BSON cannot.
+            InvalidInputError: A field now holds what it must not, or BSON cannot.
         """
-        fields = type(self).model_fields
+        missing = object()
         changed = [
             name
-            for name, before in self._remembered.items()
-            if name in fields and getattr(self, name) != before
+            for name, value in self._fields().items()
+            if self._remembered.get(name, missing) != value
         ]
         for name in changed:
-            if name in self._protected:
-                raise ProtectedFieldError(
-                    f"{type(self).__name__}.{name} cannot be saved by hand: "
-                    f"{self._protected[name]}. Nothing was written."
-                )
+            self._refuse_protected(name)
+            self._validate(name)
         if not changed:
             return {}, []
-        encoded = get_dict(self, to_db=True, exclude=set(self._untracked))  # type: ignore[arg-type]
+        encoded = self._check_encoding()
         assign: dict[str, Any] = {}
         remove: list[str] = []
         for name in changed:
-            path = fields[name].alias or name
+            path = self._path(name)
             if name not in self._mappings:
                 assign[path] = encoded[path]
                 continue
-            before = self._remembered[name]
-            after = check_metadata(encoded[path], name)
+            before, after = self._remembered[name], check_metadata(encoded[path], name)
             assign |= {
                 f"{path}.{key}": value
                 for key, value in after.items()
@@ -88,6 +113,64 @@ class TracksChanges(BaseModel):
             }
             remove += [f"{path}.{key}" for key in before if key not in after]
         return assign, remove
+
+    @classmethod
+    def _path(cls, name: str) -> str:
+        field = cls.model_fields.get(name)
+        return (field.alias if field else None) or name
+
+    @classmethod
+    def _refuse_protected(cls, name: str) -> None:
+        if name in cls._protected:
+            raise ProtectedFieldError(
+                f"{cls.__name__}.{name} cannot be written by hand: {cls._protected[name]}. "
+                "Nothing was written."
+            )
+
+    def _validate(self, name: str) -> None:
+        """Gives a field that was assigned to the checks of one that is loaded."""
+        if name not in type(self).model_fields:
+            return
+        try:
+            self.__dict__[name] = _adapter(type(self), name).validate_python(getattr(self, name))
+        except ValidationError as error:
+            raise InvalidInputError(
+                f"{type(self).__name__}.{name} cannot be saved: {error}. Nothing was written."
+            ) from error
+
+    def _check_encoding(self) -> dict[str, Any]:
+        """The document as BSON holds it, without its chunks.
+
+        Raises:
+            InvalidInputError: BSON cannot hold a field, or it is too large.
+        """
+        name = type(self).__name__
+        try:
+            encoded: dict[str, Any] = get_dict(
+                self,  # type: ignore[arg-type]
+                to_db=True,
+                exclude=set(self._untracked),
+            )
+            size = len(bson.encode(encoded))
+        except (BSONError, OverflowError, UnicodeError, ValueError, TypeError) as error:
+            raise InvalidInputError(
+                f"This {name} cannot be stored in BSON: {error}. Nothing was written."
+            ) from error
+        if size > MAX_CONTENT_BYTES * 3 // 2:
+            raise InvalidInputError(
+                f"This {name} takes {size} bytes, more than a document can hold beside its chunks: "
+                "shorten it. Nothing was written."
+            )
+        return encoded
+
+
+@lru_cache(maxsize=256)
+def _adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
+    field = model.model_fields[name]
+    annotation: Any = field.annotation
+    for item in field.metadata:
+        annotation = Annotated[annotation, item]
+    return TypeAdapter(annotation)
 
 
 _direct_stores: dict[type, tuple[Any, Store]] = {}
@@ -98,6 +181,8 @@ class StoredDocument(TracksChanges):
 
     bound_store: ClassVar[Store | None] = None
     """Set on the classes that a ``Converse`` makes for itself."""
+    _library_settings: ClassVar[Any] = None
+    """The ``Settings`` of the library's own class."""
 
     @classmethod
     def store(cls) -> Store:
@@ -115,6 +200,76 @@ class StoredDocument(TracksChanges):
     @classmethod
     def _models(cls) -> tuple[type[Document], type[Document]]:
         raise NotImplementedError
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Checks a subclass, and gives its ``Settings`` what the library needs in them.
+
+        Raises:
+            ConfigurationError: A field has a name that the library uses itself.
+        """
+        super().__pydantic_init_subclass__(**kwargs)
+        names = {name for field in cls.model_fields for name in (field, cls._path(field))}
+        if taken := names & RESERVED:
+            raise ConfigurationError(
+                f"{cls.__name__} cannot have the field {', '.join(sorted(taken))}, since "
+                "converse_mongo keeps something of its own there: choose another name."
+            )
+        own = cls.__dict__.get("Settings")
+        library = cls._library_settings
+        if own is not None and library is not None and not issubclass(own, library):
+            names = {index.document["name"] for index in library.indexes}
+            added = [
+                index
+                for index in getattr(own, "indexes", [])
+                if not (isinstance(index, IndexModel) and index.document["name"] in names)
+            ]
+            own.indexes = [*library.indexes, *added]
+            encoders = getattr(library, "bson_encoders", {})
+            own.bson_encoders = {**encoders, **getattr(own, "bson_encoders", {})}
+
+    @classmethod
+    async def insert_many(cls, *_args: Any, **_kwargs: Any) -> Any:
+        """Not offered: it would go past all that :meth:`insert` checks and counts.
+
+        Raises:
+            ProtectedFieldError: Always.
+        """
+        raise ProtectedFieldError(
+            f"{cls.__name__}.insert_many() would go past the checks and the order of "
+            "converse_mongo: insert one by one. Nothing was written."
+        )
+
+    async def update(self, *args: Any, **kwargs: Any) -> Self:
+        """Applies update operators, as Beanie does, to fields that are not the library's.
+
+        Beanie's ``set``, ``inc`` and ``current_date`` come here, too.
+
+        Raises:
+            ProtectedFieldError: One of the fields is written by the library only.
+        """
+        for path in _updated_paths(args):
+            for name in type(self).model_fields:
+                if self._path(name) == path.partition(".")[0]:
+                    self._refuse_protected(name)
+        await super().update(*args, **kwargs)  # type: ignore[misc]
+        self._remember()
+        return self
+
+    async def sync(self, *_args: Any, **_kwargs: Any) -> None:
+        """The same as :meth:`refresh`."""
+        await self.refresh()
+
+    async def refresh(self) -> Self:
+        """Loads the document again into this object."""
+        raise NotImplementedError
+
+    def _load(self, stored: dict[str, Any]) -> None:
+        loaded = type(self).model_validate(stored)
+        self.__dict__.update(loaded.__dict__)
+        if self.__pydantic_extra__ is not None:
+            self.__pydantic_extra__.update(loaded.__pydantic_extra__ or {})
+        self._remember()
 
     async def replace(self, *_args: Any, **_kwargs: Any) -> Any:
         """Not offered: it would overwrite what others stored since this copy was loaded.
@@ -134,6 +289,15 @@ class StoredDocument(TracksChanges):
     async def save(self, *_args: Any, **_kwargs: Any) -> Self:
         """Saves what was changed on this copy."""
         raise NotImplementedError
+
+
+def _updated_paths(updates: tuple[Any, ...]) -> Iterator[str]:
+    for update in updates:
+        query = getattr(update, "query", update)
+        if isinstance(query, Mapping):
+            for fields in query.values():
+                if isinstance(fields, Mapping):
+                    yield from (str(path) for path in fields)
 
 
 def make(model: type[D], base: type[Document], own: dict[str, Any], fields: dict[str, Any]) -> D:

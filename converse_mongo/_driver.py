@@ -6,8 +6,8 @@ change feed, and document classes.
 """
 
 import asyncio
+import contextlib
 import copy
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -25,7 +25,14 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from converse_mongo._feeds import Change, ChangeFeed, TaskFeed, ThreadFeed
+from converse_mongo._feeds import (
+    CLOSE_SECONDS,
+    Change,
+    ChangeFeed,
+    TaskFeed,
+    ThreadFeed,
+    in_thread,
+)
 from converse_mongo.errors import ConfigurationError
 
 __all__ = [
@@ -92,10 +99,14 @@ def open_client(uri: str, options: Mapping[str, Any]) -> Client:
 
 
 async def close_client(client: Client) -> None:
-    """Closes a client of either driver."""
-    result = client.close()
-    if inspect.isawaitable(result):
-        await result
+    """Closes a client of either driver, within a few seconds also when the server hangs."""
+    if isinstance(client, AsyncMongoClient):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await client.close()
+    else:
+        # Motor's close() says goodbye to the server, and blocks until it has answered.
+        await in_thread(client.close, CLOSE_SECONDS)
 
 
 def open_database(client: Client, name: str | None) -> Database:

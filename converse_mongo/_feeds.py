@@ -4,20 +4,42 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from pymongo.errors import AutoReconnect, PyMongoError
 
-__all__ = ["Change", "ChangeFeed", "TaskFeed", "ThreadFeed"]
+__all__ = ["CLOSE_SECONDS", "Change", "ChangeFeed", "TaskFeed", "ThreadFeed", "in_thread"]
 
 Change: TypeAlias = Mapping[str, Any]
 
 MAX_AWAIT_SECONDS = 1.0
 """How long the server may hold an idle change stream's getMore; news end the wait at once."""
-_CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 2.0
+"""How long closing waits for a server that may hang."""
 _FEED_ROOM = 1000
 _ENDED = "the server closed the change stream"
+
+
+async def in_thread(function: Callable[[], object], seconds: float) -> None:
+    """Calls a function that may block for ever, and waits for it no longer than ``seconds``.
+
+    The thread is a daemon, which unlike those of an executor does not hold up the interpreter's
+    exit; errors of the driver are of no interest to who closes.
+    """
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def call() -> None:
+        with contextlib.suppress(PyMongoError):
+            function()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=call, name="converse_mongo-close", daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await done.wait()
 
 
 class ChangeFeed(Protocol):
@@ -63,7 +85,7 @@ class TaskFeed:
     async def aclose(self) -> None:
         if self._stream is not None:
             with contextlib.suppress(PyMongoError, TimeoutError):
-                async with asyncio.timeout(_CLOSE_SECONDS):
+                async with asyncio.timeout(CLOSE_SECONDS):
                     await self._stream.close()
 
 
@@ -115,17 +137,15 @@ class ThreadFeed:
         self._room.set()
         if not self._thread.is_alive():
             return
-        # Closing the cursor ends the wait of the thread that reads it. It is a call to the server,
-        # so it gets a thread of its own, which nobody waits for longer than promised.
-        threading.Thread(target=self._close_stream, daemon=True).start()
+        # Closing the cursor ends the wait of the thread that reads it.
+        await in_thread(self._close_stream, CLOSE_SECONDS)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_SECONDS):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await self._ended.wait()
 
     def _close_stream(self) -> None:
-        with contextlib.suppress(PyMongoError):
-            if self._stream is not None:
-                self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
     # What follows runs in the thread.
 
@@ -145,7 +165,8 @@ class ThreadFeed:
             self._error = error
         finally:
             if self._closing:
-                self._close_stream()
+                with contextlib.suppress(PyMongoError):
+                    self._close_stream()
             self._tell(self._finish)
 
     def _put(self, change: Change) -> None:

@@ -11,7 +11,7 @@ from converse_mongo._state import COUNTERS, STATE, MessageState
 from converse_mongo.chunks import MessageChunk, StoredChunk
 from converse_mongo.types import MessageStatus
 
-__all__ = ["Counters", "MessageRow", "Reader"]
+__all__ = ["Counters", "MessageRow", "Reader", "Saved"]
 
 IDS_PER_QUERY = 1000
 
@@ -30,6 +30,14 @@ class MessageRow:
 
     state: MessageState
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """How often a message was saved, and where it is in its conversation."""
+
+    revision: int
+    position: int
 
 
 class Reader:
@@ -101,11 +109,27 @@ class Reader:
             }
             async for stored in self.messages.find(match, COUNTERS):
                 found[stored["_id"]] = Counters(
-                    stored.get("next_sequence", 0), MessageStatus(stored["status"]).is_final
+                    stored.get("next_sequence", 0),
+                    stored["status"] != MessageStatus.STREAMING.value,
                 )
         return found
 
     # Conversations
+
+    async def conversation_end(self, conversation_id: ObjectId) -> int | None:
+        """The position that comes next in a conversation; ``None`` if there is no such one.
+
+        Both the counter and the last message may be behind the other: the counter for a moment
+        after an insert, the last message once it is deleted.
+        """
+        found = await self.conversations.find_one({"_id": conversation_id}, {"next_position": 1})
+        if found is None:
+            return None
+        last = await self.messages.find_one(
+            {"conversation_id": conversation_id}, {"position": 1}, sort=[("position", -1)]
+        )
+        counted: int = found["next_position"]
+        return max(counted, last["position"] + 1) if last else counted
 
     async def existing_conversations(self, conversation_ids: Sequence[ObjectId]) -> set[ObjectId]:
         """Which of these conversations there are."""
@@ -115,13 +139,6 @@ class Reader:
             async for stored in self.conversations.find(match, {"_id": 1}):
                 found.add(stored["_id"])
         return found
-
-    async def end_position(self, conversation_id: ObjectId) -> int:
-        """The position behind the last message of a conversation."""
-        last = await self.messages.find_one(
-            {"conversation_id": conversation_id}, {"position": 1}, sort=[("position", -1)]
-        )
-        return last["position"] + 1 if last else 0
 
     async def streaming(
         self, conversation_id: ObjectId, before: int
@@ -160,16 +177,16 @@ class Reader:
 
     async def revisions(
         self, conversation_ids: Sequence[ObjectId]
-    ) -> dict[ObjectId, dict[ObjectId, int]]:
-        """Conversation id to message id to revision, of all messages that were ever saved."""
-        found: dict[ObjectId, dict[ObjectId, int]] = {}
-        projection = {"conversation_id": 1, "revision": 1}
+    ) -> dict[ObjectId, dict[ObjectId, Saved]]:
+        """Conversation id to message id to what is known of its saves, where there were any."""
+        found: dict[ObjectId, dict[ObjectId, Saved]] = {}
+        projection = {"conversation_id": 1, "revision": 1, "position": 1}
         for offset in range(0, len(conversation_ids), IDS_PER_QUERY):
             some = list(conversation_ids[offset : offset + IDS_PER_QUERY])
             match = {"conversation_id": {"$in": some}, "revision": {"$gte": 1}}
             async for stored in self.messages.find(match, projection):
                 messages = found.setdefault(stored["conversation_id"], {})
-                messages[stored["_id"]] = stored["revision"]
+                messages[stored["_id"]] = Saved(stored["revision"], stored["position"])
         return found
 
 

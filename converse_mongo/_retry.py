@@ -52,8 +52,14 @@ async def call(
         stop=stop_after_delay(timeout),
         retry_error_callback=_reraise,
     )
+
+    async def attempt() -> T:
+        return await function(*arguments)
+
     try:
-        return await retrying(function, *arguments)
+        # Not the function itself: tenacity awaits only what it knows for a coroutine function, and
+        # Motor's methods are plain ones that return futures.
+        return await retrying(attempt)
     except Exception as error:
         if not is_transient(error):
             raise

@@ -48,6 +48,7 @@ class Topic(ABC, Generic[E, S]):
         key: The id of what is watched.
         window: Its recent events.
         stale: Whether the database may hold more than the window has brought.
+        ready: Whether the database was read at least once.
         ended: Whether the last event of the window is the final one.
         failure: What every watcher of it is to raise, where watching cannot go on.
         watchers: How many watch it; the hub counts.
@@ -57,6 +58,7 @@ class Topic(ABC, Generic[E, S]):
         self.key = key
         self.window: Window[E] = Window(WINDOW_EVENTS, WINDOW_BYTES)
         self.stale = True
+        self.ready = False
         self.ended = False
         self.failure: BaseException | None = None
         self.watchers = 0
@@ -102,6 +104,7 @@ class Topic(ABC, Generic[E, S]):
                 self.stale = True
                 self.window.wake()
                 raise
+            self.ready = True
             held, self._held = self._held, None
             for hint in held:
                 self._apply(hint)
@@ -117,6 +120,10 @@ class Topic(ABC, Generic[E, S]):
     @abstractmethod
     def state_behind(self, event: E) -> S:
         """The state of a watcher that has had ``event`` and all before it."""
+
+    def is_final(self, event: E) -> bool:  # noqa: ARG002
+        """Whether nothing follows ``event``."""
+        return False
 
     @abstractmethod
     def locate(self, state: S) -> int | None:
@@ -162,6 +169,9 @@ class MessageTopic(Topic[MessageEvent, int]):
         if isinstance(event, ChunkReceived):
             return event.chunk.sequence + 1
         return event.chunk_count + 1
+
+    def is_final(self, event: MessageEvent) -> bool:
+        return not isinstance(event, ChunkReceived)
 
     def locate(self, state: int) -> int | None:
         if self.ended:

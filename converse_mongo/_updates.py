@@ -114,7 +114,7 @@ def save(changed: Mapping[str, Any], removed: Sequence[str], saved_at: datetime)
 
 def mark_edited(update: Document, conversation_id: ObjectId, edited_at: datetime) -> Document:
     """The same for a message, with a mark that leads a watcher of its conversation to it."""
-    update["$set"]["edited"] = {"conversation_id": conversation_id, "at": edited_at}
+    update["$set"]["last_save"] = {"conversation_id": conversation_id, "at": edited_at}
     update["$inc"] = {"revision": 1}
     return update
 

@@ -20,6 +20,7 @@ from converse_mongo.errors import (
 
 __all__ = [
     "BSON_OPTIONS",
+    "CHUNK_OVERHEAD",
     "MAX_APPEND_BYTES",
     "MAX_CHUNK_BYTES",
     "MAX_CONTENT_BYTES",
@@ -41,9 +42,15 @@ BSON_OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True, tzinfo=
 MAX_CHUNK_BYTES = 1024 * 1024
 """The largest content of one chunk, in bytes of UTF-8: 1 MiB."""
 
+CHUNK_OVERHEAD = 112
+"""What a chunk takes in a document beside its text and metadata, in bytes, at the most."""
+
+MAX_METADATA_DEPTH = 80
+"""How deeply metadata may be nested; MongoDB takes 100 levels for the whole document."""
+
 MAX_APPEND_BYTES = 4 * 1024 * 1024
-"""The most text that one ``append_chunks`` takes, in bytes of UTF-8: 4 MiB. It travels in one
-command and comes back in one change event, both limited to 16 MiB by MongoDB."""
+"""The most that one ``append_chunks`` takes, in bytes of UTF-8 and 112 more for each chunk: 4 MiB.
+It travels in one command and comes back in one change event, both limited to 16 MiB by MongoDB."""
 
 MAX_MESSAGE_BYTES = 12 * 1024 * 1024
 """The most that the chunks of one message may take, in bytes of BSON: 12 MiB. MongoDB's limit for
@@ -117,7 +124,7 @@ def check_chunk_contents(contents: object) -> list[str]:
             "use append_chunk for one. Nothing was written."
         )
     listed = list(contents)
-    size = sum(check_content(content, MAX_CHUNK_BYTES) for content in listed)
+    size = sum(check_content(content, MAX_CHUNK_BYTES) + CHUNK_OVERHEAD for content in listed)
     if size > MAX_APPEND_BYTES:
         raise AppendTooLargeError(
             f"An append of {size} bytes is over the limit of {MAX_APPEND_BYTES} bytes for one "
@@ -147,7 +154,8 @@ def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any]:
                 "Nothing was written."
             )
         try:
-            bson.encode({key: value})
+            bson.decode(bson.encode({key: value}))
+            depth = _depth(value)
         except (BSONError, OverflowError, UnicodeError, ValueError, TypeError) as error:
             raise InvalidMetadataError(
                 f"{what}[{key!r}] cannot be stored in BSON: {error}. Nothing was written."
@@ -156,6 +164,11 @@ def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any]:
             raise InvalidMetadataError(
                 f"{what}[{key!r}] is nested too deeply or holds itself. Nothing was written."
             ) from error
+        if depth > MAX_METADATA_DEPTH:
+            raise InvalidMetadataError(
+                f"{what}[{key!r}] is nested {depth} levels deep, over the limit of "
+                f"{MAX_METADATA_DEPTH}. Nothing was written."
+            )
     encoded = bson.encode(metadata)
     if len(encoded) > MAX_METADATA_BYTES:
         raise InvalidMetadataError(
@@ -163,6 +176,14 @@ def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any]:
             "Nothing was written."
         )
     return bson.decode(encoded, codec_options=BSON_OPTIONS)
+
+
+def _depth(value: object) -> int:
+    if isinstance(value, Mapping):
+        return 1 + max(map(_depth, value.values()), default=0)
+    if isinstance(value, list | tuple):
+        return 1 + max(map(_depth, value), default=0)
+    return 0
 
 
 def check_sequence(after: object, what: str = "sequence") -> int:

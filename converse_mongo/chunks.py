@@ -11,12 +11,10 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from converse_mongo._json import jsonable
+from converse_mongo._validation import CHUNK_OVERHEAD
 from converse_mongo.errors import ChunksNotLoadedError
 
-__all__ = ["CHUNK_OVERHEAD", "ChunkLog", "MessageChunk", "StoredChunk"]
-
-CHUNK_OVERHEAD = 112
-"""What a chunk takes in a document beside its text and metadata, in bytes, at the most."""
+__all__ = ["ChunkLog", "MessageChunk", "StoredChunk"]
 
 StoredChunk: TypeAlias = dict[str, Any]
 """A chunk as BSON holds it: sequence, content, created_at, and where it has them, metadata and,
@@ -89,6 +87,16 @@ class MessageChunk:
         return _rebuild, (self.sequence, self.content, self.created_at, dict(self.metadata))
 
 
+def _to_stored(chunk: object) -> StoredChunk:
+    if isinstance(chunk, MessageChunk):
+        return chunk.to_stored()
+    if not isinstance(chunk, dict) or not {"sequence", "content", "created_at"} <= chunk.keys():
+        raise ValueError(f"a chunk needs sequence, content and created_at, unlike {chunk!r}")
+    if isinstance(chunk["created_at"], str):  # from JSON
+        return {**chunk, "created_at": datetime.fromisoformat(chunk["created_at"])}
+    return chunk
+
+
 def _rebuild(
     sequence: int, content: str, created_at: datetime, metadata: dict[str, Any]
 ) -> MessageChunk:
@@ -134,6 +142,10 @@ class ChunkLog(Sequence[MessageChunk]):
             raise ChunksNotLoadedError
         return self._stored
 
+    def copy(self) -> "ChunkLog":
+        """A log of its own with the same chunks."""
+        return ChunkLog(self._stored)
+
     def text(self) -> str:
         """The contents, joined."""
         return "".join([chunk["content"] for chunk in self.stored])
@@ -175,10 +187,9 @@ class ChunkLog(Sequence[MessageChunk]):
             if isinstance(value, ChunkLog):
                 return value
             if isinstance(value, list | tuple):
-                return cls(
-                    chunk.to_stored() if isinstance(chunk, MessageChunk) else chunk
-                    for chunk in value
-                )
+                return cls([_to_stored(chunk) for chunk in value])
+            if value is None:  # the dump of a log that was not loaded
+                return cls.not_loaded()
             raise ValueError(f"chunks must be a list, not {type(value).__name__}")
 
         def dump(log: ChunkLog) -> list[dict[str, Any]] | None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from converse_mongo import _updates
-from converse_mongo._document import StoredDocument, UtcDatetime, make
+from converse_mongo._document import JsonableDict, StoredDocument, UtcDatetime, make
 from converse_mongo._validation import (
     check_content,
     check_count,
@@ -43,7 +43,12 @@ class Owner(BaseModel):
     @classmethod
     def _from_pair(cls, value: Any) -> Any:
         if isinstance(value, tuple | list) and len(value) == 2:
-            return {"type": value[0], "id": str(value[1])}
+            value = {"type": value[0], "id": value[1]}
+        if isinstance(value, dict) and isinstance(value.get("id"), int | ObjectId):
+            value = {**value, "id": str(value["id"])}
+        if isinstance(value, dict):
+            for part in value.values():
+                check_content(part)
         return value
 
     @property
@@ -67,8 +72,8 @@ class Conversation(StoredDocument, Document):
 
     title: str | None = None
     owner: Owner | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    context: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonableDict = Field(default_factory=dict)
+    context: JsonableDict = Field(default_factory=dict)
     next_position: int = 0
     created_at: UtcDatetime = Field(default_factory=now)
     updated_at: UtcDatetime = Field(default_factory=now)
@@ -78,6 +83,7 @@ class Conversation(StoredDocument, Document):
     _protected: ClassVar[dict[str, str]] = {
         "id": "MongoDB ids never change",
         "next_position": "add messages with its methods",
+        "created_at": "it was given once",
     }
     _untracked = frozenset({"revision_id", "updated_at"})
     _mappings = frozenset({"metadata", "context"})
@@ -97,6 +103,8 @@ class Conversation(StoredDocument, Document):
                 name="owner_updated",
             ),
         ]
+
+    _library_settings = Settings
 
     @classmethod
     def _models(cls) -> tuple[type[Document], type[Document]]:
@@ -317,8 +325,7 @@ class Conversation(StoredDocument, Document):
         )
         if stored is None:
             raise ConversationNotFoundError(self._own_id())
-        self.__dict__.update(type(self).model_validate(stored).__dict__)
-        self._remember()
+        self._load(stored)
         return self
 
     @wrap_with_actions(EventTypes.SAVE)
@@ -357,12 +364,8 @@ class Conversation(StoredDocument, Document):
         if self.id is None:
             self.id = new_id = PydanticObjectId()
         store = self.store()
-        try:
-            await store.add_conversation(new_id, super().insert)
-        except BaseException:
-            if new_id is not None:
-                self.id = None
-            raise
+        self._check_encoding()
+        await store.add_conversation(new_id, super().insert)
         self._remember()
         if store.handlers.wants(ConversationCreated):
             await store.handlers.publish(

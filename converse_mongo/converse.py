@@ -94,6 +94,7 @@ class Converse:
         self._handlers = Handlers()
         self._parts: _Parts | None = None
         self._opening: asyncio.Lock | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     # Lifetime
 
@@ -171,7 +172,10 @@ class Converse:
         """
         parts, self._parts = self._parts, None
         if parts is not None:
-            await parts.aclose()
+            self._closing = asyncio.create_task(parts.aclose(), name="converse_mongo-close")
+        if self._closing is not None:
+            # Who is cancelled while closing leaves no client open; who closes again waits for it.
+            await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -398,7 +402,9 @@ class _Parts:
 
     async def aclose(self) -> None:
         self.store.closed = True
-        await self.hub.aclose()
-        if self.own_client is not None:
-            await _driver.close_client(self.own_client)
-        _driver.release_documents([self.message, self.conversation])
+        try:
+            await self.hub.aclose()
+        finally:
+            if self.own_client is not None:
+                await _driver.close_client(self.own_client)
+            _driver.release_documents([self.message, self.conversation])

@@ -114,10 +114,11 @@ class Hub:
         return topic
 
     def _join(self, topic: Topic[Any, Any]) -> None:
-        if self._failure is not None:
-            topic.fail(self._failure)
         topic.watchers += 1
         self._watched.set()
+        if self._failure is not None:
+            topic.fail(self._failure)
+            return
         if not self._tasks:
             self._start("check", self._check())
             if self._open_feed is not None:
@@ -201,7 +202,11 @@ class Hub:
 
     def _take(self, change: Change) -> None:
         self._changes += 1
-        hint = _changes.decode(change)
+        try:
+            hint = _changes.decode(change)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            logger.exception("Could not read a change event; the next check reads what changed")
+            return
         if hint is None:
             return
         if isinstance(hint, _changes.StreamInvalidated):
@@ -243,6 +248,10 @@ class Hub:
             except PyMongoError as error:
                 log = logger.debug if is_transient(error) else logger.warning
                 log("Could not compare the watched messages with the database: %s", error)
+            except (KeyError, TypeError, ValueError):
+                # Something in the database is not the library's own: who watches it finds out.
+                logger.exception("Could not compare the watched messages with the database")
+                self._mark_all_stale()
 
     async def _check_topics(self) -> None:
         """Marks every topic stale that is behind the database: a query or three for all of them."""
@@ -279,8 +288,8 @@ class Hub:
                     conversation.fail(ConversationNotFoundError(conversation.key))
                 if conversation.key in behind:
                     conversation.mark_stale()
-                for message_id, revision in revisions.get(conversation.key, {}).items():
-                    conversation.edited(message_id, revision)
+                for message_id, saved in revisions.get(conversation.key, {}).items():
+                    conversation.saved(message_id, saved.revision, saved.position)
 
     def _mark_all_stale(self) -> None:
         for topic in self._topics():

@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from pymongo import ASCENDING, IndexModel
 
 from converse_mongo import _updates
-from converse_mongo._document import StoredDocument, UtcDatetime
+from converse_mongo._document import JsonableDict, StoredDocument, UtcDatetime
 from converse_mongo._state import with_chunk_count
 from converse_mongo._validation import (
     MAX_CHUNK_BYTES,
@@ -20,6 +20,7 @@ from converse_mongo._validation import (
     check_metadata,
     check_sequence,
     now,
+    object_id,
 )
 from converse_mongo.chunks import ChunkLog, MessageChunk
 from converse_mongo.errors import (
@@ -68,7 +69,7 @@ class Message(StoredDocument, Document):
     chunks: ChunkLog = Field(default_factory=ChunkLog)
     next_sequence: int = 0
     chunk_bytes: int = 0
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonableDict = Field(default_factory=dict)
     error: str | None = None
     revision: int = 0
     created_at: UtcDatetime = Field(default_factory=now)
@@ -86,6 +87,7 @@ class Message(StoredDocument, Document):
         "next_sequence": "use append_chunk",
         "chunk_bytes": "use append_chunk",
         "error": "use fail_streaming",
+        "created_at": "it was given once",
         "completed_at": "use complete_streaming or fail_streaming",
         "revision": "save() counts it",
     }
@@ -96,7 +98,10 @@ class Message(StoredDocument, Document):
         """What Beanie is to know."""
 
         name = "messages"
-        bson_encoders: ClassVar[dict[Any, Any]] = {ChunkLog: lambda log: log.stored}
+        bson_encoders: ClassVar[dict[Any, Any]] = {
+            # Beanie's state management encodes listed messages, too; none of it is written.
+            ChunkLog: lambda log: log.stored if log.is_loaded else None
+        }
         indexes: ClassVar[list[IndexModel]] = [
             # Order, listing, resuming; the shard key leads, so a sharded collection can have it.
             IndexModel(
@@ -115,6 +120,8 @@ class Message(StoredDocument, Document):
                 name="conversation_revision",
             ),
         ]
+
+    _library_settings = Settings
 
     @model_validator(mode="before")
     @classmethod
@@ -169,7 +176,7 @@ class Message(StoredDocument, Document):
             StoreUnavailableError: MongoDB gave no answer; the error carries the append id.
         """
         check_content(content, MAX_CHUNK_BYTES)
-        checked = check_metadata(metadata, "chunk metadata") if metadata else {}
+        checked = {} if metadata is None else check_metadata(metadata, "chunk metadata")
         return (await self._append([content], checked, append_id))[0]
 
     async def append_chunks(
@@ -186,6 +193,8 @@ class Message(StoredDocument, Document):
     async def _append(
         self, contents: list[str], metadata: dict[str, Any], append_id: ObjectId | None
     ) -> list[MessageChunk]:
+        if append_id is not None:
+            append_id = object_id(append_id, "append")
         chunks = await self.store().append(
             self._own_lane(), self._own_id(), self.conversation_id, contents, metadata, append_id
         )
@@ -253,8 +262,9 @@ class Message(StoredDocument, Document):
         self.status, self.error = state.status, state.error
         self.metadata, self.next_sequence = state.metadata, state.next_sequence
         self.completed_at = state.completed_at
-        self.content = ended.content
-        if ended.chunks is not None:
+        if ended.content is not None:
+            self.content = ended.content
+        if ended.chunks is not None or ended.content is None:
             self.chunks = ChunkLog(ended.chunks)
         self._remember()
 
@@ -304,6 +314,11 @@ class Message(StoredDocument, Document):
         self._load(stored)
         return self
 
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied.chunks = self.chunks.copy()
+        return copied
+
     @wrap_with_actions(EventTypes.SAVE)
     async def save(self, *_args: Any, **_kwargs: Any) -> Self:
         """Saves the fields that were changed on this copy, and no others.
@@ -339,18 +354,6 @@ class Message(StoredDocument, Document):
             self._remember()
         return self
 
-    @classmethod
-    async def insert_many(cls, *_args: Any, **_kwargs: Any) -> Any:
-        """Not offered: each message takes its own place in the order.
-
-        Raises:
-            ProtectedFieldError: Always.
-        """
-        raise ProtectedFieldError(
-            "Messages cannot be inserted in bulk, since each takes a place in the order of its "
-            "conversation: use create_message. Nothing was written."
-        )
-
     async def insert(self, **_kwargs: Any) -> Self:
         """Adds the message at the end of its conversation.
 
@@ -361,6 +364,12 @@ class Message(StoredDocument, Document):
         """
         check_content(self.content)
         self.metadata = check_metadata(self.metadata)
+        if self.next_sequence or self.chunks.stored or (self.is_streaming and self.content):
+            raise InvalidInputError(
+                "A new message is either whole and has content, or is streaming and has none yet: "
+                "chunks come with append_chunk. Nothing was written."
+            )
+        self._check_encoding()
         if self.completed_at is None and not self.is_streaming:
             self.completed_at = self.created_at
         store, new_id = self.store(), None
@@ -375,14 +384,9 @@ class Message(StoredDocument, Document):
             skip[:] = [ActionDirections.BEFORE]  # hooks run once, however often it takes
             await add(skip_actions=skipped)
 
-        try:
-            self.position = await store.add_message(
-                store.lane(self.conversation_id), self.conversation_id, new_id, insert
-            )
-        except BaseException:
-            if new_id is not None:
-                self.id = None
-            raise
+        self.position = await store.add_message(
+            store.lane(self.conversation_id), self.conversation_id, new_id, insert
+        )
         self._remember()
         if store.handlers.wants(MessageCreated):
             await store.handlers.publish(
@@ -398,11 +402,6 @@ class Message(StoredDocument, Document):
                 )
             )
         return self
-
-    def _load(self, stored: dict[str, Any]) -> None:
-        loaded = type(self).model_validate(stored)
-        self.__dict__.update(loaded.__dict__)
-        self._remember()
 
     def _own_id(self) -> ObjectId:
         if self.id is None:

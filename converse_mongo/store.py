@@ -55,6 +55,9 @@ class Lane:
 
     __slots__ = ("__weakref__", "lock", "next_sequence")
 
+    def __deepcopy__(self, memo: object) -> "Lane":
+        return self  # a copy of a message is written in the same queue
+
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.next_sequence = 0
@@ -62,10 +65,13 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class EndedMessage:
-    """A message right after its end: its state, its text, and its chunks where they were read."""
+    """A message right after its end: its state, its text, and its chunks where they were read.
+
+    The text is ``None`` where it could not be read any more.
+    """
 
     state: MessageState
-    content: str
+    content: str | None
     chunks: list[StoredChunk] | None
 
 
@@ -237,18 +243,24 @@ class Store:
                 if stored.get("end_id") != end_id:
                     raise MessageNotStreamingError(message_id, MessageStatus(stored["status"]))
         state = MessageState.from_stored(stored)
-        chunks: list[StoredChunk] | None = None
-        if known is not None and known[0] == state.next_sequence:
-            content = known[1]
-        else:
-            chunks = await self.call(
-                self.reader.stored_chunks,
+        content, chunks = None, None
+        try:
+            if known is not None and known[0] == state.next_sequence:
+                content = known[1]
+            else:
+                chunks = await self.call(
+                    self.reader.stored_chunks,
+                    *(message_id, conversation_id),
+                    what=f"read message {message_id}",
+                )
+                content = "".join([chunk["content"] for chunk in chunks])
+            await self._fill(key, end_id, state.next_sequence, content)
+        except (PyMongoError, StoreUnavailableError):
+            logger.exception(
+                "Message %s has ended, but its joined text is not stored; "
+                "readers join its chunks instead",
                 message_id,
-                conversation_id,
-                what=f"read message {message_id}",
             )
-            content = "".join([chunk["content"] for chunk in chunks])
-        await self._fill(key, end_id, state.next_sequence, content)
         state = replace(state, metadata=with_chunk_count(state.metadata, state.next_sequence))
         if self.handlers.wants(MessageCompleted) or self.handlers.wants(MessageFailed):
             await self.handlers.publish(state.ended())
@@ -265,29 +277,15 @@ class Store:
     async def _fill(
         self, key: Mapping[str, Any], end_id: ObjectId, chunk_count: int, content: str
     ) -> None:
-        """Stores what readers would else work out; so a failure here is no failure of the end."""
+        """Stores what readers would else work out from the chunks."""
+        fill = partial(self.call, self.messages.update_one, what=f"end message {key['_id']}")
         try:
-            try:
-                await self.call(
-                    self.messages.update_one,
-                    *_updates.fill(key, end_id, chunk_count, content),
-                    what=f"store the text of message {key['_id']}",
-                )
-            except OperationFailure as error:
-                if not is_too_large(error):
-                    raise
-                # Chunks and joined text do not fit into one document: the chunks are the text.
-                await self.call(
-                    self.messages.update_one,
-                    *_updates.fill(key, end_id, chunk_count, None),
-                    what=f"store the chunk count of message {key['_id']}",
-                )
-        except (PyMongoError, StoreUnavailableError):
-            logger.exception(
-                "Message %s has ended, but its joined text is not stored; "
-                "readers join its chunks instead",
-                key["_id"],
-            )
+            await fill(*_updates.fill(key, end_id, chunk_count, content))
+        except OperationFailure as error:
+            if not is_too_large(error):
+                raise
+            # Chunks and joined text do not fit into one document: the chunks are the text.
+            await fill(*_updates.fill(key, end_id, chunk_count, None))
 
     async def add_message(
         self,

@@ -35,7 +35,8 @@ class Watcher(Generic[E]):
     It holds no queue: it is a place in a window of events that all watchers of the same thing
     share, and reads from the database what has left the window. So it may be as slow as it likes;
     and dropping it, closing it or cancelling who waits in it frees all that it held, at once. After
-    a cancelled or timed-out wait the next event is still the next event.
+    a cancelled or timed-out wait it goes on where it was: no chunk, no message and no end is lost
+    (a :class:`MessageUpdated` is: it is news for who listens).
 
     Iterating raises:
         NotFoundError: There is no such message or conversation, or it was deleted meanwhile.
@@ -84,6 +85,8 @@ class Watcher(Generic[E]):
         self._iterating = True
         try:
             self._last = await self._next()
+            if self._topic is not None and self._topic.is_final(self._last):
+                await self.aclose()
         except BaseException:
             # The exception's traceback may live long and would keep the topic alive.
             self._leave()
@@ -112,6 +115,8 @@ class Watcher(Generic[E]):
     async def aclose(self) -> None:
         """Ends the watching; iterating further ends at once."""
         self._closed = True
+        if self._iterating and self._topic is not None:
+            self._topic.window.wake()  # another task waits in it, and is to see that it ended
         self._leave()
 
     def __del__(self) -> None:
@@ -128,6 +133,8 @@ class Watcher(Generic[E]):
             return self._batch.popleft()
         topic = self._topic or await self._enter()
         while True:
+            if self._closed:
+                raise StopAsyncIteration
             if topic.failure is not None:
                 raise topic.failure
             event = topic.window.get(self._index)
@@ -137,11 +144,8 @@ class Watcher(Generic[E]):
             if self._index < topic.window.first:
                 if await self._read_behind(topic):
                     return self._batch.popleft()
-            elif topic.ended and self._index > topic.window.head:
-                self._index = topic.window.head - 1  # asked for more than there was: just the end
             elif topic.ended:
-                self._closed = True
-                raise StopAsyncIteration
+                self._index = topic.window.head - 1  # asked for more than there was: just the end
             elif topic.stale:
                 await self._catch_up(topic)
             else:
@@ -149,7 +153,7 @@ class Watcher(Generic[E]):
 
     async def _enter(self) -> Topic[E, Any]:
         topic = self._topic = self._join()
-        if topic.stale:
+        if topic.stale or not topic.ready:
             await self._catch_up(topic)
         if topic.failure is not None:
             raise topic.failure
@@ -203,6 +207,8 @@ async def _patiently(topic: Topic[Any, Any], read: Callable[[], Awaitable[T]]) -
         try:
             return await read()
         except PyMongoError as error:
+            if topic.failure is not None:
+                raise topic.failure from error
             if not is_transient(error):
                 raise
             logger.warning("Could not read what is watched (%s); trying again", error)

@@ -125,7 +125,8 @@ class Faulty:
                 await found(*arguments, **options)
             raise AutoReconnect("connection closed")
 
-        return lose
+        # Motor's methods are no coroutine functions, either.
+        return lambda *arguments, **options: asyncio.ensure_future(lose(*arguments, **options))
 
 
 def break_messages(converse: Converse, call: str, **options: Any) -> Faulty:
@@ -451,17 +452,17 @@ async def test_order__positions_are_not_given_twice_after_a_delete(converse: Con
 async def test_limit__of_sixteen_mebibytes(converse: Converse) -> None:
     message = await start(converse)
     mebibyte = "x" * 1024 * 1024
-    for _ in range(2):
-        await message.append_chunks([mebibyte] * 4)
+    for _ in range(3):
+        await message.append_chunks([mebibyte] * 3)
     with pytest.raises(MessageTooLargeError, match=str(message.id)):
-        await message.append_chunks([mebibyte] * 4)
+        await message.append_chunks([mebibyte] * 3)
     await message.append_chunk("still here")
     largest = "x" * (1024 * 1024 - 100)
     await message.complete_streaming({"largest": largest})
     read = await converse.get_message(message.id)
     assert read.is_completed
-    assert read.content == mebibyte * 8 + "still here"
-    assert read.metadata["chunks"] == 9
+    assert read.content == mebibyte * 9 + "still here"
+    assert read.metadata["chunks"] == 10
     listed = await (await converse.get_conversation(message.conversation_id)).messages()
     assert listed[0].content == read.content
 
