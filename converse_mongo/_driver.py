@@ -36,6 +36,7 @@ from converse_mongo._feeds import (
 from converse_mongo.errors import ConfigurationError
 
 __all__ = [
+    "CLOSE_SECONDS",
     "Change",
     "ChangeFeed",
     "Client",

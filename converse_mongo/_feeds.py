@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import Any, Protocol, TypeAlias
 from pymongo.errors import AutoReconnect, PyMongoError
 
 __all__ = ["CLOSE_SECONDS", "Change", "ChangeFeed", "TaskFeed", "ThreadFeed", "in_thread"]
+
+logger = logging.getLogger("converse_mongo")
 
 Change: TypeAlias = Mapping[str, Any]
 
@@ -25,14 +28,16 @@ async def in_thread(function: Callable[[], object], seconds: float) -> None:
     """Calls a function that may block for ever, and waits for it no longer than ``seconds``.
 
     The thread is a daemon, which unlike those of an executor does not hold up the interpreter's
-    exit; errors of the driver are of no interest to who closes.
+    exit; an error is of no interest to who closes.
     """
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
 
     def call() -> None:
-        with contextlib.suppress(PyMongoError):
+        try:
             function()
+        except Exception:
+            logger.debug("Closing failed", exc_info=True)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(done.set)
 

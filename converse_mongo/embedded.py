@@ -25,7 +25,7 @@ from converse_mongo.errors import ConfigurationError, ConverseError
 __all__ = ["EmbeddedServer", "EmbeddedServerError"]
 
 START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 3.0, 7.0
 _TRIES = 3
 
 # Run in the child before it becomes the server: on Linux, be ended when the parent is gone.
@@ -133,16 +133,27 @@ class EmbeddedServer:
         process, self._process = self._process, None
         if process is None:
             return
-        process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
         try:
-            while not _has_ended(process, 0.05) and time.monotonic() < deadline:
-                # It waits for one more connection before it sees that it shall stop.
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", self.port), timeout=0.1).close()
+            for seconds in STOP_SECONDS:
+                process.terminate()  # a signal that comes while it starts may get lost
+                if self._ends_within(seconds, process):
+                    return
         finally:
             process.kill()
             process.wait()
+
+    def _ends_within(self, seconds: float, process: subprocess.Popen[bytes]) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                process.wait(0.05)
+            except subprocess.TimeoutExpired:
+                # It waits for one more connection before it sees that it shall stop.
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", self.port), timeout=0.1).close()
+            else:
+                return True
+        return False
 
     def kill(self) -> None:
         """Ends the process with SIGKILL, as a crash would."""
@@ -162,14 +173,6 @@ class EmbeddedServer:
     ) -> None:
         self.stop()
         self._log.close()
-
-
-def _has_ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def free_port() -> int:

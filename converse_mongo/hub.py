@@ -13,7 +13,13 @@ from pymongo.errors import PyMongoError
 
 from converse_mongo import _changes
 from converse_mongo._conversation_topic import ConversationTopic, Routes
-from converse_mongo._driver import Change, ChangeFeed, is_transient, lacks_change_streams
+from converse_mongo._driver import (
+    CLOSE_SECONDS,
+    Change,
+    ChangeFeed,
+    is_transient,
+    lacks_change_streams,
+)
 from converse_mongo._reader import Reader
 from converse_mongo._topics import MessageTopic, Topic
 from converse_mongo.errors import ConversationNotFoundError, ConverseClosedError, WatchError
@@ -74,6 +80,7 @@ class Hub:
         self._watched = asyncio.Event()
         self._check_now = asyncio.Event()
         self._live = False
+        self._closing = False
         self._failure: BaseException | None = None
         self._streams_opened = self._changes = self._checks = 0
 
@@ -143,9 +150,14 @@ class Hub:
         self._fail(
             ConverseClosedError("This Converse was closed while the stream was being watched.")
         )
+        # The flag beside the cancellation: on Python 3.11, asyncio.wait_for, which PyMongo uses to
+        # connect, may swallow a cancellation that comes as it finishes.
+        self._closing = True
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            # A driver may say goodbye to a server that hangs; a closed client ends that, too.
+            await asyncio.wait(self._tasks, timeout=2 * CLOSE_SECONDS)
         self._tasks.clear()
 
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
@@ -170,7 +182,7 @@ class Hub:
 
     async def _follow(self) -> None:
         failures = 0
-        while self._open_feed is not None:
+        while self._open_feed is not None and not self._closing:
             try:
                 feed = await self._open_feed()
             except PyMongoError as error:
@@ -186,7 +198,7 @@ class Hub:
                 # What was written before the stream opened is read, not hoped for.
                 self._mark_all_stale()
                 try:
-                    while True:
+                    while not self._closing:
                         for change in await feed.next_batch():
                             failures = 0
                             self._take(change)
@@ -235,7 +247,7 @@ class Hub:
     # The comparison with the database
 
     async def _check(self) -> None:
-        while True:
+        while not self._closing:
             await self._watched.wait()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(

@@ -1,0 +1,199 @@
+"""``converse-mongo tail`` and ``doctor`` as their users run them: real processes."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from converse_mongo import Converse
+from converse_mongo.embedded import EmbeddedServer, free_port
+
+SECONDS = 60
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("CONVERSE_")},
+    "PYTHONUTF8": "1",
+}
+
+Facade = Callable[..., Any]
+
+
+async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "converse_mongo.cli", *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**ENVIRONMENT, **environment},
+    )
+
+
+async def run(*arguments: str, **environment: str) -> tuple[int | None, str, str]:
+    """The exit code, the output and the errors of a command."""
+    return await finish(await start(*arguments, **environment))
+
+
+async def finish(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
+    async with asyncio.timeout(SECONDS):
+        output, errors = await process.communicate()
+    return process.returncode, output.decode(), errors.decode()
+
+
+def server(converse: Converse, uri: str) -> tuple[str, ...]:
+    return "--uri", uri, "--database", converse.database_name
+
+
+# tail
+
+
+async def test_tail__writes_the_text_as_it_comes(converse: Converse, server_uri: str) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    await message.append_chunk("Grüße, ")
+    process = await start("tail", str(message.id), *server(converse, server_uri))
+    assert process.stdout is not None
+    async with asyncio.timeout(SECONDS):
+        assert await process.stdout.readexactly(len("Grüße, ".encode())) == "Grüße, ".encode()
+        await message.append_chunk("世界!")
+        assert await process.stdout.readexactly(len("世界!".encode())) == "世界!".encode()
+    await message.complete_streaming()
+    assert await finish(process) == (0, "", "")
+
+
+async def test_tail__of_a_failed_message_exits_with_1(converse: Converse, server_uri: str) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    await message.append_chunk("partial")
+    await message.fail_streaming("the model went away")
+    code, output, errors = await run("tail", str(message.id), *server(converse, server_uri))
+    assert (code, output) == (1, "partial")
+    assert errors == "converse-mongo: the message failed: the model went away\n"
+
+
+async def test_tail__writes_events_as_lines_of_json(converse: Converse, server_uri: str) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    await message.append_chunks(["a", "é\n", "c"])
+    await message.complete_streaming({"finish_reason": "stop"})
+    arguments = ("--json", "--after", "0")
+    code, output, _ = await run("tail", str(message.id), *arguments, *server(converse, server_uri))
+    assert code == 0
+    expected = [event.to_dict() async for event in converse.watch_message(str(message.id), after=0)]
+    assert [json.loads(line) for line in output.splitlines()] == expected
+
+
+async def test_tail__takes_the_server_from_the_environment(
+    converse: Converse, server_uri: str
+) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    await message.append_chunk("hello")
+    await message.complete_streaming()
+    environment = {"CONVERSE_URI": server_uri, "CONVERSE_DATABASE": converse.database_name}
+    assert await run("tail", str(message.id), **environment) == (0, "hello", "")
+
+
+async def test_tail__into_a_closed_pipe_ends_quietly(converse: Converse, server_uri: str) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    await message.append_chunk("first")
+    reading, writing = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "converse_mongo.cli", "tail", str(message.id)),
+        *server(converse, server_uri),
+        stdout=writing,
+        stderr=asyncio.subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    os.close(writing)
+    assert await asyncio.to_thread(os.read, reading, 5) == b"first"
+    os.close(reading)
+    await message.append_chunk("second")
+    async with asyncio.timeout(SECONDS):
+        _, errors = await process.communicate()
+    assert (process.returncode, errors) == (141, b"")
+    await message.complete_streaming()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((str(ObjectId()),), "No message has the id"),
+        (("nonsense",), "nonsense"),
+        ((str(ObjectId()), "--after", "-7"), "-7"),
+    ],
+)
+async def test_tail__that_cannot_begin_says_why_in_one_line(
+    server_uri: str, arguments: tuple[str, ...], complaint: str
+) -> None:
+    code, output, errors = await run(
+        "tail", *arguments, "--uri", server_uri, "--database", "test_empty"
+    )
+    assert (code, output) == (2, "")
+    assert complaint in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["tail 0123456789abcdef01234567", "doctor"])
+async def test_command__without_a_server_asks_for_one(command: str) -> None:
+    code, _, errors = await run(*command.split())
+    assert code == 2
+    assert "--uri" in errors
+    assert "CONVERSE_URI" in errors
+
+
+# doctor
+
+
+async def test_doctor__finds_no_failure_where_a_facade_was_open(
+    converse: Converse, server_uri: str
+) -> None:
+    conversation = await converse.start_conversation()
+    await conversation.add_user_message("hello")
+    code, output, errors = await run("doctor", *server(converse, server_uri))
+    assert (code, errors) == (0, "")
+    assert "fail" not in output
+    for subject in ("python", "packages", "server", "topology", "change streams", "oplog"):
+        assert f" {subject} " in output
+    assert f"{converse.database_name}.messages has all" in output
+    assert f"{converse.database_name}.conversations has all" in output
+
+
+async def test_doctor__changes_nothing(client: Any, server_uri: str) -> None:
+    code, output, _ = await run("doctor", "--uri", server_uri, "--database", "test_untouched")
+    assert code == 0
+    assert "test_untouched.messages does not exist yet" in output
+    assert await client["test_untouched"].list_collection_names() == []
+
+
+async def test_doctor__names_the_index_that_is_missing(
+    converse: Converse, client: Any, server_uri: str
+) -> None:
+    messages = client[converse.database_name]["messages"]
+    await messages.drop_index("conversation_position")
+    code, output, _ = await run("doctor", *server(converse, server_uri))
+    assert code == 1
+    assert "messages lacks conversation_position" in output
+    assert "create_indexes()" in output
+
+
+async def test_doctor__warns_that_a_standalone_is_polled(
+    start_server: Callable[..., EmbeddedServer],
+) -> None:
+    standalone = start_server("--standalone")
+    code, output, _ = await run("doctor", "--uri", standalone.uri, "--database", "test")
+    assert code == 0
+    assert "warn  topology" in output
+    assert "warn  change streams" in output
+    assert "Watchers poll instead" in output
+
+
+async def test_doctor__says_what_to_do_about_a_server_that_does_not_answer() -> None:
+    code, output, _ = await run("doctor", "--uri", f"mongodb://127.0.0.1:{free_port()}/test")
+    assert code == 1
+    assert "fail  server" in output
+    assert "Is MongoDB running" in output
