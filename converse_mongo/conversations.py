@@ -1,7 +1,7 @@
 """Conversations: ordered lists of messages."""
 
 from collections.abc import AsyncIterator, Generator
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from beanie import Document, PydanticObjectId
 from beanie.odm.actions import EventTypes, wrap_with_actions
@@ -69,6 +69,9 @@ class Conversation(StoredDocument, Document):
         created_at: When it was started; UTC, aware.
         updated_at: When a message was last added to it, or it was saved itself.
     """
+
+    if TYPE_CHECKING:  # what the library gives out is stored, and so has an id
+        id: PydanticObjectId = Field(default=None)  # type: ignore[assignment]
 
     title: str | None = None
     owner: Owner | None = None

@@ -1,7 +1,7 @@
 """Messages: what was said, whole or while it streams."""
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from beanie import Document, PydanticObjectId
 from beanie.odm.actions import ActionDirections, EventTypes, wrap_with_actions
@@ -61,6 +61,9 @@ class Message(StoredDocument, Document):
         completed_at: When it ended, or was added whole.
     """
 
+    if TYPE_CHECKING:  # what the library gives out is stored, and so has an id
+        id: PydanticObjectId = Field(default=None)  # type: ignore[assignment]
+
     conversation_id: PydanticObjectId
     position: int | None = None
     role: MessageRole
@@ -111,7 +114,11 @@ class Message(StoredDocument, Document):
             ),
             # What streams in a conversation right now, for its watchers.
             IndexModel(
-                [("conversation_id", ASCENDING), ("status", ASCENDING)],
+                [
+                    ("conversation_id", ASCENDING),
+                    ("status", ASCENDING),
+                    ("position", ASCENDING),
+                ],
                 name="conversation_status",
             ),
             # What was edited in a conversation, for watchers that poll.

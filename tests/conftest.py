@@ -82,9 +82,9 @@ async def facade(server_uri: str) -> AsyncIterator[Facade]:
             name = database or f"test_{uuid4().hex[:16]}"
             if database is None and uri is None:
                 stack.push_async_callback(drop_database, server_uri, name)
-            return await stack.enter_async_context(
-                Converse(uri or server_uri, database=name, **options)
-            )
+            converse = Converse(uri or server_uri, database=name, **options)
+            await stack.enter_async_context(converse)
+            return converse
 
         yield open_one
 

@@ -92,7 +92,7 @@ async def test_acknowledged__is_in_every_later_read_and_watcher(facade: Facade) 
             read = await reader.get_message(message.id)
             assert read.chunks[-1] == chunk
             assert read.content == message.content
-            assert (await anext(events)).chunk == chunk  # type: ignore[union-attr]
+            assert (await anext(events)).chunk == chunk
 
 
 async def test_acknowledged__unacknowledged_clients_are_refused(server_uri: str) -> None:
@@ -131,8 +131,8 @@ class Faulty:
 
 def break_messages(converse: Converse, call: str, **options: Any) -> Faulty:
     store = converse.message_model.store()
-    store.messages = Faulty(store.messages, call, **options)
-    return store.messages
+    broken = store.messages = Faulty(store.messages, call, **options)
+    return broken
 
 
 @pytest.mark.parametrize("applied", [True, False], ids=["after", "before"])
@@ -208,7 +208,7 @@ async def test_once__answer_of_an_insert_is_lost(
 
     conversation = await converse.start_conversation()
     insert = Document.insert
-    lost = []
+    lost: list[Document] = []
 
     async def insert_and_lose(self: Document, *arguments: Any, **options: Any) -> Any:
         await insert(self, *arguments, **options)

@@ -1,0 +1,68 @@
+"""The shapes in which servers tell of an append, as in the manual and as measured."""
+
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from converse_mongo._changes import Deleted, Inserted, StreamInvalidated, Updated, decode
+
+MESSAGE, CONVERSATION = ObjectId(), ObjectId()
+
+
+def update(fields: dict[str, Any]) -> Updated:
+    hint = decode(
+        {
+            "operationType": "update",
+            "documentKey": {"_id": MESSAGE},
+            "updateDescription": {"updatedFields": fields, "removedFields": []},
+        }
+    )
+    assert isinstance(hint, Updated)
+    return hint
+
+
+def chunk(sequence: int) -> dict[str, Any]:
+    return {"sequence": sequence, "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sequences"),
+    [
+        ({"chunks": [chunk(0)]}, [0]),
+        ({"chunks.0": chunk(0)}, [0]),
+        ({"chunks.7": chunk(7), "next_sequence": 8}, [7]),
+        ({"chunks.7": chunk(7), "chunks.8": chunk(8), "chunks.9": chunk(9)}, [7, 8, 9]),
+        ({"chunks": [chunk(3), chunk(4)], "next_sequence": 5}, [3, 4]),
+        ({"chunks": None}, []),
+        ({"chunks.7.content": "edited"}, []),
+        ({"chunks_of_mine": [1]}, []),
+        ({}, []),
+    ],
+)
+def test_append__in_every_shape(fields: dict[str, Any], sequences: list[int]) -> None:
+    hint = update(fields)
+    assert [stored["sequence"] for stored in hint.chunks] == sequences
+    assert hint.next_sequence == fields.get("next_sequence")
+    assert not hint.ended
+
+
+def test_end__is_a_change_of_state() -> None:
+    assert update({"status": "completed", "completed_at": None}).ended
+    assert update({"metadata": {"status": "x"}}).ended is False
+
+
+def test_save__tells_the_conversation() -> None:
+    hint = update({"revision": 3, "last_save": {"conversation_id": CONVERSATION, "at": None}})
+    assert (hint.conversation_id, hint.revision) == (CONVERSATION, 3)
+
+
+def test_others() -> None:
+    key = {"documentKey": {"_id": MESSAGE}}
+    document = {"_id": MESSAGE, "conversation_id": CONVERSATION}
+    inserted = decode({"operationType": "insert", "fullDocument": document, **key})
+    assert inserted == Inserted(MESSAGE, CONVERSATION, document)
+    assert decode({"operationType": "delete", **key}) == Deleted(MESSAGE)
+    assert decode({"operationType": "modify", **key}) is None
+    for operation in ("drop", "rename", "dropDatabase", "invalidate"):
+        assert decode({"operationType": operation}) == StreamInvalidated(operation)

@@ -1,0 +1,151 @@
+"""Bad input is refused before anything is written, and says what was wrong."""
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from bson import ObjectId
+
+from converse_mongo import _validation as validation
+from converse_mongo.errors import (
+    AppendTooLargeError,
+    ConverseError,
+    InvalidContentError,
+    InvalidCursorError,
+    InvalidIdError,
+    InvalidInputError,
+    InvalidMetadataError,
+)
+
+circular: dict[str, Any] = {}
+circular["self"] = circular
+deep: Any = "bottom"
+for _ in range(validation.MAX_METADATA_DEPTH + 1):
+    deep = [deep]
+
+
+@pytest.mark.parametrize("content", [None, 5, b"bytes", ["a"], object()])
+def test_content__is_no_text(content: object) -> None:
+    with pytest.raises(InvalidContentError, match=type(content).__name__):
+        validation.check_content(content)
+
+
+@pytest.mark.parametrize(("content", "index"), [("\ud800", 0), ("ab\udfffc", 2)])
+def test_content__has_a_lone_surrogate(content: str, index: int) -> None:
+    with pytest.raises(InvalidContentError, match=f"index {index}"):
+        validation.check_content(content)
+
+
+@pytest.mark.parametrize("content", ["", "a", "\x00", "ü漢🙂", "line\r\nline"])
+def test_content__is_measured_in_utf8(content: str) -> None:
+    assert validation.check_content(content) == len(content.encode())
+
+
+def test_content__is_too_large() -> None:
+    limit = validation.MAX_CHUNK_BYTES
+    assert validation.check_content("x" * limit, limit) == limit
+    for content in ("x" * (limit + 1), "ü" * (limit // 2 + 1)):
+        with pytest.raises(InvalidContentError, match=f"limit of {limit} bytes"):
+            validation.check_content(content, limit)
+
+
+@pytest.mark.parametrize("contents", ["text", b"bytes", None, 5, ["a", None], [["a"]]])
+def test_contents__of_an_append(contents: object) -> None:
+    with pytest.raises(InvalidContentError):
+        validation.check_chunk_contents(contents)
+
+
+def test_contents__are_too_many_or_too_large() -> None:
+    assert validation.check_chunk_contents(iter(["a", "b"])) == ["a", "b"]
+    with pytest.raises(AppendTooLargeError, match="split"):
+        validation.check_chunk_contents(["x" * validation.MAX_CHUNK_BYTES] * 5)
+    with pytest.raises(AppendTooLargeError, match="split"):
+        validation.check_chunk_contents([""] * 200_000)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [("a", 1)],
+        "text",
+        0,
+        {1: "number"},
+        {"": 1},
+        {"a.b": 1},
+        {"$set": 1},
+        {"nul\x00": 1},
+        {"x": object()},
+        {"x": {1, 2}},
+        {"x": Decimal(1)},
+        {"x": date(2026, 1, 1)},
+        {"x": 2**64},
+        {"x": "\ud800"},
+        {"x": {"y": [object()]}},
+        {"x": circular},
+        {"x": deep},
+        {"x": "x" * (validation.MAX_METADATA_BYTES + 1)},
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_metadata__cannot_be_stored(metadata: object) -> None:
+    with pytest.raises(InvalidMetadataError, match="Nothing was written"):
+        validation.check_metadata(metadata)
+
+
+def test_metadata__comes_back_as_mongodb_will_give_it() -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+    given = {"id": ObjectId(), "when": moment, "list": (1, 2), "nested": {"a.b": {"$c": None}}}
+    checked = validation.check_metadata(given)
+    assert checked == {
+        "id": given["id"],
+        "when": moment.replace(microsecond=678000),
+        "list": [1, 2],
+        "nested": {"a.b": {"$c": None}},
+    }
+    given["nested"]["a.b"]["$c"] = "changed later"  # type: ignore[index]
+    assert checked["nested"] == {"a.b": {"$c": None}}
+    assert validation.check_metadata(None) == {}
+
+
+@pytest.mark.parametrize("value", [None, 5, "", "xyz", b"123456789012", "0" * 23, ["a"]])
+def test_id__is_none(value: object) -> None:
+    with pytest.raises(InvalidIdError, match="message"):
+        validation.object_id(value, "message")
+
+
+@pytest.mark.parametrize("after", [True, False, -2, 1.0, "1", [1]])
+def test_after__is_no_sequence(after: object) -> None:
+    with pytest.raises(InvalidCursorError):
+        validation.check_sequence(after)
+
+
+@pytest.mark.parametrize(("after", "start"), [(None, 0), (-1, 0), (0, 1), (7, 8)])
+def test_after__is_a_sequence(after: int | None, start: int) -> None:
+    assert validation.check_sequence(after) == start
+
+
+@pytest.mark.parametrize("count", [True, -1, 1.5, "3"])
+def test_limit__is_no_count(count: object) -> None:
+    with pytest.raises(InvalidInputError):
+        validation.check_count(count, "limit")
+
+
+@pytest.mark.parametrize("error", [None, 5, b"x", "\ud800"])
+def test_error__is_no_text(error: object) -> None:
+    with pytest.raises(InvalidInputError):
+        validation.check_error(error)
+
+
+def test_error__is_text_or_an_exception() -> None:
+    assert validation.check_error("lost") == "lost"
+    assert validation.check_error(ValueError("lost")) == "lost"
+    assert validation.check_error(TimeoutError()) == "TimeoutError"
+
+
+def test_errors__have_one_root() -> None:
+    from converse_mongo import errors
+
+    for name in errors.__all__:
+        assert issubclass(getattr(errors, name), ConverseError), name
+        assert name.endswith("Error")
