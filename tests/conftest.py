@@ -108,7 +108,8 @@ async def client(server_uri: str) -> AsyncIterator[Any]:
 @pytest_asyncio.fixture
 async def converse(facade: Facade) -> Converse:
     """A facade on a real server and a database of its own."""
-    return await facade()
+    opened: Converse = await facade()
+    return opened
 
 
 @pytest.fixture
