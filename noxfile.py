@@ -20,10 +20,9 @@ DRIVERS = {
 def runs(python: str) -> bool:
     """Whether this Python is there; a name on the path may be a shim for one that is not."""
     found = shutil.which(f"python{python}")
-    return (
-        found is not None
-        and not subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode
-    )
+    if found is None:
+        return False
+    return subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
 PYTHONS = [python for python in ("3.11", "3.12", "3.13") if runs(python)]
@@ -35,7 +34,7 @@ def group(name: str) -> list[str]:
 
 
 @nox.session(python=PYTHONS)
-@nox.parametrize("driver", DRIVERS)
+@nox.parametrize("driver", list(DRIVERS))
 def tests(session: nox.Session, driver: str) -> None:
     """All tests, with each driver and each Python that is there."""
     session.install(*DRIVERS[driver], *group("test"))
@@ -43,7 +42,7 @@ def tests(session: nox.Session, driver: str) -> None:
 
 
 @nox.session(python=PYTHON)
-@nox.parametrize("driver", DRIVERS)
+@nox.parametrize("driver", list(DRIVERS))
 def lowest(session: nox.Session, driver: str) -> None:
     """The tests with the oldest dependencies that the package allows."""
     session.install("uv>=0.9")

@@ -119,11 +119,10 @@ class TracksChanges(BaseModel):
         field = cls.model_fields.get(name)
         return (field.alias if field else None) or name
 
-    @classmethod
-    def _refuse_protected(cls, name: str) -> None:
-        if name in cls._protected:
+    def _refuse_protected(self, name: str) -> None:
+        if name in self._protected:
             raise ProtectedFieldError(
-                f"{cls.__name__}.{name} cannot be written by hand: {cls._protected[name]}. "
+                f"{type(self).__name__}.{name} cannot be written by hand: {self._protected[name]}. "
                 "Nothing was written."
             )
 
@@ -217,7 +216,8 @@ class StoredDocument(TracksChanges):
             )
         own = cls.__dict__.get("Settings")
         library = cls._library_settings
-        if own is not None and library is not None and not issubclass(own, library):
+        if own is not None and library is not None:
+            own.name = getattr(own, "name", library.name)
             names = {index.document["name"] for index in library.indexes}
             added = [
                 index
@@ -249,8 +249,13 @@ class StoredDocument(TracksChanges):
             ProtectedFieldError: One of the fields is written by the library only.
         """
         for path in _updated_paths(args):
+            root = path.partition(".")[0]
+            if root in RESERVED:
+                raise ProtectedFieldError(
+                    f"{root} is written by converse_mongo only. Nothing was written."
+                )
             for name in type(self).model_fields:
-                if self._path(name) == path.partition(".")[0]:
+                if self._path(name) == root:
                     self._refuse_protected(name)
         await super().update(*args, **kwargs)  # type: ignore[misc]
         self._remember()
@@ -294,10 +299,14 @@ class StoredDocument(TracksChanges):
 def _updated_paths(updates: tuple[Any, ...]) -> Iterator[str]:
     for update in updates:
         query = getattr(update, "query", update)
-        if isinstance(query, Mapping):
-            for fields in query.values():
-                if isinstance(fields, Mapping):
-                    yield from (str(path) for path in fields)
+        if not isinstance(query, Mapping):
+            raise ProtectedFieldError(
+                "An update by a pipeline could write fields that only converse_mongo writes: use "
+                "update operators. Nothing was written."
+            )
+        for fields in query.values():
+            if isinstance(fields, Mapping):
+                yield from (str(path) for path in fields)
 
 
 def make(model: type[D], base: type[Document], own: dict[str, Any], fields: dict[str, Any]) -> D:

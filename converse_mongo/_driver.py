@@ -69,7 +69,7 @@ D = TypeVar("D", bound=Document)
 
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
 _TRANSIENT_CODES = frozenset(
-    {6, 7, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 13388}
+    {6, 7, 50, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 13388}
 )
 _CANNOT_SATISFY_WRITE_CONCERN = 100
 _TOO_LARGE_CODES = frozenset({10334, 17419})

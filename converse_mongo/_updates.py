@@ -51,7 +51,7 @@ def append(
             **key,
             "status": MessageStatus.STREAMING.value,
             "next_sequence": chunks[0].sequence,
-            "chunk_bytes": {"$lte": MAX_MESSAGE_BYTES - size},
+            "chunk_bytes": {"$not": {"$gt": MAX_MESSAGE_BYTES - size}},
         },
         {
             "$push": {"chunks": {"$each": stored}},

@@ -125,7 +125,7 @@ class Converse:
             await _driver.bind_documents(
                 database, [conversation, message], create_indexes=self._create_indexes
             )
-            streams = self._change_streams and await _driver.has_change_streams(database)
+            replicated = await _driver.has_change_streams(database)
         except BaseException as error:
             if owns_client:
                 await _driver.close_client(client)
@@ -142,15 +142,15 @@ class Converse:
         )
         message.bound_store = conversation.bound_store = store
         # Watchers show what no failover takes back, as a change stream does (which knows no other
-        # read concern). Where there is no change stream there is no majority either.
+        # read concern). A standalone server knows no majority.
         reader = Reader(
-            _driver.collection_of(message, majority=streams),
-            _driver.collection_of(conversation, majority=streams),
+            _driver.collection_of(message, majority=replicated),
+            _driver.collection_of(conversation, majority=replicated),
         )
         hub = Hub(
             reader,
             (lambda: _driver.open_change_feed(reader.messages, _changes.PIPELINE))
-            if streams
+            if replicated and self._change_streams
             else None,
             poll_interval=self._poll_interval,
             check_interval=self._check_interval,

@@ -108,7 +108,7 @@ class MessageTooLargeError(ConverseError):
 
     def __init__(self, message_id: ObjectId) -> None:
         super().__init__(
-            f"Message {message_id} is full, since MongoDB's limit for a document is 16 MiB: this "
+            f"Message {message_id} holds as much as one document may (see MAX_MESSAGE_BYTES): this "
             "was not stored, what came before is. Complete it and go on in a new message."
         )
         self.message_id = message_id

@@ -343,11 +343,6 @@ class Message(StoredDocument, Document):
             return await self.insert()
         changed, removed = self._changes()
         if "content" in changed:
-            if self.is_streaming or self.next_sequence:
-                raise ProtectedFieldError(
-                    f"The content of message {self.id} is the text of its chunks: use append_chunk "
-                    "while it streams. Nothing was written."
-                )
             check_content(self.content)
         if changed or removed:
             saved_at = now()
@@ -360,6 +355,14 @@ class Message(StoredDocument, Document):
             self.updated_at = saved_at
             self._remember()
         return self
+
+    def _refuse_protected(self, name: str) -> None:
+        super()._refuse_protected(name)
+        if name == "content" and (self.is_streaming or self.next_sequence):
+            raise ProtectedFieldError(
+                f"The content of message {self.id} is the text of its chunks: use append_chunk "
+                "while it streams. Nothing was written."
+            )
 
     async def insert(self, **_kwargs: Any) -> Self:
         """Adds the message at the end of its conversation.

@@ -3,12 +3,13 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
 import pytest_asyncio
 from beanie import init_beanie
+from pymongo import IndexModel
 
 from converse_mongo import (
     DOCUMENT_MODELS,
@@ -202,13 +203,21 @@ async def test_subclasses__cannot_take_names_of_the_library() -> None:
 
 
 async def test_subclasses__with_settings_of_their_own_keep_the_indexes(facade: Facade) -> None:
-    class Settled(Message):
+    class Plain(Message):
         class Settings:
-            name = "messages"
+            use_revision = False
 
-    converse = await facade(message_model=Settled)
-    indexes = await converse.message_model.store().messages.index_information()
-    assert "conversation_position" in indexes
+    class Derived(Message):
+        class Settings(Message.Settings):
+            indexes: ClassVar = [IndexModel("role")]
+
+    for model in (Plain, Derived):
+        converse = await facade(message_model=model)
+        messages = converse.message_model.store().messages
+        assert messages.name == "messages"
+        indexes = await messages.index_information()
+        assert {"conversation_position", "conversation_status"} <= indexes.keys()
+    assert "role_1" in indexes
 
 
 # Opening

@@ -352,6 +352,17 @@ async def test_save__refuses_fields_of_the_library(
     assert stored.is_streaming
 
 
+@pytest.mark.parametrize("name", ["status", "content", "next_sequence", "end_id", "chunks.0"])
+async def test_update__refuses_fields_of_the_library(converse: Converse, name: str) -> None:
+    message = await start(converse)
+    await message.append_chunk("a")
+    with pytest.raises(ProtectedFieldError):
+        await message.set({name: "other"})
+    await message.set({"metadata.mine": 1})
+    assert message.metadata == {"mine": 1}
+    assert (await converse.get_message(message.id)).content == "a"
+
+
 async def test_replace__is_refused(converse: Converse) -> None:
     message = await start(converse)
     with pytest.raises(ProtectedFieldError, match="save"):
