@@ -6,7 +6,6 @@ change feed, and document classes.
 """
 
 import asyncio
-import contextlib
 import copy
 import logging
 from collections.abc import Mapping, Sequence
@@ -99,12 +98,23 @@ def open_client(uri: str, options: Mapping[str, Any]) -> Client:
     return AsyncMongoClient(uri, **options)
 
 
+_closing: set[asyncio.Task[None]] = set()
+
+
+def _closed(task: asyncio.Task[None]) -> None:
+    _closing.discard(task)
+    if not task.cancelled() and task.exception() is not None:
+        logger.debug("Closing failed", exc_info=task.exception())
+
+
 async def close_client(client: Client) -> None:
     """Closes a client of either driver, within a few seconds also when the server hangs."""
     if isinstance(client, AsyncMongoClient):
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await client.close()
+        # Not cancelled when time is up: once the server is back, or gone, it frees the connections.
+        closing = asyncio.create_task(client.close(), name="converse_mongo-close-client")
+        _closing.add(closing)
+        closing.add_done_callback(_closed)
+        await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
     else:
         # Motor's close() says goodbye to the server, and blocks until it has answered.
         await in_thread(client.close, CLOSE_SECONDS)
@@ -286,9 +296,13 @@ async def open_change_feed(collection: Collection, pipeline: list[dict[str, Any]
         if _BEANIE_SPEAKS_MOTOR
         else TaskFeed(collection, pipeline)
     )
+    opening = asyncio.create_task(feed.open(), name="converse_mongo-open")
     try:
-        await feed.open()
+        # PyMongo leaves a socket behind when it is cancelled while it connects.
+        await asyncio.shield(opening)
     except BaseException:
+        await asyncio.wait({opening}, timeout=CLOSE_SECONDS)
+        opening.cancel()
         await asyncio.shield(feed.aclose())
         raise
     return feed

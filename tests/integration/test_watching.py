@@ -496,6 +496,7 @@ async def test_one_stream__a_thousand_watchers(facade: Facade, commands: Command
         for _ in range(50)
     ]
     await until(lambda: viewer.statistics().watchers == 1050)
+    await until(lambda: viewer.statistics().streams_opened == 1)
     assert viewer.statistics().topics == 2
     await stream(message, 20)
     await message.complete_streaming()
@@ -559,6 +560,7 @@ async def test_bounded__window_of_a_topic(converse: Converse) -> None:
     async with converse.watch_message(message.id) as watcher:
         topic = watcher._topic
         assert topic is not None
+        quick = asyncio.create_task(collect(converse, message))  # keeps the window moving
         for _ in range(10):
             await message.append_chunks(["x" * 100] * 300)
             await until(lambda: topic.window.head == message.next_sequence)
@@ -568,6 +570,8 @@ async def test_bounded__window_of_a_topic(converse: Converse) -> None:
             await message.append_chunk(big)
         await until(lambda: topic.window.head == message.next_sequence)
         assert topic.window.head - topic.window.first <= 2
+        await message.complete_streaming()
+        assert sequences(await quick) == list(range(3004))
         seen = [await anext(watcher) for _ in range(3004)]
     assert sequences(seen) == list(range(3004))
 
@@ -604,7 +608,8 @@ async def test_close__while_the_server_hangs(
     import signal
 
     server = start_server()
-    converse = await Converse(server.uri, database="hang").open()
+    options = {"serverSelectionTimeoutMS": 2000}
+    converse = await Converse(server.uri, database="hang", client_options=options).open()
     watching = await attached(converse, await start(converse))
     assert server.pid is not None
     os.kill(server.pid, signal.SIGSTOP)
@@ -613,6 +618,14 @@ async def test_close__while_the_server_hangs(
             await converse.aclose()
     finally:
         server.kill()
+    # Once the server is gone for good, nothing is left of what waited for it.
+    await until(
+        lambda: (
+            not [
+                task for task in asyncio.all_tasks() if task.get_name().startswith("converse_mongo")
+            ]
+        )
+    )
     with pytest.raises(ConverseClosedError):
         await watching
 

@@ -263,6 +263,31 @@ async def test_end__append_complete_and_fail_race(facade: Facade) -> None:
         assert isinstance(events[-1], MessageCompleted if stored.is_completed else MessageFailed)
 
 
+@pytest.mark.parametrize("first", ["complete", "fail"])
+async def test_end__a_second_one_changes_nothing(facade: Facade, first: str) -> None:
+    converse = await facade()
+    other = await facade(converse.database_name)
+    message = await start(converse)
+    theirs = await other.get_message(message.id)
+    await message.append_chunk("a")
+    if first == "complete":
+        await message.complete_streaming({"by": "first"})
+    else:
+        await message.fail_streaming("first", {"by": "first"})
+    before = await converse.message_model.store().messages.find_one({"_id": message.id})
+    for call in (
+        theirs.complete_streaming({"by": "second"}),
+        theirs.fail_streaming("second", {"by": "second"}),
+        theirs.append_chunk("b"),
+        message.mark_as_error("third"),
+    ):
+        with pytest.raises(MessageNotStreamingError, match=message.status.value):
+            await call
+    after = await converse.message_model.store().messages.find_one({"_id": message.id})
+    assert after == before
+    assert before["metadata"] == {"by": "first", "chunks": 1}
+
+
 async def test_end__a_flood_of_appends_does_not_hold_it_up(facade: Facade) -> None:
     writer, stopper = await facade(), None
     stopper = await facade(writer.database_name)
