@@ -2,18 +2,19 @@
 
 from importlib.metadata import version
 
+from converse_mongo._listings import MessageList, Owner
+from converse_mongo._stored_message import Lease
 from converse_mongo._validation import (
     MAX_APPEND_BYTES,
+    MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
     MAX_CONTENT_BYTES,
-    MAX_MESSAGE_BYTES,
     MAX_METADATA_BYTES,
 )
 from converse_mongo.chunks import ChunkLog, MessageChunk
-from converse_mongo.conversations import DOCUMENT_MODELS, Conversation, MessageList, Owner
+from converse_mongo.conversations import DOCUMENT_MODELS, Conversation
 from converse_mongo.converse import Converse
 from converse_mongo.errors import (
-    AppendTooLargeError,
     ChunksNotLoadedError,
     ConfigurationError,
     ConversationNotFoundError,
@@ -30,7 +31,12 @@ from converse_mongo.errors import (
     NotFoundError,
     ProtectedFieldError,
     StoreUnavailableError,
+    StreamStoppedError,
     WatchError,
+    WriterError,
+    WriterExistsError,
+    WriterFailedError,
+    WriterFencedError,
 )
 from converse_mongo.events import (
     ChunkReceived,
@@ -38,6 +44,7 @@ from converse_mongo.events import (
     ConversationEvent,
     Event,
     FinalEvent,
+    MessageCancelled,
     MessageCompleted,
     MessageCreated,
     MessageEvent,
@@ -46,19 +53,20 @@ from converse_mongo.events import (
 )
 from converse_mongo.hub import HubStatistics
 from converse_mongo.messages import Message
+from converse_mongo.pages import MessageChunkPage
 from converse_mongo.types import MessageRole, MessageStatus, WatchMode
 from converse_mongo.watching import Watcher
+from converse_mongo.writer import MessageWriter, WriterStatistics
 
 __version__ = version("converse-mongo")
 
 __all__ = [
     "DOCUMENT_MODELS",
     "MAX_APPEND_BYTES",
+    "MAX_APPEND_CHUNKS",
     "MAX_CHUNK_BYTES",
     "MAX_CONTENT_BYTES",
-    "MAX_MESSAGE_BYTES",
     "MAX_METADATA_BYTES",
-    "AppendTooLargeError",
     "ChunkLog",
     "ChunkReceived",
     "ChunksNotLoadedError",
@@ -78,8 +86,11 @@ __all__ = [
     "InvalidIdError",
     "InvalidInputError",
     "InvalidMetadataError",
+    "Lease",
     "Message",
+    "MessageCancelled",
     "MessageChunk",
+    "MessageChunkPage",
     "MessageCompleted",
     "MessageCreated",
     "MessageEvent",
@@ -91,12 +102,19 @@ __all__ = [
     "MessageStatus",
     "MessageTooLargeError",
     "MessageUpdated",
+    "MessageWriter",
     "NotFoundError",
     "Owner",
     "ProtectedFieldError",
     "StoreUnavailableError",
+    "StreamStoppedError",
     "WatchError",
     "WatchMode",
     "Watcher",
+    "WriterError",
+    "WriterExistsError",
+    "WriterFailedError",
+    "WriterFencedError",
+    "WriterStatistics",
     "__version__",
 ]

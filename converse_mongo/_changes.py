@@ -23,10 +23,18 @@ __all__ = [
     "decode",
 ]
 
-PIPELINE: list[dict[str, Any]] = [{"$project": {"updateDescription.updatedFields.content": 0}}]
+PIPELINE: list[dict[str, Any]] = [
+    {
+        "$project": {
+            "updateDescription.updatedFields.content": 0,
+            "updateDescription.updatedFields.chunk_lengths": 0,
+        }
+    }
+]
 """What a change stream shall leave out: the joined text of an ended message, which every watcher
 has had chunk by chunk."""
 
+_WRITER_FIELDS = frozenset({"status", "stop_requested_at", "lease.epoch"})
 _INVALIDATING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})
 
 
@@ -47,6 +55,7 @@ class Updated:
         chunks: The appended chunks that the event brought, in its order.
         next_sequence: The counter after the append, where it changed.
         ended: Whether the state changed; a message leaves ``streaming`` only once.
+        concerns_writer: Whether its writer is to stop, or is no longer its writer.
         conversation_id: The conversation, known only when fields of the message were saved.
         revision: How often they were, then.
     """
@@ -55,6 +64,7 @@ class Updated:
     chunks: list[StoredChunk]
     next_sequence: int | None = None
     ended: bool = False
+    concerns_writer: bool = False
     conversation_id: ObjectId | None = None
     revision: int = 0
 
@@ -108,6 +118,7 @@ def _decode_update(message_id: ObjectId, fields: Mapping[str, Any]) -> Updated:
         chunks,
         next_sequence=fields.get("next_sequence"),
         ended="status" in fields,
+        concerns_writer=not _WRITER_FIELDS.isdisjoint(fields),
         conversation_id=save["conversation_id"] if save else None,
         revision=fields.get("revision", 0),
     )

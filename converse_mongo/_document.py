@@ -35,7 +35,9 @@ UtcDatetime = Annotated[datetime, AfterValidator(aware)]
 JsonableDict = Annotated[dict[str, Any], PlainSerializer(jsonable, when_used="json")]
 """A mapping of what BSON holds, which is more than what JSON holds."""
 
-RESERVED = frozenset({"end_id", "last_save"})
+RESERVED = frozenset(
+    {"chunk_lengths", "compact_at", "compacted", "end_id", "last_save", "stop_requested_at"}
+)
 """What the library keeps in documents beside the fields of its classes."""
 
 

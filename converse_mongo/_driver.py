@@ -9,6 +9,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -23,6 +24,7 @@ from pymongo.errors import (
     WriteConcernError,
 )
 from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
 
 from converse_mongo._feeds import (
     CLOSE_SECONDS,
@@ -51,10 +53,13 @@ __all__ = [
     "is_too_large",
     "is_transient",
     "lacks_change_streams",
+    "majority_of",
     "open_change_feed",
     "open_client",
     "open_database",
     "release_documents",
+    "server_time",
+    "sibling",
 ]
 
 logger = logging.getLogger("converse_mongo")
@@ -178,6 +183,16 @@ async def has_change_streams(database: Database) -> bool:
     return "setName" in hello or hello.get("msg") == "isdbgrid"
 
 
+async def server_time(database: Database) -> datetime:
+    """What the clock of the server says; that of this process, where it is the server (a mock)."""
+    try:
+        hello = await database.client.admin.command("hello")
+    except NotImplementedError:
+        return datetime.now(UTC)
+    moment: datetime = hello["localTime"]
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
 def lacks_change_streams(error: BaseException) -> bool:
     """Whether ``error`` means that no change stream is to be had here, now or later."""
     return isinstance(error, OperationFailure) and (
@@ -274,6 +289,35 @@ def collection_of(model: type[Document], *, majority: bool = False) -> Collectio
         codec_options=collection.codec_options.with_options(tz_aware=True),
         read_preference=ReadPreference.PRIMARY,
         read_concern=ReadConcern("majority" if majority else "local"),
+    )
+
+
+def majority_of(collection: Collection) -> Collection:
+    """The same collection, read as with ``majority`` in :func:`collection_of`."""
+    if _is_mock(collection):
+        return collection
+    return collection.with_options(read_concern=ReadConcern("majority"))
+
+
+def sibling(collection: Collection, name: str, *, majority: bool = False) -> Collection:
+    """Another collection of the same database, read in the same way.
+
+    Args:
+        collection: One from :func:`collection_of`.
+        name: The name of the other.
+        majority: Whether its writes wait until no failover can take them back.
+    """
+    if _is_mock(collection):
+        return collection.database[name]
+    concern = collection.write_concern
+    if majority and concern.document.get("w") != "majority":
+        concern = WriteConcern(**{**concern.document, "w": "majority"})
+    return collection.database.get_collection(
+        name,
+        codec_options=collection.codec_options,
+        read_preference=collection.read_preference,
+        read_concern=collection.read_concern,
+        write_concern=concern,
     )
 
 

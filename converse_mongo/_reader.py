@@ -1,27 +1,36 @@
 """Reads messages as the watchers and the store need them: without text that nobody asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from bson import ObjectId
 
+from converse_mongo import _driver
+from converse_mongo._compaction import expand
 from converse_mongo._driver import Collection
-from converse_mongo._state import COUNTERS, STATE, MessageState
+from converse_mongo._state import COUNTERS, STATE, LeaseState, MessageState
 from converse_mongo.chunks import MessageChunk, StoredChunk
 from converse_mongo.types import MessageStatus
 
 __all__ = ["Counters", "MessageRow", "Reader", "Saved"]
 
 IDS_PER_QUERY = 1000
+MERGED_CHUNKS_PER_READ = 8192
+"""How many chunks of a merged message to take out of its text at once; the text comes as one."""
+
+_MERGED = {"content": 1, "chunk_lengths": 1, "completed_at": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """How far a message is."""
+    """How far a message is, and whether its writer lives and is wanted."""
 
     next_sequence: int
     ended: bool
+    lease: LeaseState
+    stop_requested: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,54 +52,177 @@ class Saved:
 class Reader:
     """Reads from one pair of collections. A read may always be repeated."""
 
-    def __init__(self, messages: Collection, conversations: Collection) -> None:
+    def __init__(self, messages: Collection, conversations: Collection, pages: Collection) -> None:
         self.messages = messages
         self.conversations = conversations
+        self.pages = pages
+
+    async def server_time(self) -> datetime:
+        """What the clock of the server says."""
+        return await _driver.server_time(self.messages.database)
 
     # One message
 
-    async def read(
-        self, message_id: ObjectId, conversation_id: ObjectId, start: int, limit: int
-    ) -> tuple[MessageState, list[MessageChunk]] | None:
-        """The state of a message, and up to ``limit`` chunks from sequence ``start``, at one time.
-
-        ``None`` when there is no such message.
-        """
-        return await self._read(
-            {"_id": message_id, "conversation_id": conversation_id}, [start, limit]
+    async def state(self, message_id: ObjectId, conversation_id: ObjectId) -> MessageState | None:
+        """The state of a message; ``None`` when there is no such one."""
+        stored = await self.messages.find_one(
+            {"_id": message_id, "conversation_id": conversation_id}, STATE
         )
+        return MessageState.from_stored(stored) if stored else None
 
-    async def read_tail(
-        self, message_id: ObjectId, limit: int
+    async def read(
+        self,
+        message_id: ObjectId,
+        conversation_id: ObjectId,
+        start: int,
+        limit: int,
+        page_start: int = 0,
     ) -> tuple[MessageState, list[MessageChunk]] | None:
-        """The same with the last ``limit`` chunks, for who does not know the conversation yet."""
-        return await self._read({"_id": message_id}, -limit)
+        """The state of a message, and some chunks from sequence ``start``.
+
+        Some: up to ``limit`` of those that are in one place, the message itself or one page. None
+        are there only when the message has none from ``start`` on.
+
+        Args:
+            page_start: Where the embedded chunks are thought to begin; a wrong guess costs a read.
+
+        Returns:
+            ``None`` when there is no such message.
+        """
+        key = {"_id": message_id, "conversation_id": conversation_id}
+        return await self._read(key, start, limit, page_start)
 
     async def read_at(
         self, conversation_id: ObjectId, position: int, start: int, limit: int
     ) -> tuple[MessageState, list[MessageChunk]] | None:
         """The same for the message at a position of a conversation."""
-        return await self._read(
-            {"conversation_id": conversation_id, "position": position}, [start, limit]
-        )
+        key = {"conversation_id": conversation_id, "position": position}
+        return await self._read(key, start, limit, 0)
 
-    async def _read(
-        self, match: Mapping[str, Any], chunks: int | list[int]
+    async def read_tail(
+        self, message_id: ObjectId, limit: int
     ) -> tuple[MessageState, list[MessageChunk]] | None:
-        stored = await self.messages.find_one(match, {**STATE, "chunks": {"$slice": chunks}})
+        """The same with up to ``limit`` of the last chunks, for who knows only the message."""
+        stored = await self.messages.find_one(
+            {"_id": message_id}, {**STATE, "chunks": {"$slice": -limit}}
+        )
         if stored is None:
             return None
-        state = MessageState.from_stored(stored)
-        return state, [MessageChunk.from_stored(chunk) for chunk in stored.get("chunks") or ()]
+        return MessageState.from_stored(stored), _chunks(stored)
+
+    async def _read(
+        self, match: Mapping[str, Any], start: int, limit: int, page_start: int
+    ) -> tuple[MessageState, list[MessageChunk]] | None:
+        while True:
+            embedded = {"chunks": {"$slice": [start - page_start, limit]}}
+            stored = await self.messages.find_one(
+                match, STATE | (embedded if start >= page_start else {})
+            )
+            if stored is None:
+                return None
+            state = MessageState.from_stored(stored)
+            if state.page_start == page_start <= start:
+                return state, _chunks(stored)
+            page_start = state.page_start
+            if start < page_start:
+                chunks = await self._read_moved(state, start, limit)
+                if chunks is not None:
+                    return state, chunks
+                # Its pages were merged, or it was deleted, in between: look again.
+                page_start = 0
+
+    async def _read_moved(
+        self, state: MessageState, start: int, limit: int
+    ) -> list[MessageChunk] | None:
+        """Chunks that are not in the message any more; ``None`` if they just went elsewhere."""
+        key = {"_id": state.message_id, "conversation_id": state.conversation_id}
+        if state.compacted:
+            merged = await self.messages.find_one(key, _MERGED)
+            if merged is None:
+                return None
+            found = expand(merged, start, max(limit, MERGED_CHUNKS_PER_READ))
+            return [MessageChunk.from_stored(chunk) for chunk in found]
+        page = await self.pages.find_one(
+            {
+                "conversation_id": state.conversation_id,
+                "message_id": state.message_id,
+                "first_sequence": {"$lte": start},
+            },
+            sort=[("first_sequence", -1)],
+        )
+        if page is not None and start < page["next_sequence"]:
+            return _chunks(page, start - page["first_sequence"], limit)
+        now = await self.messages.find_one(key, {"compacted": 1})
+        return None if now is None or now.get("compacted") else []
+
+    async def appended(
+        self, message_id: ObjectId, conversation_id: ObjectId, append_id: ObjectId, first: int
+    ) -> int | None:
+        """The sequence at which an append was stored that left the message for a page.
+
+        Args:
+            first: A sequence before which it cannot be.
+        """
+        page = await self.pages.find_one(
+            {
+                "conversation_id": conversation_id,
+                "message_id": message_id,
+                "next_sequence": {"$gt": first},
+                "chunks.append_id": append_id,
+            },
+            {"chunks": {"$elemMatch": {"append_id": append_id}}},
+        )
+        sequence: int | None = page["chunks"][0]["sequence"] if page else None
+        return sequence
 
     async def stored_chunks(
         self, message_id: ObjectId, conversation_id: ObjectId
     ) -> list[StoredChunk]:
         """All chunks of a message; none if there is no such message."""
         stored = await self.messages.find_one(
-            {"_id": message_id, "conversation_id": conversation_id}, {"chunks": 1}
+            {"_id": message_id, "conversation_id": conversation_id},
+            {"conversation_id": 1, "chunks": 1, "page_start": 1, "compacted": 1, **_MERGED},
         )
-        return list(stored.get("chunks") or ()) if stored else []
+        if stored is None:
+            return []
+        await self.add_moved_chunks(stored)
+        return list(stored.get("chunks") or ())
+
+    async def add_moved_chunks(self, stored: dict[str, Any]) -> None:
+        """Gives a whole document of a message the chunks that it does not embed any more."""
+        page_start = stored.get("page_start", 0)
+        if not page_start:
+            return
+        if not stored.get("compacted"):
+            moved = [chunk async for chunk in self._pages_before(stored, page_start)]
+            if len(moved) == page_start:
+                stored["chunks"] = moved + list(stored.get("chunks") or ())
+                return
+            # Merged in between, or pages are missing, which the length then shows.
+            again = await self.messages.find_one(
+                {"_id": stored["_id"]}, {"compacted": 1, **_MERGED}
+            )
+            if again is None or not again.get("compacted"):
+                stored["chunks"] = moved + list(stored.get("chunks") or ())
+                return
+            stored |= again
+        stored["chunks"] = expand(stored)
+
+    async def _pages_before(
+        self, stored: Mapping[str, Any], page_start: int
+    ) -> AsyncIterator[StoredChunk]:
+        cursor = self.pages.find(
+            {
+                "conversation_id": stored["conversation_id"],
+                "message_id": stored["_id"],
+                "first_sequence": {"$lt": page_start},
+            },
+            {"chunks": 1},
+        ).sort([("first_sequence", 1)])
+        async for page in cursor:
+            for chunk in page["chunks"]:
+                if chunk["sequence"] < page_start:
+                    yield chunk
 
     # Many messages
 
@@ -111,8 +243,20 @@ class Reader:
                 found[stored["_id"]] = Counters(
                     stored.get("next_sequence", 0),
                     stored["status"] != MessageStatus.STREAMING.value,
+                    LeaseState.from_stored(stored.get("lease")),
+                    stored.get("stop_requested_at") is not None,
                 )
         return found
+
+    async def streaming_anywhere(self) -> list[MessageState]:
+        """All messages that are streaming, for who looks for orphans among them."""
+        cursor = self.messages.find({"status": MessageStatus.STREAMING.value}, STATE)
+        return [MessageState.from_stored(stored) async for stored in cursor]
+
+    async def to_compact(self, moment: datetime) -> list[MessageState]:
+        """The messages whose chunks may be merged away by now."""
+        cursor = self.messages.find({"compact_at": {"$lte": moment}}, STATE)
+        return [MessageState.from_stored(stored) async for stored in cursor]
 
     # Conversations
 
@@ -188,6 +332,13 @@ class Reader:
                 messages = found.setdefault(stored["conversation_id"], {})
                 messages[stored["_id"]] = Saved(stored["revision"], stored["position"])
         return found
+
+
+def _chunks(
+    stored: Mapping[str, Any], start: int = 0, limit: int | None = None
+) -> list[MessageChunk]:
+    stop = None if limit is None else start + limit
+    return [MessageChunk.from_stored(chunk) for chunk in (stored.get("chunks") or ())[start:stop]]
 
 
 def _row(stored: Mapping[str, Any]) -> MessageRow:

@@ -32,6 +32,7 @@ async def call(
     what: str,
     timeout: float,  # noqa: ASYNC109 - it bounds the tries, not one of them
     append_id: ObjectId | None = None,
+    on_retry: Callable[[], None] | None = None,
 ) -> T:
     """Awaits ``function(*arguments)``, again and again for ``timeout`` seconds if need be.
 
@@ -54,6 +55,8 @@ async def call(
     )
 
     async def attempt() -> T:
+        if on_retry is not None:
+            on_retry()
         return await function(*arguments)
 
     try:

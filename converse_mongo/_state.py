@@ -2,30 +2,83 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from bson import ObjectId
 
 from converse_mongo.chunks import MessageChunk, aware
-from converse_mongo.events import ChunkReceived, FinalEvent, MessageCompleted, MessageFailed
+from converse_mongo.events import (
+    ChunkReceived,
+    FinalEvent,
+    MessageCancelled,
+    MessageCompleted,
+    MessageFailed,
+)
 from converse_mongo.types import MessageRole, MessageStatus
 
-__all__ = ["COUNTERS", "STATE", "MessageState"]
+__all__ = ["COUNTERS", "STATE", "LeaseState", "MessageState", "with_chunk_count"]
 
-COUNTERS = {"conversation_id": 1, "status": 1, "next_sequence": 1}
-"""The projection that tells whether a message moved on."""
+COUNTERS = {
+    "conversation_id": 1,
+    "status": 1,
+    "next_sequence": 1,
+    "lease": 1,
+    "stop_requested_at": 1,
+}
+"""The projection that tells whether a message moved on, and whether its writer lives."""
 
 STATE = COUNTERS | {
     "position": 1,
     "role": 1,
+    "page_start": 1,
+    "content_bytes": 1,
     "metadata": 1,
     "error": 1,
+    "stop_reason": 1,
+    "retention": 1,
     "created_at": 1,
     "completed_at": 1,
     "end_id": 1,
+    "compacted": 1,
 }
 """The projection of all that a :class:`MessageState` holds: neither text nor chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """Who may write to a message, and how long without a sign of life.
+
+    Attributes:
+        epoch: How many writers the message has had; the last one holds the lease.
+        holder: The id that the last writer gave itself.
+        renewed_at: When there was a sign of life, by the server's clock; ``None`` for never.
+        duration: Seconds from then on until it runs out; ``None`` for never.
+    """
+
+    epoch: int = 0
+    holder: ObjectId | None = None
+    renewed_at: datetime | None = None
+    duration: float | None = None
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any] | None) -> "LeaseState":
+        """The lease in a document; one that never runs out where it has none."""
+        if not stored:
+            return cls()
+        renewed_at = stored.get("renewed_at")
+        return cls(
+            stored.get("epoch") or 0,
+            stored.get("holder"),
+            aware(renewed_at) if renewed_at else None,
+            stored.get("duration"),
+        )
+
+    def has_expired(self, server_time: datetime) -> bool:
+        """Whether it has run out, when the server's clock says ``server_time``."""
+        if self.renewed_at is None or self.duration is None:
+            return False
+        return server_time > self.renewed_at + timedelta(seconds=self.duration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +91,18 @@ class MessageState:
     role: MessageRole
     status: MessageStatus
     next_sequence: int
+    page_start: int
+    content_bytes: int
     metadata: dict[str, Any]
     error: str | None
+    lease: LeaseState
+    stop_requested: bool
+    stop_reason: str | None
+    retention: float | None
     created_at: datetime
     completed_at: datetime | None
     end_id: ObjectId | None
+    compacted: bool
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "MessageState":
@@ -55,11 +115,18 @@ class MessageState:
             role=MessageRole(stored["role"]),
             status=MessageStatus(stored["status"]),
             next_sequence=stored.get("next_sequence", 0),
+            page_start=stored.get("page_start", 0),
+            content_bytes=stored.get("content_bytes", 0),
             metadata=stored.get("metadata") or {},
             error=stored.get("error"),
+            lease=LeaseState.from_stored(stored.get("lease")),
+            stop_requested=stored.get("stop_requested_at") is not None,
+            stop_reason=stored.get("stop_reason"),
+            retention=stored.get("retention"),
             created_at=aware(stored["created_at"]),
             completed_at=aware(completed_at) if completed_at else None,
             end_id=stored.get("end_id"),
+            compacted=bool(stored.get("compacted")),
         )
 
     @property
@@ -78,34 +145,28 @@ class MessageState:
 
     def ended(self, cursor: str | None = None) -> FinalEvent:
         """The final event of a message that has ended."""
-        completed_at = self.completed_at or self.created_at
         metadata = self.metadata
         if self.streamed:
             metadata = with_chunk_count(metadata, self.next_sequence)
+        common: dict[str, Any] = {
+            "conversation_id": self.conversation_id,
+            "message_id": self.message_id,
+            "chunk_count": self.next_sequence,
+            "metadata": metadata,
+            "completed_at": self.completed_at or self.created_at,
+            "cursor": cursor,
+        }
         if self.status is MessageStatus.FAILED:
-            return MessageFailed(
-                conversation_id=self.conversation_id,
-                message_id=self.message_id,
-                chunk_count=self.next_sequence,
-                metadata=metadata,
-                completed_at=completed_at,
-                error=self.error or "",
-                cursor=cursor,
-            )
-        return MessageCompleted(
-            conversation_id=self.conversation_id,
-            message_id=self.message_id,
-            chunk_count=self.next_sequence,
-            metadata=metadata,
-            completed_at=completed_at,
-            cursor=cursor,
-        )
+            return MessageFailed(**common, error=self.error or "")
+        if self.status is MessageStatus.CANCELLED:
+            return MessageCancelled(**common, reason=self.stop_reason)
+        return MessageCompleted(**common)
 
 
 def with_chunk_count(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:
     """The metadata of an ended stream, with the number of its chunks.
 
-    The count is stored a moment after the end itself (see ``store.Store.end``); who reads between
-    the two gets the same answer from here.
+    The count is stored a moment after the end itself (see ``store.ends``); who reads between the
+    two gets the same answer from here.
     """
     return {**metadata, "chunks": count}

@@ -185,7 +185,9 @@ class MessageTopic(Topic[MessageEvent, int]):
     async def read(self, state: int, goal: int) -> Sequence[MessageEvent]:
         known = self._known
         limit = min(goal - state, CHUNKS_PER_READ)
-        found = await self._reader.read(self.key, known.conversation_id, state, limit)
+        found = await self._reader.read(
+            self.key, known.conversation_id, state, limit, known.page_start
+        )
         if found is None:
             raise MessageNotFoundError(self.key)
         chunks = found[1]
@@ -218,7 +220,11 @@ class MessageTopic(Topic[MessageEvent, int]):
             found = await self._reader.read_tail(self.key, WINDOW_EVENTS)
         else:
             found = await self._reader.read(
-                self.key, self.state.conversation_id, self.window.head, WINDOW_EVENTS
+                self.key,
+                self.state.conversation_id,
+                self.window.head,
+                WINDOW_EVENTS,
+                self.state.page_start,
             )
         if found is None:
             raise MessageNotFoundError(self.key)

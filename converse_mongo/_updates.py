@@ -5,28 +5,43 @@ one shard; each also says what must still be true for the write to happen.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 from bson import ObjectId
 
-from converse_mongo._validation import MAX_MESSAGE_BYTES
-from converse_mongo.chunks import MessageChunk
+from converse_mongo._state import LeaseState
+from converse_mongo._validation import MAX_LIVE_BYTES
+from converse_mongo.chunks import MessageChunk, StoredChunk
 from converse_mongo.types import MessageStatus
 
 __all__ = [
     "Document",
+    "acquire_lease",
     "append",
+    "compact",
     "end",
     "fill",
     "find_append",
+    "finish_compaction",
     "mark_edited",
     "message_key",
     "move_next_position",
+    "page",
+    "release_lease",
+    "renew_lease",
+    "request_stop",
     "save",
+    "start_lease",
+    "take_over",
+    "trim",
+    "unchanged_lease",
 ]
 
 Document: TypeAlias = dict[str, Any]
+
+_SIGN_OF_LIFE: Document = {"lease.renewed_at": True}
+"""For ``$currentDate``: the lease runs by the server's clock and nobody else's."""
 
 
 def message_key(message_id: ObjectId, conversation_id: ObjectId) -> Document:
@@ -34,30 +49,51 @@ def message_key(message_id: ObjectId, conversation_id: ObjectId) -> Document:
     return {"_id": message_id, "conversation_id": conversation_id}
 
 
+def _streaming(key: Mapping[str, Any]) -> Document:
+    return {**key, "status": MessageStatus.STREAMING.value}
+
+
+# Appends
+
+
 def append(
-    key: Mapping[str, Any], chunks: Sequence[MessageChunk], append_id: ObjectId
+    key: Mapping[str, Any],
+    chunks: Sequence[MessageChunk],
+    append_id: ObjectId,
+    epoch: int | None = None,
+    *,
+    unless_stopped: bool = False,
 ) -> tuple[Document, Document]:
     """Pushes ``chunks``, numbered from the sequence that the message must still expect.
 
     The expected sequence in the filter does all the work: of two writers one matches, and no
     repeat of the same append ever matches again, since the counter never goes back. The id on the
     first chunk tells a writer whose answer was lost that the append was its own.
+
+    Args:
+        epoch: That of the writer who appends; it matches until another takes the message over.
+        unless_stopped: Whether a stop that was asked for keeps the chunks out.
     """
     stored = [chunk.to_stored() for chunk in chunks]
     stored[0]["append_id"] = append_id
     size = sum([chunk.stored_size for chunk in chunks])
-    return (
-        {
-            **key,
-            "status": MessageStatus.STREAMING.value,
-            "next_sequence": chunks[0].sequence,
-            "chunk_bytes": {"$not": {"$gt": MAX_MESSAGE_BYTES - size}},
+    match = _streaming(key) | {
+        "next_sequence": chunks[0].sequence,
+        "chunk_bytes": {"$not": {"$gt": MAX_LIVE_BYTES - size}},
+    }
+    if epoch is not None:
+        match["lease.epoch"] = epoch
+    if unless_stopped:
+        match["stop_requested_at"] = None
+    return match, {
+        "$push": {"chunks": {"$each": stored}},
+        "$inc": {
+            "next_sequence": len(stored),
+            "chunk_bytes": size,
+            "content_bytes": sum([chunk.content_size for chunk in chunks]),
         },
-        {
-            "$push": {"chunks": {"$each": stored}},
-            "$inc": {"next_sequence": len(stored), "chunk_bytes": size},
-        },
-    )
+        "$currentDate": _SIGN_OF_LIFE,
+    }
 
 
 def find_append(append_id: ObjectId) -> Document:
@@ -66,32 +102,165 @@ def find_append(append_id: ObjectId) -> Document:
         "status": 1,
         "next_sequence": 1,
         "chunk_bytes": 1,
+        "page_start": 1,
+        "lease": 1,
+        "stop_requested_at": 1,
+        "stop_reason": 1,
         "chunks": {"$elemMatch": {"append_id": append_id}},
     }
+
+
+# Pages
+
+
+def page(key: Mapping[str, Any], chunks: Sequence[StoredChunk]) -> Document:
+    """The page that takes ``chunks``, the first of what is embedded, out of a message.
+
+    Its id says what it holds, so that of two who seal the same page one finds it done.
+    """
+    first = chunks[0]["sequence"]
+    return {
+        "_id": f"{key['_id']}-{first}",
+        "conversation_id": key["conversation_id"],
+        "message_id": key["_id"],
+        "first_sequence": first,
+        "next_sequence": first + len(chunks),
+        "chunk_bytes": sum([MessageChunk.from_stored(chunk).stored_size for chunk in chunks]),
+        "chunks": list(chunks),
+    }
+
+
+def trim(
+    key: Mapping[str, Any], first: int, next_sequence: int, chunk_bytes: int
+) -> tuple[Document, Document]:
+    """Takes the chunks of a page, which is stored by now, out of the message.
+
+    It matches only while the page begins where the message does: a second trim of the same page,
+    or one that comes late, changes nothing.
+    """
+    return (
+        {**key, "page_start": first},
+        {
+            "$set": {"page_start": next_sequence},
+            "$pull": {"chunks": {"sequence": {"$lt": next_sequence}}},
+            "$inc": {"chunk_bytes": -chunk_bytes},
+        },
+    )
+
+
+# Leases
+
+
+def unchanged_lease(lease: LeaseState) -> Document:
+    """Matches a message whose lease is still what it was: no writer came, none gave a sign."""
+    epoch: Any = lease.epoch or {"$in": [0, None]}
+    return {"lease.epoch": epoch, "lease.renewed_at": lease.renewed_at}
+
+
+def _hold(holder: ObjectId, duration: float) -> Document:
+    return {"lease.holder": holder, "lease.duration": duration}
+
+
+def acquire_lease(
+    key: Mapping[str, Any], holder: ObjectId, duration: float
+) -> tuple[Document, Document]:
+    """Makes ``holder`` the first writer of the message."""
+    return (
+        _streaming(key) | {"lease.epoch": {"$in": [0, None]}},
+        {
+            "$set": {**_hold(holder, duration), "lease.epoch": 1},
+            "$currentDate": _SIGN_OF_LIFE,
+        },
+    )
+
+
+def take_over(
+    key: Mapping[str, Any], holder: ObjectId, duration: float
+) -> tuple[Document, Document]:
+    """Makes ``holder`` the next writer: from here on no append of an earlier epoch matches."""
+    return (
+        _streaming(key),
+        {
+            "$set": _hold(holder, duration),
+            "$inc": {"lease.epoch": 1},
+            "$currentDate": _SIGN_OF_LIFE,
+        },
+    )
+
+
+def renew_lease(key: Mapping[str, Any], epoch: int) -> tuple[Document, Document]:
+    """Gives a sign of life of a writer that has nothing to write."""
+    return _streaming(key) | {"lease.epoch": epoch}, {"$currentDate": _SIGN_OF_LIFE}
+
+
+def release_lease(
+    key: Mapping[str, Any], epoch: int, duration: float | None
+) -> tuple[Document, Document]:
+    """Lets go of a message that another writer is to go on with."""
+    return (
+        _streaming(key) | {"lease.epoch": epoch},
+        {"$set": {"lease.duration": duration}, "$currentDate": _SIGN_OF_LIFE},
+    )
+
+
+def start_lease(key: Mapping[str, Any]) -> tuple[Document, Document]:
+    """Starts the clock of a message that nobody has written to yet.
+
+    An insert cannot ask for the server's time; whoever meets the message first does.
+    """
+    return (
+        _streaming(key) | {"lease.renewed_at": None, "lease.duration": {"$ne": None}},
+        {"$currentDate": _SIGN_OF_LIFE},
+    )
+
+
+def request_stop(key: Mapping[str, Any], reason: str | None) -> tuple[Document, Document]:
+    """Tells the writer of a message to stop; the first who asks gives the reason."""
+    return (
+        _streaming(key) | {"stop_requested_at": None},
+        {"$set": {"stop_reason": reason}, "$currentDate": {"stop_requested_at": True}},
+    )
+
+
+# Ends
 
 
 def end(
     key: Mapping[str, Any],
     end_id: ObjectId,
     status: MessageStatus,
-    error: str | None,
     metadata: Mapping[str, Any],
     completed_at: datetime,
+    *,
+    error: str | None = None,
+    stop_reason: str | None = None,
+    retention: float | None = None,
+    condition: Mapping[str, Any] | None = None,
+    fence: bool = False,
 ) -> tuple[Document, Document]:
-    """Takes the message out of ``streaming``, once: the filter matches no message that left it."""
-    return (
-        {**key, "status": MessageStatus.STREAMING.value},
-        {
-            "$set": {
-                "status": status.value,
-                "error": error,
-                "end_id": end_id,
-                "completed_at": completed_at,
-                "updated_at": completed_at,
-                **_under("metadata", metadata),
-            }
-        },
-    )
+    """Takes the message out of ``streaming``, once: the filter matches no message that left it.
+
+    Args:
+        retention: Seconds from now on until the chunks may be merged away.
+        condition: What else must be true.
+        fence: Whether a writer that may be alive after all is to learn of it.
+    """
+    fields: Document = {
+        "status": status.value,
+        "error": error,
+        "end_id": end_id,
+        "completed_at": completed_at,
+        "updated_at": completed_at,
+        **_under("metadata", metadata),
+    }
+    if status is MessageStatus.CANCELLED and stop_reason is not None:
+        fields["stop_reason"] = stop_reason
+    if retention is not None:
+        fields["compact_at"] = completed_at + timedelta(seconds=retention)
+    update: Document = {"$set": fields}
+    if fence:
+        update["$inc"] = {"lease.epoch": 1}
+    return _streaming(key) | dict(condition or {}), update
 
 
 def fill(
@@ -102,6 +271,34 @@ def fill(
     if content is not None:
         fields["content"] = content
     return {**key, "end_id": end_id}, {"$set": fields}
+
+
+def compact(
+    key: Mapping[str, Any], end_id: ObjectId, content: str, lengths: bytes, chunk_count: int
+) -> tuple[Document, Document]:
+    """Replaces the chunks of an ended message by its text and where each of them ended in it."""
+    return (
+        {**key, "end_id": end_id},
+        {
+            "$set": {
+                "content": content,
+                "chunk_lengths": lengths,
+                "chunks": [],
+                "chunk_bytes": 0,
+                "page_start": chunk_count,
+                "compacted": True,
+                "metadata.chunks": chunk_count,
+            }
+        },
+    )
+
+
+def finish_compaction(key: Mapping[str, Any]) -> tuple[Document, Document]:
+    """Says that nothing is left to merge away."""
+    return dict(key), {"$unset": {"compact_at": ""}}
+
+
+# Saves and positions
 
 
 def save(changed: Mapping[str, Any], removed: Sequence[str], saved_at: datetime) -> Document:

@@ -1,7 +1,7 @@
 """Checks of what callers pass in, made before anything is written."""
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import bson
@@ -10,7 +10,6 @@ from bson.codec_options import CodecOptions
 from bson.errors import BSONError
 
 from converse_mongo.errors import (
-    AppendTooLargeError,
     InvalidContentError,
     InvalidCursorError,
     InvalidIdError,
@@ -22,15 +21,21 @@ __all__ = [
     "BSON_OPTIONS",
     "CHUNK_OVERHEAD",
     "MAX_APPEND_BYTES",
+    "MAX_APPEND_CHUNKS",
     "MAX_CHUNK_BYTES",
     "MAX_CONTENT_BYTES",
-    "MAX_MESSAGE_BYTES",
+    "MAX_LIVE_BYTES",
     "MAX_METADATA_BYTES",
+    "PAGE_BYTES",
+    "PAGE_CHUNKS",
     "check_chunk_contents",
     "check_content",
     "check_count",
     "check_error",
     "check_metadata",
+    "check_reason",
+    "check_retention",
+    "check_seconds",
     "check_sequence",
     "now",
     "object_id",
@@ -49,15 +54,27 @@ MAX_METADATA_DEPTH = 80
 """How deeply metadata may be nested; MongoDB takes 100 levels for the whole document."""
 
 MAX_APPEND_BYTES = 4 * 1024 * 1024
-"""The most that one ``append_chunks`` takes, in bytes of UTF-8 and 112 more for each chunk: 4 MiB.
+"""The most that one atomic append takes, in bytes of UTF-8 and 112 more for each chunk: 4 MiB.
 It travels in one command and comes back in one change event, both limited to 16 MiB by MongoDB."""
 
-MAX_MESSAGE_BYTES = 12 * 1024 * 1024
-"""The most that the chunks of one message may take, in bytes of BSON: 12 MiB. MongoDB's limit for
-a document is 16 MiB; the rest is room for metadata and for the end of the message."""
+PAGE_CHUNKS = 256
+"""How many chunks a message embeds before they are moved to a page."""
+
+PAGE_BYTES = 256 * 1024
+"""How many bytes of BSON the embedded chunks take before they are moved to a page: 256 KiB."""
+
+MAX_APPEND_CHUNKS = PAGE_CHUNKS
+"""The most chunks that one atomic append takes: as many as make a page, 256."""
+
+MAX_LIVE_BYTES = 6 * 1024 * 1024
+"""The most that the embedded chunks ever take: 6 MiB. MongoDB's limit for a document is 16 MiB; the
+rest is room for metadata, and for the joined text at the end."""
 
 MAX_CONTENT_BYTES = 8 * 1024 * 1024
 """The largest content of a message that is added whole, in bytes of UTF-8: 8 MiB."""
+
+MAX_REASON_BYTES = 16 * 1024
+"""The longest reason for a stop, in bytes of UTF-8: 16 KiB."""
 
 MAX_METADATA_BYTES = 1024 * 1024
 """The largest metadata of one call, in bytes of BSON: 1 MiB."""
@@ -112,11 +129,10 @@ def check_content(content: object, limit: int = MAX_CONTENT_BYTES) -> int:
 
 
 def check_chunk_contents(contents: object) -> list[str]:
-    """The contents of one append, each checked, as a list.
+    """The contents of chunks to append, each checked, as a list.
 
     Raises:
         InvalidContentError: One of them cannot be stored, or ``contents`` is a plain string.
-        AppendTooLargeError: Together they are over :data:`MAX_APPEND_BYTES`.
     """
     if isinstance(contents, str) or not isinstance(contents, Iterable):
         raise InvalidContentError(
@@ -124,12 +140,8 @@ def check_chunk_contents(contents: object) -> list[str]:
             "use append_chunk for one. Nothing was written."
         )
     listed = list(contents)
-    size = sum(check_content(content, MAX_CHUNK_BYTES) + CHUNK_OVERHEAD for content in listed)
-    if size > MAX_APPEND_BYTES:
-        raise AppendTooLargeError(
-            f"An append of {size} bytes is over the limit of {MAX_APPEND_BYTES} bytes for one "
-            "atomic write: split it. Nothing was written."
-        )
+    for content in listed:
+        check_content(content, MAX_CHUNK_BYTES)
     return listed
 
 
@@ -212,6 +224,47 @@ def check_count(count: object, what: str) -> int | None:
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise InvalidInputError(f"{what}={count!r}: pass a whole number, or None for all.")
     return count
+
+
+def check_reason(reason: object) -> str | None:
+    """The reason for a stop, which may be ``None``.
+
+    Raises:
+        InvalidInputError: It is not text, or cannot be stored.
+    """
+    if reason is None:
+        return None
+    check_content(reason, MAX_REASON_BYTES)
+    return str(reason)
+
+
+def check_seconds(seconds: object, what: str) -> float:
+    """``seconds`` as a number above 0.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise InvalidInputError(f"{what}={seconds!r}: pass a number of seconds above 0.")
+    return float(seconds)
+
+
+def check_retention(retention: object) -> float | None:
+    """The seconds after the end at which chunks are merged away; ``None`` for never.
+
+    Raises:
+        InvalidInputError: It is neither "keep" nor "compact" nor a duration.
+    """
+    if retention == "keep":
+        return None
+    if retention == "compact":
+        return 0.0
+    if isinstance(retention, timedelta) and retention >= timedelta(0):
+        return retention.total_seconds()
+    raise InvalidInputError(
+        f"retention={retention!r}: pass 'keep', 'compact' or a timedelta from 0 on. "
+        "Nothing was written."
+    )
 
 
 def check_error(error: object) -> str:

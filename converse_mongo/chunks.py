@@ -67,11 +67,16 @@ class MessageChunk:
         return stored
 
     @property
+    def content_size(self) -> int:
+        """The size of the text, in bytes of UTF-8."""
+        content = self.content
+        return len(content) if content.isascii() else len(content.encode())
+
+    @property
     def stored_size(self) -> int:
         """What it takes in a document, in bytes; at the most, and closely."""
-        content = self.content
-        size = len(content) if content.isascii() else len(content.encode())
-        return CHUNK_OVERHEAD + size + (len(bson.encode(self.metadata)) if self.metadata else 0)
+        metadata_size = len(bson.encode(self.metadata)) if self.metadata else 0
+        return CHUNK_OVERHEAD + self.content_size + metadata_size
 
     def to_dict(self) -> dict[str, Any]:
         """The chunk in types that JSON has."""

@@ -1,60 +1,34 @@
 """Conversations: ordered lists of messages."""
 
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from beanie import Document, PydanticObjectId
 from beanie.odm.actions import EventTypes, wrap_with_actions
 from beanie.odm.utils.parsing import parse_obj
 from bson import ObjectId
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from converse_mongo import _updates
 from converse_mongo._document import JsonableDict, StoredDocument, UtcDatetime, make
+from converse_mongo._listings import MessageList, Owner, list_conversations
+from converse_mongo._stored_message import generated_id
 from converse_mongo._validation import (
     check_content,
     check_count,
     check_metadata,
+    check_retention,
     check_sequence,
     now,
 )
-from converse_mongo.chunks import ChunkLog
 from converse_mongo.errors import ConversationNotFoundError, InvalidInputError
 from converse_mongo.events import ConversationCreated
 from converse_mongo.messages import Message
-from converse_mongo.types import MessageRole, MessageStatus, Metadata
+from converse_mongo.pages import MessageChunkPage
+from converse_mongo.types import MessageRole, MessageStatus, Metadata, Retention
 
-__all__ = ["DOCUMENT_MODELS", "Conversation", "MessageList", "Owner"]
-
-MESSAGES_PER_READ = 100
-CONVERSATIONS_PER_READ = 100
-
-
-class Owner(BaseModel):
-    """Who a conversation belongs to: a kind of thing in the application, and its id there."""
-
-    model_config = ConfigDict(frozen=True)
-
-    type: str
-    id: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_pair(cls, value: Any) -> Any:
-        if isinstance(value, tuple | list) and len(value) == 2:
-            value = {"type": value[0], "id": value[1]}
-        if isinstance(value, dict) and isinstance(value.get("id"), int | ObjectId):
-            value = {**value, "id": str(value["id"])}
-        if isinstance(value, dict):
-            for part in value.values():
-                check_content(part)
-        return value
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        """The type and the id."""
-        return self.type, self.id
+__all__ = ["DOCUMENT_MODELS", "Conversation"]
 
 
 class Conversation(StoredDocument, Document):
@@ -137,7 +111,7 @@ class Conversation(StoredDocument, Document):
         return await make(cls, Conversation, own, fields).insert()
 
     @classmethod
-    async def of_owner(
+    def of_owner(
         cls, owner: tuple[str, Any] | Owner, limit: int | None = None
     ) -> AsyncIterator[Self]:
         """Yields the conversations of an owner; ``Converse.conversations`` says which first.
@@ -146,36 +120,7 @@ class Conversation(StoredDocument, Document):
             InvalidInputError: The owner is no pair of a type and an id.
             StoreUnavailableError: MongoDB gave no answer.
         """
-        try:
-            whose = Owner.model_validate(owner)
-        except ValidationError as error:
-            raise InvalidInputError(
-                f"{owner!r} is no owner: pass a type and an id, such as ('user', '42')."
-            ) from error
-        store = cls.store()
-
-        async def read(match: dict[str, Any], size: int) -> list[dict[str, Any]]:
-            order = [("updated_at", DESCENDING), ("_id", DESCENDING)]
-            found: list[dict[str, Any]] = (
-                await store.conversations.find(match).sort(order).limit(size).to_list(size)
-            )
-            return found
-
-        match: dict[str, Any] = {"owner.type": whose.type, "owner.id": whose.id}
-        left = limit
-        while left is None or left > 0:
-            size = CONVERSATIONS_PER_READ if left is None else min(left, CONVERSATIONS_PER_READ)
-            page = await store.call(read, match, size, what=f"list the conversations of {whose}")
-            for stored in page:
-                yield cast(Self, parse_obj(cls, stored))
-            if len(page) < size:
-                return
-            left = None if left is None else left - size
-            last = page[-1]
-            match["$or"] = [
-                {"updated_at": {"$lt": last["updated_at"]}},
-                {"updated_at": last["updated_at"], "_id": {"$lt": last["_id"]}},
-            ]
+        return list_conversations(cls, cls.store(), owner, limit)
 
     async def create_message(
         self,
@@ -198,25 +143,69 @@ class Conversation(StoredDocument, Document):
             StoreUnavailableError: MongoDB gave no answer.
         """
         check_content(content)
-        return await self._create(role, metadata, fields, content=content)
+        return await self._make(role, metadata, fields, content=content).insert()
 
     async def start_streaming_message(
-        self, role: MessageRole | str, metadata: Metadata | None = None, **fields: Any
+        self,
+        role: MessageRole | str,
+        metadata: Metadata | None = None,
+        *,
+        generation_id: str | None = None,
+        retention: Retention | None = None,
+        **fields: Any,
     ) -> Message:
-        """Adds a message that grows: append to it, then complete or fail it.
+        """Adds a message that grows: write to it, or append by hand and complete or fail it.
 
-        Takes and raises what :meth:`create_message` does.
+        Args:
+            role: Who speaks.
+            metadata: What BSON can hold.
+            generation_id: Your name for what is generated, such as the id of a job or a request. A
+                second call with the same one in this conversation, also in another process at the
+                same moment, returns the message of the first.
+            retention: What becomes of the chunks after the end; the facade's by default.
+            fields: Fields that a subclass of :class:`Message` adds.
+
+        Raises what :meth:`create_message` does.
         """
-        return await self._create(role, metadata, fields, status=MessageStatus.STREAMING)
+        kept = self.store().options.retention if retention is None else check_retention(retention)
+        message = self._make(
+            role,
+            metadata,
+            fields,
+            status=MessageStatus.STREAMING,
+            retention=kept,
+            generation_id=generation_id,
+        )
+        if generation_id is None:
+            return await message.insert()
+        started = await self._find_generated(generation_id) or await message.insert()
+        if started.role is not MessageRole(role):
+            raise InvalidInputError(
+                f"generation_id={generation_id!r} belongs to a {started.role} message of this "
+                f"conversation, not to one of the role {message.role}. Nothing was written."
+            )
+        return started
 
-    async def _create(
+    async def _find_generated(self, generation_id: str) -> Message | None:
+        check_content(generation_id)
+        if not generation_id:
+            raise InvalidInputError("generation_id is empty: pass a name, or None for none.")
+        store, message_id = self.store(), generated_id(self._own_id(), generation_id)
+        what = f"look for the generation {generation_id!r}"
+        key = _updates.message_key(message_id, self._own_id())
+        stored: Any = await store.call(store.messages.find_one, key, what=what)
+        if stored is None:
+            return None
+        await store.call(store.reader.add_moved_chunks, stored, what=what)
+        return cast(Message, parse_obj(self.message_model, stored))
+
+    def _make(
         self,
         role: MessageRole | str,
         metadata: Metadata | None,
         fields: dict[str, Any],
         **own: Any,
     ) -> Message:
-        model = self.message_model
         try:
             own["role"] = MessageRole(role)
         except ValueError as error:
@@ -226,7 +215,7 @@ class Conversation(StoredDocument, Document):
             ) from error
         own["metadata"] = check_metadata(metadata)
         own["conversation_id"] = self._own_id()
-        return await make(model, Message, own, fields).insert()
+        return make(self.message_model, Message, own, fields)
 
     async def create_user_message(
         self, content: str, metadata: Metadata | None = None, **fields: Any
@@ -294,25 +283,53 @@ class Conversation(StoredDocument, Document):
         return self
 
     async def start_streaming_assistant(
-        self, metadata: Metadata | None = None, **fields: Any
+        self,
+        metadata: Metadata | None = None,
+        *,
+        generation_id: str | None = None,
+        retention: Retention | None = None,
+        **fields: Any,
     ) -> Message:
         """Starts an answer of the model; see :meth:`start_streaming_message`."""
-        return await self.start_streaming_message(MessageRole.ASSISTANT, metadata, **fields)
+        return await self.start_streaming_message(
+            MessageRole.ASSISTANT,
+            metadata,
+            generation_id=generation_id,
+            retention=retention,
+            **fields,
+        )
 
     async def start_streaming_user(
-        self, metadata: Metadata | None = None, **fields: Any
+        self,
+        metadata: Metadata | None = None,
+        *,
+        generation_id: str | None = None,
+        retention: Retention | None = None,
+        **fields: Any,
     ) -> Message:
         """Starts what a user says, as speech recognition hears it, say."""
-        return await self.start_streaming_message(MessageRole.USER, metadata, **fields)
+        return await self.start_streaming_message(
+            MessageRole.USER,
+            metadata,
+            generation_id=generation_id,
+            retention=retention,
+            **fields,
+        )
 
-    def messages(self, after: int | None = None, limit: int | None = None) -> "MessageList":
+    def messages(self, after: int | None = None, limit: int | None = None) -> MessageList:
         """The messages in order: ``await`` it for a list, or ``async for`` to take them by and by.
 
         Args:
             after: Start behind this position.
             limit: Give at most so many.
         """
-        return MessageList(self, check_sequence(after, "position"), check_count(limit, "limit"))
+        return MessageList(
+            self.message_model,
+            self.store(),
+            self._own_id(),
+            check_sequence(after, "position"),
+            check_count(limit, "limit"),
+        )
 
     async def refresh(self) -> Self:
         """Loads the conversation again into this object; unsaved changes are lost.
@@ -347,7 +364,9 @@ class Conversation(StoredDocument, Document):
         changed, removed = self._changes()
         if changed or removed:
             saved_at = now()
-            await self.store().save_conversation(self.id, _updates.save(changed, removed, saved_at))
+            await self.store().saves.save_conversation(
+                self.id, _updates.save(changed, removed, saved_at)
+            )
             self.updated_at = saved_at
             self._remember()
         return self
@@ -368,7 +387,7 @@ class Conversation(StoredDocument, Document):
             self.id = new_id = PydanticObjectId()
         store = self.store()
         self._check_encoding()
-        await store.add_conversation(new_id, super().insert)
+        await store.positions.add_conversation(new_id, super().insert)
         self._remember()
         if store.handlers.wants(ConversationCreated):
             await store.handlers.publish(
@@ -391,69 +410,5 @@ class Conversation(StoredDocument, Document):
 Message.conversation_model = Conversation
 
 
-DOCUMENT_MODELS: list[type[Document]] = [Conversation, Message]
+DOCUMENT_MODELS: list[type[Document]] = [Conversation, Message, MessageChunkPage]
 """What an application that runs its own ``init_beanie`` passes to it."""
-
-
-class MessageList:
-    """The messages of a conversation in order; awaited it is a list, iterated it reads by and by.
-
-    The chunks of ended messages stay in the database; a message that streams comes with its chunks
-    and its text so far.
-    """
-
-    def __init__(self, conversation: Conversation, start: int, limit: int | None) -> None:
-        self._conversation = conversation
-        self._start = start
-        self._limit = limit
-
-    def __await__(self) -> Generator[Any, None, list[Message]]:
-        return self._all().__await__()
-
-    async def _all(self) -> list[Message]:
-        return [message async for message in self]
-
-    async def __aiter__(self) -> AsyncIterator[Message]:
-        start, left = self._start, self._limit
-        while left is None or left > 0:
-            size = MESSAGES_PER_READ if left is None else min(left, MESSAGES_PER_READ)
-            page = await self._read(start, size)
-            for message in page:
-                yield message
-            if len(page) < size:
-                return
-            left = None if left is None else left - size
-            start = (page[-1].position or 0) + 1
-
-    async def _read(self, start: int, size: int) -> list[Message]:
-        model = self._conversation.message_model
-        store = self._conversation.store()
-        conversation_id = self._conversation.id
-        match = {"conversation_id": conversation_id, "position": {"$gte": start}}
-
-        async def read(match: dict[str, Any], projection: Any) -> list[dict[str, Any]]:
-            cursor = store.messages.find(match, projection).sort([("position", ASCENDING)])
-            found: list[dict[str, Any]] = await cursor.limit(size).to_list(size)
-            return found
-
-        what = f"list the messages of conversation {conversation_id}"
-        page = await store.call(read, match, {"chunks": 0}, what=what)
-        # Only the chunks hold the text of a message that streams, or ended a moment ago.
-        textless = [
-            stored["_id"]
-            for stored in page
-            if stored["status"] == MessageStatus.STREAMING.value
-            or (stored.get("next_sequence") and not stored.get("content"))
-        ]
-        whole: dict[ObjectId, dict[str, Any]] = {}
-        if textless:
-            them = {"_id": {"$in": textless}, "conversation_id": conversation_id}
-            found = await store.call(read, them, None, what=what)
-            whole = {stored["_id"]: stored for stored in found}
-        return [_load_listed(model, whole.get(stored["_id"], stored)) for stored in page]
-
-
-def _load_listed(model: type[Message], stored: dict[str, Any]) -> Message:
-    if "chunks" not in stored and stored.get("next_sequence"):
-        stored["chunks"] = ChunkLog.not_loaded()
-    return cast(Message, parse_obj(model, stored))

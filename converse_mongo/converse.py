@@ -11,9 +11,17 @@ from pymongo.errors import PyMongoError
 from converse_mongo import _changes, _driver
 from converse_mongo._cursors import NOW, ConversationCursor
 from converse_mongo._handlers import Handler, Handlers
+from converse_mongo._listings import Owner
 from converse_mongo._reader import Reader
-from converse_mongo._validation import check_count, check_sequence, object_id
-from converse_mongo.conversations import Conversation, Owner
+from converse_mongo._state import MessageState
+from converse_mongo._validation import (
+    check_count,
+    check_reason,
+    check_retention,
+    check_sequence,
+    object_id,
+)
+from converse_mongo.conversations import Conversation
 from converse_mongo.errors import (
     ConfigurationError,
     ConversationNotFoundError,
@@ -22,11 +30,13 @@ from converse_mongo.errors import (
     MessageNotFoundError,
     StoreUnavailableError,
 )
-from converse_mongo.events import ConversationEvent, Event, MessageEvent
+from converse_mongo.events import ConversationEvent, Event, FinalEvent, MessageEvent
 from converse_mongo.hub import Hub, HubStatistics
 from converse_mongo.messages import Message
-from converse_mongo.store import Store
-from converse_mongo.types import IdLike, Metadata, WatchMode
+from converse_mongo.pages import MessageChunkPage
+from converse_mongo.store import Options, Store
+from converse_mongo.store.calls import PAGES
+from converse_mongo.types import IdLike, MessageStatus, Metadata, Retention, WatchMode
 from converse_mongo.watching import Watcher
 
 __all__ = ["Converse"]
@@ -52,6 +62,16 @@ class Converse:
             stream, or none for the moment.
         check_interval: The same beside a change stream, which may skip events without saying so.
         retry_timeout: For how many seconds a call is tried again while MongoDB cannot be reached.
+        lease: Seconds without a sign of life after which the writer of a message is taken for dead,
+            and whoever meets the message ends it. Writers give three signs in that time.
+        idle_timeout: The same for a message that streams without a writer, from its start and from
+            each append on; ``None`` for never.
+        retention: What becomes of the chunks of messages started here, once they ended: ``"keep"``;
+            ``"compact"``, which merges them away at once and leaves the text; or a ``timedelta``,
+            which does so later, if somebody runs a sweeper.
+        sweep_interval: Seconds between two sweeps in the background, each of which ends orphans and
+            merges chunks whose time has come; ``None`` for no sweeps. One process that sweeps is
+            enough, more do no harm.
         client_options: More options for the client that a URI makes.
 
     Raises:
@@ -70,13 +90,22 @@ class Converse:
         poll_interval: float = 0.25,
         check_interval: float = 2.0,
         retry_timeout: float = 30.0,
+        lease: float = 30.0,
+        idle_timeout: float | None = 600.0,
+        retention: Retention = "keep",
+        sweep_interval: float | None = None,
         client_options: Mapping[str, Any] | None = None,
     ) -> None:
         for name, value in (
             ("poll_interval", poll_interval),
             ("check_interval", check_interval),
             ("retry_timeout", retry_timeout),
+            ("lease", lease),
+            ("idle_timeout", idle_timeout),
+            ("sweep_interval", sweep_interval),
         ):
+            if value is None and name in ("idle_timeout", "sweep_interval"):
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
                 raise ConfigurationError(f"{name}={value!r}: pass a number of seconds above 0.")
         for model, base in ((message_model, Message), (conversation_model, Conversation)):
@@ -89,7 +118,17 @@ class Converse:
         self._change_streams = change_streams
         self._poll_interval = float(poll_interval)
         self._check_interval = float(check_interval)
-        self._retry_timeout = float(retry_timeout)
+        self._sweep_interval = sweep_interval
+        try:
+            kept = check_retention(retention)
+        except InvalidInputError as error:
+            raise ConfigurationError(str(error)) from error
+        self._options = Options(
+            retry_timeout=float(retry_timeout),
+            lease=float(lease),
+            idle_timeout=idle_timeout,
+            retention=kept,
+        )
         self._client_options = dict(client_options or {})
         self._handlers = Handlers()
         self._parts: _Parts | None = None
@@ -120,10 +159,11 @@ class Converse:
         try:
             database = _driver.open_database(client, self._database_name)
             message, conversation = (_driver.bound_subclass(model) for model in self._models)
+            page = _driver.bound_subclass(MessageChunkPage)
             message.conversation_model = conversation
             conversation.message_model = message
             await _driver.bind_documents(
-                database, [conversation, message], create_indexes=self._create_indexes
+                database, [conversation, message, page], create_indexes=self._create_indexes
             )
             replicated = await _driver.has_change_streams(database)
         except BaseException as error:
@@ -138,24 +178,35 @@ class Converse:
             _driver.collection_of(message),
             _driver.collection_of(conversation),
             handlers=self._handlers,
-            retry_timeout=self._retry_timeout,
+            options=self._options,
         )
         message.bound_store = conversation.bound_store = store
         # Watchers show what no failover takes back, as a change stream does (which knows no other
         # read concern). A standalone server knows no majority.
+        messages = _driver.collection_of(message, majority=replicated)
         reader = Reader(
-            _driver.collection_of(message, majority=replicated),
+            messages,
             _driver.collection_of(conversation, majority=replicated),
+            _driver.sibling(messages, PAGES),
         )
         hub = Hub(
             reader,
             (lambda: _driver.open_change_feed(reader.messages, _changes.PIPELINE))
             if replicated and self._change_streams
             else None,
+            store,
             poll_interval=self._poll_interval,
             check_interval=self._check_interval,
         )
-        return _Parts(client if owns_client else None, message, conversation, store, hub)
+        models = [message, conversation, page]
+        sweeping = (
+            asyncio.create_task(
+                store.recovery.sweep(self._sweep_interval), name="converse_mongo-sweep"
+            )
+            if self._sweep_interval is not None
+            else None
+        )
+        return _Parts(client if owns_client else None, models, store, hub, sweeping)
 
     def _open_client(self) -> "_driver.Client":
         try:
@@ -227,7 +278,7 @@ class Converse:
             PyMongoError: MongoDB refused.
         """
         parts = self._open_parts
-        for model in (parts.conversation, parts.message):
+        for model in parts.models:
             await _driver.collection_of(model).create_indexes(model.Settings.indexes)
 
     # Conversations and messages
@@ -288,7 +339,56 @@ class Converse:
         )
         if stored is None:
             raise MessageNotFoundError(key)
+        state = MessageState.from_stored(stored)
+        if not state.status.is_final:
+            settled = await parts.store.leases.settle_if_expired(state)
+            if settled.status.is_final:
+                return await self.get_message(key)
+        await parts.store.call(
+            parts.store.reader.add_moved_chunks, stored, what=f"read message {key}"
+        )
         return cast(Message, parse_obj(parts.message, stored))
+
+    async def request_stop(self, message_id: IdLike, reason: str | None = None) -> MessageStatus:
+        """Asks the writer of a message, in whatever process, to stop: ``Message.request_stop``.
+
+        Raises:
+            InvalidInputError: It is no id, or the reason cannot be stored.
+            MessageNotFoundError: No message has it.
+            StoreUnavailableError: MongoDB gave no answer.
+        """
+        leases, key = self._open_parts.store.leases, object_id(message_id, "message")
+        return (await leases.request_stop(key, None, check_reason(reason))).status
+
+    async def recover_stale(self, *, complete_partial: bool = False) -> list[FinalEvent]:
+        """Ends all messages of the database whose writer is taken for dead.
+
+        Each becomes failed with the error ``"interrupted"`` and keeps its text; one that was asked
+        to stop becomes cancelled. Watchers and readers do the same to each that they meet, so this
+        is for those that nobody looks at: call it when a worker starts, or pass
+        ``sweep_interval`` and have it called.
+
+        Args:
+            complete_partial: Complete those that have text instead, with ``partial: True`` in their
+                metadata, and fail only the empty ones.
+
+        Returns:
+            How those ended that this call ended, or found ended as it came to them.
+
+        Raises:
+            StoreUnavailableError: MongoDB gave no answer.
+        """
+        return await self._open_parts.store.recovery.recover_stale(
+            complete_partial=complete_partial
+        )
+
+    async def compact_due(self) -> int:
+        """Merges away the chunks of all messages whose ``retention`` is over; says how many.
+
+        Raises:
+            StoreUnavailableError: MongoDB gave no answer.
+        """
+        return await self._open_parts.store.recovery.compact_due()
 
     async def conversations(
         self, owner: "tuple[str, Any] | Owner", limit: int | None = None
@@ -389,22 +489,26 @@ class _Parts:
     def __init__(
         self,
         own_client: "_driver.Client | None",
-        message: type[Message],
-        conversation: type[Conversation],
+        models: list[type[Any]],
         store: Store,
         hub: Hub,
+        sweeping: asyncio.Task[None] | None,
     ) -> None:
         self.own_client = own_client
-        self.message = message
-        self.conversation = conversation
+        self.models = models
+        self.message: type[Message] = models[0]
+        self.conversation: type[Conversation] = models[1]
         self.store = store
         self.hub = hub
+        self.sweeping = sweeping
 
     async def aclose(self) -> None:
-        self.store.closed = True
+        if self.sweeping is not None:
+            self.sweeping.cancel()
         try:
+            await self.store.aclose()
             await self.hub.aclose()
         finally:
             if self.own_client is not None:
                 await _driver.close_client(self.own_client)
-            _driver.release_documents([self.message, self.conversation])
+            _driver.release_documents(self.models)

@@ -5,7 +5,6 @@ from bson import ObjectId
 from converse_mongo.types import MessageStatus
 
 __all__ = [
-    "AppendTooLargeError",
     "ChunksNotLoadedError",
     "ConfigurationError",
     "ConversationNotFoundError",
@@ -22,7 +21,14 @@ __all__ = [
     "NotFoundError",
     "ProtectedFieldError",
     "StoreUnavailableError",
+    "StreamStoppedError",
+    "TransactionAbortedError",
+    "TransactionsUnavailableError",
     "WatchError",
+    "WriterError",
+    "WriterExistsError",
+    "WriterFailedError",
+    "WriterFencedError",
 ]
 
 
@@ -51,10 +57,6 @@ class InvalidIdError(InvalidInputError):
 
 class InvalidContentError(InvalidInputError):
     """A text cannot be stored; nothing was written."""
-
-
-class AppendTooLargeError(InvalidContentError):
-    """One append holds more than one atomic write can; nothing was written. Split it."""
 
 
 class InvalidMetadataError(InvalidInputError):
@@ -104,12 +106,12 @@ class MessageNotStreamingError(ConverseError):
 
 
 class MessageTooLargeError(ConverseError):
-    """A message is as large as one document may get; the last change was not stored."""
+    """The metadata and fields of a message are more than one document may hold."""
 
     def __init__(self, message_id: ObjectId) -> None:
         super().__init__(
-            f"Message {message_id} holds as much as one document may (see MAX_MESSAGE_BYTES): this "
-            "was not stored, what came before is. Complete it and go on in a new message."
+            f"Message {message_id} would hold more beside its chunks than one document may: this "
+            "was not stored, what came before is. Keep large metadata elsewhere."
         )
         self.message_id = message_id
 
@@ -128,11 +130,72 @@ class StoreUnavailableError(ConverseError):
     Attributes:
         append_id: For an append, the id to pass as ``append_id`` to try the same append again;
             it is stored once even if the first attempt did reach the server. Otherwise ``None``.
+        appended: For an ``append_chunks`` that took several writes, how many of its contents are
+            stored; the append to try again begins behind them.
     """
 
     def __init__(self, message: str, append_id: ObjectId | None = None) -> None:
         super().__init__(message)
         self.append_id = append_id
+        self.appended = 0
+
+
+class StreamStoppedError(ConverseError):
+    """Somebody asked for this stream to stop.
+
+    Attributes:
+        message_id: The message, which ends ``cancelled`` with the text it has.
+        reason: What was given as the reason, or ``None``.
+    """
+
+    def __init__(self, message_id: ObjectId, reason: str | None) -> None:
+        super().__init__(
+            f"Message {message_id} was asked to stop{f' ({reason})' if reason else ''}: what was "
+            "written before is stored. Leave the generation loop."
+        )
+        self.message_id = message_id
+        self.reason = reason
+
+
+class WriterError(ConverseError):
+    """A writer cannot go on.
+
+    Attributes:
+        message_id: The message.
+        text: What the writer had taken and not stored, as far as is known.
+    """
+
+    def __init__(self, message: str, message_id: ObjectId, text: str = "") -> None:
+        super().__init__(message)
+        self.message_id = message_id
+        self.text = text
+
+
+class WriterExistsError(WriterError):
+    """The message has a writer already: one generation is enough."""
+
+
+class WriterFencedError(WriterError):
+    """Another writer took the message over, or it was ended as an orphan; nothing was stored."""
+
+
+class WriterFailedError(WriterError):
+    """A writer gave up; its cause says why, and ``text`` holds what it could not store.
+
+    Attributes:
+        append_id: Where it is not known whether the last write reached the database, the
+            ``append_id`` of it.
+    """
+
+    append_id: ObjectId | None = None
+
+
+class TransactionsUnavailableError(ConfigurationError):
+    """This server has no transactions: they need a replica set or a sharded cluster."""
+
+
+class TransactionAbortedError(ConverseError):
+    """MongoDB ended the transaction, most often since others wrote the same: run it again."""
 
 
 class WatchError(ConverseError):

@@ -18,6 +18,7 @@ __all__ = [
     "ConversationEvent",
     "Event",
     "FinalEvent",
+    "MessageCancelled",
     "MessageCompleted",
     "MessageCreated",
     "MessageEvent",
@@ -132,7 +133,20 @@ class MessageFailed(Event):
     error: str
 
 
-FinalEvent: TypeAlias = MessageCompleted | MessageFailed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageCancelled(Event):
+    """A streaming message was stopped; the text it had is kept. No chunk follows."""
+
+    type: ClassVar[str] = "message.cancelled"
+
+    message_id: ObjectId
+    chunk_count: int
+    metadata: Mapping[str, Any] = field(hash=False)
+    completed_at: datetime
+    reason: str | None
+
+
+FinalEvent: TypeAlias = MessageCompleted | MessageFailed | MessageCancelled
 MessageEvent: TypeAlias = ChunkReceived | FinalEvent
 """What ``watch_message`` yields."""
 ConversationEvent: TypeAlias = MessageCreated | ChunkReceived | MessageUpdated | FinalEvent

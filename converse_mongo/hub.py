@@ -22,7 +22,13 @@ from converse_mongo._driver import (
 )
 from converse_mongo._reader import Reader
 from converse_mongo._topics import MessageTopic, Topic
-from converse_mongo.errors import ConversationNotFoundError, ConverseClosedError, WatchError
+from converse_mongo.errors import (
+    ConversationNotFoundError,
+    ConverseClosedError,
+    StoreUnavailableError,
+    WatchError,
+)
+from converse_mongo.store import Store
 from converse_mongo.types import WatchMode
 
 __all__ = ["Hub", "HubStatistics"]
@@ -65,11 +71,14 @@ class Hub:
         self,
         reader: Reader,
         open_feed: Callable[[], Awaitable[ChangeFeed]] | None,
+        store: Store,
         *,
         poll_interval: float,
         check_interval: float,
     ) -> None:
         self._reader = reader
+        self._signals = store.signals
+        self._leases = store.leases
         self._open_feed = open_feed
         self._poll_interval = poll_interval
         self._check_interval = check_interval
@@ -77,7 +86,9 @@ class Hub:
         self._conversations: dict[ObjectId, ConversationTopic] = {}
         self._routes = Routes()
         self._tasks: list[asyncio.Task[None]] = []
+        self._signals.on_listen = self._ensure_running
         self._watched = asyncio.Event()
+        self._soon: asyncio.TimerHandle | None = None
         self._check_now = asyncio.Event()
         self._live = False
         self._closing = False
@@ -108,6 +119,7 @@ class Hub:
         topic = self._messages.get(message_id)
         if topic is None:
             topic = self._messages[message_id] = MessageTopic(message_id, self._reader)
+            self._check_soon()
         self._join(topic)
         return topic
 
@@ -117,16 +129,20 @@ class Hub:
         if topic is None:
             topic = ConversationTopic(conversation_id, self._reader, self._routes)
             self._conversations[conversation_id] = topic
+            self._check_soon()
         self._join(topic)
         return topic
 
     def _join(self, topic: Topic[Any, Any]) -> None:
         topic.watchers += 1
-        self._watched.set()
         if self._failure is not None:
             topic.fail(self._failure)
             return
-        if not self._tasks:
+        self._ensure_running()
+
+    def _ensure_running(self) -> None:
+        self._watched.set()
+        if not self._tasks and not self._closing:
             self._start("check", self._check())
             if self._open_feed is not None:
                 self._start("follow", self._follow())
@@ -142,8 +158,6 @@ class Hub:
         )
         if topics.get(topic.key) is topic:
             del topics[topic.key]
-        if not self._messages and not self._conversations:
-            self._watched.clear()
 
     async def aclose(self) -> None:
         """Ends the tasks, closes the change stream, and ends all watchers with an error."""
@@ -153,6 +167,9 @@ class Hub:
         # The flag beside the cancellation: on Python 3.11, asyncio.wait_for, which PyMongo uses to
         # connect, may swallow a cancellation that comes as it finishes.
         self._closing = True
+        self._signals.on_listen = None
+        if self._soon is not None:
+            self._soon.cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -223,6 +240,8 @@ class Hub:
             return
         if isinstance(hint, _changes.StreamInvalidated):
             raise _StreamLostError(hint.operation)
+        if isinstance(hint, _changes.Updated) and hint.concerns_writer:
+            self._signals.tell(hint.message_id)
         for topic in self._topics_of(hint):
             try:
                 topic.receive(hint)
@@ -248,6 +267,8 @@ class Hub:
 
     async def _check(self) -> None:
         while not self._closing:
+            if not (self._messages or self._conversations or self._signals.messages):
+                self._watched.clear()
             await self._watched.wait()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(
@@ -257,13 +278,24 @@ class Hub:
             self._check_now.clear()
             try:
                 await self._check_topics()
-            except PyMongoError as error:
+            except (PyMongoError, StoreUnavailableError) as error:
                 log = logger.debug if is_transient(error) else logger.warning
                 log("Could not compare the watched messages with the database: %s", error)
             except (KeyError, TypeError, ValueError):
                 # Something in the database is not the library's own: who watches it finds out.
                 logger.exception("Could not compare the watched messages with the database")
                 self._mark_all_stale()
+
+    def _check_soon(self) -> None:
+        """Has a topic that is new compared once it was read: its writer may have died long ago."""
+
+        def check() -> None:
+            self._soon = None
+            self._check_now.set()
+
+        if self._soon is None and not self._closing:
+            loop = asyncio.get_running_loop()
+            self._soon = loop.call_later(min(self._poll_interval, self._check_interval), check)
 
     async def _check_topics(self) -> None:
         """Marks every topic stale that is behind the database: a query or three for all of them."""
@@ -281,6 +313,9 @@ class Hub:
         keys = {topic.key: state.conversation_id for topic, state in messages.items()}
         for conversation in conversations:
             keys |= dict.fromkeys(conversation.open, conversation.key)
+        orphans: dict[ObjectId, ObjectId] = {}
+        written = dict(self._signals.messages)
+        keys |= written
         if keys:
             counters = await self._reader.counters(keys)
             for message in messages:
@@ -290,6 +325,15 @@ class Hub:
             for conversation in conversations:
                 if conversation.is_behind(counters):
                     conversation.mark_stale()
+            for message_id in written:
+                found = counters.get(message_id)
+                if found is None or found.ended or found.stop_requested:
+                    self._signals.tell(message_id)
+            orphans = {
+                message_id: keys[message_id]
+                for message_id, found in counters.items()
+                if not found.ended and self._leases.may_have_expired(found.lease)
+            }
         if conversations:
             ends = {topic.key: cursor.end for topic, cursor in conversations.items()}
             behind = await self._reader.behind(ends)
@@ -302,6 +346,14 @@ class Hub:
                     conversation.mark_stale()
                 for message_id, saved in revisions.get(conversation.key, {}).items():
                     conversation.saved(message_id, saved.revision, saved.position)
+
+        for message_id, conversation_id in orphans.items():
+            state = await self._leases.settle_orphan(message_id, conversation_id)
+            if state is None or state.status.is_final:
+                # Whoever waits for it hears of its end as of any other.
+                for topic in self._topics():
+                    if topic.key in (message_id, conversation_id):
+                        topic.mark_stale()
 
     def _mark_all_stale(self) -> None:
         for topic in self._topics():

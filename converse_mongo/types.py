@@ -1,18 +1,33 @@
 """Roles, statuses and aliases: the words every other module uses."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from bson import ObjectId
 
-__all__ = ["IdLike", "MessageRole", "MessageStatus", "Metadata", "WatchMode"]
+__all__ = [
+    "Granularity",
+    "IdLike",
+    "MessageRole",
+    "MessageStatus",
+    "Metadata",
+    "Retention",
+    "WatchMode",
+]
 
 Metadata: TypeAlias = Mapping[str, Any]
 """What BSON can hold, under string keys."""
 
 IdLike: TypeAlias = str | ObjectId
 """An id as callers have it: an ``ObjectId`` or its 24 hexadecimal digits."""
+
+Retention: TypeAlias = Literal["keep", "compact"] | timedelta
+"""What becomes of the chunks of an ended message: kept, or merged away, at once or later."""
+
+Granularity: TypeAlias = Literal["flush", "token"]
+"""What a writer makes a chunk of: all that it stores in one write, or each token."""
 
 
 class MessageRole(StrEnum):
@@ -31,6 +46,7 @@ class MessageStatus(StrEnum):
     STREAMING = "streaming"
     COMPLETED = "completed"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
     @property
     def is_final(self) -> bool:

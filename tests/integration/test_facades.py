@@ -234,6 +234,12 @@ async def test_open__makes_the_indexes_unless_told_not_to(facade: Facade) -> Non
         "conversation_position",
         "conversation_revision",
         "conversation_status",
+        "streaming",
+        "compact_at",
+    }
+    assert set(await without.message_model.store().pages.index_information()) == {
+        "_id_",
+        "message_pages",
     }
 
 

@@ -1,0 +1,12 @@
+"""The only package that writes conversations and messages.
+
+Every write may be repeated safely: what it does not find to be true any more it does not do, and
+what it did before it recognises by an id that it chose. So calls that fail on the network are tried
+again for ``retry_timeout`` seconds.
+"""
+
+from converse_mongo.store.calls import Calls, Lane, Options
+from converse_mongo.store.ends import EndedMessage
+from converse_mongo.store.store import Store
+
+__all__ = ["Calls", "EndedMessage", "Lane", "Options", "Store"]

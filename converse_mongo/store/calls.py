@@ -1,0 +1,134 @@
+"""What all writes share: the collections, retries, and queues of the writers of one thing."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from bson import ObjectId
+
+from converse_mongo import _driver, _retry
+from converse_mongo._driver import Collection
+from converse_mongo._handlers import Handlers
+from converse_mongo._reader import Reader
+from converse_mongo.errors import ConverseClosedError
+
+__all__ = ["PAGES", "Calls", "Lane", "Options", "back_off"]
+
+T = TypeVar("T")
+
+PAGES = "message_chunk_pages"
+"""The collection of the chunks that long messages do not embed any more."""
+
+_BACKOFF_SECONDS = 0.002
+_BACKOFF_MAX_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a facade was told.
+
+    Attributes:
+        retry_timeout: For how many seconds a call is tried again.
+        lease: Seconds without a sign of life after which a writer is taken for dead.
+        idle_timeout: The same for a message that streams without a writer; ``None`` for never.
+        retention: Seconds after its end until the chunks of a message are merged away; ``None`` for
+            never.
+    """
+
+    retry_timeout: float = 30.0
+    lease: float = 30.0
+    idle_timeout: float | None = 600.0
+    retention: float | None = None
+
+
+class Lane:
+    """Keeps the writers of one message, or one conversation, of this process in a queue.
+
+    Without it they would race one another to the server, where one wins and all others try again.
+    Writers in other processes still race; the filters of the updates decide there.
+
+    Attributes:
+        lock: Held by who writes.
+        next_sequence: The sequence that the message is thought to expect.
+        page_start: The sequence of the first chunk that it is thought to embed.
+        live_bytes: What its embedded chunks are thought to take.
+    """
+
+    __slots__ = ("__weakref__", "live_bytes", "lock", "next_sequence", "page_start")
+
+    def __deepcopy__(self, memo: object) -> "Lane":
+        return self  # a copy of a message is written in the same queue
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.next_sequence = 0
+        self.page_start = 0
+        self.live_bytes = 0
+
+    def learn(self, next_sequence: int, page_start: int, live_bytes: int) -> None:
+        """Takes over what a copy of the message knows, where that is more."""
+        if next_sequence > self.next_sequence:
+            self.next_sequence = next_sequence
+            self.page_start, self.live_bytes = page_start, live_bytes
+
+
+class Calls:
+    """One set of collections, and calls to them that are tried again."""
+
+    def __init__(
+        self,
+        messages: Collection,
+        conversations: Collection,
+        *,
+        handlers: Handlers | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self.messages = messages
+        self.conversations = conversations
+        self.pages = _driver.sibling(messages, PAGES)
+        self.reader = Reader(messages, conversations, self.pages)
+        self.handlers = handlers or Handlers()
+        self.options = options or Options()
+        self.closed = False
+        self._lanes: WeakValueDictionary[ObjectId, Lane] = WeakValueDictionary()
+
+    def lane(self, key: ObjectId) -> Lane:
+        """The lane of a message or conversation; it lives as long as somebody holds it."""
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane()
+        return lane
+
+    async def call(
+        self,
+        function: Callable[..., Awaitable[T]],
+        *arguments: Any,
+        what: str,
+        append_id: ObjectId | None = None,
+        on_retry: Callable[[], None] | None = None,
+    ) -> T:
+        """Awaits a call that is safe to repeat, for ``retry_timeout`` seconds if need be.
+
+        Raises:
+            StoreUnavailableError: No answer for so long.
+            ConverseClosedError: The facade was closed.
+        """
+        if self.closed:
+            raise ConverseClosedError
+        return await _retry.call(
+            function,
+            *arguments,
+            what=what,
+            timeout=self.options.retry_timeout,
+            append_id=append_id,
+            on_retry=on_retry,
+        )
+
+
+async def back_off(attempt: int) -> None:
+    """Waits a random while, so that writers in several processes do not meet again and again."""
+    longest = min(_BACKOFF_SECONDS * 2 ** min(attempt, 10), _BACKOFF_MAX_SECONDS)
+    await asyncio.sleep(random.uniform(0, longest))

@@ -1,0 +1,206 @@
+"""Ends: a message leaves ``streaming``, once."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from bson import ObjectId
+from pymongo import ReturnDocument
+from pymongo.errors import OperationFailure, PyMongoError
+
+from converse_mongo import _updates
+from converse_mongo._driver import is_too_large
+from converse_mongo._state import STATE, MessageState, with_chunk_count
+from converse_mongo._validation import MAX_CONTENT_BYTES, now
+from converse_mongo.chunks import StoredChunk
+from converse_mongo.errors import (
+    MessageNotFoundError,
+    MessageNotStreamingError,
+    StoreUnavailableError,
+)
+from converse_mongo.events import MessageCancelled, MessageCompleted, MessageFailed
+from converse_mongo.store.appends import fenced
+from converse_mongo.store.calls import Calls, Lane
+from converse_mongo.store.pages import Pages
+from converse_mongo.types import MessageStatus
+
+__all__ = ["End", "EndedMessage", "Ends"]
+
+logger = logging.getLogger("converse_mongo")
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a message is to end.
+
+    Attributes:
+        status: The final state.
+        metadata: Merged into that of the message, key by key.
+        error: Why it failed.
+        stop_reason: Why it was stopped.
+    """
+
+    status: MessageStatus
+    metadata: Mapping[str, Any]
+    error: str | None = None
+    stop_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndedMessage:
+    """A message right after its end: its state, its text, and its chunks where they were read.
+
+    The text is ``None`` where it could not be read any more, or fits into no document.
+    """
+
+    state: MessageState
+    content: str | None
+    chunks: list[StoredChunk] | None
+
+
+class Ends:
+    """Ends messages."""
+
+    def __init__(self, calls: Calls, pages: Pages) -> None:
+        self._calls = calls
+        self._pages = pages
+
+    async def end(
+        self,
+        lane: Lane,
+        message_id: ObjectId,
+        conversation_id: ObjectId,
+        end: End,
+        *,
+        retention: float | None = None,
+        known: tuple[int, str] | None = None,
+        epoch: int | None = None,
+    ) -> EndedMessage:
+        """Takes a message out of ``streaming``; only one call ever does.
+
+        The end itself is one write that does not depend on how many chunks there are, so that no
+        rush of appends can hold it up. The joined text and the chunk count follow in a second
+        write by the same caller; should it never come, readers join the chunks instead.
+
+        Args:
+            retention: Seconds until the chunks are merged away; ``None`` for never.
+            known: A chunk count and the text up to it, where the caller has them: when that turns
+                out to be all, the text need not be read back.
+            epoch: That of the writer who ends it, to do so only while it is the writer.
+
+        Raises:
+            MessageNotStreamingError: Another call ended the message first.
+            MessageNotFoundError: There is no such message.
+            WriterFencedError: The writer's epoch is over.
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        key = _updates.message_key(message_id, conversation_id)
+        end_id = ObjectId()
+        condition = {} if epoch is None else {"lease.epoch": epoch}
+        async with lane.lock:
+            state = await self._end(key, end_id, end, retention, condition)
+            if state is None:
+                raise MessageNotFoundError(message_id)
+            if state.end_id != end_id:
+                if epoch is not None and state.lease.epoch != epoch:
+                    raise fenced(message_id, state.status)
+                raise MessageNotStreamingError(message_id, state.status)
+        return await self._finish(state, known)
+
+    async def settle(self, state: MessageState, end: End) -> MessageState | None:
+        """Ends a message that nobody writes to, unless its lease is no longer what it was.
+
+        Returns:
+            The state of the message now; ``None`` when it is gone.
+        """
+        key = _updates.message_key(state.message_id, state.conversation_id)
+        end_id = ObjectId()
+        condition = _updates.unchanged_lease(state.lease)
+        ended = await self._end(key, end_id, end, state.retention, condition, fence=True)
+        if ended is None or ended.end_id != end_id:
+            return ended
+        return (await self._finish(ended, None)).state
+
+    async def _end(
+        self,
+        key: Mapping[str, Any],
+        end_id: ObjectId,
+        end: End,
+        retention: float | None,
+        condition: Mapping[str, Any],
+        *,
+        fence: bool = False,
+    ) -> MessageState | None:
+        """Tries to end a message, and returns what it then is; ``None`` when there is none."""
+        match, update = _updates.end(
+            key,
+            end_id,
+            end.status,
+            end.metadata,
+            now(),
+            error=end.error,
+            stop_reason=end.stop_reason,
+            retention=retention,
+            condition=condition,
+            fence=fence,
+        )
+        change = partial(
+            self._calls.messages.find_one_and_update,
+            projection=STATE,
+            return_document=ReturnDocument.AFTER,
+        )
+        stored: Any = await self._calls.call(
+            change, match, update, what=f"end message {key['_id']}"
+        )
+        if stored is None:
+            stored = await self._calls.call(
+                self._calls.messages.find_one, key, STATE, what=f"read message {key['_id']}"
+            )
+        return MessageState.from_stored(stored) if stored else None
+
+    async def _finish(self, state: MessageState, known: tuple[int, str] | None) -> EndedMessage:
+        """Stores what follows from an end, as far as that goes: the end itself is stored."""
+        content, chunks = None, None
+        try:
+            if state.content_bytes > MAX_CONTENT_BYTES:
+                pass
+            elif known is not None and known[0] == state.next_sequence:
+                content = known[1]
+            else:
+                chunks = await self._calls.call(
+                    self._calls.reader.stored_chunks,
+                    *(state.message_id, state.conversation_id),
+                    what=f"read message {state.message_id}",
+                )
+                content = "".join([chunk["content"] for chunk in chunks])
+            await self._fill(state, content)
+            if state.retention == 0:
+                await self._pages.compact(state)
+        except (PyMongoError, StoreUnavailableError):
+            logger.exception(
+                "Message %s has ended, but its joined text is not stored; "
+                "readers join its chunks instead",
+                state.message_id,
+            )
+        state = replace(state, metadata=with_chunk_count(state.metadata, state.next_sequence))
+        handlers = self._calls.handlers
+        if any(map(handlers.wants, (MessageCompleted, MessageFailed, MessageCancelled))):
+            await handlers.publish(state.ended())
+        return EndedMessage(state, content, chunks)
+
+    async def _fill(self, state: MessageState, content: str | None) -> None:
+        """Stores what readers would else work out from the chunks."""
+        key = _updates.message_key(state.message_id, state.conversation_id)
+        fill = partial(
+            self._calls.call, self._calls.messages.update_one, what=f"end message {key['_id']}"
+        )
+        end_id: Any = state.end_id
+        try:
+            await fill(*_updates.fill(key, end_id, state.next_sequence, content))
+        except OperationFailure as error:
+            if not is_too_large(error):
+                raise
+            # Metadata and joined text do not fit into one document: the chunks are the text.
+            await fill(*_updates.fill(key, end_id, state.next_sequence, None))

@@ -1,0 +1,142 @@
+"""Pages: runs of chunks that a long message does not embed any more.
+
+The page is stored first and the message trimmed second, so that a crash in between leaves readers a
+duplicate that they drop, never a hole. Only chunks that no failover can take back go into a page,
+and a page is trimmed away only once no failover can take it back: else a message that lost its last
+chunks in a failover could be trimmed by a page that still has them.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pymongo.errors import DuplicateKeyError, PyMongoError
+
+from converse_mongo import _driver, _updates
+from converse_mongo._compaction import encode_lengths
+from converse_mongo._state import MessageState
+from converse_mongo._validation import MAX_CONTENT_BYTES, PAGE_BYTES, PAGE_CHUNKS
+from converse_mongo.errors import ConverseError, WatchError
+from converse_mongo.store.calls import PAGES, Calls, Lane
+
+__all__ = ["Pages"]
+
+logger = logging.getLogger("converse_mongo")
+
+
+class Pages:
+    """Moves chunks out of messages that stream, and merges those of messages that ended."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._replicated: bool | None = None
+
+    def is_full(self, lane: Lane) -> bool:
+        """Whether a message is thought to embed as much as makes a page."""
+        return lane.next_sequence - lane.page_start >= PAGE_CHUNKS or lane.live_bytes >= PAGE_BYTES
+
+    async def seal_if_possible(self, lane: Lane, key: Mapping[str, Any]) -> None:
+        """The same as :meth:`seal`, for who has something else to say than that it went wrong."""
+        try:
+            await self.seal(lane, key)
+        except (PyMongoError, ConverseError):
+            logger.warning(
+                "Message %s could not move chunks to a page; the next append tries again",
+                key["_id"],
+                exc_info=True,
+            )
+
+    async def seal(self, lane: Lane, key: Mapping[str, Any]) -> None:
+        """Moves the embedded chunks of a message to a page, if they are as many as it takes.
+
+        Safe to be done by several at once, and to be left undone at any step.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        message_id, call = key["_id"], self._calls.call
+        what = f"move chunks of message {message_id} to a page"
+        messages, pages = await self._durable()
+        found = await call(
+            messages.find_one, key, {"page_start": 1, "chunks": 1, "chunk_bytes": 1}, what=what
+        )
+        if found is None:
+            return
+        chunks = found.get("chunks") or []
+        lane.page_start = found.get("page_start", 0)
+        lane.live_bytes = found.get("chunk_bytes", 0)
+        if not chunks or (len(chunks) < PAGE_CHUNKS and lane.live_bytes < PAGE_BYTES):
+            return
+        sequences = [chunk["sequence"] for chunk in chunks]
+        if sequences != list(range(lane.page_start, lane.page_start + len(chunks))):
+            raise WatchError(
+                f"The chunks of message {message_id} are not in order: something other than "
+                "converse_mongo has written to the message."
+            )
+        page = _updates.page(key, chunks)
+        try:
+            await call(pages.insert_one, page, what=what)
+        except DuplicateKeyError:
+            # An earlier try of ours, or another writer: what is stored counts.
+            page = await call(pages.find_one, {"_id": page["_id"]}, {"chunks": 0}, what=what)
+            if page is None:
+                return  # not safe from a failover yet
+        await call(
+            self._calls.messages.update_one,
+            *_updates.trim(key, lane.page_start, page["next_sequence"], page["chunk_bytes"]),
+            what=what,
+        )
+        lane.page_start = page["next_sequence"]
+        lane.live_bytes -= page["chunk_bytes"]
+
+    async def _durable(self) -> tuple[_driver.Collection, _driver.Collection]:
+        """Messages and pages, read and written so that no failover takes anything back."""
+        messages = self._calls.messages
+        if self._replicated is None:
+            self._replicated = await self._calls.call(
+                _driver.has_change_streams, messages.database, what="look at the server"
+            )
+        if self._replicated:
+            messages = _driver.majority_of(messages)
+        return messages, _driver.sibling(messages, PAGES, majority=self._replicated)
+
+    async def compact(self, state: MessageState) -> bool:
+        """Merges the chunks of an ended message away; says whether they are gone.
+
+        What stays is the text, and where each chunk ended in it: watchers resume as before. A text
+        of more than ``MAX_CONTENT_BYTES`` fits into no document, so its chunks stay.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds; it is done later.
+        """
+        calls, key = self._calls, _updates.message_key(state.message_id, state.conversation_id)
+        what = f"merge the chunks of message {state.message_id}"
+        possible = state.end_id is not None and state.content_bytes <= MAX_CONTENT_BYTES
+        if possible and not state.compacted:
+            chunks = await calls.call(
+                calls.reader.stored_chunks, state.message_id, state.conversation_id, what=what
+            )
+            if [chunk["sequence"] for chunk in chunks] != list(range(state.next_sequence)):
+                return False  # merged by another just now, or not what the library wrote
+            contents = [chunk["content"] for chunk in chunks]
+            match, update = _updates.compact(
+                key,
+                state.end_id,  # type: ignore[arg-type]
+                "".join(contents),
+                encode_lengths(contents),
+                state.next_sequence,
+            )
+            await calls.call(calls.messages.update_one, match, update, what=what)
+        if possible:
+            gone = {"conversation_id": state.conversation_id, "message_id": state.message_id}
+            _, pages = await self._durable()
+            await calls.call(pages.delete_many, gone, what=what)
+        await calls.call(calls.messages.update_one, *_updates.finish_compaction(key), what=what)
+        return possible
+
+    async def delete(self, key: Mapping[str, Any]) -> None:
+        """Deletes the pages of a message that is no more."""
+        gone = {"conversation_id": key["conversation_id"], "message_id": key["_id"]}
+        await self._calls.call(
+            self._calls.pages.delete_many, gone, what=f"delete the pages of message {key['_id']}"
+        )

@@ -1,0 +1,120 @@
+"""Positions: each new message gets the next place in its conversation."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from itertools import count
+from typing import Any, NamedTuple, TypeAlias
+
+from bson import ObjectId
+from pymongo.errors import DuplicateKeyError
+
+from converse_mongo import _updates
+from converse_mongo._validation import now
+from converse_mongo.errors import ConversationNotFoundError
+from converse_mongo.store.calls import Calls, Lane, back_off
+
+__all__ = ["Added", "Insert", "Positions"]
+
+Insert: TypeAlias = Callable[[int], Awaitable[Any]]
+"""Inserts a document at a position; ``DuplicateKeyError`` says that the position is taken."""
+
+
+class Added(NamedTuple):
+    """Where a message is in its conversation.
+
+    Attributes:
+        position: Its place.
+        is_new: ``False`` when a message with that id was found instead of inserted: from an earlier
+            try of the same call, or from another caller.
+    """
+
+    position: int
+    is_new: bool
+
+
+class Positions:
+    """Adds conversations, and messages to them."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def add_message(
+        self,
+        lane: Lane,
+        conversation_id: ObjectId,
+        new_id: ObjectId | None,
+        insert: Insert,
+    ) -> Added:
+        """Inserts a message at the next position of its conversation.
+
+        A position is used only once the one before it is in the database, and the unique index on
+        (conversation_id, position) gives each to one writer. So messages become visible in the
+        order of their positions, without a gap, whatever the number of writers: a reader that has
+        seen position *n* has seen all before it. A writer that dies between its insert and the move
+        of the counter is helped by the next, which collides and moves it.
+
+        Args:
+            new_id: The id of the message, where it was made for this very call, or for the same
+                generation: if it is in the database, an earlier try put it there.
+            insert: Inserts the message at a position.
+
+        Raises:
+            ConversationNotFoundError: There is no such conversation; nothing was written.
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        call = partial(self._calls.call, what=f"add a message to conversation {conversation_id}")
+        async with lane.lock:
+            for attempt in count():
+                conversation = await call(
+                    self._calls.conversations.find_one,
+                    {"_id": conversation_id},
+                    {"next_position": 1},
+                )
+                if conversation is None:
+                    raise ConversationNotFoundError(conversation_id)
+                position: int = conversation["next_position"]
+                inserted = is_new = True
+                try:
+                    await call(insert, position)
+                except DuplicateKeyError:
+                    stored: Any = new_id and await call(
+                        self._calls.messages.find_one,
+                        _updates.message_key(new_id, conversation_id),
+                        {"position": 1},
+                    )
+                    if stored:
+                        position, is_new = stored["position"], False
+                    elif await call(
+                        self._calls.messages.find_one,
+                        {"conversation_id": conversation_id, "position": position},
+                        {"_id": 1},
+                    ):
+                        inserted = False
+                    else:  # a unique index of the application's
+                        raise
+                await call(
+                    self._calls.conversations.update_one,
+                    {"_id": conversation_id},
+                    _updates.move_next_position(position, now()),
+                )
+                if inserted:
+                    return Added(position, is_new)
+                await back_off(attempt)
+        raise AssertionError("unreachable")
+
+    async def add_conversation(
+        self, new_id: ObjectId | None, insert: Callable[[], Awaitable[Any]]
+    ) -> None:
+        """Inserts a conversation; ``new_id`` as in :meth:`add_message`.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        what = "start a conversation"
+        try:
+            await self._calls.call(insert, what=what)
+        except DuplicateKeyError:
+            if new_id is None or not await self._calls.call(
+                self._calls.conversations.find_one, {"_id": new_id}, {"_id": 1}, what=what
+            ):
+                raise

@@ -1,0 +1,65 @@
+"""Recovery: what was left behind by those who died, and what has served its time."""
+
+import asyncio
+import logging
+
+from pymongo.errors import PyMongoError
+
+from converse_mongo._validation import now
+from converse_mongo.events import FinalEvent
+from converse_mongo.store.calls import Calls
+from converse_mongo.store.leases import Leases
+from converse_mongo.store.pages import Pages
+
+__all__ = ["Recovery"]
+
+_WHAT = "look for messages that were left behind"
+
+logger = logging.getLogger("converse_mongo")
+
+
+class Recovery:
+    """Ends orphans, and merges away chunks whose time has come."""
+
+    def __init__(self, calls: Calls, leases: Leases, pages: Pages) -> None:
+        self._calls = calls
+        self._leases = leases
+        self._pages = pages
+
+    async def recover_stale(self, *, complete_partial: bool = False) -> list[FinalEvent]:
+        """Ends all messages whose lease has run out, and returns how they ended.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        recovered: list[FinalEvent] = []
+        for state in await self._calls.call(self._calls.reader.streaming_anywhere, what=_WHAT):
+            now_is = await self._leases.settle_if_expired(state, complete_partial=complete_partial)
+            if now_is.status.is_final:
+                recovered.append(now_is.ended())
+        return recovered
+
+    async def compact_due(self) -> int:
+        """Merges away the chunks whose retention is over, and says of how many messages.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        compacted = 0
+        for state in await self._calls.call(self._calls.reader.to_compact, now(), what=_WHAT):
+            try:
+                compacted += await self._pages.compact(state)
+            except PyMongoError:
+                logger.exception("The chunks of message %s were not merged", state.message_id)
+        return compacted
+
+    async def sweep(self, interval: float) -> None:
+        """Does both every ``interval`` seconds, for ever."""
+        while True:
+            try:
+                await self.recover_stale()
+                await self.compact_due()
+            except Exception:
+                # A sweep that went wrong is made good by the next.
+                logger.warning("A sweep was not finished; the next one goes on", exc_info=True)
+            await asyncio.sleep(interval)

@@ -1,0 +1,73 @@
+"""Saves: fields that the application changed."""
+
+from functools import partial
+
+from bson import ObjectId
+from pymongo import ReturnDocument
+from pymongo.errors import OperationFailure
+
+from converse_mongo import _updates
+from converse_mongo._driver import is_too_large
+from converse_mongo.errors import (
+    ConversationNotFoundError,
+    MessageNotFoundError,
+    MessageTooLargeError,
+)
+from converse_mongo.events import MessageUpdated
+from converse_mongo.store.calls import Calls
+
+__all__ = ["Saves"]
+
+
+class Saves:
+    """Saves fields that are not the library's own."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def save_conversation(self, conversation_id: ObjectId, update: _updates.Document) -> None:
+        """Applies ``update`` to a conversation.
+
+        Raises:
+            ConversationNotFoundError: There is no such conversation.
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        result = await self._calls.call(
+            self._calls.conversations.update_one,
+            {"_id": conversation_id},
+            update,
+            what=f"save conversation {conversation_id}",
+        )
+        if not result.matched_count:
+            raise ConversationNotFoundError(conversation_id)
+
+    async def save_message(
+        self, message_id: ObjectId, conversation_id: ObjectId, update: _updates.Document
+    ) -> int:
+        """Applies ``update`` to a message, and returns the revision it made.
+
+        Raises:
+            MessageNotFoundError: There is no such message.
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        key = _updates.message_key(message_id, conversation_id)
+        save = partial(
+            self._calls.messages.find_one_and_update,
+            projection={"revision": 1},
+            return_document=ReturnDocument.AFTER,
+        )
+        try:
+            stored = await self._calls.call(save, key, update, what=f"save message {message_id}")
+        except OperationFailure as error:
+            if is_too_large(error):
+                raise MessageTooLargeError(message_id) from error
+            raise
+        if stored is None:
+            raise MessageNotFoundError(message_id)
+        revision: int = stored["revision"]
+        await self._calls.handlers.publish(
+            MessageUpdated(
+                conversation_id=conversation_id, message_id=message_id, revision=revision
+            )
+        )
+        return revision
