@@ -32,6 +32,8 @@ from converse_mongo.errors import (
     ProtectedFieldError,
     StoreUnavailableError,
     StreamStoppedError,
+    TransactionAbortedError,
+    TransactionsUnavailableError,
     WatchError,
     WriterError,
     WriterExistsError,
@@ -54,6 +56,7 @@ from converse_mongo.events import (
 from converse_mongo.hub import HubStatistics
 from converse_mongo.messages import Message
 from converse_mongo.pages import MessageChunkPage
+from converse_mongo.store import Transaction
 from converse_mongo.types import MessageRole, MessageStatus, WatchMode
 from converse_mongo.watching import Watcher
 from converse_mongo.writer import MessageWriter, WriterStatistics
@@ -108,6 +111,9 @@ __all__ = [
     "ProtectedFieldError",
     "StoreUnavailableError",
     "StreamStoppedError",
+    "Transaction",
+    "TransactionAbortedError",
+    "TransactionsUnavailableError",
     "WatchError",
     "WatchMode",
     "Watcher",

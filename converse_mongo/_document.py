@@ -25,7 +25,7 @@ from converse_mongo._json import jsonable
 from converse_mongo._validation import MAX_CONTENT_BYTES, check_metadata
 from converse_mongo.chunks import aware
 from converse_mongo.errors import ConfigurationError, InvalidInputError, ProtectedFieldError
-from converse_mongo.store import Store
+from converse_mongo.store import Store, store_now
 
 __all__ = ["JsonableDict", "StoredDocument", "UtcDatetime", "make"]
 
@@ -189,14 +189,14 @@ class StoredDocument(TracksChanges):
     def store(cls) -> Store:
         """The store of the facade that made this class, else one on what ``init_beanie`` bound."""
         if cls.bound_store is not None:
-            return cls.bound_store
+            return store_now(cls.bound_store)
         message, conversation = cls._models()
         settings = message.get_settings()
         known = _direct_stores.get(cls)
         if known is None or known[0] is not settings:  # bound to another database since
             known = settings, Store(collection_of(message), collection_of(conversation))
             _direct_stores[cls] = known
-        return known[1]
+        return store_now(known[1])
 
     @classmethod
     def _models(cls) -> tuple[type[Document], type[Document]]:

@@ -7,6 +7,7 @@ change feed, and document classes.
 
 import asyncio
 import copy
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from beanie.odm.utils.init import Initializer
 from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.errors import (
     ConnectionFailure,
+    DuplicateKeyError,
     OperationFailure,
     PyMongoError,
     WriteConcernError,
@@ -43,6 +45,7 @@ __all__ = [
     "Client",
     "Collection",
     "Database",
+    "SessionCollection",
     "bind_documents",
     "bound_subclass",
     "close_client",
@@ -50,6 +53,7 @@ __all__ = [
     "driver_name",
     "driver_versions",
     "has_change_streams",
+    "is_aborted",
     "is_too_large",
     "is_transient",
     "lacks_change_streams",
@@ -60,6 +64,7 @@ __all__ = [
     "release_documents",
     "server_time",
     "sibling",
+    "start_transaction",
 ]
 
 logger = logging.getLogger("converse_mongo")
@@ -75,6 +80,8 @@ D = TypeVar("D", bound=Document)
 _TRANSIENT_CODES = frozenset(
     {6, 7, 50, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 13388}
 )
+# WriteConflict, NoSuchTransaction
+_ABORTED_CODES = frozenset({112, 251})
 _CANNOT_SATISFY_WRITE_CONCERN = 100
 _TOO_LARGE_CODES = frozenset({10334, 17419})
 # Unauthorized, CommandNotSupported, a stage that is unknown, no replica set to stream from.
@@ -318,6 +325,49 @@ def sibling(collection: Collection, name: str, *, majority: bool = False) -> Col
         read_preference=collection.read_preference,
         read_concern=collection.read_concern,
         write_concern=concern,
+    )
+
+
+class SessionCollection:
+    """A collection whose every call belongs to one session."""
+
+    def __init__(self, collection: Collection, session: Any) -> None:
+        self._collection = collection
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._collection, name)
+        if name not in _SESSION_CALLS:
+            return found
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            return found(*arguments, session=self._session, **options)
+
+        return call
+
+
+_SESSION_CALLS = frozenset(
+    {"delete_many", "find", "find_one", "find_one_and_update", "insert_one", "update_one"}
+)
+
+
+async def start_transaction(database: Database) -> Any:
+    """A session of the database's client, with a transaction begun."""
+    session = database.client.start_session()
+    if inspect.isawaitable(session):  # Motor's
+        session = await session
+    started = session.start_transaction()
+    if inspect.isawaitable(started):  # PyMongo's
+        await started
+    return session
+
+
+def is_aborted(error: BaseException) -> bool:
+    """Whether ``error`` means that the transaction is over, and may succeed if it is run again."""
+    return isinstance(error, PyMongoError) and (
+        error.has_error_label("TransientTransactionError")
+        or isinstance(error, DuplicateKeyError)
+        or (isinstance(error, OperationFailure) and error.code in _ABORTED_CODES)
     )
 
 

@@ -1,6 +1,7 @@
 """Conversations: ordered lists of messages."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from beanie import Document, PydanticObjectId
@@ -387,7 +388,8 @@ class Conversation(StoredDocument, Document):
             self.id = new_id = PydanticObjectId()
         store = self.store()
         self._check_encoding()
-        await store.positions.add_conversation(new_id, super().insert)
+        insert = partial(super().insert, session=store.session)
+        await store.positions.add_conversation(new_id, insert)
         self._remember()
         if store.handlers.wants(ConversationCreated):
             await store.handlers.publish(

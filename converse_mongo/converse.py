@@ -34,7 +34,7 @@ from converse_mongo.events import ConversationEvent, Event, FinalEvent, MessageE
 from converse_mongo.hub import Hub, HubStatistics
 from converse_mongo.messages import Message
 from converse_mongo.pages import MessageChunkPage
-from converse_mongo.store import Options, Store
+from converse_mongo.store import Options, Store, Transaction, store_now
 from converse_mongo.store.calls import PAGES
 from converse_mongo.types import IdLike, MessageStatus, Metadata, Retention, WatchMode
 from converse_mongo.watching import Watcher
@@ -403,6 +403,14 @@ class Converse:
         async for conversation in parts.conversation.of_owner(owner, check_count(limit, "limit")):
             yield conversation
 
+    def transaction(self) -> Transaction:
+        """Groups what the ``async with`` block writes through this facade: all of it or none.
+
+        ``async with converse.transaction(): ...``; see :class:`Transaction` for what that means and
+        raises.
+        """
+        return self._open_parts.transaction()
+
     # Events
 
     def on(self, event_type: type[E], handler: Handler[E]) -> Callable[[], None]:
@@ -498,15 +506,23 @@ class _Parts:
         self.models = models
         self.message: type[Message] = models[0]
         self.conversation: type[Conversation] = models[1]
-        self.store = store
+        self._store = store
         self.hub = hub
         self.sweeping = sweeping
+
+    @property
+    def store(self) -> Store:
+        """The store, or that of the transaction that the caller is in."""
+        return store_now(self._store)
+
+    def transaction(self) -> Transaction:
+        return Transaction(self._store)
 
     async def aclose(self) -> None:
         if self.sweeping is not None:
             self.sweeping.cancel()
         try:
-            await self.store.aclose()
+            await self._store.aclose()
             await self.hub.aclose()
         finally:
             if self.own_client is not None:

@@ -239,8 +239,14 @@ class Message(StoredMessage, Document):
         return MessageWriter(self._writer_target(), options, metadata, take_over=True)
 
     def _writer_target(self) -> WriterTarget:
+        store = self.store()
+        if store.session is not None:
+            raise InvalidInputError(
+                "A writer stores text while it streams, which a transaction would hide: use it "
+                "outside, or append_chunks inside. Nothing was written."
+            )
         return WriterTarget(
-            store=self.store(),
+            store=store,
             lane=self._own_lane(),
             message_id=self._own_id(),
             conversation_id=self.conversation_id,
@@ -501,7 +507,7 @@ class Message(StoredMessage, Document):
             self.position = position
             skipped = list(skip)
             skip[:] = [ActionDirections.BEFORE]  # hooks run once, however often it takes
-            await add(skip_actions=skipped)
+            await add(skip_actions=skipped, session=store.session)
 
         self.position, is_new = await store.positions.add_message(
             store.lane(self.conversation_id), self.conversation_id, new_id, insert

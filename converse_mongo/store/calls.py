@@ -83,23 +83,26 @@ class Calls:
         messages: Collection,
         conversations: Collection,
         *,
+        pages: Collection | None = None,
         handlers: Handlers | None = None,
         options: Options | None = None,
     ) -> None:
         self.messages = messages
         self.conversations = conversations
-        self.pages = _driver.sibling(messages, PAGES)
+        self.pages = _driver.sibling(messages, PAGES) if pages is None else pages
         self.reader = Reader(messages, conversations, self.pages)
         self.handlers = handlers or Handlers()
         self.options = options or Options()
         self.closed = False
-        self._lanes: WeakValueDictionary[ObjectId, Lane] = WeakValueDictionary()
+        self.session: Any = None
+        """The session that every call is to carry, in a transaction."""
+        self.lanes: WeakValueDictionary[ObjectId, Lane] = WeakValueDictionary()
 
     def lane(self, key: ObjectId) -> Lane:
         """The lane of a message or conversation; it lives as long as somebody holds it."""
-        lane = self._lanes.get(key)
+        lane = self.lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane()
+            lane = self.lanes[key] = Lane()
         return lane
 
     async def call(

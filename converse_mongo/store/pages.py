@@ -92,6 +92,8 @@ class Pages:
     async def _durable(self) -> tuple[_driver.Collection, _driver.Collection]:
         """Messages and pages, read and written so that no failover takes anything back."""
         messages = self._calls.messages
+        if self._calls.session is not None:  # the transaction holds all of it together
+            return messages, self._calls.pages
         if self._replicated is None:
             self._replicated = await self._calls.call(
                 _driver.has_change_streams, messages.database, what="look at the server"

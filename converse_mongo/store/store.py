@@ -45,10 +45,11 @@ class Store(Calls):
         messages: Collection,
         conversations: Collection,
         *,
+        pages: Collection | None = None,
         handlers: Handlers | None = None,
         options: Options | None = None,
     ) -> None:
-        super().__init__(messages, conversations, handlers=handlers, options=options)
+        super().__init__(messages, conversations, pages=pages, handlers=handlers, options=options)
         self.signals = Signals()
         self.writers: set[RunningWriter] = set()
         self.paging = Pages(self)

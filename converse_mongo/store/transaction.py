@@ -1,0 +1,178 @@
+"""Transactions: several writes, all of them or none."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from converse_mongo import _driver, _retry
+from converse_mongo._handlers import Handlers
+from converse_mongo.errors import (
+    InvalidInputError,
+    TransactionAbortedError,
+    TransactionsUnavailableError,
+)
+from converse_mongo.events import Event
+from converse_mongo.store.store import Store
+
+__all__ = ["Transaction", "store_now"]
+
+T = TypeVar("T")
+
+_current: ContextVar["Transaction | None"] = ContextVar("converse_mongo_transaction", default=None)
+
+
+class Transaction:
+    """Groups writes of the task that is in its ``async with`` block: all of them or none.
+
+    Made by ``Converse.transaction``. Everything that the block does through the same facade, and
+    through its conversations and messages, belongs to it; what is read in it is the database as it
+    was when it began, and with the block's own writes. Handlers are called after the commit.
+
+    A MongoDB transaction lasts for a minute at most, and keeps others from what it wrote: do in it
+    what is ready to be stored, and stream outside. After an abort, copies of documents that the
+    block wrote to are not what is stored: load them again.
+
+    Entering raises:
+        TransactionsUnavailableError: The server has none; nothing was written.
+        InvalidInputError: There is one already in this task.
+        StoreUnavailableError: MongoDB gave no answer.
+
+    Leaving, and every call inside, raises:
+        TransactionAbortedError: MongoDB ended the transaction: run the block again.
+        StoreUnavailableError: MongoDB gave no answer to the commit; it is not known whether the
+            transaction was stored.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.parent = store
+        self.store: Store | None = None
+        self._session: Any = None
+
+    async def __aenter__(self) -> Self:
+        if _current.get() is not None and _current.get().is_open:  # type: ignore[union-attr]
+            raise InvalidInputError(
+                "A transaction is open in this task already: transactions do not nest."
+            )
+        database, call = self.parent.messages.database, self.parent.call
+        what = "begin a transaction"
+        if not await call(_driver.has_change_streams, database, what=what):
+            raise TransactionsUnavailableError(
+                "This server has no transactions, which need a replica set or a sharded cluster. "
+                "Nothing was written."
+            )
+        self._session = await call(_driver.start_transaction, database, what=what)
+        self.store = _SessionStore(self.parent, self._session)
+        self._token = _current.set(self)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _current.reset(self._token)
+        store, self.store = self.store, None
+        try:
+            if exc is None:
+                await self._commit()
+            else:
+                # An abort that fails is done by the server, once the transaction is too old.
+                await _quietly(self._session.abort_transaction)
+        finally:
+            await _quietly(self._session.end_session)
+        if exc is None and isinstance(store, _SessionStore):
+            for event in store.events:
+                await self.parent.handlers.publish(event)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether writes still belong to it."""
+        return self.store is not None
+
+    async def _commit(self) -> None:
+        try:
+            # A commit may be repeated: the server knows which transaction it is.
+            await _retry.call(
+                self._session.commit_transaction,
+                what="commit a transaction",
+                timeout=self.parent.options.retry_timeout,
+            )
+        except PyMongoError as error:
+            if _driver.is_aborted(error):
+                raise TransactionAbortedError from error
+            raise
+
+
+class _SessionStore(Store):
+    """A store whose calls belong to a session, one after the other, and are not tried again."""
+
+    def __init__(self, parent: Store, session: Any) -> None:
+        messages, conversations, pages = (
+            _driver.SessionCollection(collection, session)
+            for collection in (parent.messages, parent.conversations, parent.pages)
+        )
+        self.events: list[Event] = []
+        super().__init__(
+            messages,
+            conversations,
+            pages=pages,
+            handlers=_LaterHandlers(parent.handlers, self.events),
+            options=parent.options,
+        )
+        self.session = session
+        self.lanes = parent.lanes
+        self._turn = asyncio.Lock()
+
+    async def call(
+        self,
+        function: Callable[..., Awaitable[T]],
+        *arguments: Any,
+        what: str,
+        append_id: ObjectId | None = None,  # noqa: ARG002
+        on_retry: Callable[[], None] | None = None,  # noqa: ARG002
+    ) -> T:
+        async with self._turn:
+            try:
+                return await function(*arguments)
+            except PyMongoError as error:
+                if _driver.is_aborted(error) or _driver.is_transient(error):
+                    raise TransactionAbortedError(
+                        f"Could not {what}: MongoDB ended the transaction ({error}). Nothing of it "
+                        "was stored: run the block again."
+                    ) from error
+                raise
+
+
+class _LaterHandlers(Handlers):
+    """Keeps events until they are true."""
+
+    def __init__(self, handlers: Handlers, events: list[Event]) -> None:
+        super().__init__()
+        self._wanted = handlers
+        self._events = events
+
+    def wants(self, event_type: type[Event]) -> bool:
+        return self._wanted.wants(event_type)
+
+    async def publish(self, event: Event) -> None:
+        self._events.append(event)
+
+
+def store_now(store: Store) -> Store:
+    """``store``, or the one of the transaction on it that this task is in."""
+    transaction = _current.get()
+    if transaction is None or transaction.store is None or transaction.parent is not store:
+        return store
+    return transaction.store
+
+
+async def _quietly(call: Callable[[], Awaitable[Any]]) -> None:
+    with contextlib.suppress(PyMongoError):
+        await call()
