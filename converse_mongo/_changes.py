@@ -34,7 +34,7 @@ PIPELINE: list[dict[str, Any]] = [
 """What a change stream shall leave out: the joined text of an ended message, which every watcher
 has had chunk by chunk."""
 
-_WRITER_FIELDS = frozenset({"status", "stop_requested_at", "lease.epoch"})
+_WRITER_FIELDS = frozenset({"status", "stop_requested_at"})
 _INVALIDATING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})
 
 
@@ -55,7 +55,8 @@ class Updated:
         chunks: The appended chunks that the event brought, in its order.
         next_sequence: The counter after the append, where it changed.
         ended: Whether the state changed; a message leaves ``streaming`` only once.
-        concerns_writer: Whether its writer is to stop, or is no longer its writer.
+        concerns_writer: Whether its writer is to stop.
+        epoch: That of a new writer, where there is one.
         conversation_id: The conversation, known only when fields of the message were saved.
         revision: How often they were, then.
     """
@@ -65,6 +66,7 @@ class Updated:
     next_sequence: int | None = None
     ended: bool = False
     concerns_writer: bool = False
+    epoch: int | None = None
     conversation_id: ObjectId | None = None
     revision: int = 0
 
@@ -119,6 +121,7 @@ def _decode_update(message_id: ObjectId, fields: Mapping[str, Any]) -> Updated:
         next_sequence=fields.get("next_sequence"),
         ended="status" in fields,
         concerns_writer=not _WRITER_FIELDS.isdisjoint(fields),
+        epoch=fields.get("lease.epoch"),
         conversation_id=save["conversation_id"] if save else None,
         revision=fields.get("revision", 0),
     )

@@ -1,10 +1,14 @@
 """What running writers of this process want to hear of their messages. No MongoDB here."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from bson import ObjectId
 
-__all__ = ["Signals"]
+__all__ = ["Listener", "Signals"]
+
+Listener: TypeAlias = Callable[[int | None], None]
+"""Takes the epoch of a new writer, or ``None`` for other news."""
 
 
 class Signals:
@@ -18,12 +22,12 @@ class Signals:
         """Message id to conversation id of all messages that somebody listens for."""
         self.on_listen: Callable[[], None] | None = None
         """Called when somebody begins to listen."""
-        self._listeners: dict[ObjectId, list[Callable[[], None]]] = {}
+        self._listeners: dict[ObjectId, list[Listener]] = {}
 
     def listen(
-        self, message_id: ObjectId, conversation_id: ObjectId, listener: Callable[[], None]
+        self, message_id: ObjectId, conversation_id: ObjectId, listener: Listener
     ) -> Callable[[], None]:
-        """Calls ``listener`` on news of a message, until the returned function is called."""
+        """Calls ``listener`` with news of a message, until the returned function is called."""
         self.messages[message_id] = conversation_id
         self._listeners.setdefault(message_id, []).append(listener)
         if self.on_listen is not None:
@@ -39,7 +43,7 @@ class Signals:
 
         return stop
 
-    def tell(self, message_id: ObjectId) -> None:
-        """Says that there may be news of a message."""
+    def tell(self, message_id: ObjectId, epoch: int | None = None) -> None:
+        """Says that there may be news of a message, such as the epoch of a new writer."""
         for listener in list(self._listeners.get(message_id, ())):
-            listener()
+            listener(epoch)

@@ -240,8 +240,8 @@ class Hub:
             return
         if isinstance(hint, _changes.StreamInvalidated):
             raise _StreamLostError(hint.operation)
-        if isinstance(hint, _changes.Updated) and hint.concerns_writer:
-            self._signals.tell(hint.message_id)
+        if isinstance(hint, _changes.Updated) and (hint.concerns_writer or hint.epoch is not None):
+            self._signals.tell(hint.message_id, hint.epoch)
         for topic in self._topics_of(hint):
             try:
                 topic.receive(hint)

@@ -327,7 +327,12 @@ class MessageWriter:
         try:
             await self._drain()
             if self._failure is None and self._stop is None and not self._detached:
-                await self._end(self._end_for(exc))
+                try:
+                    end = self._end_for(exc)
+                except InvalidInputError as error:  # of the metadata
+                    await self._end(End(MessageStatus.FAILED, {}, _error_text(error)))
+                    raise
+                await self._end(end)
         finally:
             if self._unlisten is not None:
                 self._unlisten()
@@ -475,7 +480,9 @@ class MessageWriter:
 
     # News
 
-    def _notice(self) -> None:
+    def _notice(self, epoch: int | None) -> None:
+        if epoch == self._epoch:
+            return  # its own coming
         self._look = True
         self._wake.set()
 

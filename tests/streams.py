@@ -2,10 +2,20 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from converse_mongo import ChunkReceived, Converse, Event, Message, MessageCreated
+
+SOON = 20.0
+"""Seconds until something that must come counts as missing."""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that nothing announces."""
+    async with asyncio.timeout(SOON):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 async def collect(converse: Converse, message: Message, after: int | None = None) -> list[Event]:

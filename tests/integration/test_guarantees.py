@@ -1,7 +1,7 @@
 """Guarantees that no other test would miss."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -27,20 +27,13 @@ from converse_mongo import (
 )
 from converse_mongo._driver import collection_of
 from tests.conftest import Commands, Facade, drop_database
-from tests.streams import collect, sequences
+from tests.streams import SOON, collect, sequences, until
 
 NEVER = {"check_interval": 3600, "poll_interval": 3600}
-SOON = 10
 
 
 async def start(converse: Converse) -> Message:
     return await (await converse.start_conversation()).start_streaming_assistant()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SOON):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def soon(events: Any) -> Event:
@@ -133,7 +126,7 @@ async def test_conversation__a_check_finds_that_it_was_deleted(facade: Facade) -
 
 
 class SilentFeed:
-    """A change stream that brings nothing, until it is lost."""
+    """A change stream that brings nothing, SOON, until it is lost."""
 
     def __init__(self) -> None:
         self.lost = asyncio.Event()

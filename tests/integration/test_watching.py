@@ -38,17 +38,12 @@ from tests.streams import (
     collect_restlessly,
     last_sequence,
     sequences,
+    until,
 )
 
 
 async def start(converse: Converse) -> Message:
     return await (await converse.start_conversation()).start_streaming_assistant()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits until another task or the server has done something that only counters tell of."""
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
 
 
 async def stream(message: Message, chunks: int, pause: float = 0.0) -> None:
