@@ -63,12 +63,12 @@ class Pages:
         if found is None:
             return
         chunks = found.get("chunks") or []
-        lane.page_start = found.get("page_start", 0)
+        lane.page_start = first = found.get("page_start", 0)
         lane.live_bytes = found.get("chunk_bytes", 0)
         if not chunks or (len(chunks) < PAGE_CHUNKS and lane.live_bytes < PAGE_BYTES):
             return
         sequences = [chunk["sequence"] for chunk in chunks]
-        if sequences != list(range(lane.page_start, lane.page_start + len(chunks))):
+        if sequences != list(range(first, first + len(chunks))):
             raise WatchError(
                 f"The chunks of message {message_id} are not in order: something other than "
                 "converse_mongo has written to the message."
@@ -83,7 +83,7 @@ class Pages:
                 return  # not safe from a failover yet
         await call(
             self._calls.messages.update_one,
-            *_updates.trim(key, lane.page_start, page["next_sequence"], page["chunk_bytes"]),
+            *_updates.trim(key, first, page["next_sequence"], page["chunk_bytes"]),
             what=what,
         )
         lane.page_start = page["next_sequence"]
