@@ -223,8 +223,7 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
     ) -> tuple[list[Step], ConversationCursor]:
         """Chunks of one message, and its end where ``target`` is behind that."""
         start, stop = cursor.open[position], target.open.get(position)
-        limit = CHUNKS_PER_READ if stop is None else min(stop - start, CHUNKS_PER_READ)
-        found = await self._reader.read_at(self.key, position, start, limit)
+        found = await self._reader.read_at(self.key, position, start, CHUNKS_PER_READ, stop=stop)
         if found is None:  # deleted
             return [], cursor.ended(position)
         state, chunks = found

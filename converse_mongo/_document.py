@@ -36,7 +36,15 @@ JsonableDict = Annotated[dict[str, Any], PlainSerializer(jsonable, when_used="js
 """A mapping of what BSON holds, which is more than what JSON holds."""
 
 RESERVED = frozenset(
-    {"chunk_lengths", "compact_at", "compacted", "end_id", "last_save", "stop_requested_at"}
+    {
+        "chunk_lengths",
+        "compact_at",
+        "compacted",
+        "end_id",
+        "last_save",
+        "recent_appends",
+        "stop_requested_at",
+    }
 )
 """What the library keeps in documents beside the fields of its classes."""
 
@@ -259,9 +267,18 @@ class StoredDocument(TracksChanges):
             for name in type(self).model_fields:
                 if self._path(name) == root:
                     self._refuse_protected(name)
-        await super().update(*args, **kwargs)  # type: ignore[misc]
+        await super().update(*args, **self._in_session(kwargs))  # type: ignore[misc]
         self._remember()
         return self
+
+    async def delete(self, *args: Any, **kwargs: Any) -> Any:
+        """Deletes the document, as Beanie does."""
+        return await super().delete(*args, **self._in_session(kwargs))  # type: ignore[misc]
+
+    def _in_session(self, options: dict[str, Any]) -> dict[str, Any]:
+        """``options`` of a call of Beanie's, with the session of a transaction."""
+        session = self.store().session
+        return options if session is None else {"session": session, **options}
 
     async def sync(self, *_args: Any, **_kwargs: Any) -> None:
         """The same as :meth:`refresh`."""

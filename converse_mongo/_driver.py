@@ -300,31 +300,34 @@ def collection_of(model: type[Document], *, majority: bool = False) -> Collectio
 
 
 def majority_of(collection: Collection) -> Collection:
-    """The same collection, read as with ``majority`` in :func:`collection_of`."""
+    """The same collection, read and written so that no failover takes anything back."""
     if _is_mock(collection):
         return collection
-    return collection.with_options(read_concern=ReadConcern("majority"))
+    return collection.with_options(
+        read_concern=ReadConcern("majority"),
+        write_concern=_majority(collection.write_concern),
+    )
 
 
-def sibling(collection: Collection, name: str, *, majority: bool = False) -> Collection:
-    """Another collection of the same database, read in the same way.
+def _majority(concern: WriteConcern) -> WriteConcern:
+    return WriteConcern(**{**concern.document, "w": "majority"})
+
+
+def sibling(collection: Collection, name: str) -> Collection:
+    """Another collection of the same database, read and written in the same way.
 
     Args:
-        collection: One from :func:`collection_of`.
+        collection: One from :func:`collection_of` or :func:`majority_of`.
         name: The name of the other.
-        majority: Whether its writes wait until no failover can take them back.
     """
     if _is_mock(collection):
         return collection.database[name]
-    concern = collection.write_concern
-    if majority and concern.document.get("w") != "majority":
-        concern = WriteConcern(**{**concern.document, "w": "majority"})
     return collection.database.get_collection(
         name,
         codec_options=collection.codec_options,
         read_preference=collection.read_preference,
         read_concern=collection.read_concern,
-        write_concern=concern,
+        write_concern=collection.write_concern,
     )
 
 

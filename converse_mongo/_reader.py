@@ -1,5 +1,6 @@
 """Reads messages as the watchers and the store need them: without text that nobody asked for."""
 
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,14 +12,21 @@ from converse_mongo import _driver
 from converse_mongo._compaction import expand
 from converse_mongo._driver import Collection
 from converse_mongo._state import COUNTERS, STATE, LeaseState, MessageState
+from converse_mongo._validation import PAGE_CHUNKS
 from converse_mongo.chunks import MessageChunk, StoredChunk
 from converse_mongo.types import MessageStatus
 
 __all__ = ["Counters", "MessageRow", "Reader", "Saved"]
 
+logger = logging.getLogger("converse_mongo")
+
 IDS_PER_QUERY = 1000
+STATES_PER_READ = 500
 MERGED_CHUNKS_PER_READ = 8192
 """How many chunks of a merged message to take out of its text at once; the text comes as one."""
+
+USUAL_PAGE = 2 * PAGE_CHUNKS
+"""More chunks are in a page only where moving them failed for a while."""
 
 _MERGED = {"content": 1, "chunk_lengths": 1, "completed_at": 1}
 
@@ -77,27 +85,35 @@ class Reader:
         start: int,
         limit: int,
         page_start: int = 0,
+        stop: int | None = None,
     ) -> tuple[MessageState, list[MessageChunk]] | None:
         """The state of a message, and some chunks from sequence ``start``.
 
-        Some: up to ``limit`` of those that are in one place, the message itself or one page. None
-        are there only when the message has none from ``start`` on.
+        Some: those that are in one place, the message itself or one page or the text of a merged
+        message. None are there only when the message has none from ``start`` on.
 
         Args:
+            limit: About how many to give.
             page_start: Where the embedded chunks are thought to begin; a wrong guess costs a read.
+            stop: The sequence before which to end in any case.
 
         Returns:
             ``None`` when there is no such message.
         """
         key = {"_id": message_id, "conversation_id": conversation_id}
-        return await self._read(key, start, limit, page_start)
+        return await self._read(key, start, limit, page_start, stop)
 
     async def read_at(
-        self, conversation_id: ObjectId, position: int, start: int, limit: int
+        self,
+        conversation_id: ObjectId,
+        position: int,
+        start: int,
+        limit: int,
+        stop: int | None = None,
     ) -> tuple[MessageState, list[MessageChunk]] | None:
         """The same for the message at a position of a conversation."""
         key = {"conversation_id": conversation_id, "position": position}
-        return await self._read(key, start, limit, 0)
+        return await self._read(key, start, limit, 0, stop)
 
     async def read_tail(
         self, message_id: ObjectId, limit: int
@@ -111,8 +127,16 @@ class Reader:
         return MessageState.from_stored(stored), _chunks(stored)
 
     async def _read(
-        self, match: Mapping[str, Any], start: int, limit: int, page_start: int
+        self,
+        match: Mapping[str, Any],
+        start: int,
+        limit: int,
+        page_start: int,
+        stop: int | None,
     ) -> tuple[MessageState, list[MessageChunk]] | None:
+        merged_limit = MERGED_CHUNKS_PER_READ
+        if stop is not None:
+            limit, merged_limit = min(limit, stop - start), min(merged_limit, stop - start)
         while True:
             embedded = {"chunks": {"$slice": [start - page_start, limit]}}
             stored = await self.messages.find_one(
@@ -125,14 +149,14 @@ class Reader:
                 return state, _chunks(stored)
             page_start = state.page_start
             if start < page_start:
-                chunks = await self._read_moved(state, start, limit)
+                chunks = await self._read_moved(state, start, limit, merged_limit)
                 if chunks is not None:
                     return state, chunks
                 # Its pages were merged, or it was deleted, in between: look again.
                 page_start = 0
 
     async def _read_moved(
-        self, state: MessageState, start: int, limit: int
+        self, state: MessageState, start: int, limit: int, merged_limit: int
     ) -> list[MessageChunk] | None:
         """Chunks that are not in the message any more; ``None`` if they just went elsewhere."""
         key = {"_id": state.message_id, "conversation_id": state.conversation_id}
@@ -140,20 +164,29 @@ class Reader:
             merged = await self.messages.find_one(key, _MERGED)
             if merged is None:
                 return None
-            found = expand(merged, start, max(limit, MERGED_CHUNKS_PER_READ))
+            found = expand(merged, start, merged_limit)
             return [MessageChunk.from_stored(chunk) for chunk in found]
-        page = await self.pages.find_one(
-            {
-                "conversation_id": state.conversation_id,
-                "message_id": state.message_id,
-                "first_sequence": {"$lte": start},
-            },
-            sort=[("first_sequence", -1)],
-        )
+        page = await self._page(state, start, start - USUAL_PAGE)
+        if page is None:
+            page = await self._page(state, start, -1)
         if page is not None and start < page["next_sequence"]:
             return _chunks(page, start - page["first_sequence"], limit)
         now = await self.messages.find_one(key, {"compacted": 1})
         return None if now is None or now.get("compacted") else []
+
+    async def _page(self, state: MessageState, start: int, behind: int) -> dict[str, Any] | None:
+        """The last page that begins at ``start`` or before, and behind another sequence."""
+        page: dict[str, Any] | None = await self.pages.find_one(
+            {
+                "conversation_id": state.conversation_id,
+                "message_id": state.message_id,
+                "log_id": state.log_id,
+                # A range with two ends: some servers read all that is in it before they sort.
+                "first_sequence": {"$gt": behind, "$lte": start},
+            },
+            sort=[("first_sequence", -1)],
+        )
+        return page
 
     async def appended(
         self, message_id: ObjectId, conversation_id: ObjectId, append_id: ObjectId, first: int
@@ -181,7 +214,14 @@ class Reader:
         """All chunks of a message; none if there is no such message."""
         stored = await self.messages.find_one(
             {"_id": message_id, "conversation_id": conversation_id},
-            {"conversation_id": 1, "chunks": 1, "page_start": 1, "compacted": 1, **_MERGED},
+            {
+                "conversation_id": 1,
+                "log_id": 1,
+                "chunks": 1,
+                "page_start": 1,
+                "compacted": 1,
+                **_MERGED,
+            },
         )
         if stored is None:
             return []
@@ -199,12 +239,11 @@ class Reader:
                 stored["chunks"] = moved + list(stored.get("chunks") or ())
                 return
             # Merged in between, or pages are missing, which the length then shows.
-            again = await self.messages.find_one(
-                {"_id": stored["_id"]}, {"compacted": 1, **_MERGED}
-            )
+            again = await self.messages.find_one({"_id": stored["_id"]})
             if again is None or not again.get("compacted"):
                 stored["chunks"] = moved + list(stored.get("chunks") or ())
                 return
+            stored.clear()
             stored |= again
         stored["chunks"] = expand(stored)
 
@@ -215,6 +254,7 @@ class Reader:
             {
                 "conversation_id": stored["conversation_id"],
                 "message_id": stored["_id"],
+                "log_id": stored.get("log_id"),
                 "first_sequence": {"$lt": page_start},
             },
             {"chunks": 1},
@@ -248,15 +288,31 @@ class Reader:
                 )
         return found
 
-    async def streaming_anywhere(self) -> list[MessageState]:
+    def streaming_anywhere(self) -> AsyncIterator[list[MessageState]]:
         """All messages that are streaming, for who looks for orphans among them."""
-        cursor = self.messages.find({"status": MessageStatus.STREAMING.value}, STATE)
-        return [MessageState.from_stored(stored) async for stored in cursor]
+        return self._states({"status": MessageStatus.STREAMING.value})
 
-    async def to_compact(self, moment: datetime) -> list[MessageState]:
+    def to_compact(self, moment: datetime) -> AsyncIterator[list[MessageState]]:
         """The messages whose chunks may be merged away by now."""
-        cursor = self.messages.find({"compact_at": {"$lte": moment}}, STATE)
-        return [MessageState.from_stored(stored) async for stored in cursor]
+        return self._states({"compact_at": {"$lte": moment}})
+
+    async def _states(self, match: Mapping[str, Any]) -> AsyncIterator[list[MessageState]]:
+        """What matches, some hundred at a time; what is done with them may be slow."""
+        last: ObjectId | None = None
+        while True:
+            behind = {} if last is None else {"_id": {"$gt": last}}
+            cursor = self.messages.find({**match, **behind}, STATE).sort([("_id", 1)])
+            found = await cursor.limit(STATES_PER_READ).to_list(STATES_PER_READ)
+            states: list[MessageState] = []
+            for stored in found:
+                try:
+                    states.append(MessageState.from_stored(stored))
+                except (KeyError, TypeError, ValueError):
+                    logger.exception("Message %s is not as the library writes it", stored["_id"])
+            yield states
+            if len(found) < STATES_PER_READ:
+                return
+            last = found[-1]["_id"]
 
     # Conversations
 

@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
+import pymongo
 from bson import ObjectId
 from tenacity import (
     AsyncRetrying,
@@ -22,6 +24,8 @@ logger = logging.getLogger("converse_mongo")
 
 T = TypeVar("T")
 
+TRY_SECONDS = 10.0
+
 wait_before_retry = wait_random_exponential(multiplier=0.05, max=2.0)
 """Seconds before the next try: at random, up to a bound that doubles from 0.05 to 2."""
 
@@ -33,14 +37,27 @@ async def call(
     timeout: float,  # noqa: ASYNC109 - it bounds the tries, not one of them
     append_id: ObjectId | None = None,
     on_retry: Callable[[], None] | None = None,
+    bounded: bool = False,
 ) -> T:
     """Awaits ``function(*arguments)``, again and again for ``timeout`` seconds if need be.
 
     Only for calls that are safe to repeat. The first try costs nothing extra.
 
+    Args:
+        function: What to call.
+        arguments: What to call it with.
+        what: What it does, for errors.
+        timeout: Seconds until no further try is made.
+        append_id: For an error, the id of the append that it is.
+        on_retry: Called before each further try.
+        bounded: Whether each try, too, ends after a while: a connection that went silent, while the
+            server is well, answers for ever. It costs some time of each call.
+
     Raises:
         StoreUnavailableError: It still failed at the end; ``what`` says what could not be done.
     """
+    if bounded:
+        function = partial(_bounded, min(timeout, TRY_SECONDS), function)
     try:
         return await function(*arguments)
     except Exception as error:
@@ -76,6 +93,12 @@ async def call(
             ),
             append_id,
         ) from error
+
+
+async def _bounded(seconds: float, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    # https://pymongo.readthedocs.io/en/stable/examples/timeouts.html; Motor's threads see it, too.
+    with pymongo.timeout(seconds):
+        return await function(*arguments)
 
 
 def _reraise(state: RetryCallState) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from bson import ObjectId
@@ -32,6 +32,7 @@ STATE = COUNTERS | {
     "position": 1,
     "role": 1,
     "page_start": 1,
+    "log_id": 1,
     "content_bytes": 1,
     "metadata": 1,
     "error": 1,
@@ -78,7 +79,7 @@ class LeaseState:
         """Whether it has run out, when the server's clock says ``server_time``."""
         if self.renewed_at is None or self.duration is None:
             return False
-        return server_time > self.renewed_at + timedelta(seconds=self.duration)
+        return (server_time - self.renewed_at).total_seconds() > self.duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class MessageState:
     status: MessageStatus
     next_sequence: int
     page_start: int
+    log_id: ObjectId | None
     content_bytes: int
     metadata: dict[str, Any]
     error: str | None
@@ -116,6 +118,7 @@ class MessageState:
             status=MessageStatus(stored["status"]),
             next_sequence=stored.get("next_sequence", 0),
             page_start=stored.get("page_start", 0),
+            log_id=stored.get("log_id"),
             content_bytes=stored.get("content_bytes", 0),
             metadata=stored.get("metadata") or {},
             error=stored.get("error"),

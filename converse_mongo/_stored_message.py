@@ -52,6 +52,7 @@ class StoredMessage(StoredDocument):
     chunks: ChunkLog = Field(default_factory=ChunkLog)
     next_sequence: int = 0
     page_start: int = 0
+    log_id: PydanticObjectId | None = None
     chunk_bytes: int = 0
     content_bytes: int = 0
     metadata: JsonableDict = Field(default_factory=dict)
@@ -73,6 +74,7 @@ class StoredMessage(StoredDocument):
         "chunks": "use append_chunk",
         "next_sequence": "use append_chunk",
         "page_start": "use append_chunk",
+        "log_id": "it was given once",
         "chunk_bytes": "use append_chunk",
         "content_bytes": "use append_chunk",
         "error": "use fail_streaming",
@@ -127,11 +129,18 @@ class StoredMessage(StoredDocument):
     # What this copy follows
 
     _follows: bool = PrivateAttr(default=False)
+    _unconfirmed: bool = PrivateAttr(default=False)
+    """Whether it followed appends of a transaction, which may not have been committed."""
 
     @property
     def _has_whole_text(self) -> bool:
         """Whether ``content`` is the text of the first ``next_sequence`` chunks."""
         return self.chunks.is_loaded or self._follows
+
+    @property
+    def _knows_text(self) -> bool:
+        """Whether ``content`` may be taken for what is stored, without reading it."""
+        return self._has_whole_text and not self._unconfirmed
 
     def _take_appended(self, chunks: Sequence[MessageChunk]) -> None:
         """Follows an append of this copy, which so holds all chunks that it held and made."""
@@ -205,10 +214,14 @@ class StoredMessage(StoredDocument):
         return self.id
 
     def _own_lane(self) -> Lane:
-        if self._lane is None:
-            self._lane = self.store().lane(self._own_id())
-        self._lane.learn(self.next_sequence, self.page_start, self.chunk_bytes)
-        return self._lane
+        store = self.store()
+        lane = self._lane if store.session is None else None
+        if lane is None:
+            lane = store.lane(self._own_id())
+            if store.session is None:
+                self._lane = lane
+        lane.learn(self.next_sequence, self.page_start, self.chunk_bytes)
+        return lane
 
 
 def generated_id(conversation_id: ObjectId, generation_id: str) -> PydanticObjectId:

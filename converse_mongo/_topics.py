@@ -184,9 +184,10 @@ class MessageTopic(Topic[MessageEvent, int]):
 
     async def read(self, state: int, goal: int) -> Sequence[MessageEvent]:
         known = self._known
-        limit = min(goal - state, CHUNKS_PER_READ)
         found = await self._reader.read(
-            self.key, known.conversation_id, state, limit, known.page_start
+            *(self.key, known.conversation_id, state, CHUNKS_PER_READ),
+            page_start=known.page_start,
+            stop=goal,
         )
         if found is None:
             raise MessageNotFoundError(self.key)
@@ -220,11 +221,8 @@ class MessageTopic(Topic[MessageEvent, int]):
             found = await self._reader.read_tail(self.key, WINDOW_EVENTS)
         else:
             found = await self._reader.read(
-                self.key,
-                self.state.conversation_id,
-                self.window.head,
-                WINDOW_EVENTS,
-                self.state.page_start,
+                *(self.key, self.state.conversation_id, self.window.head, WINDOW_EVENTS),
+                page_start=self.state.page_start,
             )
         if found is None:
             raise MessageNotFoundError(self.key)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from bson import ObjectId
 
+from converse_mongo._compaction import encode_lengths
 from converse_mongo._state import LeaseState
 from converse_mongo._validation import MAX_LIVE_BYTES
 from converse_mongo.chunks import MessageChunk, StoredChunk
@@ -31,6 +32,7 @@ __all__ = [
     "release_lease",
     "renew_lease",
     "request_stop",
+    "same_epoch",
     "save",
     "start_lease",
     "take_over",
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 Document: TypeAlias = dict[str, Any]
+
+APPENDS_KEPT = 32
 
 _SIGN_OF_LIFE: Document = {"lease.renewed_at": True}
 """For ``$currentDate``: the lease runs by the server's clock and nobody else's."""
@@ -107,22 +111,27 @@ def find_append(append_id: ObjectId) -> Document:
         "stop_requested_at": 1,
         "stop_reason": 1,
         "chunks": {"$elemMatch": {"append_id": append_id}},
+        "recent_appends": {"$elemMatch": {"append_id": append_id}},
     }
 
 
 # Pages
 
 
-def page(key: Mapping[str, Any], chunks: Sequence[StoredChunk]) -> Document:
+def page(
+    key: Mapping[str, Any], log_id: ObjectId | None, chunks: Sequence[StoredChunk]
+) -> Document:
     """The page that takes ``chunks``, the first of what is embedded, out of a message.
 
-    Its id says what it holds, so that of two who seal the same page one finds it done.
+    Its id says what it holds, so that of two who seal the same page one finds it done. The id of
+    the message would not do: that of a generation comes again when the message was deleted.
     """
     first = chunks[0]["sequence"]
     return {
-        "_id": f"{key['_id']}-{first}",
+        "_id": f"{log_id or key['_id']}-{first}",
         "conversation_id": key["conversation_id"],
         "message_id": key["_id"],
+        "log_id": log_id,
         "first_sequence": first,
         "next_sequence": first + len(chunks),
         "chunk_bytes": sum([MessageChunk.from_stored(chunk).stored_size for chunk in chunks]),
@@ -153,8 +162,12 @@ def trim(
 
 def unchanged_lease(lease: LeaseState) -> Document:
     """Matches a message whose lease is still what it was: no writer came, none gave a sign."""
-    epoch: Any = lease.epoch or {"$in": [0, None]}
-    return {"lease.epoch": epoch, "lease.renewed_at": lease.renewed_at}
+    return same_epoch(lease) | {"lease.renewed_at": lease.renewed_at}
+
+
+def same_epoch(lease: LeaseState) -> Document:
+    """Matches a message that has had no other writer since."""
+    return {"lease.epoch": lease.epoch or {"$in": [0, None]}}
 
 
 def _hold(holder: ObjectId, duration: float) -> Document:
@@ -175,14 +188,13 @@ def acquire_lease(
 
 
 def take_over(
-    key: Mapping[str, Any], holder: ObjectId, duration: float
+    key: Mapping[str, Any], seen: LeaseState, holder: ObjectId, duration: float
 ) -> tuple[Document, Document]:
     """Makes ``holder`` the next writer: from here on no append of an earlier epoch matches."""
     return (
-        _streaming(key),
+        _streaming(key) | same_epoch(seen),
         {
-            "$set": _hold(holder, duration),
-            "$inc": {"lease.epoch": 1},
+            "$set": {**_hold(holder, duration), "lease.epoch": seen.epoch + 1},
             "$currentDate": _SIGN_OF_LIFE,
         },
     )
@@ -199,7 +211,10 @@ def release_lease(
     """Lets go of a message that another writer is to go on with."""
     return (
         _streaming(key) | {"lease.epoch": epoch},
-        {"$set": {"lease.duration": duration}, "$currentDate": _SIGN_OF_LIFE},
+        {
+            "$set": {"lease.duration": duration, "lease.holder": None},
+            "$currentDate": _SIGN_OF_LIFE,
+        },
     )
 
 
@@ -274,20 +289,30 @@ def fill(
 
 
 def compact(
-    key: Mapping[str, Any], end_id: ObjectId, content: str, lengths: bytes, chunk_count: int
+    key: Mapping[str, Any], end_id: ObjectId, chunks: Sequence[StoredChunk]
 ) -> tuple[Document, Document]:
-    """Replaces the chunks of an ended message by its text and where each of them ended in it."""
+    """Replaces the chunks of an ended message by its text and where each of them ended in it.
+
+    The ids of the last appends stay, for writers whose answer was lost: they ask within seconds.
+    """
+    contents = [chunk["content"] for chunk in chunks]
+    appends = [
+        {"append_id": chunk["append_id"], "sequence": chunk["sequence"]}
+        for chunk in chunks
+        if "append_id" in chunk
+    ]
     return (
         {**key, "end_id": end_id},
         {
             "$set": {
-                "content": content,
-                "chunk_lengths": lengths,
+                "content": "".join(contents),
+                "chunk_lengths": encode_lengths(contents),
+                "recent_appends": appends[-APPENDS_KEPT:],
                 "chunks": [],
                 "chunk_bytes": 0,
-                "page_start": chunk_count,
+                "page_start": len(chunks),
                 "compacted": True,
-                "metadata.chunks": chunk_count,
+                "metadata.chunks": len(chunks),
             }
         },
     )

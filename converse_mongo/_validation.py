@@ -26,6 +26,7 @@ __all__ = [
     "MAX_CONTENT_BYTES",
     "MAX_LIVE_BYTES",
     "MAX_METADATA_BYTES",
+    "MAX_SECONDS",
     "PAGE_BYTES",
     "PAGE_CHUNKS",
     "check_chunk_contents",
@@ -72,6 +73,9 @@ rest is room for metadata, and for the joined text at the end."""
 
 MAX_CONTENT_BYTES = 8 * 1024 * 1024
 """The largest content of a message that is added whole, in bytes of UTF-8: 8 MiB."""
+
+MAX_SECONDS = 100 * 366 * 24 * 3600
+"""The longest duration: about a hundred years, so that dates do not end before it does."""
 
 MAX_REASON_BYTES = 16 * 1024
 """The longest reason for a stop, in bytes of UTF-8: 16 KiB."""
@@ -239,13 +243,15 @@ def check_reason(reason: object) -> str | None:
 
 
 def check_seconds(seconds: object, what: str) -> float:
-    """``seconds`` as a number above 0.
+    """``seconds`` as a number above 0, and of at most a hundred years.
 
     Raises:
         InvalidInputError: It is none.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise InvalidInputError(f"{what}={seconds!r}: pass a number of seconds above 0.")
+    if seconds > MAX_SECONDS:
+        raise InvalidInputError(f"{what}={seconds!r}: pass at most {MAX_SECONDS} seconds.")
     return float(seconds)
 
 
@@ -259,10 +265,10 @@ def check_retention(retention: object) -> float | None:
         return None
     if retention == "compact":
         return 0.0
-    if isinstance(retention, timedelta) and retention >= timedelta(0):
+    if isinstance(retention, timedelta) and 0 <= retention.total_seconds() <= MAX_SECONDS:
         return retention.total_seconds()
     raise InvalidInputError(
-        f"retention={retention!r}: pass 'keep', 'compact' or a timedelta from 0 on. "
+        f"retention={retention!r}: pass 'keep', 'compact' or a timedelta of up to a hundred years. "
         "Nothing was written."
     )
 

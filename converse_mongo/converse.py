@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
+from urllib.parse import parse_qs, urlsplit
 
 from beanie.odm.utils.parsing import parse_obj
 from pymongo.errors import PyMongoError
@@ -18,6 +19,7 @@ from converse_mongo._validation import (
     check_count,
     check_reason,
     check_retention,
+    check_seconds,
     check_sequence,
     object_id,
 )
@@ -42,6 +44,8 @@ from converse_mongo.watching import Watcher
 __all__ = ["Converse"]
 
 E = TypeVar("E", bound=Event)
+
+SOCKET_TIMEOUT_MS = 30_000
 
 
 class Converse:
@@ -72,7 +76,8 @@ class Converse:
         sweep_interval: Seconds between two sweeps in the background, each of which ends orphans and
             merges chunks whose time has come; ``None`` for no sweeps. One process that sweeps is
             enough, more do no harm.
-        client_options: More options for the client that a URI makes.
+        client_options: More options for the client that a URI makes. Unless they or the URI say
+            otherwise it has a ``socketTimeoutMS`` of 30 seconds; give one to a client of yours.
 
     Raises:
         ConfigurationError: An option makes no sense.
@@ -106,8 +111,10 @@ class Converse:
         ):
             if value is None and name in ("idle_timeout", "sweep_interval"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-                raise ConfigurationError(f"{name}={value!r}: pass a number of seconds above 0.")
+            try:
+                check_seconds(value, name)
+            except InvalidInputError as error:
+                raise ConfigurationError(str(error)) from error
         for model, base in ((message_model, Message), (conversation_model, Conversation)):
             if not (isinstance(model, type) and issubclass(model, base)):
                 raise ConfigurationError(f"{model!r} is no subclass of {base.__name__}.")
@@ -209,9 +216,13 @@ class Converse:
         return _Parts(client if owns_client else None, models, store, hub, sweeping)
 
     def _open_client(self) -> "_driver.Client":
+        # A connection that went silent would be waited for for ever: no driver bounds that itself.
+        names = {*parse_qs(urlsplit(self._given).query), *self._client_options}
+        bounded = not {"sockettimeoutms", "timeoutms"}.isdisjoint(map(str.lower, names))
+        bound = {} if bounded else {"socketTimeoutMS": SOCKET_TIMEOUT_MS}
         try:
             return _driver.open_client(
-                self._given, {"appname": "converse_mongo", **self._client_options}
+                self._given, {"appname": "converse_mongo", **bound, **self._client_options}
             )
         except (PyMongoError, ValueError, TypeError) as error:
             raise ConfigurationError(f"No client can be made of this URI: {error}") from error
@@ -447,7 +458,7 @@ class Converse:
 
         Returns:
             An asynchronous iterator, see :class:`Watcher`: of :class:`ChunkReceived`, and in the
-            end one :class:`MessageCompleted` or :class:`MessageFailed`.
+            end one :class:`MessageCompleted`, :class:`MessageFailed` or :class:`MessageCancelled`.
 
         Raises:
             InvalidIdError: It is no id.
@@ -472,8 +483,9 @@ class Converse:
 
         Returns:
             An asynchronous iterator, see :class:`Watcher`: of :class:`MessageCreated`,
-            :class:`ChunkReceived`, :class:`MessageCompleted`, :class:`MessageFailed`, and
-            :class:`MessageUpdated` for saves that happen while it watches.
+            :class:`ChunkReceived`, :class:`MessageCompleted`, :class:`MessageFailed`,
+            :class:`MessageCancelled`, and :class:`MessageUpdated` for saves that happen while it
+            watches.
 
         Raises:
             InvalidIdError: It is no id.
@@ -521,9 +533,12 @@ class _Parts:
     async def aclose(self) -> None:
         if self.sweeping is not None:
             self.sweeping.cancel()
+            await asyncio.wait({self.sweeping}, timeout=_driver.CLOSE_SECONDS)
         try:
-            await self._store.aclose()
-            await self.hub.aclose()
+            try:
+                await self._store.aclose()
+            finally:
+                await self.hub.aclose()
         finally:
             if self.own_client is not None:
                 await _driver.close_client(self.own_client)

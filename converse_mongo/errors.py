@@ -183,11 +183,18 @@ class WriterFailedError(WriterError):
     """A writer gave up; its cause says why, and ``text`` holds what it could not store.
 
     Attributes:
-        append_id: Where it is not known whether the last write reached the database, the
-            ``append_id`` of it.
+        unconfirmed: The chunks of its last write, of which it is not known whether they are stored.
+            ``append_chunks(error.unconfirmed, append_id=error.append_id)`` has them stored once.
+        append_id: The id of that write, or ``None`` where there was none.
+        unsent: The text behind it, which is not stored. ``text`` is all of it together.
     """
 
     append_id: ObjectId | None = None
+    unsent: str = ""
+
+    def __init__(self, message: str, message_id: ObjectId, text: str = "") -> None:
+        super().__init__(message, message_id, text)
+        self.unconfirmed: list[str] = []
 
 
 class TransactionsUnavailableError(ConfigurationError):

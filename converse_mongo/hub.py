@@ -348,12 +348,22 @@ class Hub:
                     conversation.saved(message_id, saved.revision, saved.position)
 
         for message_id, conversation_id in orphans.items():
+            await self._settle(message_id, conversation_id)
+
+    async def _settle(self, message_id: ObjectId, conversation_id: ObjectId) -> None:
+        """Ends a message whose writer may be dead; whoever waits for it hears of it."""
+        try:
             state = await self._leases.settle_orphan(message_id, conversation_id)
-            if state is None or state.status.is_final:
-                # Whoever waits for it hears of its end as of any other.
-                for topic in self._topics():
-                    if topic.key in (message_id, conversation_id):
-                        topic.mark_stale()
+        except (PyMongoError, StoreUnavailableError):
+            raise
+        except Exception:
+            # One that is not as the library writes it must not be in the way of the others.
+            logger.exception("Message %s could not be looked at", message_id)
+            return
+        if state is None or state.status.is_final:
+            for topic in self._topics():
+                if topic.key in (message_id, conversation_id):
+                    topic.mark_stale()
 
     def _mark_all_stale(self) -> None:
         for topic in self._topics():

@@ -26,7 +26,13 @@ from converse_mongo._validation import (
     object_id,
 )
 from converse_mongo.chunks import ChunkLog, MessageChunk
-from converse_mongo.errors import InvalidInputError, MessageNotFoundError, StoreUnavailableError
+from converse_mongo.errors import (
+    InvalidInputError,
+    MessageNotFoundError,
+    StoreUnavailableError,
+    StreamStoppedError,
+    WatchError,
+)
 from converse_mongo.events import MessageCreated
 from converse_mongo.store.appends import Piece
 from converse_mongo.store.ends import End
@@ -57,6 +63,7 @@ class Message(StoredMessage, Document):
         next_sequence: The sequence of the chunk that comes next, which is their number.
         page_start: The sequence of the first chunk that its document embeds; those before it are in
             pages.
+        log_id: The id of its chunks, which its pages carry; ``None`` if it never streamed.
         chunk_bytes: What the embedded chunks take in the document, in bytes, counted generously.
         content_bytes: The size of the streamed text, in bytes of UTF-8.
         metadata: What the application says of it; an ended stream adds the number of ``chunks``.
@@ -171,9 +178,12 @@ class Message(StoredMessage, Document):
     async def _append(self, pieces: list[Piece], append_id: ObjectId | None) -> list[MessageChunk]:
         if append_id is not None:
             append_id = object_id(append_id, "append")
-        chunks = await self.store().appends.append(
+        store = self.store()
+        chunks = await store.appends.append(
             self._own_lane(), self._own_id(), self.conversation_id, pieces, append_id
         )
+        if store.session is not None:
+            self._unconfirmed = True
         self._take_appended(chunks)
         return chunks
 
@@ -301,6 +311,8 @@ class Message(StoredMessage, Document):
             close = getattr(tokens, "aclose", None)
             if close is not None:
                 await close()
+        if writer.stopping:  # after the last token, or the tokens took it for their own end
+            raise StreamStoppedError(self._own_id(), self.stop_reason)
         return self
 
     # The end
@@ -365,15 +377,18 @@ class Message(StoredMessage, Document):
         )
         return state.status
 
-    async def _end(self, end: End, epoch: int | None = None) -> Self:
+    async def _end(
+        self, end: End, epoch: int | None = None, end_id: ObjectId | None = None
+    ) -> Self:
         ended = await self.store().ends.end(
             self._own_lane(),
             self._own_id(),
             self.conversation_id,
             end,
             retention=self.retention,
-            known=(self.next_sequence, self.content) if self._has_whole_text else None,
+            known=(self.next_sequence, self.content) if self._knows_text else None,
             epoch=epoch,
+            end_id=end_id,
         )
         self._take_end(ended)
         return self
@@ -388,6 +403,7 @@ class Message(StoredMessage, Document):
         Raises:
             InvalidCursorError: ``after`` is no sequence.
             MessageNotFoundError: There is no such message.
+            WatchError: A chunk is missing: something else wrote to the message.
         """
         start, page_start = check_sequence(after), self.page_start
         store = self.store()
@@ -403,8 +419,13 @@ class Message(StoredMessage, Document):
             for chunk in chunks:
                 yield chunk
             start += len(chunks)
-            if start >= state.next_sequence or not chunks:
+            if start >= state.next_sequence:
                 return
+            if not chunks:
+                raise WatchError(
+                    f"Chunk {start} of message {self.id} is not where it must be: something other "
+                    "than converse_mongo has written to the message or its pages."
+                )
             page_start = state.page_start
 
     async def iter_content(self, after: int | None = None) -> AsyncIterator[str]:
@@ -440,7 +461,7 @@ class Message(StoredMessage, Document):
         if longest is None or stored.get("content_bytes", 0) <= longest:
             await store.call(store.reader.add_moved_chunks, stored, what=f"read message {self.id}")
         self._load(stored)
-        self._follows = False
+        self._follows = self._unconfirmed = False
         return self
 
     @wrap_with_actions(EventTypes.SAVE)
@@ -494,8 +515,9 @@ class Message(StoredMessage, Document):
         store, new_id = self.store(), None
         if self.completed_at is None and not self.is_streaming:
             self.completed_at = self.created_at
-        if self.lease is None and self.is_streaming:
-            self.lease = Lease(duration=store.options.idle_timeout)
+        if self.is_streaming:
+            self.lease = self.lease or Lease(duration=store.options.idle_timeout)
+            self.log_id = PydanticObjectId()
         if self.generation_id is not None:
             self.id = new_id = generated_id(self.conversation_id, self.generation_id)
         elif self.id is None:

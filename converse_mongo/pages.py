@@ -18,6 +18,7 @@ class MessageChunkPage(Document):
     Attributes:
         conversation_id: The conversation of the message.
         message_id: The message.
+        log_id: Its ``log_id``: an id that was used before tells no old page from a new one.
         first_sequence: The sequence of its first chunk.
         next_sequence: The sequence behind its last chunk.
         chunk_bytes: What the chunks take, in bytes, counted generously.
@@ -27,6 +28,7 @@ class MessageChunkPage(Document):
     id: str  # type: ignore[assignment]
     conversation_id: PydanticObjectId
     message_id: PydanticObjectId
+    log_id: PydanticObjectId | None = None
     first_sequence: int
     next_sequence: int
     chunk_bytes: int

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import bson
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
@@ -45,6 +46,7 @@ logger = logging.getLogger("converse_mongo")
 
 HEARTBEATS_PER_LEASE = 3
 MAX_ERROR_LENGTH = 10_000
+MAX_CANCELLATIONS = 100
 
 _NO_METADATA: Mapping[str, Any] = {}
 
@@ -102,7 +104,8 @@ class WriterTarget:
         conversation_id: Its conversation.
         taken_over: Told after a take-over, when no other writer can add anything any more.
         written: Told of chunks that are stored.
-        end: Ends the message, if the writer's epoch still is the given one.
+        end: Ends the message, if the writer's epoch still is the given one; a second call with the
+            same id is the same end.
     """
 
     store: Store
@@ -111,13 +114,18 @@ class WriterTarget:
     conversation_id: ObjectId
     taken_over: Callable[[], Awaitable[Any]]
     written: Callable[[Sequence[MessageChunk]], None]
-    end: Callable[[End, int], Awaitable[Any]]
+    end: Callable[[End, int, ObjectId], Awaitable[Any]]
 
 
 class _Token(NamedTuple):
     content: str
     metadata: Mapping[str, Any]
-    size: int
+    text_size: int
+    encoded: bytes
+
+    @property
+    def size(self) -> int:
+        return self.text_size + len(self.encoded)
 
 
 class MessageWriter:
@@ -136,10 +144,11 @@ class MessageWriter:
         MessageNotStreamingError: The message has ended.
         MessageNotFoundError: There is no such message.
         StoreUnavailableError: MongoDB gave no answer.
+        ConverseClosedError: The facade is closed.
 
-    Leaving raises what :meth:`write` does; :class:`MessageNotStreamingError` if another call ended
-    the message meanwhile; and :class:`StoreUnavailableError` if all text is stored, but the end is
-    not.
+    Leaving raises what :meth:`write` does, and :class:`StoreUnavailableError` if all text is
+    stored, but the end is not. A block that is left cleanly after a stop raises nothing: the
+    message is cancelled then.
     """
 
     def __init__(
@@ -159,8 +168,14 @@ class MessageWriter:
         self._unsent = 0
         self._in_flight: list[_Token] = []
         self._in_flight_bytes = 0
+        self._pieces: list[Piece] = []
+        self._append_id = ObjectId()
+        self._tried = False
+        self._end_id = ObjectId()
+        self._closing: asyncio.Task[None] | None = None
         self._accepted = self._stored = 0
         self._room: deque[asyncio.Future[None]] = deque()
+        self._queue = asyncio.Lock()
         self._wake = asyncio.Event()
         self._stop_known = asyncio.Event()
         self._hurry = self._draining = self._look = self._detached = False
@@ -192,25 +207,31 @@ class MessageWriter:
             InvalidInputError: The token or its metadata cannot be stored; it was not taken.
             StreamStoppedError: Somebody asked for a stop.
             WriterFencedError: Another writer took over, or the message was ended as an orphan.
+            MessageNotStreamingError: Another call ended the message, and all text is stored.
             WriterFailedError: The writer gave up; ``text`` holds what is not stored.
             ConverseClosedError: The facade was closed.
         """
         if self._refusal is not None:
             raise self._refusal
-        size = check_content(token, MAX_CHUNK_BYTES)
-        checked = _NO_METADATA if metadata is None else check_metadata(metadata, "chunk metadata")
-        if not size:
+        text_size = check_content(token, MAX_CHUNK_BYTES)
+        checked, encoded = _NO_METADATA, b""
+        if metadata:
+            checked = check_metadata(metadata, "chunk metadata")
+            encoded = bson.encode(checked)
+        if not text_size:
             return
-        if self._is_full(size):
+        size = text_size + len(encoded)
+        if self._queue.locked() or self._is_full(size):
             self._counts["waits"] += 1
-            while self._is_full(size):
-                await self._wait_for_progress()
-                if self._refusal is not None:
-                    raise self._refusal
+            async with self._queue:  # first come, first served: a large token has its turn, too
+                while self._is_full(size):
+                    await self._wait_for_progress()
+                    if self._refusal is not None:
+                        raise self._refusal
         self._counts["tokens"] += 1
         self._accepted += 1
         self._unsent += size
-        self._buffer.append(_Token(token, checked, size))
+        self._buffer.append(_Token(token, checked, text_size, encoded))
         if len(self._buffer) == 1 or self._is_urgent():
             self._wake.set()
 
@@ -220,6 +241,8 @@ class MessageWriter:
         while self._stored < goal:
             if self._failure is not None:
                 raise self._failure
+            if self._task is None or self._task.done():
+                raise self._refusal or self._closed()
             self._hurry = True
             self._wake.set()
             await self._wait_for_progress()
@@ -271,15 +294,24 @@ class MessageWriter:
         if self._task is not None or self._epoch:
             raise WriterError("A writer is used once: make a new one.", self._target.message_id)
         store, ids = self._target.store, (self._target.message_id, self._target.conversation_id)
-        lease = store.leases.take_over if self._take_over else store.leases.acquire
-        state = await lease(*ids)
-        self._epoch = state.lease.epoch
-        if self._take_over:
-            await self._target.taken_over()
+        opening = asyncio.create_task(self._open(), name="converse_mongo-writer-open")
+        try:
+            state = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The message may be this writer's by now, and nobody else would end it.
+            await asyncio.wait({opening})
+            if not opening.cancelled() and opening.exception() is None:
+                cancelled = End(MessageStatus.CANCELLED, self._final_metadata())
+                await asyncio.wait({asyncio.create_task(self._end_quietly(cancelled))})
+            raise
         if state.stop_requested:
             self._note_stop(state.stop_reason)
             await self._end(End(MessageStatus.CANCELLED, self._final_metadata()))
             raise StreamStoppedError(state.message_id, state.stop_reason)
+        if store.closing:
+            with contextlib.suppress(ConverseError, PyMongoError):
+                await store.leases.release(*ids, self._epoch)
+            raise ConverseClosedError
         self._refusal = None
         self._surrounding = asyncio.current_task()
         if self._surrounding is not None:
@@ -288,6 +320,22 @@ class MessageWriter:
         self._unlisten = store.signals.listen(*ids, self._notice)
         store.writers.add(self)
         return self
+
+    async def _open(self) -> MessageState:
+        target = self._target
+        leases = target.store.leases
+        lease = leases.take_over if self._take_over else leases.acquire
+        state = await lease(target.message_id, target.conversation_id)
+        self._epoch = state.lease.epoch
+        if self._take_over:
+            await target.taken_over()
+        return state
+
+    async def _end_quietly(self, end: End) -> None:
+        try:
+            await self._end(end)
+        except (ConverseError, PyMongoError):
+            logger.exception("Message %s could not be ended", self._target.message_id)
 
     async def __aexit__(
         self,
@@ -302,45 +350,80 @@ class MessageWriter:
             and surrounding.uncancel() <= self._cancelling
             and isinstance(exc, asyncio.CancelledError)
         )
+        self._refusal = self._refusal or self._closed()
         try:
-            await _uninterrupted(self._close(exc))
+            await self._uninterrupted(lambda: self._close(exc))
         except (ConverseError, PyMongoError) as error:
             if exc is None:
                 raise
             logger.exception("Message %s could not be ended", self._target.message_id)
             exc.add_note(f"Besides, message {self._target.message_id} could not be ended: {error}")
-        if exc is None or interrupted:
-            verdict = self._failure or self._stop
-            if verdict is not None and not (exc is None and verdict is self._stop):
-                raise verdict from (exc if interrupted else verdict.__cause__)
+        if interrupted or exc is None:
+            verdict = self._failure or (self._stop if interrupted else None)
+            if verdict is not None:
+                raise verdict from (verdict.__cause__ or exc)
+        elif self._failure is not None and exc is not self._failure:
+            exc.add_note(f"Besides: {self._failure}")
+            exc.__context__ = exc.__context__ or self._failure
+
+    def _closed(self) -> WriterError:
+        return WriterError("This writer is closed.", self._target.message_id)
 
     async def shut_down(self) -> None:
         """Stores what was written and takes no more: the facade is about to be closed."""
+        if self._closing is not None:
+            await asyncio.wait({self._closing})
+            return
         closed = ConverseClosedError()
         self._refusal = self._refusal or closed
         self._detached = True
         await self._drain()
         self._failure = self._failure or closed
+        self._wake_loop()
 
     async def _close(self, exc: BaseException | None) -> None:
         """Stores what is left, and ends the message in the way that ``exc`` calls for."""
+        await self._drain()
+        if self._stop is not None or self._detached:
+            return
+        if self._failure is not None:
+            if isinstance(self._failure.__cause__, PyMongoError):
+                # MongoDB answers, but refuses the text: the message need not wait for its lease.
+                await self._end(
+                    End(
+                        MessageStatus.FAILED,
+                        self._final_metadata(),
+                        _error_text(self._failure.__cause__),
+                    )
+                )
+            return
         try:
-            await self._drain()
-            if self._failure is None and self._stop is None and not self._detached:
-                try:
-                    end = self._end_for(exc)
-                except InvalidInputError as error:  # of the metadata
-                    await self._end(End(MessageStatus.FAILED, {}, _error_text(error)))
-                    raise
-                await self._end(end)
-        finally:
-            if self._unlisten is not None:
-                self._unlisten()
-            self._target.store.writers.discard(self)
-            self._stop_known.set()
-            self._refusal = self._refusal or WriterError(
-                "This writer is closed.", self._target.message_id
-            )
+            end = self._end_for(exc)
+        except InvalidInputError as error:  # of the metadata
+            await self._end(End(MessageStatus.FAILED, {}, _error_text(error)))
+            raise
+        await self._end(end)
+
+    async def _uninterrupted(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Awaits ``work()`` to its end, whoever is cancelled meanwhile; then re-raises that."""
+        cancelled: asyncio.CancelledError | None = None
+        self._closing = _persisting(work)
+        while not self._closing.done():
+            try:
+                await asyncio.wait({self._closing})
+            except asyncio.CancelledError as error:
+                cancelled = error
+            if self._closing.cancelled():
+                self._closing = _persisting(work)
+        if self._unlisten is not None:
+            self._unlisten()
+        self._target.store.writers.discard(self)
+        self._stop_known.set()
+        if cancelled is not None:
+            if (failure := self._closing.exception()) is not None:
+                logger.error("A writer could not end its message", exc_info=failure)
+            raise cancelled
+        self._closing.result()
 
     def _end_for(self, exc: BaseException | None) -> End:
         if exc is None:
@@ -357,23 +440,35 @@ class MessageWriter:
         return {}
 
     async def _end(self, end: End) -> None:
-        await self._target.end(end, self._epoch)
+        await self._target.end(end, self._epoch, self._end_id)
 
     async def _drain(self) -> None:
         self._draining = True
         self._wake.set()
         if self._task is not None:
-            await asyncio.shield(self._task)
+            await asyncio.wait({self._task})
+            while self._task.cancelled():  # before its first step, so that it never ran
+                self._task = asyncio.create_task(self._run())
+                await asyncio.wait({self._task})
 
     # The background task
 
     async def _run(self) -> None:
         try:
-            await self._write_until_drained()
-            if self._stop is not None:
-                await self._end(End(MessageStatus.CANCELLED, self._final_metadata()))
+            await _despite_cancellation(self._write_and_settle, self._hasten)
         except Exception as error:  # noqa: BLE001 - the generation loop gets it
             self._fail(error)
+        finally:
+            self._wake_waiters()
+
+    async def _write_and_settle(self) -> None:
+        await self._write_until_drained()
+        if self._stop is not None:
+            await self._end(End(MessageStatus.CANCELLED, self._final_metadata()))
+
+    def _hasten(self) -> None:
+        """Something cancels every task there is: store what was taken, and be done."""
+        self._draining = True
 
     async def _write_until_drained(self) -> None:
         time = asyncio.get_running_loop().time
@@ -384,45 +479,62 @@ class MessageWriter:
             if self._look or time() >= next_renewal:
                 await self._renew()
                 next_renewal = time() + silence
-            elif self._buffer and (
+            elif self._has_work and (
                 self._draining or self._hurry or self._is_urgent() or time() >= next_flush
             ):
                 next_flush = time() + self._options.flush_interval
                 await self._flush()
                 next_renewal = time() + silence
-            elif self._draining and not self._buffer:
+            elif self._draining and not self._has_work:
                 return
             else:
-                deadline = min(next_flush, next_renewal) if self._buffer else next_renewal
+                deadline = min(next_flush, next_renewal) if self._has_work else next_renewal
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(deadline):
                         await self._wake.wait()
 
+    @property
+    def _has_work(self) -> bool:
+        # What is in flight is so after a cancellation: it has to be tried again.
+        return bool(self._buffer or self._in_flight)
+
     async def _flush(self) -> None:
-        pieces = self._take_batch()
-        if len(self._buffer) == 0:
+        if not self._in_flight:
+            self._pieces, self._append_id, self._tried = self._take_batch(), ObjectId(), False
+        if not self._buffer:
             self._hurry = False
         try:
-            chunks = await self._append(pieces)
+            chunks = await self._append()
         except StreamStoppedError as stop:
             self._note_stop(stop.reason)
-            chunks = await self._append(pieces)
+            chunks = await self._append()
         self._counts["writes"] += 1
         self._counts["chunks"] += len(chunks)
-        self._counts["bytes"] += self._in_flight_bytes
+        self._counts["bytes"] += sum([token.text_size for token in self._in_flight])
         self._stored += len(self._in_flight)
         self._in_flight, self._in_flight_bytes = [], 0
         self._target.written(chunks)
         self._wake_waiters()
 
-    async def _append(self, pieces: Sequence[Piece]) -> list[MessageChunk]:
-        target = self._target
+    async def _append(self) -> list[MessageChunk]:
+        target, again = self._target, self._tried
         claim = WriterClaim(
             self._epoch, unless_stopped=self._stop is None, on_retry=self._count_retry
         )
-        return await target.store.appends.append(
-            target.lane, target.message_id, target.conversation_id, pieces, claim=claim
-        )
+        self._tried = True  # if this is cancelled, it is not known whether it was stored
+        try:
+            return await target.store.appends.append(
+                target.lane,
+                target.message_id,
+                target.conversation_id,
+                self._pieces,
+                self._append_id,
+                claim,
+                again=again,
+            )
+        except StreamStoppedError:
+            self._tried = again
+            raise
 
     def _count_retry(self) -> None:
         self._counts["retries"] += 1
@@ -430,31 +542,32 @@ class MessageWriter:
     def _take_batch(self) -> list[Piece]:
         """Takes out of the buffer what one append can hold, and makes chunks of it."""
         pieces: list[tuple[list[str], Mapping[str, Any]]] = []
+        encoded = b""
         total = merged = 0
         merges = self._options.granularity == "flush"
         while self._buffer:
-            content, metadata, size = self._buffer[0]
+            token = self._buffer[0]
             merge = (
                 merges
                 and bool(pieces)
-                and pieces[-1][1] == metadata
-                and merged + size <= MAX_CHUNK_BYTES
+                and encoded == token.encoded
+                and merged + token.text_size <= MAX_CHUNK_BYTES
             )
-            cost = size if merge else size + CHUNK_OVERHEAD
+            cost = token.text_size if merge else token.size + CHUNK_OVERHEAD
             if pieces and (
                 total + cost > MAX_APPEND_BYTES or len(pieces) + (not merge) > MAX_APPEND_CHUNKS
             ):
                 break
             if merge:
-                pieces[-1][0].append(content)
-                merged += size
+                pieces[-1][0].append(token.content)
+                merged += token.text_size
             else:
-                pieces.append(([content], metadata))
-                merged = size
+                pieces.append(([token.content], token.metadata))
+                merged, encoded = token.text_size, token.encoded
             total += cost
             self._in_flight.append(self._buffer.popleft())
-            self._in_flight_bytes += size
-            self._unsent -= size
+            self._in_flight_bytes += token.size
+            self._unsent -= token.size
         return [Piece("".join(contents), metadata) for contents, metadata in pieces]
 
     async def _renew(self) -> None:
@@ -507,6 +620,8 @@ class MessageWriter:
         self._wake_loop()
 
     def _gave_up(self, error: Exception, text: str) -> ConverseError:
+        if isinstance(error, MessageNotStreamingError) and not text:
+            return error
         message_id = self._target.message_id
         failure = WriterFailedError(
             f"The writer of message {message_id} gave up ({error}). "
@@ -518,7 +633,9 @@ class MessageWriter:
             message_id,
             text,
         )
-        failure.append_id = getattr(error, "append_id", None)
+        failure.append_id = self._append_id if self._in_flight else None
+        failure.unconfirmed = [piece.content for piece in self._pieces] if self._in_flight else []
+        failure.unsent = "".join([token.content for token in self._buffer])
         failure.__cause__ = error
         return failure
 
@@ -562,17 +679,25 @@ def _error_text(error: Exception) -> str:
     return text[:MAX_ERROR_LENGTH].encode("utf-8", "replace").decode()
 
 
-async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
-    """Awaits ``work`` to its end, even if the caller is cancelled; then re-raises that."""
-    task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
+def _persisting(work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+    return asyncio.create_task(
+        _despite_cancellation(work, lambda: None), name="converse_mongo-writer-close"
+    )
+
+
+async def _despite_cancellation(
+    work: Callable[[], Coroutine[Any, Any, None]], noticed: Callable[[], None]
+) -> None:
+    """Awaits ``work()``, and again if this task is cancelled, as a loop that is ended does to all.
+
+    ``work`` must go on where it was.
+    """
+    for _ in range(MAX_CANCELLATIONS):
         try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not task.cancelled() and (failure := task.exception()) is not None:
-            logger.error("A writer could not end its message", exc_info=failure)
-        raise cancelled
-    task.result()
+            return await work()
+        except asyncio.CancelledError:
+            noticed()
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
+    raise ConverseClosedError("The writer was cancelled again and again; its loop is ending.")

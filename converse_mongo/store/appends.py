@@ -15,6 +15,7 @@ from converse_mongo._state import LeaseState
 from converse_mongo._validation import MAX_LIVE_BYTES, now
 from converse_mongo.chunks import MessageChunk
 from converse_mongo.errors import (
+    InvalidInputError,
     MessageNotFoundError,
     MessageNotStreamingError,
     MessageTooLargeError,
@@ -66,14 +67,18 @@ class Appends:
         pieces: Sequence[Piece],
         append_id: ObjectId | None = None,
         claim: WriterClaim | None = None,
+        *,
+        again: bool = True,
     ) -> list[MessageChunk]:
         """Appends one chunk for each of ``pieces``, all or none, and returns them.
 
         Args:
-            append_id: That of an append whose outcome is unknown, to try the same one again.
+            append_id: The id of this append, where the caller chose one.
             claim: What a writer insists on.
+            again: Whether an append with that id may have been tried before.
 
         Raises:
+            InvalidInputError: The pieces are too large for one write.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: There is no such message.
             WriterFencedError: The writer's epoch is over; nothing was stored.
@@ -82,9 +87,15 @@ class Appends:
         """
         key = _updates.message_key(message_id, conversation_id)
         created_at = now()
+        size = sum([chunk.stored_size for chunk in _number(0, pieces, created_at)])
+        if size > MAX_LIVE_BYTES:
+            raise InvalidInputError(
+                f"Chunks of {size} bytes are over the limit of {MAX_LIVE_BYTES} bytes for one "
+                "atomic write: split them. Nothing was written."
+            )
         async with lane.lock:
             # What may be stored already is looked for first, by a try that cannot match.
-            first = lane.next_sequence if append_id is None else -1
+            first = -1 if append_id is not None and again else lane.next_sequence
             earliest = first
             append_id = append_id or ObjectId()
             for attempt in count():
@@ -98,16 +109,16 @@ class Appends:
                     # once what it saw is confirmed, so this append is acknowledged too.
                     chunks = await self._read_back(key, found["stored_at"], len(pieces))
                     break
-                size = sum(chunk.stored_size for chunk in chunks)
                 if found.get("chunk_bytes", 0) + size > MAX_LIVE_BYTES:
                     # Somebody died before a page was moved out of the way.
                     await self._pages.seal(lane, key)
                 # Another writer was first: go behind it. Each miss is another's success.
                 first = found["next_sequence"]
+                earliest = min(earliest, first)
                 if attempt:
                     await back_off(attempt)
             lane.next_sequence = chunks[-1].sequence + 1
-            lane.live_bytes += sum([chunk.stored_size for chunk in chunks])
+            lane.live_bytes += size
             if self._pages.is_full(lane):
                 await self._pages.seal_if_possible(lane, key)
         handlers = self._calls.handlers
@@ -142,6 +153,7 @@ class Appends:
                 what=f"append to message {key['_id']}",
                 append_id=append_id,
                 on_retry=claim.on_retry if claim else None,
+                bounded=claim is not None,
             )
         except OperationFailure as error:
             if is_too_large(error):
@@ -167,11 +179,14 @@ class Appends:
             _updates.find_append(append_id),
             what=f"read message {message_id}",
             append_id=append_id,
+            bounded=claim is not None,
         )
         if found is None:
             raise MessageNotFoundError(message_id)
-        if found.get("chunks"):
-            return {**found, "stored_at": found["chunks"][0]["sequence"]}
+        # The chunk itself, or what a merge leaves of the last appends.
+        stored = found.get("chunks") or found.get("recent_appends")
+        if stored:
+            return {**found, "stored_at": stored[0]["sequence"]}
         if found.get("page_start", 0) > earliest:
             stored_at = await self._calls.call(
                 self._calls.reader.appended,

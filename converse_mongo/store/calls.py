@@ -112,8 +112,11 @@ class Calls:
         what: str,
         append_id: ObjectId | None = None,
         on_retry: Callable[[], None] | None = None,
+        bounded: bool = False,
     ) -> T:
         """Awaits a call that is safe to repeat, for ``retry_timeout`` seconds if need be.
+
+        See ``_retry.call``.
 
         Raises:
             StoreUnavailableError: No answer for so long.
@@ -128,6 +131,7 @@ class Calls:
             timeout=self.options.retry_timeout,
             append_id=append_id,
             on_retry=on_retry,
+            bounded=bounded,
         )
 
 

@@ -13,9 +13,10 @@ from pymongo.errors import OperationFailure, PyMongoError
 from converse_mongo import _updates
 from converse_mongo._driver import is_too_large
 from converse_mongo._state import STATE, MessageState, with_chunk_count
-from converse_mongo._validation import MAX_CONTENT_BYTES, now
+from converse_mongo._validation import MAX_CONTENT_BYTES, MAX_SECONDS, now
 from converse_mongo.chunks import StoredChunk
 from converse_mongo.errors import (
+    ConverseClosedError,
     MessageNotFoundError,
     MessageNotStreamingError,
     StoreUnavailableError,
@@ -77,6 +78,7 @@ class Ends:
         retention: float | None = None,
         known: tuple[int, str] | None = None,
         epoch: int | None = None,
+        end_id: ObjectId | None = None,
     ) -> EndedMessage:
         """Takes a message out of ``streaming``; only one call ever does.
 
@@ -89,6 +91,7 @@ class Ends:
             known: A chunk count and the text up to it, where the caller has them: when that turns
                 out to be all, the text need not be read back.
             epoch: That of the writer who ends it, to do so only while it is the writer.
+            end_id: That of an end whose outcome is unknown, to try the same one again.
 
         Raises:
             MessageNotStreamingError: Another call ended the message first.
@@ -97,7 +100,7 @@ class Ends:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         key = _updates.message_key(message_id, conversation_id)
-        end_id = ObjectId()
+        end_id = end_id or ObjectId()
         condition = {} if epoch is None else {"lease.epoch": epoch}
         async with lane.lock:
             state = await self._end(key, end_id, end, retention, condition)
@@ -109,15 +112,16 @@ class Ends:
                 raise MessageNotStreamingError(message_id, state.status)
         return await self._finish(state, known)
 
-    async def settle(self, state: MessageState, end: End) -> MessageState | None:
-        """Ends a message that nobody writes to, unless its lease is no longer what it was.
+    async def settle(
+        self, state: MessageState, end: End, condition: Mapping[str, Any]
+    ) -> MessageState | None:
+        """Ends a message that nobody writes to, if ``condition`` says that this is still so.
 
         Returns:
             The state of the message now; ``None`` when it is gone.
         """
         key = _updates.message_key(state.message_id, state.conversation_id)
         end_id = ObjectId()
-        condition = _updates.unchanged_lease(state.lease)
         ended = await self._end(key, end_id, end, state.retention, condition, fence=True)
         if ended is None or ended.end_id != end_id:
             return ended
@@ -142,7 +146,7 @@ class Ends:
             now(),
             error=end.error,
             stop_reason=end.stop_reason,
-            retention=retention,
+            retention=None if retention is None else min(retention, MAX_SECONDS),
             condition=condition,
             fence=fence,
         )
@@ -151,13 +155,11 @@ class Ends:
             projection=STATE,
             return_document=ReturnDocument.AFTER,
         )
-        stored: Any = await self._calls.call(
-            change, match, update, what=f"end message {key['_id']}"
-        )
+        what = f"end message {key['_id']}"
+        stored: Any = await self._calls.call(change, match, update, what=what, bounded=True)
         if stored is None:
-            stored = await self._calls.call(
-                self._calls.messages.find_one, key, STATE, what=f"read message {key['_id']}"
-            )
+            find = self._calls.messages.find_one
+            stored = await self._calls.call(find, key, STATE, what=what, bounded=True)
         return MessageState.from_stored(stored) if stored else None
 
     async def _finish(self, state: MessageState, known: tuple[int, str] | None) -> EndedMessage:
@@ -174,11 +176,15 @@ class Ends:
                     *(state.message_id, state.conversation_id),
                     what=f"read message {state.message_id}",
                 )
-                content = "".join([chunk["content"] for chunk in chunks])
+                if [chunk["sequence"] for chunk in chunks] == list(range(state.next_sequence)):
+                    content = "".join([chunk["content"] for chunk in chunks])
+                else:
+                    logger.error("Message %s has chunks that are not in order", state.message_id)
+                    chunks = None
             await self._fill(state, content)
             if state.retention == 0:
                 await self._pages.compact(state)
-        except (PyMongoError, StoreUnavailableError):
+        except (PyMongoError, StoreUnavailableError, ConverseClosedError):
             logger.exception(
                 "Message %s has ended, but its joined text is not stored; "
                 "readers join its chunks instead",
@@ -194,7 +200,10 @@ class Ends:
         """Stores what readers would else work out from the chunks."""
         key = _updates.message_key(state.message_id, state.conversation_id)
         fill = partial(
-            self._calls.call, self._calls.messages.update_one, what=f"end message {key['_id']}"
+            self._calls.call,
+            self._calls.messages.update_one,
+            what=f"end message {key['_id']}",
+            bounded=True,
         )
         end_id: Any = state.end_id
         try:

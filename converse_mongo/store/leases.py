@@ -21,7 +21,6 @@ from converse_mongo.errors import (
     MessageNotStreamingError,
     WriterExistsError,
 )
-from converse_mongo.store.appends import fenced
 from converse_mongo.store.calls import Calls
 from converse_mongo.store.ends import End, Ends
 from converse_mongo.types import MessageStatus
@@ -59,8 +58,8 @@ class Leases:
             key, _updates.acquire_lease(key, holder, self._calls.options.lease)
         )
         # A try whose answer was lost may have been the one that did it.
+        self._refuse_ended(state)
         if state.lease.holder != holder:
-            self._refuse_ended(state)
             raise WriterExistsError(
                 f"Message {message_id} has a writer already, or had one: if that is dead or is to "
                 "be replaced, use resume_writer(). Nothing was written.",
@@ -72,17 +71,27 @@ class Leases:
         """Makes the caller the next writer of a message; the one before is fenced off.
 
         Raises:
-            WriterFencedError: Another one took over at the same moment.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: There is no such message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         key, holder = _updates.message_key(message_id, conversation_id), ObjectId()
-        state = await self._change(key, _updates.take_over(key, holder, self._calls.options.lease))
-        if state.lease.holder != holder:
+        state = await self._calls.call(
+            self._calls.reader.state,
+            *(message_id, conversation_id),
+            what=f"read message {message_id}",
+        )
+        if state is None:
+            raise MessageNotFoundError(message_id)
+        while True:
             self._refuse_ended(state)
-            raise fenced(message_id, state.status)
-        return state
+            # From the epoch that was seen to the next: a repeat that comes late changes nothing.
+            seen = state.lease
+            change = _updates.take_over(key, seen, holder, self._calls.options.lease)
+            state = await self._change(key, change)
+            if state.lease.holder == holder:
+                self._refuse_ended(state)
+                return state
 
     async def renew(
         self, message_id: ObjectId, conversation_id: ObjectId, epoch: int
@@ -119,9 +128,11 @@ class Leases:
             return_document=ReturnDocument.AFTER,
         )
         what = f"change the lease of message {key['_id']}"
-        stored: Any = await self._calls.call(update, *change, what=what)
+        stored: Any = await self._calls.call(update, *change, what=what, bounded=True)
         if stored is None:
-            stored = await self._calls.call(self._calls.messages.find_one, key, STATE, what=what)
+            stored = await self._calls.call(
+                self._calls.messages.find_one, key, STATE, what=what, bounded=True
+            )
         if stored is None:
             raise MessageNotFoundError(key["_id"])
         return MessageState.from_stored(stored)
@@ -151,9 +162,13 @@ class Leases:
         state = await self._change(key, _updates.request_stop(key, reason))
         if state.status.is_final:
             return state
-        if state.lease.epoch and not await self._has_expired(state.lease):
-            return state
-        return await self._settle(state) or state
+        if state.lease.holder is None:
+            # Appends by hand, which may go on all the time, do not listen.
+            condition = _updates.same_epoch(state.lease) | {"lease.holder": None}
+            return await self._settle(state, condition) or state
+        if await self._has_expired(state.lease):
+            return await self._settle(state) or state
+        return state
 
     async def _conversation_of(self, message_id: ObjectId) -> ObjectId:
         found = await self._calls.call(
@@ -213,7 +228,11 @@ class Leases:
         return await self._settle(state, complete_partial=complete_partial) or state
 
     async def _settle(
-        self, state: MessageState, *, complete_partial: bool = False
+        self,
+        state: MessageState,
+        condition: Mapping[str, Any] | None = None,
+        *,
+        complete_partial: bool = False,
     ) -> MessageState | None:
         if state.stop_requested:
             end = End(MessageStatus.CANCELLED, {})
@@ -221,7 +240,9 @@ class Leases:
             end = End(MessageStatus.COMPLETED, {"partial": True})
         else:
             end = End(MessageStatus.FAILED, {}, INTERRUPTED)
-        return await self._ends.settle(state, end)
+        if condition is None:
+            condition = _updates.unchanged_lease(state.lease)
+        return await self._ends.settle(state, end, condition)
 
     def may_have_expired(self, lease: LeaseState) -> bool:
         """Whether it is worth asking the server's clock; costs nothing."""

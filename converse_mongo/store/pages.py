@@ -8,12 +8,12 @@ chunks in a failover could be trimmed by a page that still has them.
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from converse_mongo import _driver, _updates
-from converse_mongo._compaction import encode_lengths
 from converse_mongo._state import MessageState
 from converse_mongo._validation import MAX_CONTENT_BYTES, PAGE_BYTES, PAGE_CHUNKS
 from converse_mongo.errors import ConverseError, WatchError
@@ -54,11 +54,14 @@ class Pages:
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        message_id, call = key["_id"], self._calls.call
+        message_id, call = key["_id"], partial(self._calls.call, bounded=True)
         what = f"move chunks of message {message_id} to a page"
         messages, pages = await self._durable()
         found = await call(
-            messages.find_one, key, {"page_start": 1, "chunks": 1, "chunk_bytes": 1}, what=what
+            messages.find_one,
+            key,
+            {"page_start": 1, "log_id": 1, "chunks": 1, "chunk_bytes": 1},
+            what=what,
         )
         if found is None:
             return
@@ -73,7 +76,7 @@ class Pages:
                 f"The chunks of message {message_id} are not in order: something other than "
                 "converse_mongo has written to the message."
             )
-        page = _updates.page(key, chunks)
+        page = _updates.page(key, found.get("log_id"), chunks)
         try:
             await call(pages.insert_one, page, what=what)
         except DuplicateKeyError:
@@ -81,11 +84,17 @@ class Pages:
             page = await call(pages.find_one, {"_id": page["_id"]}, {"chunks": 0}, what=what)
             if page is None:
                 return  # not safe from a failover yet
-        await call(
+        trimmed = await call(
             self._calls.messages.update_one,
             *_updates.trim(key, first, page["next_sequence"], page["chunk_bytes"]),
             what=what,
         )
+        if not trimmed.matched_count:
+            # Another trimmed it, which is as good; unless its chunks were merged or deleted.
+            left = await call(messages.find_one, key, {"compacted": 1, "log_id": 1}, what=what)
+            if left is None or left.get("compacted") or left.get("log_id") != found.get("log_id"):
+                await call(pages.delete_many, {"_id": page["_id"]}, what=what)
+            return
         lane.page_start = page["next_sequence"]
         lane.live_bytes -= page["chunk_bytes"]
 
@@ -100,7 +109,7 @@ class Pages:
             )
         if self._replicated:
             messages = _driver.majority_of(messages)
-        return messages, _driver.sibling(messages, PAGES, majority=self._replicated)
+        return messages, _driver.sibling(messages, PAGES)
 
     async def compact(self, state: MessageState) -> bool:
         """Merges the chunks of an ended message away; says whether they are gone.
@@ -120,17 +129,16 @@ class Pages:
             )
             if [chunk["sequence"] for chunk in chunks] != list(range(state.next_sequence)):
                 return False  # merged by another just now, or not what the library wrote
-            contents = [chunk["content"] for chunk in chunks]
-            match, update = _updates.compact(
-                key,
-                state.end_id,  # type: ignore[arg-type]
-                "".join(contents),
-                encode_lengths(contents),
-                state.next_sequence,
-            )
-            await calls.call(calls.messages.update_one, match, update, what=what)
+            end_id: Any = state.end_id
+            match, update = _updates.compact(key, end_id, chunks)
+            messages, _ = await self._durable()
+            await calls.call(messages.update_one, match, update, what=what)
         if possible:
-            gone = {"conversation_id": state.conversation_id, "message_id": state.message_id}
+            gone = {
+                "conversation_id": state.conversation_id,
+                "message_id": state.message_id,
+                "log_id": state.log_id,
+            }
             _, pages = await self._durable()
             await calls.call(pages.delete_many, gone, what=what)
         await calls.call(calls.messages.update_one, *_updates.finish_compaction(key), what=what)

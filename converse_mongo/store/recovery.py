@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 
 from pymongo.errors import PyMongoError
 
+from converse_mongo._state import MessageState
 from converse_mongo._validation import now
 from converse_mongo.events import FinalEvent
 from converse_mongo.store.calls import Calls
@@ -12,8 +14,6 @@ from converse_mongo.store.leases import Leases
 from converse_mongo.store.pages import Pages
 
 __all__ = ["Recovery"]
-
-_WHAT = "look for messages that were left behind"
 
 logger = logging.getLogger("converse_mongo")
 
@@ -33,10 +33,16 @@ class Recovery:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         recovered: list[FinalEvent] = []
-        for state in await self._calls.call(self._calls.reader.streaming_anywhere, what=_WHAT):
-            now_is = await self._leases.settle_if_expired(state, complete_partial=complete_partial)
-            if now_is.status.is_final:
-                recovered.append(now_is.ended())
+        async for state in self._each(self._calls.reader.streaming_anywhere()):
+            try:
+                found = await self._leases.settle_if_expired(
+                    state, complete_partial=complete_partial
+                )
+            except PyMongoError:
+                logger.exception("Message %s could not be ended", state.message_id)
+                continue
+            if found.status.is_final:
+                recovered.append(found.ended())
         return recovered
 
     async def compact_due(self) -> int:
@@ -46,16 +52,27 @@ class Recovery:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         compacted = 0
-        for state in await self._calls.call(self._calls.reader.to_compact, now(), what=_WHAT):
+        async for state in self._each(self._calls.reader.to_compact(now())):
             try:
                 compacted += await self._pages.compact(state)
             except PyMongoError:
                 logger.exception("The chunks of message %s were not merged", state.message_id)
         return compacted
 
+    async def _each(
+        self, batches: AsyncIterator[list[MessageState]]
+    ) -> AsyncIterator[MessageState]:
+        async def read() -> list[MessageState] | None:
+            return await anext(batches, None)
+
+        what = "look for messages that were left behind"
+        while (states := await self._calls.call(read, what=what)) is not None:
+            for state in states:
+                yield state
+
     async def sweep(self, interval: float) -> None:
-        """Does both every ``interval`` seconds, for ever."""
-        while True:
+        """Does both every ``interval`` seconds, until the store is closed."""
+        while not self._calls.closed:
             try:
                 await self.recover_stale()
                 await self.compact_due()

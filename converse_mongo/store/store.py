@@ -38,6 +38,7 @@ class Store(Calls):
         saves: Fields that the application changed.
         signals: What running writers want to hear.
         writers: The running writers themselves.
+        closing: Whether no more of them may begin.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Store(Calls):
     ) -> None:
         super().__init__(messages, conversations, pages=pages, handlers=handlers, options=options)
         self.signals = Signals()
+        self.closing = False
         self.writers: set[RunningWriter] = set()
         self.paging = Pages(self)
         self.appends = Appends(self, self.paging)
@@ -62,5 +64,8 @@ class Store(Calls):
 
     async def aclose(self) -> None:
         """Lets running writers store what they have taken, and refuses calls from then on."""
-        await asyncio.gather(*[writer.shut_down() for writer in list(self.writers)])
-        self.closed = True
+        self.closing = True
+        try:
+            await asyncio.gather(*[writer.shut_down() for writer in list(self.writers)])
+        finally:
+            self.closed = True

@@ -27,6 +27,10 @@ T = TypeVar("T")
 _current: ContextVar["Transaction | None"] = ContextVar("converse_mongo_transaction", default=None)
 
 
+_inside: ContextVar["Store | None"] = ContextVar("converse_mongo_inside", default=None)
+"""The store whose call is under way: Beanie's hooks run in tasks of their own."""
+
+
 class Transaction:
     """Groups writes of the task that is in its ``async with`` block: all of them or none.
 
@@ -77,8 +81,9 @@ class Transaction:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _current.reset(self._token)
         store, self.store = self.store, None
+        with contextlib.suppress(ValueError):  # left in another context than it was entered in
+            _current.reset(self._token)
         try:
             if exc is None:
                 await self._commit()
@@ -127,7 +132,6 @@ class _SessionStore(Store):
             options=parent.options,
         )
         self.session = session
-        self.lanes = parent.lanes
         self._turn = asyncio.Lock()
 
     async def call(
@@ -137,8 +141,12 @@ class _SessionStore(Store):
         what: str,
         append_id: ObjectId | None = None,  # noqa: ARG002
         on_retry: Callable[[], None] | None = None,  # noqa: ARG002
+        bounded: bool = False,  # noqa: ARG002
     ) -> T:
+        if _inside.get() is self:  # a hook of a document that is being written
+            return await function(*arguments)
         async with self._turn:
+            inside = _inside.set(self)
             try:
                 return await function(*arguments)
             except PyMongoError as error:
@@ -148,6 +156,8 @@ class _SessionStore(Store):
                         "was stored: run the block again."
                     ) from error
                 raise
+            finally:
+                _inside.reset(inside)
 
 
 class _LaterHandlers(Handlers):

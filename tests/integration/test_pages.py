@@ -210,6 +210,9 @@ class Dying:
         self._mark = mark
         self.died = False
 
+    def with_options(self, **_: Any) -> "Dying":
+        return self
+
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._collection, name)
         if name != self._call:
@@ -550,6 +553,27 @@ async def test_retention__while_a_slow_watcher_reads(facade: Facade) -> None:
     assert await gone(converse, message)
     seen += [event async for event in slow]
     assert_exact(seen, await viewer.get_message(message.id))
+
+
+async def test_retention__while_watchers_are_behind_their_window(facade: Facade) -> None:
+    converse = await facade(retention="compact")
+    viewer = await facade(converse.database_name)
+    message = await start(converse)
+    await fill(message, 2000)
+    slow = viewer.watch_message(message.id)
+    conversations = viewer.watch_conversation(message.conversation_id)
+    seen = [await anext(slow) for _ in range(3)]
+    heard: list[Any] = [await anext(conversations) for _ in range(3)]
+    await message.append_chunks(["x"] * 9000)
+    await message.complete_streaming()
+    seen += [event async for event in slow]
+    async for event in conversations:
+        heard.append(event)
+        if isinstance(event, MessageCompleted):
+            break
+    read = await viewer.get_message(message.id)
+    assert_exact(seen, read)
+    assert_conversation_exact(heard, [read])
 
 
 async def test_retention__of_a_text_that_fits_nowhere(facade: Facade) -> None:

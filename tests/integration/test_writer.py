@@ -170,10 +170,7 @@ async def test_writer__says_so_if_another_call_ended_the_message(converse: Conve
             await writer.flush()
             await (await stored(converse, message)).complete_streaming()
             assert await writer.wait_stopping() is None  # told by the change stream
-            with pytest.raises(WriterFailedError) as failed:
-                await writer.write("more")
-            assert isinstance(failed.value.__cause__, MessageNotStreamingError)
-            raise failed.value.__cause__
+            await writer.write("more")
     assert (await stored(converse, message)).content == "text"
 
 
@@ -286,6 +283,19 @@ async def test_batches__keep_the_limits_of_an_append(converse: Converse) -> None
     assert read.content == text_of(2000)
 
 
+async def test_batches__count_metadata_too(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer(max_buffered=3_000_000, flush_interval=60) as writer:
+        await writer.write("first")
+        await writer.flush()
+        for number in range(80):
+            await writer.write("x", {"number": number, "blob": "y" * 100_000})
+    assert writer.statistics().waits
+    assert writer.statistics().bytes == 85
+    read = await stored(converse, message)
+    assert [chunk.metadata["number"] for chunk in read.chunks[1:]] == list(range(80))
+
+
 async def test_copy__holds_no_more_than_a_page_of_chunks(converse: Converse) -> None:
     message = await start(converse)
     async with message.writer(granularity="token") as writer:
@@ -392,8 +402,11 @@ async def test_faults__that_last_give_the_text_back(facade: Facade) -> None:
     read = await stored(converse, message)
     assert (read.status, read.content) == (MessageStatus.STREAMING, "stored ")
     # What was given back can be stored, once, by hand.
+    assert failed.value.text == "".join(failed.value.unconfirmed) + failed.value.unsent
     for _ in range(2):
-        await read.append_chunk(failed.value.text, append_id=failed.value.append_id)
+        await read.append_chunks(failed.value.unconfirmed, append_id=failed.value.append_id)
+    if failed.value.unsent:
+        await read.append_chunk(failed.value.unsent)
     assert (await stored(converse, message)).content == "stored lost too "
 
 
