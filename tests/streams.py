@@ -37,7 +37,9 @@ async def collect_restlessly(
                     seen.append(await anext(events))
             except TimeoutError:
                 break
-            except StopAsyncIteration:
+            if not isinstance(seen[-1], ChunkReceived):
+                async for event in events:  # there is none behind the end
+                    seen.append(event)
                 return seen
 
 
