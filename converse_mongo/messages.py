@@ -1,50 +1,36 @@
 """Messages: what was said, whole or while it streams."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, ClassVar, Self
 
 from beanie import Document, PydanticObjectId
 from beanie.odm.actions import ActionDirections, EventTypes, wrap_with_actions
-from bson import ObjectId
 from pymongo import ASCENDING, IndexModel
 
 from converse_mongo import _updates
-from converse_mongo._stored_message import Lease, StoredMessage, generated_id
+from converse_mongo._stored_message import Lease, generated_id
+from converse_mongo._streaming import StreamingMessage
 from converse_mongo._validation import (
-    CHUNK_OVERHEAD,
-    MAX_APPEND_BYTES,
-    MAX_APPEND_CHUNKS,
-    MAX_CHUNK_BYTES,
-    MAX_CONTENT_BYTES,
-    check_chunk_contents,
     check_content,
-    check_error,
     check_metadata,
-    check_reason,
     check_sequence,
     now,
-    object_id,
 )
 from converse_mongo.chunks import ChunkLog, MessageChunk
 from converse_mongo.errors import (
     InvalidInputError,
     MessageNotFoundError,
-    StoreUnavailableError,
-    StreamStoppedError,
     WatchError,
 )
 from converse_mongo.events import MessageCreated
-from converse_mongo.store.appends import Piece
-from converse_mongo.store.ends import End
-from converse_mongo.types import Granularity, MessageStatus, Metadata
-from converse_mongo.writer import MessageWriter, WriterOptions, WriterTarget
+from converse_mongo.types import MessageStatus
 
 __all__ = ["Message"]
 
 CHUNKS_PER_READ = 500
 
 
-class Message(StoredMessage, Document):
+class Message(StreamingMessage, Document):
     """One entry of a conversation.
 
     An object is a copy: what was loaded, and what was done through it since. ``content`` and
@@ -124,274 +110,6 @@ class Message(StoredMessage, Document):
     @classmethod
     def _models(cls) -> tuple[type[Document], type[Document]]:
         return cls, cls.conversation_model
-
-    # Chunks by hand
-
-    async def append_chunk(
-        self, content: str, metadata: Metadata | None = None, *, append_id: ObjectId | None = None
-    ) -> MessageChunk:
-        """Appends one chunk; when it returns, the chunk is stored.
-
-        Args:
-            content: The text, at most ``MAX_CHUNK_BYTES`` in UTF-8.
-            metadata: What BSON can hold, said of this chunk.
-            append_id: The ``append_id`` of a :class:`StoreUnavailableError`, to try that same
-                append again: it is stored once, whether or not it was stored then.
-
-        Raises:
-            InvalidInputError: The content or the metadata cannot be stored.
-            MessageNotStreamingError: The message has ended.
-            MessageNotFoundError: There is no such message.
-            StoreUnavailableError: MongoDB gave no answer; the error carries the append id.
-        """
-        check_content(content, MAX_CHUNK_BYTES)
-        checked = {} if metadata is None else check_metadata(metadata, "chunk metadata")
-        return (await self._append([Piece(content, checked)], append_id))[0]
-
-    async def append_chunks(
-        self, contents: Iterable[str], *, append_id: ObjectId | None = None
-    ) -> list[MessageChunk]:
-        """Appends a chunk for each of ``contents``, in as few atomic writes as limits allow.
-
-        One write, all of it or none, takes ``MAX_APPEND_CHUNKS`` chunks of together
-        ``MAX_APPEND_BYTES``; more are split into several writes, one after the other. Should one of
-        them fail, those before it are stored: the error's ``appended`` says how many contents.
-
-        Args:
-            contents: Texts, each at most ``MAX_CHUNK_BYTES`` in UTF-8.
-            append_id: The ``append_id`` of a :class:`StoreUnavailableError`, to try again with
-                those ``contents`` that begin at its ``appended``.
-
-        Raises what :meth:`append_chunk` does; nothing is written if one of ``contents`` is no good.
-        """
-        checked = check_chunk_contents(contents)
-        appended: list[MessageChunk] = []
-        try:
-            for batch in _batches(checked):
-                appended += await self._append([Piece(text, {}) for text in batch], append_id)
-                append_id = None
-        except StoreUnavailableError as error:
-            error.appended = len(appended)
-            raise
-        return appended
-
-    async def _append(self, pieces: list[Piece], append_id: ObjectId | None) -> list[MessageChunk]:
-        if append_id is not None:
-            append_id = object_id(append_id, "append")
-        store = self.store()
-        chunks = await store.appends.append(
-            self._own_lane(), self._own_id(), self.conversation_id, pieces, append_id
-        )
-        if store.session is not None:
-            self._unconfirmed = True
-        self._take_appended(chunks)
-        return chunks
-
-    # Chunks by a writer
-
-    def writer(
-        self,
-        *,
-        metadata: Metadata | None = None,
-        flush_interval: float = 0.04,
-        max_buffered: int = 1024 * 1024,
-        granularity: Granularity = "flush",
-        interrupt: bool = False,
-    ) -> MessageWriter:
-        """A writer, to be used in ``async with``: the first one that this message has.
-
-        The first token is written at once. While a write is in flight, and for ``flush_interval``
-        after it began, tokens gather; then they are written together, by a timer and not by the
-        next token. There is never more than one write in flight.
-
-        Args:
-            metadata: Merged into the metadata of the message when it ends.
-            flush_interval: Seconds from the beginning of a write to that of the next.
-            max_buffered: How many bytes of text may wait to be stored; beyond it ``write`` waits.
-            granularity: ``"flush"`` makes one chunk of adjacent tokens that are written together,
-                ``"token"`` a chunk of each.
-            interrupt: Whether a stop, or the loss of the message to another writer, cancels what
-                the task awaits inside the block, such as a model that is silent. The block then
-                ends with :class:`StreamStoppedError` or :class:`WriterFencedError`.
-
-        Raises:
-            InvalidInputError: An option makes no sense, or the metadata cannot be stored.
-        """
-        options = WriterOptions(
-            flush_interval=flush_interval,
-            max_buffered=max_buffered,
-            granularity=granularity,
-            interrupt=interrupt,
-        )
-        return MessageWriter(self._writer_target(), options, metadata)
-
-    def resume_writer(
-        self,
-        *,
-        metadata: Metadata | None = None,
-        flush_interval: float = 0.04,
-        max_buffered: int = 1024 * 1024,
-        granularity: Granularity = "flush",
-        interrupt: bool = False,
-    ) -> MessageWriter:
-        """The same, taking the message over from the writer that it has or had.
-
-        Once it is entered, the other one's next write fails with :class:`WriterFencedError` and
-        stores nothing, and this copy of the message was loaded again: ``content`` is what to go on
-        from.
-        """
-        options = WriterOptions(
-            flush_interval=flush_interval,
-            max_buffered=max_buffered,
-            granularity=granularity,
-            interrupt=interrupt,
-        )
-        return MessageWriter(self._writer_target(), options, metadata, take_over=True)
-
-    def _writer_target(self) -> WriterTarget:
-        store = self.store()
-        if store.session is not None:
-            raise InvalidInputError(
-                "A writer stores text while it streams, which a transaction would hide: use it "
-                "outside, or append_chunks inside. Nothing was written."
-            )
-        return WriterTarget(
-            store=store,
-            lane=self._own_lane(),
-            message_id=self._own_id(),
-            conversation_id=self.conversation_id,
-            taken_over=lambda: self._reload(MAX_CONTENT_BYTES),
-            written=self._take_written,
-            end=self._end,
-        )
-
-    async def pipe(
-        self,
-        tokens: AsyncIterable[str],
-        metadata: Metadata | None = None,
-        *,
-        flush_interval: float = 0.04,
-        max_buffered: int = 1024 * 1024,
-        granularity: Granularity = "flush",
-    ) -> Self:
-        """Writes all of ``tokens`` through a :meth:`writer`, and completes the message.
-
-        A stop interrupts ``tokens`` even while they are silent, and closes them where they have an
-        ``aclose``.
-
-        Args:
-            tokens: Any asynchronous iterable of text.
-            metadata: Merged into the metadata of the message.
-            flush_interval: As for :meth:`writer`, like the rest.
-            max_buffered: See there.
-            granularity: See there.
-
-        Raises:
-            InvalidInputError: These are no tokens, or an option makes no sense.
-            StreamStoppedError: Somebody asked for a stop; the message is cancelled.
-
-        Beside these it raises what a writer does, and what ``tokens`` do.
-        """
-        if not isinstance(tokens, AsyncIterable):
-            raise InvalidInputError(
-                f"pipe takes an asynchronous iterable of str, not {type(tokens).__name__}: "
-                "use append_chunks for texts that are all there. Nothing was written."
-            )
-        try:
-            async with self.writer(
-                metadata=metadata,
-                flush_interval=flush_interval,
-                max_buffered=max_buffered,
-                granularity=granularity,
-                interrupt=True,
-            ) as writer:
-                async for token in tokens:
-                    await writer.write(token)
-        finally:
-            close = getattr(tokens, "aclose", None)
-            if close is not None:
-                await close()
-        if writer.stopping:  # after the last token, or the tokens took it for their own end
-            raise StreamStoppedError(self._own_id(), self.stop_reason)
-        return self
-
-    # The end
-
-    async def complete_streaming(self, metadata: Metadata | None = None) -> Self:
-        """Ends the stream well; ``metadata`` is merged into the message's, key by key.
-
-        Raises:
-            InvalidMetadataError: The metadata cannot be stored.
-            MessageNotStreamingError: The message has ended already; nothing was changed.
-            MessageNotFoundError: There is no such message.
-            StoreUnavailableError: MongoDB gave no answer.
-        """
-        return await self._end(End(MessageStatus.COMPLETED, check_metadata(metadata)))
-
-    async def fail_streaming(
-        self, error: str | BaseException, metadata: Metadata | None = None
-    ) -> Self:
-        """Ends the stream with an error; the text so far is kept. Raises as a completion does."""
-        return await self._end(
-            End(MessageStatus.FAILED, check_metadata(metadata), check_error(error))
-        )
-
-    async def mark_as_error(
-        self, error: str | BaseException, metadata: Metadata | None = None
-    ) -> Self:
-        """Another name of :meth:`fail_streaming`, for code that comes from Converse."""
-        return await self.fail_streaming(error, metadata)
-
-    async def cancel_streaming(
-        self, reason: str | None = None, metadata: Metadata | None = None
-    ) -> Self:
-        """Ends the stream as stopped, at once; the text so far is kept.
-
-        For whoever writes the message; anybody else uses :meth:`request_stop`, which lets the
-        writer store what it has. Raises as a completion does.
-        """
-        return await self._end(
-            End(MessageStatus.CANCELLED, check_metadata(metadata), stop_reason=check_reason(reason))
-        )
-
-    async def request_stop(self, reason: str | None = None) -> MessageStatus:
-        """Asks the writer of the message, in whatever process, to stop.
-
-        The writer stores what it has and the message ends ``cancelled``. Where no writer lives,
-        this call ends it.
-
-        Args:
-            reason: Kept as the message's ``stop_reason``.
-
-        Returns:
-            The state of the message: ``CANCELLED``; ``STREAMING`` until its writer has heard of it;
-            or how it had ended before, in which case nothing was changed.
-
-        Raises:
-            InvalidInputError: The reason cannot be stored.
-            MessageNotFoundError: There is no such message.
-            StoreUnavailableError: MongoDB gave no answer.
-        """
-        state = await self.store().leases.request_stop(
-            self._own_id(), self.conversation_id, check_reason(reason)
-        )
-        return state.status
-
-    async def _end(
-        self, end: End, epoch: int | None = None, end_id: ObjectId | None = None
-    ) -> Self:
-        ended = await self.store().ends.end(
-            self._own_lane(),
-            self._own_id(),
-            self.conversation_id,
-            end,
-            retention=self.retention,
-            known=(self.next_sequence, self.content) if self._knows_text else None,
-            epoch=epoch,
-            end_id=end_id,
-        )
-        self._take_end(ended)
-        return self
 
     # Reading
 
@@ -557,18 +275,3 @@ class Message(StoredMessage, Document):
         deleted = await super().delete(*args, **kwargs)
         await self.store().paging.delete(_updates.message_key(self._own_id(), self.conversation_id))
         return deleted
-
-
-def _batches(contents: list[str]) -> Iterator[list[str]]:
-    """``contents`` in runs that one atomic append takes."""
-    batch: list[str] = []
-    size = 0
-    for content in contents:
-        cost = len(content.encode()) + CHUNK_OVERHEAD
-        if batch and (size + cost > MAX_APPEND_BYTES or len(batch) == MAX_APPEND_CHUNKS):
-            yield batch
-            batch, size = [], 0
-        batch.append(content)
-        size += cost
-    if batch:
-        yield batch

@@ -3,40 +3,32 @@
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import bson
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
+from converse_mongo._appender import Appender, WriterTarget
+from converse_mongo._persistence import Persistent
 from converse_mongo._state import MessageState
+from converse_mongo._token_buffer import Token
 from converse_mongo._validation import (
-    CHUNK_OVERHEAD,
-    MAX_APPEND_BYTES,
-    MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
     check_content,
     check_metadata,
     check_seconds,
 )
-from converse_mongo.chunks import MessageChunk
 from converse_mongo.errors import (
     ConverseClosedError,
     ConverseError,
     InvalidInputError,
-    MessageNotStreamingError,
-    StoreUnavailableError,
     StreamStoppedError,
     WriterError,
-    WriterFailedError,
-    WriterFencedError,
 )
-from converse_mongo.store import Lane, Store
-from converse_mongo.store.appends import Piece, WriterClaim, fenced
 from converse_mongo.store.ends import End
 from converse_mongo.types import Granularity, MessageStatus, Metadata
 
@@ -44,9 +36,7 @@ __all__ = ["MessageWriter", "WriterOptions", "WriterStatistics", "WriterTarget"]
 
 logger = logging.getLogger("converse_mongo")
 
-HEARTBEATS_PER_LEASE = 3
 MAX_ERROR_LENGTH = 10_000
-MAX_CANCELLATIONS = 100
 
 _NO_METADATA: Mapping[str, Any] = {}
 
@@ -93,41 +83,6 @@ class WriterOptions:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class WriterTarget:
-    """What a writer writes to.
-
-    Attributes:
-        store: Where.
-        lane: The queue of the message's writers.
-        message_id: The message.
-        conversation_id: Its conversation.
-        taken_over: Told after a take-over, when no other writer can add anything any more.
-        written: Told of chunks that are stored.
-        end: Ends the message, if the writer's epoch still is the given one; a second call with the
-            same id is the same end.
-    """
-
-    store: Store
-    lane: Lane
-    message_id: ObjectId
-    conversation_id: ObjectId
-    taken_over: Callable[[], Awaitable[Any]]
-    written: Callable[[Sequence[MessageChunk]], None]
-    end: Callable[[End, int, ObjectId], Awaitable[Any]]
-
-
-class _Token(NamedTuple):
-    content: str
-    metadata: Mapping[str, Any]
-    text_size: int
-    encoded: bytes
-
-    @property
-    def size(self) -> int:
-        return self.text_size + len(self.encoded)
-
-
 class MessageWriter:
     """Stores the tokens of a generation loop in the background.
 
@@ -161,35 +116,28 @@ class MessageWriter:
     ) -> None:
         self.metadata: dict[str, Any] = dict(check_metadata(metadata))
         self._target = target
-        self._options = options
+        self._interrupts = options.interrupt
         self._take_over = take_over
+        self._appender = Appender(
+            target,
+            flush_interval=options.flush_interval,
+            max_buffered=options.max_buffered,
+            merges=options.granularity == "flush",
+            stopped=self._end_stopped,
+            refused=self._refuse,
+        )
         self._epoch = 0
-        self._buffer: deque[_Token] = deque()
-        self._unsent = 0
-        self._in_flight: list[_Token] = []
-        self._in_flight_bytes = 0
-        self._pieces: list[Piece] = []
-        self._append_id = ObjectId()
-        self._tried = False
         self._end_id = ObjectId()
-        self._closing: asyncio.Task[None] | None = None
-        self._accepted = self._stored = 0
-        self._room: deque[asyncio.Future[None]] = deque()
-        self._queue = asyncio.Lock()
-        self._wake = asyncio.Event()
-        self._stop_known = asyncio.Event()
-        self._hurry = self._draining = self._look = self._detached = False
-        self._stop: StreamStoppedError | None = None
         self._refusal: ConverseError | None = WriterError(
             "This writer is not open: use it in 'async with'.", target.message_id
         )
-        self._failure: ConverseError | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._refused = asyncio.Event()
+        self._detached = False
+        self._closing: Persistent | None = None
         self._unlisten: Callable[[], None] | None = None
         self._surrounding: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._interrupted = False
-        self._counts = {"tokens": 0, "chunks": 0, "writes": 0, "retries": 0, "bytes": 0, "waits": 0}
 
     # For the generation loop
 
@@ -211,54 +159,43 @@ class MessageWriter:
             WriterFailedError: The writer gave up; ``text`` holds what is not stored.
             ConverseClosedError: The facade was closed.
         """
-        if self._refusal is not None:
-            raise self._refusal
+        self._check()
         text_size = check_content(token, MAX_CHUNK_BYTES)
         checked, encoded = _NO_METADATA, b""
         if metadata:
             checked = check_metadata(metadata, "chunk metadata")
             encoded = bson.encode(checked)
-        if not text_size:
-            return
-        size = text_size + len(encoded)
-        if self._queue.locked() or self._is_full(size):
-            self._counts["waits"] += 1
-            async with self._queue:  # first come, first served: a large token has its turn, too
-                while self._is_full(size):
-                    await self._wait_for_progress()
-                    if self._refusal is not None:
-                        raise self._refusal
-        self._counts["tokens"] += 1
-        self._accepted += 1
-        self._unsent += size
-        self._buffer.append(_Token(token, checked, text_size, encoded))
-        if len(self._buffer) == 1 or self._is_urgent():
-            self._wake.set()
+        if text_size:
+            await self._appender.buffer.put(Token(token, checked, text_size, encoded), self._check)
+
+    def _check(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
 
     async def flush(self) -> None:
         """Waits until all that was written so far is stored. Raises as :meth:`write` does."""
-        goal = self._accepted
-        while self._stored < goal:
-            if self._failure is not None:
-                raise self._failure
-            if self._task is None or self._task.done():
+        appender = self._appender
+        goal = appender.buffer.accepted
+        while appender.buffer.stored < goal:
+            if appender.failure is not None:
+                raise appender.failure
+            if appender.done:
                 raise self._refusal or self._closed()
-            self._hurry = True
-            self._wake.set()
-            await self._wait_for_progress()
+            appender.hurry()
+            await appender.buffer.progress()
 
     @property
     def stopping(self) -> bool:
         """Whether somebody asked for a stop: leave the loop, ``write`` takes nothing any more."""
-        return self._stop is not None
+        return self._appender.stop is not None
 
     async def wait_stopping(self) -> str | None:
         """Waits until somebody asks for a stop, and returns the reason.
 
         Also returns when the writer cannot go on for another reason, with ``None``.
         """
-        await self._stop_known.wait()
-        return self._stop.reason if self._stop is not None else None
+        await self._refused.wait()
+        return self._appender.stop.reason if self._appender.stop is not None else None
 
     async def detach(self) -> None:
         """Stores what was written and lets go of the message without ending it.
@@ -267,58 +204,65 @@ class MessageWriter:
         message has the facade's ``idle_timeout`` until it counts as an orphan.
 
         Raises:
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: All text is stored, but MongoDB gave no answer to the rest.
+
+        Beside that it raises what :meth:`write` does.
         """
-        if self._refusal is not None:
-            raise self._refusal
+        self._check()
+        target, appender = self._target, self._appender
         self._detached = True
         self._refusal = WriterError(
-            f"This writer has let go of message {self._target.message_id}.",
-            self._target.message_id,
+            f"This writer has let go of message {target.message_id}.", target.message_id
         )
-        await self._drain()
-        if self._failure is not None:
-            raise self._failure
-        if self._stop is None:
-            await self._target.store.leases.release(
-                self._target.message_id, self._target.conversation_id, self._epoch
+        await appender.drain()
+        if appender.failure is not None:
+            raise appender.failure
+        if appender.stop is None:
+            await target.store.leases.release(
+                target.message_id, target.conversation_id, self._epoch
             )
 
     def statistics(self) -> WriterStatistics:
         """What was done so far."""
-        return WriterStatistics(**self._counts)
+        appender = self._appender
+        return WriterStatistics(
+            tokens=appender.buffer.accepted,
+            chunks=appender.chunks,
+            writes=appender.writes,
+            retries=appender.retries,
+            bytes=appender.bytes,
+            waits=appender.buffer.waits,
+        )
 
     # Lifetime
 
     async def __aenter__(self) -> Self:
-        if self._task is not None or self._epoch:
-            raise WriterError("A writer is used once: make a new one.", self._target.message_id)
-        store, ids = self._target.store, (self._target.message_id, self._target.conversation_id)
+        target = self._target
+        if self._closing is not None or self._epoch:
+            raise WriterError("A writer is used once: make a new one.", target.message_id)
         opening = asyncio.create_task(self._open(), name="converse_mongo-writer-open")
         try:
             state = await asyncio.shield(opening)
         except asyncio.CancelledError:
             # The message may be this writer's by now, and nobody else would end it.
-            await asyncio.wait({opening})
-            if not opening.cancelled() and opening.exception() is None:
-                cancelled = End(MessageStatus.CANCELLED, self._final_metadata())
-                await asyncio.wait({asyncio.create_task(self._end_quietly(cancelled))})
+            await Persistent(lambda: self._give_back(opening), "converse_mongo-writer-end").wait()
             raise
         if state.stop_requested:
-            self._note_stop(state.stop_reason)
-            await self._end(End(MessageStatus.CANCELLED, self._final_metadata()))
+            self._appender.note_stop(state.stop_reason)
+            await self._end_stopped()
             raise StreamStoppedError(state.message_id, state.stop_reason)
-        if store.closing:
+        if target.store.closing:
             with contextlib.suppress(ConverseError, PyMongoError):
-                await store.leases.release(*ids, self._epoch)
+                await target.store.leases.release(
+                    target.message_id, target.conversation_id, self._epoch
+                )
             raise ConverseClosedError
         self._refusal = None
         self._surrounding = asyncio.current_task()
         if self._surrounding is not None:
             self._cancelling = self._surrounding.cancelling()
-        self._task = asyncio.create_task(self._run(), name=f"converse_mongo-writer-{ids[0]}")
-        self._unlisten = store.signals.listen(*ids, self._notice)
-        store.writers.add(self)
+        self._unlisten = self._appender.start(self._epoch)
+        target.store.writers.add(self)
         return self
 
     async def _open(self) -> MessageState:
@@ -331,9 +275,12 @@ class MessageWriter:
             await target.taken_over()
         return state
 
-    async def _end_quietly(self, end: End) -> None:
+    async def _give_back(self, opening: "asyncio.Task[MessageState]") -> None:
+        await asyncio.wait({opening})
+        if opening.cancelled() or opening.exception() is not None:
+            return
         try:
-            await self._end(end)
+            await self._end(End(MessageStatus.CANCELLED, self._final_metadata()))
         except (ConverseError, PyMongoError):
             logger.exception("Message %s could not be ended", self._target.message_id)
 
@@ -351,20 +298,27 @@ class MessageWriter:
             and isinstance(exc, asyncio.CancelledError)
         )
         self._refusal = self._refusal or self._closed()
+        self._closing = Persistent(lambda: self._close(exc), "converse_mongo-writer-close")
         try:
-            await self._uninterrupted(lambda: self._close(exc))
+            await self._closing.finish()
         except (ConverseError, PyMongoError) as error:
             if exc is None:
                 raise
             logger.exception("Message %s could not be ended", self._target.message_id)
             exc.add_note(f"Besides, message {self._target.message_id} could not be ended: {error}")
+        finally:
+            if self._unlisten is not None:
+                self._unlisten()
+            self._target.store.writers.discard(self)
+            self._refused.set()
+        failure = self._appender.failure
         if interrupted or exc is None:
-            verdict = self._failure or (self._stop if interrupted else None)
+            verdict = failure or (self._appender.stop if interrupted else None)
             if verdict is not None:
                 raise verdict from (verdict.__cause__ or exc)
-        elif self._failure is not None and exc is not self._failure:
-            exc.add_note(f"Besides: {self._failure}")
-            exc.__context__ = exc.__context__ or self._failure
+        elif failure is not None and exc is not failure:
+            exc.add_note(f"Besides: {failure}")
+            exc.__context__ = exc.__context__ or failure
 
     def _closed(self) -> WriterError:
         return WriterError("This writer is closed.", self._target.message_id)
@@ -372,29 +326,27 @@ class MessageWriter:
     async def shut_down(self) -> None:
         """Stores what was written and takes no more: the facade is about to be closed."""
         if self._closing is not None:
-            await asyncio.wait({self._closing})
+            await self._closing.wait()
             return
         closed = ConverseClosedError()
         self._refusal = self._refusal or closed
         self._detached = True
-        await self._drain()
-        self._failure = self._failure or closed
-        self._wake_loop()
+        await self._appender.drain()
+        self._appender.failure = self._appender.failure or closed
+        self._refuse()
 
     async def _close(self, exc: BaseException | None) -> None:
         """Stores what is left, and ends the message in the way that ``exc`` calls for."""
-        await self._drain()
-        if self._stop is not None or self._detached:
+        await self._appender.drain()
+        failure = self._appender.failure
+        if self._appender.stop is not None or self._detached:
             return
-        if self._failure is not None:
-            if isinstance(self._failure.__cause__, PyMongoError):
+        if failure is not None:
+            cause = failure.__cause__
+            if isinstance(cause, PyMongoError):
                 # MongoDB answers, but refuses the text: the message need not wait for its lease.
                 await self._end(
-                    End(
-                        MessageStatus.FAILED,
-                        self._final_metadata(),
-                        _error_text(self._failure.__cause__),
-                    )
+                    End(MessageStatus.FAILED, self._final_metadata(), _error_text(cause))
                 )
             return
         try:
@@ -403,27 +355,6 @@ class MessageWriter:
             await self._end(End(MessageStatus.FAILED, {}, _error_text(error)))
             raise
         await self._end(end)
-
-    async def _uninterrupted(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Awaits ``work()`` to its end, whoever is cancelled meanwhile; then re-raises that."""
-        cancelled: asyncio.CancelledError | None = None
-        self._closing = _persisting(work)
-        while not self._closing.done():
-            try:
-                await asyncio.wait({self._closing})
-            except asyncio.CancelledError as error:
-                cancelled = error
-            if self._closing.cancelled():
-                self._closing = _persisting(work)
-        if self._unlisten is not None:
-            self._unlisten()
-        self._target.store.writers.discard(self)
-        self._stop_known.set()
-        if cancelled is not None:
-            if (failure := self._closing.exception()) is not None:
-                logger.error("A writer could not end its message", exc_info=failure)
-            raise cancelled
-        self._closing.result()
 
     def _end_for(self, exc: BaseException | None) -> End:
         if exc is None:
@@ -442,262 +373,20 @@ class MessageWriter:
     async def _end(self, end: End) -> None:
         await self._target.end(end, self._epoch, self._end_id)
 
-    async def _drain(self) -> None:
-        self._draining = True
-        self._wake.set()
-        if self._task is not None:
-            await asyncio.wait({self._task})
-            while self._task.cancelled():  # before its first step, so that it never ran
-                self._task = asyncio.create_task(self._run())
-                await asyncio.wait({self._task})
+    async def _end_stopped(self) -> None:
+        await self._end(End(MessageStatus.CANCELLED, self._final_metadata()))
 
-    # The background task
-
-    async def _run(self) -> None:
-        try:
-            await _despite_cancellation(self._write_and_settle, self._hasten)
-        except Exception as error:  # noqa: BLE001 - the generation loop gets it
-            self._fail(error)
-        finally:
-            self._wake_waiters()
-
-    async def _write_and_settle(self) -> None:
-        await self._write_until_drained()
-        if self._stop is not None:
-            await self._end(End(MessageStatus.CANCELLED, self._final_metadata()))
-
-    def _hasten(self) -> None:
-        """Something cancels every task there is: store what was taken, and be done."""
-        self._draining = True
-
-    async def _write_until_drained(self) -> None:
-        time = asyncio.get_running_loop().time
-        silence = self._target.store.options.lease / HEARTBEATS_PER_LEASE
-        next_flush, next_renewal = time(), time() + silence
-        while True:
-            self._wake.clear()
-            if self._look or time() >= next_renewal:
-                await self._renew()
-                next_renewal = time() + silence
-            elif self._has_work and (
-                self._draining or self._hurry or self._is_urgent() or time() >= next_flush
-            ):
-                next_flush = time() + self._options.flush_interval
-                await self._flush()
-                next_renewal = time() + silence
-            elif self._draining and not self._has_work:
-                return
-            else:
-                deadline = min(next_flush, next_renewal) if self._has_work else next_renewal
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(deadline):
-                        await self._wake.wait()
-
-    @property
-    def _has_work(self) -> bool:
-        # What is in flight is so after a cancellation: it has to be tried again.
-        return bool(self._buffer or self._in_flight)
-
-    async def _flush(self) -> None:
-        if not self._in_flight:
-            self._pieces, self._append_id, self._tried = self._take_batch(), ObjectId(), False
-        if not self._buffer:
-            self._hurry = False
-        try:
-            chunks = await self._append()
-        except StreamStoppedError as stop:
-            self._note_stop(stop.reason)
-            chunks = await self._append()
-        self._counts["writes"] += 1
-        self._counts["chunks"] += len(chunks)
-        self._counts["bytes"] += sum([token.text_size for token in self._in_flight])
-        self._stored += len(self._in_flight)
-        self._in_flight, self._in_flight_bytes = [], 0
-        self._target.written(chunks)
-        self._wake_waiters()
-
-    async def _append(self) -> list[MessageChunk]:
-        target, again = self._target, self._tried
-        claim = WriterClaim(
-            self._epoch, unless_stopped=self._stop is None, on_retry=self._count_retry
-        )
-        self._tried = True  # if this is cancelled, it is not known whether it was stored
-        try:
-            return await target.store.appends.append(
-                target.lane,
-                target.message_id,
-                target.conversation_id,
-                self._pieces,
-                self._append_id,
-                claim,
-                again=again,
-            )
-        except StreamStoppedError:
-            self._tried = again
-            raise
-
-    def _count_retry(self) -> None:
-        self._counts["retries"] += 1
-
-    def _take_batch(self) -> list[Piece]:
-        """Takes out of the buffer what one append can hold, and makes chunks of it."""
-        pieces: list[tuple[list[str], Mapping[str, Any]]] = []
-        encoded = b""
-        total = merged = 0
-        merges = self._options.granularity == "flush"
-        while self._buffer:
-            token = self._buffer[0]
-            merge = (
-                merges
-                and bool(pieces)
-                and encoded == token.encoded
-                and merged + token.text_size <= MAX_CHUNK_BYTES
-            )
-            cost = token.text_size if merge else token.size + CHUNK_OVERHEAD
-            if pieces and (
-                total + cost > MAX_APPEND_BYTES or len(pieces) + (not merge) > MAX_APPEND_CHUNKS
-            ):
-                break
-            if merge:
-                pieces[-1][0].append(token.content)
-                merged += token.text_size
-            else:
-                pieces.append(([token.content], token.metadata))
-                merged, encoded = token.text_size, token.encoded
-            total += cost
-            self._in_flight.append(self._buffer.popleft())
-            self._in_flight_bytes += token.size
-            self._unsent -= token.size
-        return [Piece("".join(contents), metadata) for contents, metadata in pieces]
-
-    async def _renew(self) -> None:
-        self._look = False
-        target = self._target
-        try:
-            state = await target.store.leases.renew(
-                target.message_id, target.conversation_id, self._epoch
-            )
-        except StoreUnavailableError as error:
-            # What is written decides; and the lease may outlive the trouble.
-            logger.warning("Message %s: no sign of life was given (%s)", target.message_id, error)
-            return
-        self._judge(state)
-
-    def _judge(self, state: MessageState) -> None:
-        if state.lease.epoch != self._epoch:
-            raise fenced(state.message_id, state.status)
-        if state.status.is_final:
-            raise MessageNotStreamingError(state.message_id, state.status)
-        if state.stop_requested and self._stop is None:
-            self._note_stop(state.stop_reason)
-
-    # News
-
-    def _notice(self, epoch: int | None) -> None:
-        if epoch == self._epoch:
-            return  # its own coming
-        self._look = True
-        self._wake.set()
-
-    def _note_stop(self, reason: str | None) -> None:
-        self._stop = StreamStoppedError(self._target.message_id, reason)
-        self._refusal = self._refusal or self._stop
-        self._draining = True
-        self._wake_loop()
-
-    def _fail(self, error: Exception) -> None:
-        text = "".join(token.content for token in (*self._in_flight, *self._buffer))
-        if isinstance(error, WriterFencedError):
-            error.text = text
-            self._failure = error
-        else:
-            self._failure = self._gave_up(error, text)
-        self._refusal = self._failure
-        self._buffer.clear()
-        self._in_flight.clear()
-        self._unsent = self._in_flight_bytes = 0
-        logger.warning("%s", self._failure)
-        self._wake_loop()
-
-    def _gave_up(self, error: Exception, text: str) -> ConverseError:
-        if isinstance(error, MessageNotStreamingError) and not text:
-            return error
-        message_id = self._target.message_id
-        failure = WriterFailedError(
-            f"The writer of message {message_id} gave up ({error}). "
-            + (
-                f"{len(text)} characters that it had taken may not be stored: see 'text'."
-                if text
-                else "All text that it had taken is stored."
-            ),
-            message_id,
-            text,
-        )
-        failure.append_id = self._append_id if self._in_flight else None
-        failure.unconfirmed = [piece.content for piece in self._pieces] if self._in_flight else []
-        failure.unsent = "".join([token.content for token in self._buffer])
-        failure.__cause__ = error
-        return failure
-
-    def _wake_loop(self) -> None:
-        """Makes the generation loop notice that the writer takes no more."""
-        self._stop_known.set()
-        self._wake_waiters()
-        if self._options.interrupt and self._surrounding is not None and not self._interrupted:
+    def _refuse(self) -> None:
+        """Takes no more, and lets the generation loop know."""
+        appender = self._appender
+        self._refusal = appender.failure or self._refusal or appender.stop
+        self._refused.set()
+        if self._interrupts and self._surrounding is not None and not self._interrupted:
             self._interrupted = True
             self._surrounding.cancel()
-
-    # The buffer
-
-    def _is_full(self, size: int) -> bool:
-        held = self._unsent + self._in_flight_bytes
-        return bool(held) and held + size > self._options.max_buffered
-
-    def _is_urgent(self) -> bool:
-        return bool(self._room) or 2 * self._unsent >= self._options.max_buffered
-
-    async def _wait_for_progress(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._room.append(waiter)
-        self._wake.set()
-        try:
-            await waiter
-        finally:
-            with contextlib.suppress(ValueError):
-                self._room.remove(waiter)
-
-    def _wake_waiters(self) -> None:
-        waiters, self._room = self._room, deque()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
 
 def _error_text(error: Exception) -> str:
     """The text of an exception, made fit to be stored."""
     text = str(error) or type(error).__name__
     return text[:MAX_ERROR_LENGTH].encode("utf-8", "replace").decode()
-
-
-def _persisting(work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-    return asyncio.create_task(
-        _despite_cancellation(work, lambda: None), name="converse_mongo-writer-close"
-    )
-
-
-async def _despite_cancellation(
-    work: Callable[[], Coroutine[Any, Any, None]], noticed: Callable[[], None]
-) -> None:
-    """Awaits ``work()``, and again if this task is cancelled, as a loop that is ended does to all.
-
-    ``work`` must go on where it was.
-    """
-    for _ in range(MAX_CANCELLATIONS):
-        try:
-            return await work()
-        except asyncio.CancelledError:
-            noticed()
-            task = asyncio.current_task()
-            if task is not None:
-                task.uncancel()
-    raise ConverseClosedError("The writer was cancelled again and again; its loop is ending.")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from bson import ObjectId
 from pymongo.errors import OperationFailure
@@ -12,6 +12,7 @@ from pymongo.errors import OperationFailure
 from converse_mongo import _updates
 from converse_mongo._driver import is_too_large
 from converse_mongo._state import LeaseState
+from converse_mongo._token_buffer import Piece
 from converse_mongo._validation import MAX_LIVE_BYTES, now
 from converse_mongo.chunks import MessageChunk
 from converse_mongo.errors import (
@@ -27,14 +28,7 @@ from converse_mongo.store.calls import Calls, Lane, back_off
 from converse_mongo.store.pages import Pages
 from converse_mongo.types import MessageStatus
 
-__all__ = ["Appends", "Piece", "WriterClaim"]
-
-
-class Piece(NamedTuple):
-    """What becomes a chunk."""
-
-    content: str
-    metadata: Mapping[str, Any]
+__all__ = ["Appends", "WriterClaim", "fenced"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,257 @@
+"""The background task of a writer: it appends what gathers, and gives signs of life."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bson import ObjectId
+
+from converse_mongo._persistence import Persistent
+from converse_mongo._state import MessageState
+from converse_mongo._token_buffer import TokenBuffer
+from converse_mongo.chunks import MessageChunk
+from converse_mongo.errors import (
+    ConverseError,
+    MessageNotStreamingError,
+    StoreUnavailableError,
+    StreamStoppedError,
+    WriterFailedError,
+    WriterFencedError,
+)
+from converse_mongo.store import Lane, Store
+from converse_mongo.store.appends import WriterClaim, fenced
+from converse_mongo.store.ends import End
+
+__all__ = ["Appender", "WriterTarget"]
+
+logger = logging.getLogger("converse_mongo")
+
+HEARTBEATS_PER_LEASE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class WriterTarget:
+    """What a writer writes to.
+
+    Attributes:
+        store: Where.
+        lane: The queue of the message's writers.
+        message_id: The message.
+        conversation_id: Its conversation.
+        taken_over: Told after a take-over, when no other writer can add anything any more.
+        written: Told of chunks that are stored.
+        end: Ends the message, if the writer's epoch still is the given one; a second call with the
+            same id is the same end.
+    """
+
+    store: Store
+    lane: Lane
+    message_id: ObjectId
+    conversation_id: ObjectId
+    taken_over: Callable[[], Awaitable[Any]]
+    written: Callable[[Sequence[MessageChunk]], None]
+    end: Callable[[End, int, ObjectId], Awaitable[Any]]
+
+
+class Appender:
+    """Appends what gathers in a buffer, one write at a time, until it is told to drain it.
+
+    Attributes:
+        buffer: Where the tokens gather.
+        stop: Set once somebody has asked for a stop.
+        failure: Set once it cannot go on; what the buffer held is in it.
+        chunks: How many chunks it has stored.
+        writes: In how many appends.
+        retries: How often one of those was tried again.
+        bytes: How much text that was, in bytes of UTF-8.
+    """
+
+    def __init__(
+        self,
+        target: WriterTarget,
+        *,
+        flush_interval: float,
+        max_buffered: int,
+        merges: bool,
+        stopped: Callable[[], Awaitable[Any]],
+        refused: Callable[[], None],
+    ) -> None:
+        self._target = target
+        self._flush_interval = flush_interval
+        self._stopped = stopped
+        self._refused = refused
+        self._wake = asyncio.Event()
+        self._hurry = self._draining = self._look = False
+        self._epoch = 0
+        self._append_id = ObjectId()
+        self._tried = False
+        self._task: Persistent | None = None
+        self.buffer = TokenBuffer(max_buffered, self._wake.set, merges=merges)
+        self.stop: StreamStoppedError | None = None
+        self.failure: ConverseError | None = None
+        self.chunks = self.writes = self.retries = self.bytes = 0
+
+    def start(self, epoch: int) -> Callable[[], None]:
+        """Begins to append, as the writer of an epoch; returns what ends its listening."""
+        target = self._target
+        self._epoch = epoch
+        self._task = Persistent(
+            self._run, f"converse_mongo-writer-{target.message_id}", self._hasten
+        )
+        return target.store.signals.listen(target.message_id, target.conversation_id, self._notice)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has not begun, or is finished."""
+        return self._task is None or self._task.done
+
+    def hurry(self) -> None:
+        """Has all that gathers written without a pause."""
+        self._hurry = True
+        self._wake.set()
+
+    async def drain(self) -> None:
+        """Waits until everything is stored, or it cannot be; nothing is appended after it."""
+        self._draining = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task.wait()
+
+    def note_stop(self, reason: str | None) -> None:
+        """Takes the news that somebody asked for a stop."""
+        self.stop = StreamStoppedError(self._target.message_id, reason)
+        self._draining = True
+        self._refused()
+        self.buffer.wake_waiters()
+
+    def _notice(self, epoch: int | None) -> None:
+        """Takes a hint that there may be news of the message."""
+        if epoch != self._epoch:  # its own coming is none
+            self._look = True
+            self._wake.set()
+
+    def _hasten(self) -> None:
+        # Whoever cancels this task cancels every task there is: store what there is, and be done.
+        self._draining = True
+
+    async def _run(self) -> None:
+        try:
+            await self._append_until_drained()
+            if self.stop is not None:
+                await self._stopped()
+        except Exception as error:  # noqa: BLE001 - the generation loop gets it
+            self._fail(error)
+        finally:
+            self.buffer.wake_waiters()
+
+    async def _append_until_drained(self) -> None:
+        time, buffer = asyncio.get_running_loop().time, self.buffer
+        silence = self._target.store.options.lease / HEARTBEATS_PER_LEASE
+        next_flush, next_renewal = time(), time() + silence
+        while True:
+            self._wake.clear()
+            if self._look or time() >= next_renewal:
+                await self._renew()
+                next_renewal = time() + silence
+            elif buffer and (
+                self._draining or self._hurry or buffer.is_urgent or time() >= next_flush
+            ):
+                next_flush = time() + self._flush_interval
+                await self._flush()
+                next_renewal = time() + silence
+            elif self._draining and not buffer:
+                return
+            else:
+                deadline = min(next_flush, next_renewal) if buffer else next_renewal
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(deadline):
+                        await self._wake.wait()
+
+    async def _flush(self) -> None:
+        if not self.buffer.in_flight:  # else it was cancelled there, and is to go on
+            self.buffer.take()
+            self._append_id, self._tried = ObjectId(), False
+        if not self.buffer.gathers:
+            self._hurry = False
+        try:
+            chunks = await self._append()
+        except StreamStoppedError as stop:
+            self.note_stop(stop.reason)
+            chunks = await self._append()
+        self.writes += 1
+        self.chunks += len(chunks)
+        self._target.written(chunks)
+        self.bytes += self.buffer.confirm()
+
+    async def _append(self) -> list[MessageChunk]:
+        target, again = self._target, self._tried
+        claim = WriterClaim(self._epoch, unless_stopped=not self.stop, on_retry=self._count_retry)
+        self._tried = True  # if this is cancelled, it is not known whether it was stored
+        try:
+            return await target.store.appends.append(
+                target.lane,
+                target.message_id,
+                target.conversation_id,
+                self.buffer.batch,
+                self._append_id,
+                claim,
+                again=again,
+            )
+        except StreamStoppedError:
+            self._tried = again
+            raise
+
+    def _count_retry(self) -> None:
+        self.retries += 1
+
+    async def _renew(self) -> None:
+        self._look = False
+        target = self._target
+        try:
+            state = await target.store.leases.renew(
+                target.message_id, target.conversation_id, self._epoch
+            )
+        except StoreUnavailableError as error:
+            # What is written decides; and the lease may outlive the trouble.
+            logger.warning("Message %s: no sign of life was given (%s)", target.message_id, error)
+            return
+        self._judge(state)
+
+    def _judge(self, state: MessageState) -> None:
+        if state.lease.epoch != self._epoch:
+            raise fenced(state.message_id, state.status)
+        if state.status.is_final:
+            raise MessageNotStreamingError(state.message_id, state.status)
+        if state.stop_requested and self.stop is None:
+            self.note_stop(state.stop_reason)
+
+    def _fail(self, error: Exception) -> None:
+        unconfirmed, unsent = self.buffer.clear()
+        text = "".join(unconfirmed) + unsent
+        if isinstance(error, WriterFencedError):
+            error.text = text
+            self.failure = error
+        elif isinstance(error, MessageNotStreamingError) and not text:
+            self.failure = error
+        else:
+            message_id = self._target.message_id
+            failure = WriterFailedError(
+                f"The writer of message {message_id} gave up ({error}). "
+                + (
+                    f"{len(text)} characters that it had taken may not be stored: see 'text'."
+                    if text
+                    else "All text that it had taken is stored."
+                ),
+                message_id,
+                text,
+            )
+            failure.append_id = self._append_id if unconfirmed else None
+            failure.unconfirmed, failure.unsent = unconfirmed, unsent
+            failure.__cause__ = error
+            self.failure = failure
+        logger.warning("%s", self.failure)
+        self._refused()
+        self.buffer.wake_waiters()
