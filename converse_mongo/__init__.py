@@ -10,6 +10,7 @@ from converse_mongo._validation import (
     MAX_CHUNK_BYTES,
     MAX_CONTENT_BYTES,
     MAX_METADATA_BYTES,
+    MAX_REASON_BYTES,
 )
 from converse_mongo.chunks import ChunkLog, MessageChunk
 from converse_mongo.conversations import DOCUMENT_MODELS, Conversation
@@ -57,7 +58,7 @@ from converse_mongo.hub import HubStatistics
 from converse_mongo.messages import Message
 from converse_mongo.pages import MessageChunkPage
 from converse_mongo.store import Transaction
-from converse_mongo.types import MessageRole, MessageStatus, WatchMode
+from converse_mongo.types import Granularity, MessageRole, MessageStatus, Retention, WatchMode
 from converse_mongo.watching import Watcher
 from converse_mongo.writer import MessageWriter, WriterStatistics
 
@@ -70,6 +71,7 @@ __all__ = [
     "MAX_CHUNK_BYTES",
     "MAX_CONTENT_BYTES",
     "MAX_METADATA_BYTES",
+    "MAX_REASON_BYTES",
     "ChunkLog",
     "ChunkReceived",
     "ChunksNotLoadedError",
@@ -83,6 +85,7 @@ __all__ = [
     "ConverseError",
     "Event",
     "FinalEvent",
+    "Granularity",
     "HubStatistics",
     "InvalidContentError",
     "InvalidCursorError",
@@ -109,6 +112,7 @@ __all__ = [
     "NotFoundError",
     "Owner",
     "ProtectedFieldError",
+    "Retention",
     "StoreUnavailableError",
     "StreamStoppedError",
     "Transaction",

@@ -136,8 +136,8 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
 
     def _apply_inserted(self, hint: Inserted) -> None:
         position = hint.document.get("position", 0)
-        if position < self._known.end:
-            return
+        if position < self._known.end or self.stale:
+            return  # seen, or among what is to be read, behind what came before it
         if position > self._known.end or hint.document.get("next_sequence"):
             self.mark_stale()
             return

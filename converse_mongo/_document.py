@@ -278,7 +278,9 @@ class StoredDocument(TracksChanges):
     def _in_session(self, options: dict[str, Any]) -> dict[str, Any]:
         """``options`` of a call of Beanie's, with the session of a transaction."""
         session = self.store().session
-        return options if session is None else {"session": session, **options}
+        if session is None or options.get("session") is not None:
+            return options
+        return {**options, "session": session}
 
     async def sync(self, *_args: Any, **_kwargs: Any) -> None:
         """The same as :meth:`refresh`."""

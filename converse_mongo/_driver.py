@@ -78,7 +78,9 @@ D = TypeVar("D", bound=Document)
 
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
 _TRANSIENT_CODES = frozenset(
-    {6, 7, 50, 89, 91, 134, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436, 13388}
+    # The network, time-outs, a primary that is none any more, a cursor that a restart took along.
+    {6, 7, 43, 50, 89, 91, 134, 175, 189, 237, 262}
+    | {9001, 10107, 11600, 11602, 13435, 13436, 13388}
 )
 # WriteConflict, NoSuchTransaction
 _ABORTED_CODES = frozenset({112, 251})

@@ -189,7 +189,12 @@ class Reader:
         return page
 
     async def appended(
-        self, message_id: ObjectId, conversation_id: ObjectId, append_id: ObjectId, first: int
+        self,
+        message_id: ObjectId,
+        conversation_id: ObjectId,
+        log_id: ObjectId | None,
+        append_id: ObjectId,
+        first: int,
     ) -> int | None:
         """The sequence at which an append was stored that left the message for a page.
 
@@ -200,6 +205,7 @@ class Reader:
             {
                 "conversation_id": conversation_id,
                 "message_id": message_id,
+                "log_id": log_id,
                 "next_sequence": {"$gt": first},
                 "chunks.append_id": append_id,
             },
@@ -288,31 +294,32 @@ class Reader:
                 )
         return found
 
-    def streaming_anywhere(self) -> AsyncIterator[list[MessageState]]:
-        """All messages that are streaming, for who looks for orphans among them."""
-        return self._states({"status": MessageStatus.STREAMING.value})
+    async def streaming_anywhere(self, after: ObjectId | None) -> list[MessageState | ObjectId]:
+        """Some messages that are streaming, in the order of their ids; none behind the last.
 
-    def to_compact(self, moment: datetime) -> AsyncIterator[list[MessageState]]:
-        """The messages whose chunks may be merged away by now."""
-        return self._states({"compact_at": {"$lte": moment}})
+        The bare id stands for one that is not as the library writes it.
+        """
+        return await self._states({"status": MessageStatus.STREAMING.value}, after)
 
-    async def _states(self, match: Mapping[str, Any]) -> AsyncIterator[list[MessageState]]:
-        """What matches, some hundred at a time; what is done with them may be slow."""
-        last: ObjectId | None = None
-        while True:
-            behind = {} if last is None else {"_id": {"$gt": last}}
-            cursor = self.messages.find({**match, **behind}, STATE).sort([("_id", 1)])
-            found = await cursor.limit(STATES_PER_READ).to_list(STATES_PER_READ)
-            states: list[MessageState] = []
-            for stored in found:
-                try:
-                    states.append(MessageState.from_stored(stored))
-                except (KeyError, TypeError, ValueError):
-                    logger.exception("Message %s is not as the library writes it", stored["_id"])
-            yield states
-            if len(found) < STATES_PER_READ:
-                return
-            last = found[-1]["_id"]
+    async def to_compact(
+        self, after: ObjectId | None, moment: datetime
+    ) -> list[MessageState | ObjectId]:
+        """The same for messages whose chunks may be merged away by now."""
+        return await self._states({"compact_at": {"$lte": moment}}, after)
+
+    async def _states(
+        self, match: Mapping[str, Any], after: ObjectId | None
+    ) -> list[MessageState | ObjectId]:
+        behind = {} if after is None else {"_id": {"$gt": after}}
+        cursor = self.messages.find({**match, **behind}, STATE).sort([("_id", 1)])
+        found: list[MessageState | ObjectId] = []
+        for stored in await cursor.limit(STATES_PER_READ).to_list(STATES_PER_READ):
+            try:
+                found.append(MessageState.from_stored(stored))
+            except (KeyError, TypeError, ValueError):
+                logger.exception("Message %s is not as the library writes it", stored["_id"])
+                found.append(stored["_id"])
+        return found
 
     # Conversations
 

@@ -188,6 +188,7 @@ class StreamingMessage(StoredMessage):
         flush_interval: float = 0.04,
         max_buffered: int = 1024 * 1024,
         granularity: Granularity = "flush",
+        resume: bool = False,
     ) -> Self:
         """Writes all of ``tokens`` through a :meth:`writer`, and completes the message.
 
@@ -200,6 +201,8 @@ class StreamingMessage(StoredMessage):
             flush_interval: As for :meth:`writer`, like the rest.
             max_buffered: See there.
             granularity: See there.
+            resume: Take the message over from the writer that it has or had, as
+                :meth:`resume_writer` does, and go on behind its text.
 
         Raises:
             InvalidInputError: These are no tokens, or an option makes no sense.
@@ -213,7 +216,8 @@ class StreamingMessage(StoredMessage):
                 "use append_chunks for texts that are all there. Nothing was written."
             )
         try:
-            async with self.writer(
+            make = self.resume_writer if resume else self.writer
+            async with make(
                 metadata=metadata,
                 flush_interval=flush_interval,
                 max_buffered=max_buffered,

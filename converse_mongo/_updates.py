@@ -107,6 +107,7 @@ def find_append(append_id: ObjectId) -> Document:
         "next_sequence": 1,
         "chunk_bytes": 1,
         "page_start": 1,
+        "log_id": 1,
         "lease": 1,
         "stop_requested_at": 1,
         "stop_reason": 1,
@@ -162,7 +163,9 @@ def trim(
 
 def unchanged_lease(lease: LeaseState) -> Document:
     """Matches a message whose lease is still what it was: no writer came, none gave a sign."""
-    return same_epoch(lease) | {"lease.renewed_at": lease.renewed_at}
+    # "Not later" and by a millisecond, the step of BSON's dates: a mock keeps microseconds.
+    seen = lease.renewed_at and {"$lt": lease.renewed_at + timedelta(milliseconds=1)}
+    return same_epoch(lease) | {"lease.renewed_at": seen}
 
 
 def same_epoch(lease: LeaseState) -> Document:

@@ -26,6 +26,7 @@ __all__ = [
     "MAX_CONTENT_BYTES",
     "MAX_LIVE_BYTES",
     "MAX_METADATA_BYTES",
+    "MAX_REASON_BYTES",
     "MAX_SECONDS",
     "PAGE_BYTES",
     "PAGE_CHUNKS",

@@ -14,7 +14,7 @@ from pymongo.errors import PyMongoError
 
 from converse_mongo.converse import Converse
 from converse_mongo.errors import ConfigurationError, ConverseError
-from converse_mongo.events import ChunkReceived, MessageEvent, MessageFailed
+from converse_mongo.events import ChunkReceived, MessageCancelled, MessageEvent, MessageFailed
 
 __all__ = ["main"]
 
@@ -101,7 +101,7 @@ def _add_tail(commands: "Commands[argparse.ArgumentParser]") -> None:
         "tail",
         help="follow a message",
         description="Writes the text of a message as it comes. Exits with 0 when it is complete, "
-        "with 1 if it failed.",
+        "with 1 if it failed or was cancelled.",
     )
     parser.add_argument("message_id", metavar="MESSAGE_ID")
     _add_server(parser, "default: CONVERSE_URI")
@@ -202,6 +202,10 @@ async def _follow(arguments: argparse.Namespace) -> int:
             write(event)
             if isinstance(event, MessageFailed):
                 sys.stderr.write(f"converse-mongo: the message failed: {event.error}\n")
+                return 1
+            if isinstance(event, MessageCancelled):
+                why = f": {event.reason}" if event.reason else ""
+                sys.stderr.write(f"converse-mongo: the message was cancelled{why}\n")
                 return 1
     return 0
 

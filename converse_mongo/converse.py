@@ -68,8 +68,8 @@ class Converse:
         retry_timeout: For how many seconds a call is tried again while MongoDB cannot be reached.
         lease: Seconds without a sign of life after which the writer of a message is taken for dead,
             and whoever meets the message ends it. Writers give three signs in that time.
-        idle_timeout: The same for a message that streams without a writer, from its start and from
-            each append on; ``None`` for never.
+        idle_timeout: The same for a message that streams without a writer, from each append on, and
+            at first from the moment when somebody looks at it; ``None`` for never.
         retention: What becomes of the chunks of messages started here, once they ended: ``"keep"``;
             ``"compact"``, which merges them away at once and leaves the text; or a ``timedelta``,
             which does so later, if somebody runs a sweeper.
@@ -274,6 +274,11 @@ class Converse:
     def conversation_model(self) -> type[Conversation]:
         """The class of conversations that is bound to this database."""
         return self._open_parts.conversation
+
+    @property
+    def page_model(self) -> type[MessageChunkPage]:
+        """The class of pages that is bound to this database, to read."""
+        return self._open_parts.page
 
     def statistics(self) -> HubStatistics:
         """How many watch what, and what that costs."""
@@ -518,6 +523,7 @@ class _Parts:
         self.models = models
         self.message: type[Message] = models[0]
         self.conversation: type[Conversation] = models[1]
+        self.page: type[MessageChunkPage] = models[2]
         self._store = store
         self.hub = hub
         self.sweeping = sweeping

@@ -18,6 +18,7 @@ from converse_mongo._changes import PIPELINE
 from converse_mongo.conversations import Conversation
 from converse_mongo.errors import ConfigurationError
 from converse_mongo.messages import Message
+from converse_mongo.pages import MessageChunkPage
 
 __all__ = ["Finding", "Level", "examine", "run"]
 
@@ -230,7 +231,7 @@ async def _check_change_streams(database: _driver.Database) -> AsyncIterator[Fin
 
 async def _check_indexes(database: _driver.Database) -> AsyncIterator[Finding]:
     present = set(await database.list_collection_names())
-    for settings in (Conversation.Settings, Message.Settings):
+    for settings in (Conversation.Settings, Message.Settings, MessageChunkPage.Settings):
         name, where = settings.name, f"{database.name}.{settings.name}"
         if name not in present:
             yield Finding(

@@ -162,7 +162,7 @@ class WriterError(ConverseError):
 
     Attributes:
         message_id: The message.
-        text: What the writer had taken and not stored, as far as is known.
+        text: What the writer had taken and is not known to have stored.
     """
 
     def __init__(self, message: str, message_id: ObjectId, text: str = "") -> None:

@@ -44,7 +44,8 @@ class HubStatistics:
     """What a hub has to do.
 
     Attributes:
-        watchers: Watchers that are attached.
+        watchers: Watchers that are attached. A running writer is none, though it has the stream
+            opened as well, to hear of stops.
         topics: Messages and conversations that they watch.
         streams_opened: Change streams opened so far; one at a time.
         changes: Change events received.

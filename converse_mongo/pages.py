@@ -45,6 +45,7 @@ class MessageChunkPage(Document):
                 [
                     ("conversation_id", ASCENDING),
                     ("message_id", ASCENDING),
+                    ("log_id", ASCENDING),
                     ("first_sequence", ASCENDING),
                 ],
                 name="message_pages",

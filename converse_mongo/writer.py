@@ -91,7 +91,7 @@ class MessageWriter:
     it cancelled. Whichever it is, the text that was written is stored first.
 
     Attributes:
-        metadata: Merged into the metadata of the message when it completes; yours to fill.
+        metadata: Merged into the metadata of the message when it ends; yours to fill.
 
     Entering raises:
         WriterExistsError: ``Message.writer`` only: the message has, or had, another writer.
@@ -331,8 +331,14 @@ class MessageWriter:
         closed = ConverseClosedError()
         self._refusal = self._refusal or closed
         self._detached = True
-        await self._appender.drain()
-        self._appender.failure = self._appender.failure or closed
+        appender, target = self._appender, self._target
+        await appender.drain()
+        if appender.failure is None and appender.stop is None:
+            with contextlib.suppress(ConverseError, PyMongoError):
+                await target.store.leases.release(
+                    target.message_id, target.conversation_id, self._epoch
+                )
+        appender.failure = appender.failure or closed
         self._refuse()
 
     async def _close(self, exc: BaseException | None) -> None:

@@ -21,5 +21,9 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-napoleon_custom_sections = [("Iterating raises", "Raises")]
+napoleon_custom_sections = [
+    ("Iterating raises", "Raises"),
+    ("Entering raises", "Raises"),
+    ("Leaving and every call inside raises", "Raises"),
+]
 python_use_unqualified_type_names = True

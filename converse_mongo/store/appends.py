@@ -20,6 +20,7 @@ from converse_mongo.errors import (
     MessageNotFoundError,
     MessageNotStreamingError,
     MessageTooLargeError,
+    StoreUnavailableError,
     StreamStoppedError,
     WriterFencedError,
 )
@@ -90,27 +91,12 @@ class Appends:
         async with lane.lock:
             # What may be stored already is looked for first, by a try that cannot match.
             first = -1 if append_id is not None and again else lane.next_sequence
-            earliest = first
             append_id = append_id or ObjectId()
-            for attempt in count():
-                chunks = _number(first, pieces, created_at)
-                if await self._try(key, chunks, append_id, claim):
-                    break
-                found = await self._explain_miss(key, append_id, earliest, claim)
-                if "stored_at" in found:
-                    # An earlier try was stored after all. The try that missed was a write under the
-                    # same write concern, and MongoDB confirms a write that changed nothing only
-                    # once what it saw is confirmed, so this append is acknowledged too.
-                    chunks = await self._read_back(key, found["stored_at"], len(pieces))
-                    break
-                if found.get("chunk_bytes", 0) + size > MAX_LIVE_BYTES:
-                    # Somebody died before a page was moved out of the way.
-                    await self._pages.seal(lane, key)
-                # Another writer was first: go behind it. Each miss is another's success.
-                first = found["next_sequence"]
-                earliest = min(earliest, first)
-                if attempt:
-                    await back_off(attempt)
+            try:
+                chunks = await self._append(lane, key, pieces, created_at, first, append_id, claim)
+            except StoreUnavailableError as error:
+                error.append_id = append_id
+                raise
             lane.next_sequence = chunks[-1].sequence + 1
             lane.live_bytes += size
             if self._pages.is_full(lane):
@@ -124,6 +110,38 @@ class Appends:
                     )
                 )
         return chunks
+
+    async def _append(
+        self,
+        lane: Lane,
+        key: Mapping[str, Any],
+        pieces: Sequence[Piece],
+        created_at: datetime,
+        first: int,
+        append_id: ObjectId,
+        claim: WriterClaim | None,
+    ) -> list[MessageChunk]:
+        earliest = first
+        for attempt in count():
+            chunks = _number(first, pieces, created_at)
+            if await self._try(key, chunks, append_id, claim):
+                return chunks
+            found = await self._explain_miss(key, append_id, earliest, claim)
+            if "stored_at" in found:
+                # An earlier try was stored after all. The try that missed was a write under the
+                # same write concern, and MongoDB confirms a write that changed nothing only once
+                # what it saw is confirmed, so this append is acknowledged too.
+                return await self._read_back(key, found["stored_at"], len(pieces))
+            size = sum([chunk.stored_size for chunk in chunks])
+            if found.get("chunk_bytes", 0) + size > MAX_LIVE_BYTES:
+                # Somebody died before a page was moved out of the way.
+                await self._pages.seal(lane, key)
+            # Another writer was first: go behind it. Each miss is another's success.
+            first = found["next_sequence"]
+            earliest = min(earliest, first)
+            if attempt:
+                await back_off(attempt)
+        raise AssertionError("unreachable")
 
     async def _try(
         self,
@@ -184,7 +202,8 @@ class Appends:
         if found.get("page_start", 0) > earliest:
             stored_at = await self._calls.call(
                 self._calls.reader.appended,
-                *(message_id, key["conversation_id"], append_id, max(earliest, 0)),
+                *(message_id, key["conversation_id"], found.get("log_id")),
+                *(append_id, max(earliest, 0)),
                 what=f"read message {message_id}",
                 append_id=append_id,
             )
@@ -218,12 +237,13 @@ class Appends:
 def fenced(message_id: ObjectId, status: MessageStatus) -> WriterFencedError:
     """The error of a writer whose epoch is over."""
     how = (
-        f"was ended as an orphan ({status.value}) since this writer gave no sign of life"
+        f"is {status.value}: it was taken over by another writer, or ended as an orphan since this "
+        "one gave no sign of life"
         if status.is_final
         else "was taken over by another writer"
     )
     return WriterFencedError(
-        f"Message {message_id} {how}: nothing more is stored by this one. Leave the loop.",
+        f"Message {message_id} {how}. Nothing more is stored by this one: leave the loop.",
         message_id,
     )
 

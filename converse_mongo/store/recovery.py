@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
+from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from converse_mongo._state import MessageState
@@ -33,7 +35,7 @@ class Recovery:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         recovered: list[FinalEvent] = []
-        async for state in self._each(self._calls.reader.streaming_anywhere()):
+        async for state in self._each(self._calls.reader.streaming_anywhere):
             try:
                 found = await self._leases.settle_if_expired(
                     state, complete_partial=complete_partial
@@ -52,7 +54,7 @@ class Recovery:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         compacted = 0
-        async for state in self._each(self._calls.reader.to_compact(now())):
+        async for state in self._each(self._calls.reader.to_compact, now()):
             try:
                 compacted += await self._pages.compact(state)
             except PyMongoError:
@@ -60,15 +62,16 @@ class Recovery:
         return compacted
 
     async def _each(
-        self, batches: AsyncIterator[list[MessageState]]
+        self, read: Callable[..., Awaitable[list[MessageState | ObjectId]]], *arguments: Any
     ) -> AsyncIterator[MessageState]:
-        async def read() -> list[MessageState] | None:
-            return await anext(batches, None)
-
-        what = "look for messages that were left behind"
-        while (states := await self._calls.call(read, what=what)) is not None:
-            for state in states:
-                yield state
+        after: ObjectId | None = None
+        while found := await self._calls.call(
+            read, after, *arguments, what="look for messages that were left behind"
+        ):
+            for state in found:
+                after = state.message_id if isinstance(state, MessageState) else state
+                if isinstance(state, MessageState):
+                    yield state
 
     async def sweep(self, interval: float) -> None:
         """Does both every ``interval`` seconds, until the store is closed."""

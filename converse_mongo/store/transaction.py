@@ -47,7 +47,7 @@ class Transaction:
         InvalidInputError: There is one already in this task.
         StoreUnavailableError: MongoDB gave no answer.
 
-    Leaving, and every call inside, raises:
+    Leaving and every call inside raises:
         TransactionAbortedError: MongoDB ended the transaction: run the block again.
         StoreUnavailableError: MongoDB gave no answer to the commit; it is not known whether the
             transaction was stored.
@@ -95,6 +95,11 @@ class Transaction:
         if exc is None and isinstance(store, _SessionStore):
             for event in store.events:
                 await self.parent.handlers.publish(event)
+
+    @property
+    def session(self) -> Any:
+        """The session of the driver, for writes of your own that are to belong to it."""
+        return self._session
 
     @property
     def is_open(self) -> bool:
