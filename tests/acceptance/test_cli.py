@@ -74,6 +74,18 @@ async def test_tail__of_a_failed_message_exits_with_1(converse: Converse, server
     assert errors == "converse-mongo: the message failed: the model went away\n"
 
 
+async def test_tail__of_a_cancelled_message_exits_with_1(
+    converse: Converse, server_uri: str
+) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    await message.append_chunk("partial")
+    await message.request_stop("enough")
+    code, output, errors = await run("tail", str(message.id), *server(converse, server_uri))
+    assert (code, output) == (1, "partial")
+    assert errors == "converse-mongo: the message was cancelled: enough\n"
+
+
 async def test_tail__writes_events_as_lines_of_json(converse: Converse, server_uri: str) -> None:
     conversation = await converse.start_conversation()
     message = await conversation.start_streaming_assistant()

@@ -108,6 +108,22 @@ async def test_take_over__continues_a_long_message(facade: Facade) -> None:
     assert [chunk.sequence for chunk in read.chunks] == list(range(701))
 
 
+async def test_take_over__by_a_pipe(facade: Facade) -> None:
+    converse = await facade()
+    message = await start(converse)
+    await die(converse, message, "one ")
+
+    async def tokens() -> AsyncIterator[str]:
+        yield "two "
+        yield "three"
+
+    copy = await converse.get_message(message.id)
+    await copy.pipe(tokens(), {"again": True}, resume=True)
+    read = await converse.get_message(message.id)
+    assert (read.content, read.metadata["again"]) == ("one two three", True)
+    assert copy.content == read.content
+
+
 def write_until_fenced(uri: str, database: str, message_id: str, pipe: Connection) -> None:
     """A process that writes as fast as it can; it says what it stored, and when it was fenced."""
 

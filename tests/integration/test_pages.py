@@ -79,8 +79,9 @@ async def test_pages__hold_what_the_message_embeds_no_more(converse: Converse) -
     read = await converse.get_message(message.id)
     assert read.chunks == message.chunks
     assert read.content == message.content
-    page = MessageChunkPage.model_construct(**pages[0])
-    assert page.message_id == message.id
+    page = await converse.page_model.get(pages[0]["_id"])
+    assert isinstance(page, MessageChunkPage)
+    assert page.chunks == message.chunks[:PAGE_CHUNKS]
 
 
 async def test_pages__are_sealed_by_size_too(converse: Converse) -> None:
