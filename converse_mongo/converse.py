@@ -537,6 +537,7 @@ class _Parts:
         return Transaction(self._store)
 
     async def aclose(self) -> None:
+        self._store.closing = True
         if self.sweeping is not None:
             self.sweeping.cancel()
             await asyncio.wait({self.sweeping}, timeout=_driver.CLOSE_SECONDS)

@@ -252,10 +252,7 @@ class MessageWriter:
             await self._end_stopped()
             raise StreamStoppedError(state.message_id, state.stop_reason)
         if target.store.closing:
-            with contextlib.suppress(ConverseError, PyMongoError):
-                await target.store.leases.release(
-                    target.message_id, target.conversation_id, self._epoch
-                )
+            await self._release()
             raise ConverseClosedError
         self._refusal = None
         self._surrounding = asyncio.current_task()
@@ -272,8 +269,20 @@ class MessageWriter:
         state = await lease(target.message_id, target.conversation_id)
         self._epoch = state.lease.epoch
         if self._take_over:
-            await target.taken_over()
+            try:
+                await target.taken_over()
+            except BaseException:
+                await self._release()
+                raise
         return state
+
+    async def _release(self) -> None:
+        """Lets go of the message, as far as that goes."""
+        target = self._target
+        with contextlib.suppress(ConverseError, PyMongoError):
+            await target.store.leases.release(
+                target.message_id, target.conversation_id, self._epoch
+            )
 
     async def _give_back(self, opening: "asyncio.Task[MessageState]") -> None:
         await asyncio.wait({opening})
@@ -331,13 +340,10 @@ class MessageWriter:
         closed = ConverseClosedError()
         self._refusal = self._refusal or closed
         self._detached = True
-        appender, target = self._appender, self._target
+        appender = self._appender
         await appender.drain()
         if appender.failure is None and appender.stop is None:
-            with contextlib.suppress(ConverseError, PyMongoError):
-                await target.store.leases.release(
-                    target.message_id, target.conversation_id, self._epoch
-                )
+            await self._release()
         appender.failure = appender.failure or closed
         self._refuse()
 

@@ -131,7 +131,7 @@ class Appends:
                 # An earlier try was stored after all. The try that missed was a write under the
                 # same write concern, and MongoDB confirms a write that changed nothing only once
                 # what it saw is confirmed, so this append is acknowledged too.
-                return await self._read_back(key, found["stored_at"], len(pieces))
+                return await self._read_back(key, found["stored_at"], pieces)
             size = sum([chunk.stored_size for chunk in chunks])
             if found.get("chunk_bytes", 0) + size > MAX_LIVE_BYTES:
                 # Somebody died before a page was moved out of the way.
@@ -220,18 +220,30 @@ class Appends:
             raise MessageNotStreamingError(message_id, status)
         return cast(Mapping[str, Any], found)
 
-    async def _read_back(self, key: Mapping[str, Any], first: int, size: int) -> list[MessageChunk]:
+    async def _read_back(
+        self, key: Mapping[str, Any], first: int, pieces: Sequence[Piece]
+    ) -> list[MessageChunk]:
+        """The chunks that an append was stored as, from sequence ``first``."""
         chunks: list[MessageChunk] = []
-        while len(chunks) < size:
+        while len(chunks) < len(pieces):
+            start = first + len(chunks)
             read = await self._calls.call(
                 self._calls.reader.read,
-                *(key["_id"], key["conversation_id"], first + len(chunks), size - len(chunks)),
+                *(key["_id"], key["conversation_id"], start, len(pieces) - len(chunks)),
                 what=f"read message {key['_id']}",
             )
-            if read is None or not read[1]:
+            if read is None:
                 raise MessageNotFoundError(key["_id"])
+            if not read[1]:
+                break
             chunks += read[1]
-        return chunks[:size]
+        chunks = chunks[: len(pieces)]
+        if [chunk.content for chunk in chunks] != [piece.content for piece in pieces]:
+            raise InvalidInputError(
+                f"The append_id was given for another append, which message {key['_id']} holds at "
+                f"sequence {first}: pass it with the same contents. Nothing was written."
+            )
+        return chunks
 
 
 def fenced(message_id: ObjectId, status: MessageStatus) -> WriterFencedError:

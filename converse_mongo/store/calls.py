@@ -93,6 +93,8 @@ class Calls:
         self.reader = Reader(messages, conversations, self.pages)
         self.handlers = handlers or Handlers()
         self.options = options or Options()
+        self.closing = False
+        """Whether no writer may begin any more."""
         self.closed = False
         self.session: Any = None
         """The session that every call is to carry, in a transaction."""

@@ -38,7 +38,6 @@ class Store(Calls):
         saves: Fields that the application changed.
         signals: What running writers want to hear.
         writers: The running writers themselves.
-        closing: Whether no more of them may begin.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class Store(Calls):
     ) -> None:
         super().__init__(messages, conversations, pages=pages, handlers=handlers, options=options)
         self.signals = Signals()
-        self.closing = False
         self.writers: set[RunningWriter] = set()
         self.paging = Pages(self)
         self.appends = Appends(self, self.paging)
