@@ -59,6 +59,21 @@ def lowest(session: nox.Session, driver: str) -> None:
 
 
 @nox.session(python=PYTHON)
+@nox.parametrize("driver", list(DRIVERS))
+def faults(session: nox.Session, driver: str) -> None:
+    """500 schedules of faults, some 20 minutes; ``-- --seed 7 --schedules 1`` replays one."""
+    session.install(*DRIVERS[driver], *group("test"))
+    session.run("python", "-m", "tests.faults", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def bench(session: nox.Session) -> None:
+    """The benchmarks, some five minutes; ``-- append_cost --output results`` runs one."""
+    session.install(*DRIVERS["motor"])
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def lint(session: nox.Session) -> None:
     """Ruff: rules and format."""
     session.install(*group("lint"))

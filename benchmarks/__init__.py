@@ -1,0 +1,1 @@
+"""Benchmarks: what the library costs, measured against something else in the same run."""
