@@ -24,7 +24,6 @@ from converse_mongo.chunks import MessageChunk
 from converse_mongo.errors import (
     InvalidInputError,
     StoreUnavailableError,
-    StreamStoppedError,
 )
 from converse_mongo.store.ends import End
 from converse_mongo.types import Granularity, MessageStatus, Metadata
@@ -230,8 +229,6 @@ class StreamingMessage(StoredMessage):
             close = getattr(tokens, "aclose", None)
             if close is not None:
                 await close()
-        if writer.stopping:  # after the last token, or the tokens took it for their own end
-            raise StreamStoppedError(self._own_id(), self.stop_reason)
         return self
 
     # The end

@@ -102,8 +102,8 @@ class MessageWriter:
         ConverseClosedError: The facade is closed.
 
     Leaving raises what :meth:`write` does, and :class:`StoreUnavailableError` if all text is
-    stored, but the end is not. A block that is left cleanly after a stop raises nothing: the
-    message is cancelled then.
+    stored, but the end is not. A block that is left cleanly after a stop raises nothing if it knew
+    of the stop, through :attr:`stopping` or :meth:`wait_stopping`: the message is cancelled then.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class MessageWriter:
             "This writer is not open: use it in 'async with'.", target.message_id
         )
         self._refused = asyncio.Event()
-        self._detached = False
+        self._detached = self._knows_stop = False
         self._closing: Persistent | None = None
         self._unlisten: Callable[[], None] | None = None
         self._surrounding: asyncio.Task[Any] | None = None
@@ -187,7 +187,8 @@ class MessageWriter:
     @property
     def stopping(self) -> bool:
         """Whether somebody asked for a stop: leave the loop, ``write`` takes nothing any more."""
-        return self._appender.stop is not None
+        self._knows_stop = self._appender.stop is not None
+        return self._knows_stop
 
     async def wait_stopping(self) -> str | None:
         """Waits until somebody asks for a stop, and returns the reason.
@@ -195,7 +196,9 @@ class MessageWriter:
         Also returns when the writer cannot go on for another reason, with ``None``.
         """
         await self._refused.wait()
-        return self._appender.stop.reason if self._appender.stop is not None else None
+        stop = self._appender.stop
+        self._knows_stop = stop is not None
+        return stop.reason if stop is not None else None
 
     async def detach(self) -> None:
         """Stores what was written and lets go of the message without ending it.
@@ -322,7 +325,8 @@ class MessageWriter:
             self._refused.set()
         failure = self._appender.failure
         if interrupted or exc is None:
-            verdict = failure or (self._appender.stop if interrupted else None)
+            tell = interrupted or not self._knows_stop
+            verdict = failure or (self._appender.stop if tell else None)
             if verdict is not None:
                 raise verdict from (verdict.__cause__ or exc)
         elif failure is not None and exc is not failure:

@@ -319,6 +319,19 @@ async def test_stop__is_learnt_by_a_heartbeat_without_a_hub(facade: Facade) -> N
     assert (message.status, message.content) == (MessageStatus.CANCELLED, "text")
 
 
+async def test_stop__that_the_loop_did_not_notice(facade: Facade) -> None:
+    converse = await facade(change_streams=False, poll_interval=3600, check_interval=3600)
+    message = await start(converse)
+    with pytest.raises(StreamStoppedError):
+        async with message.writer(flush_interval=60) as writer:
+            await writer.write("one ")
+            await writer.flush()
+            await message.request_stop()
+            await writer.write("two")
+    read = await converse.get_message(message.id)
+    assert (read.status, read.content) == (MessageStatus.CANCELLED, "one two")
+
+
 async def test_stop__polled_where_there_is_no_change_stream(facade: Facade) -> None:
     converse = await facade(change_streams=False, poll_interval=0.02)
     message = await start(converse)
