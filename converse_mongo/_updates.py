@@ -296,7 +296,8 @@ def compact(
 ) -> tuple[Document, Document]:
     """Replaces the chunks of an ended message by its text and where each of them ended in it.
 
-    The ids of the last appends stay, for writers whose answer was lost: they ask within seconds.
+    The ids of the last appends stay, for writers whose answer was lost: they ask within seconds. It
+    matches once: what is read of a merged message has those ids no more.
     """
     contents = [chunk["content"] for chunk in chunks]
     appends = [
@@ -305,7 +306,7 @@ def compact(
         if "append_id" in chunk
     ]
     return (
-        {**key, "end_id": end_id},
+        {**key, "end_id": end_id, "compacted": {"$ne": True}},
         {
             "$set": {
                 "content": "".join(contents),

@@ -133,16 +133,30 @@ class Pages:
             match, update = _updates.compact(key, end_id, chunks)
             messages, _ = await self._durable()
             await calls.call(messages.update_one, match, update, what=what)
-        if possible:
-            gone = {
-                "conversation_id": state.conversation_id,
-                "message_id": state.message_id,
-                "log_id": state.log_id,
-            }
-            _, pages = await self._durable()
-            await calls.call(pages.delete_many, gone, what=what)
+        if possible and not await self._delete_merged(key, state):
+            return False  # a failover took the end back, or is about to decide
         await calls.call(calls.messages.update_one, *_updates.finish_compaction(key), what=what)
         return possible
+
+    async def _delete_merged(self, key: Mapping[str, Any], state: MessageState) -> bool:
+        """Deletes the pages of a message that is merged, and can be nothing else any more.
+
+        What a primary says that is about to step down may never have been: pages that are deleted
+        upon its word may be all that is left of acknowledged text.
+        """
+        what = f"merge the chunks of message {state.message_id}"
+        messages, pages = await self._durable()
+        call = self._calls.call
+        merged = await call(messages.find_one, key, {"compacted": 1, "log_id": 1}, what=what)
+        if merged is None or not merged.get("compacted"):
+            return False
+        gone = {
+            "conversation_id": state.conversation_id,
+            "message_id": state.message_id,
+            "log_id": merged.get("log_id"),
+        }
+        await call(pages.delete_many, gone, what=what)
+        return True
 
     async def delete(self, key: Mapping[str, Any]) -> None:
         """Deletes the pages of a message that is no more."""
