@@ -38,9 +38,7 @@ async def collect_restlessly(
             except TimeoutError:
                 break
             if not isinstance(seen[-1], ChunkReceived):
-                async for event in events:  # there is none behind the end
-                    seen.append(event)
-                return seen
+                return [*seen, *[event async for event in events]]  # none follows the end
 
 
 def last_sequence(events: Sequence[Event]) -> int | None:

@@ -1,0 +1,118 @@
+"""Transactions beside other tasks, with all of Beanie's calls, and after an abort."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from beanie import Insert, before_event
+
+from converse_mongo import Converse, Message, TransactionAbortedError
+from tests.conftest import Commands, Facade
+from tests.integration.test_pages import raw, start
+from tests.integration.test_writer_ends import soon
+from tests.streams import until
+
+
+class Abort(Exception):  # noqa: N818 - it is no error
+    """Leaves a transaction without a commit."""
+
+
+async def test_transaction__beside_another_task_of_its_process(
+    facade: Facade, commands: Commands
+) -> None:
+    converse = await facade(client_options={"event_listeners": [commands]})
+    conversation = await converse.start_conversation()
+    theirs = await converse.get_conversation(conversation.id)
+    begun = asyncio.Event()
+    commands.sent.clear()
+
+    async def outside() -> None:
+        await begun.wait()
+        await theirs.add_user_message("outside")
+
+    async def inside() -> None:
+        try:
+            async with converse.transaction():
+                await conversation.add_user_message("one")
+                begun.set()
+                # MongoDB lets it wait until the transaction is over.
+                await until(lambda: len(commands.named("insert")) == 2)
+                await conversation.add_user_message("two")
+        except TransactionAbortedError:
+            await inside()
+
+    await soon(asyncio.gather(asyncio.create_task(outside()), asyncio.create_task(inside())))
+    messages = await conversation.messages()
+    assert [message.position for message in messages] == [0, 1, 2]
+    assert [message.content for message in messages] == ["one", "two", "outside"]
+
+
+async def test_transaction__holds_updates_and_deletions(converse: Converse) -> None:
+    conversation = await converse.start_conversation("Files")
+    gone = await conversation.create_user_message("one")
+    kept = await conversation.create_user_message("two", {"a": 1})
+    with pytest.raises(Abort):
+        async with converse.transaction():
+            await kept.update({"$set": {"metadata.b": 2}})
+            await kept.set({"metadata.a": 3})
+            await kept.inc({"metadata.a": 4})
+            await conversation.set({"title": "Folders"})
+            await gone.delete()
+            raise Abort
+    assert (await converse.get_message(gone.id)).content == "one"
+    assert (await converse.get_message(kept.id)).metadata == {"a": 1}
+    assert (await converse.get_conversation(conversation.id)).title == "Files"
+    with pytest.raises(Abort):
+        async with converse.transaction():
+            await conversation.delete()
+            raise Abort
+    assert (await converse.get_conversation(conversation.id)).title == "Files"
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["same", "loaded again"])
+async def test_transaction__that_was_aborted_leaves_no_text(
+    converse: Converse, loaded: bool
+) -> None:
+    message = await start(converse)
+    with pytest.raises(Abort):
+        async with converse.transaction():
+            await message.append_chunks(["draft ", "text"])
+            raise Abort
+    if loaded:
+        await message.refresh()
+        assert message.content == ""
+    await message.append_chunks(["final ", "words"])
+    await message.complete_streaming()
+    assert (await raw(converse, message))["content"] == "final words"
+    assert (await converse.get_message(message.id)).content == "final words"
+
+
+async def test_transaction__lets_hooks_read(facade: Facade) -> None:
+    titles: list[Any] = []
+
+    class Hooked(Message):
+        @before_event(Insert)
+        async def read_title(self) -> None:
+            titles.append((await converse.get_conversation(self.conversation_id)).title)
+
+    converse: Converse = await facade(message_model=Hooked)
+    conversation = await converse.start_conversation("Files")
+    async with asyncio.timeout(20), converse.transaction():
+        await conversation.add_user_message("one")
+    assert titles == ["Files"]
+    assert len(await conversation.messages()) == 1
+
+
+async def test_transaction__that_is_left_in_another_context(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    transaction = converse.transaction()
+
+    async def enter() -> None:
+        await transaction.__aenter__()
+        await conversation.add_user_message("gone")
+
+    await asyncio.create_task(enter())
+    await transaction.__aexit__(Abort, Abort(), None)
+    assert not transaction.is_open
+    await soon(conversation.add_user_message("one"))  # which a transaction would keep waiting
+    assert [message.content for message in await conversation.messages()] == ["one"]

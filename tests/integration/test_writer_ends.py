@@ -1,0 +1,397 @@
+"""The ends of a writer's life: cancelled, closed or cut off, it stores what it took, and once."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+from pymongo.errors import AutoReconnect, OperationFailure
+
+from converse_mongo import (
+    Converse,
+    ConverseClosedError,
+    Message,
+    MessageStatus,
+    StreamStoppedError,
+    WriterError,
+    WriterFailedError,
+)
+from converse_mongo.embedded import EmbeddedServer
+from converse_mongo.store import Store
+from tests.conftest import Facade
+from tests.integration.test_writer import Gate, start, stored, text_of, tokens
+from tests.streams import SOON, until
+
+Call = Callable[..., Awaitable[Any]]
+
+
+class Between:
+    """The messages of a store, with a test between it and some of its calls.
+
+    ``Between(store, update_one=between)`` makes of each ``update_one(*arguments)`` a
+    ``between(update_one, *arguments)``.
+    """
+
+    def __init__(self, store: Store, **between: Call) -> None:
+        self._real, self._between = store.messages, between
+        store.messages = self
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._real, name)
+        return partial(self._between[name], real) if name in self._between else real
+
+
+class Late:
+    """For a :class:`Between`: holds a call, which is answered already, once it is ``armed``."""
+
+    def __init__(self, *, armed: bool = True) -> None:
+        self.armed = armed
+        self.held, self.go = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, call: Call, *arguments: Any, **options: Any) -> Any:
+        answer = await call(*arguments, **options)
+        if self.armed:
+            self.held.set()
+            await self.go.wait()
+        return answer
+
+
+async def refuse(call: Call, match: Any, update: Any) -> Any:
+    """Refuses appends as a server does; takes whatever else."""
+    if "$push" in update:
+        raise OperationFailure("not authorized", 13)
+    return await call(match, update)
+
+
+async def soon(awaitable: Awaitable[Any]) -> Any:
+    async with asyncio.timeout(SOON):
+        return await awaitable
+
+
+# The end of a loop, which cancels all tasks there are: those of the writer, too
+
+
+async def run_in_own_loop(generate: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def run() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(generate())
+
+    await soon(asyncio.to_thread(run))
+
+
+def cancel_all() -> None:
+    for task in asyncio.all_tasks():
+        task.cancel()
+
+
+@asynccontextmanager
+async def copy_of(message: Message, uri: str, database: str) -> AsyncIterator[Message]:
+    """A copy of ``message`` that belongs to the loop that runs this."""
+    async with Converse(uri, database=database, create_indexes=False) as converse:
+        yield await converse.get_message(message.id)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["not begun", "begun"])
+async def test_cancel_all__stores_what_is_buffered(
+    converse: Converse, server_uri: str, begun: bool
+) -> None:
+    message = await start(converse)
+
+    async def generate() -> None:
+        async with (
+            copy_of(message, server_uri, converse.database_name) as copy,
+            copy.writer(flush_interval=60) as writer,
+        ):
+            if begun:
+                await writer.write("some ")
+                await writer.flush()
+            await writer.write("text")
+            cancel_all()
+            await asyncio.sleep(3600)
+
+    await run_in_own_loop(generate)
+    read = await stored(converse, message)
+    assert read.is_cancelled
+    assert read.content == ("some text" if begun else "text")
+
+
+@pytest.mark.parametrize("applied", [False, True], ids=["before", "after"])
+async def test_cancel_all__stores_what_is_in_flight_once(
+    converse: Converse, server_uri: str, applied: bool
+) -> None:
+    message = await start(converse)
+    held = False
+
+    async def hold(call: Call, *arguments: Any) -> Any:
+        nonlocal held
+        if held:
+            return await call(*arguments)
+        held = True
+        if applied:
+            await call(*arguments)
+        cancel_all()
+        return await asyncio.sleep(3600)
+
+    async def generate() -> None:
+        async with copy_of(message, server_uri, converse.database_name) as copy:
+            Between(copy.store(), update_one=hold)
+            async with copy.writer() as writer:
+                await writer.write("text")
+                await asyncio.sleep(3600)
+
+    await run_in_own_loop(generate)
+    read = await stored(converse, message)
+    assert (read.status, read.content) == (MessageStatus.CANCELLED, "text")
+
+
+# Leaving the block
+
+
+async def test_write__while_the_block_is_left_is_refused(converse: Converse) -> None:
+    message = await start(converse)
+    late = Late(armed=False)
+    Between(message.store(), find_one_and_update=late)
+    writer = await message.writer().__aenter__()
+    await writer.write("text")
+    late.armed = True  # for the end
+    leaving = asyncio.create_task(writer.__aexit__(None, None, None))
+    try:
+        await soon(late.held.wait())
+        with pytest.raises(WriterError, match="closed"):
+            await writer.write(" and more")
+        await soon(writer.flush())
+    finally:
+        late.go.set()
+    await leaving
+    read = await stored(converse, message)
+    assert (read.status, read.content) == (MessageStatus.COMPLETED, "text")
+
+
+@pytest.mark.parametrize("what", ["text", "end"])
+async def test_aclose__while_a_block_is_left_lets_it_complete(facade: Facade, what: str) -> None:
+    converse = await facade()
+    other = await facade(converse.database_name)
+    message = await start(converse)
+    store, late = message.store(), Late(armed=False)
+    Between(store, **{"update_one" if what == "text" else "find_one_and_update": late})
+
+    async def generate() -> None:
+        async with message.writer() as writer:
+            late.armed = True
+            await writer.write("text")
+
+    generating = asyncio.create_task(generate())
+    await soon(late.held.wait())
+    closing = asyncio.create_task(converse.aclose())
+    await until(lambda: store.closing)
+    late.go.set()
+    await soon(closing)
+    await soon(generating)
+    read = await stored(other, message)
+    assert (read.status, read.content) == (MessageStatus.COMPLETED, "text")
+
+
+@pytest.mark.parametrize("take_over", [False, True], ids=["first", "resumed"])
+async def test_open__that_is_cancelled_leaves_no_message_streaming(
+    converse: Converse, take_over: bool
+) -> None:
+    message = await start(converse)
+    late = Late()
+    Between(message.store(), find_one_and_update=late)
+    writer = message.resume_writer() if take_over else message.writer()
+    entering = asyncio.create_task(writer.__aenter__())
+    await soon(late.held.wait())
+    entering.cancel()
+    late.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(entering)
+    assert (await stored(converse, message)).status is MessageStatus.CANCELLED
+
+
+# Errors
+
+
+async def test_failure__of_a_pipe_keeps_its_cause(converse: Converse) -> None:
+    message = await start(converse)
+    Between(message.store(), update_one=refuse)
+
+    async def silent() -> AsyncIterator[str]:
+        yield "text"
+        await asyncio.sleep(3600)
+
+    with pytest.raises(WriterFailedError) as failed:
+        await soon(message.pipe(silent()))
+    assert isinstance(failed.value.__cause__, OperationFailure)
+    read = await stored(converse, message)  # the server answers: nothing has to wait for the lease
+    assert (read.status, read.error) == (MessageStatus.FAILED, str(failed.value.__cause__))
+
+
+@pytest.mark.parametrize("raised", [ValueError, asyncio.CancelledError])
+async def test_failure__is_told_beside_another_error(
+    converse: Converse, raised: type[BaseException]
+) -> None:
+    message = await start(converse)
+    Between(message.store(), update_one=refuse)
+    with pytest.raises(raised) as told:
+        async with message.writer() as writer:
+            await writer.write("precious text")
+            await soon(writer.wait_stopping())
+            raise raised("the model broke")
+    assert "not authorized" in told.value.__notes__[0]
+    failure = told.value.__context__
+    assert isinstance(failure, WriterFailedError)
+    assert failure.text == "precious text"
+    assert (await stored(converse, message)).is_failed
+
+
+async def test_failure__gives_text_back_that_can_be_stored_once(facade: Facade) -> None:
+    converse = await facade(retry_timeout=0.2)
+    other = await facade(converse.database_name)
+    message = await start(converse)
+    appended, written = asyncio.Event(), asyncio.Event()
+
+    async def lose(call: Call, *arguments: Any) -> Any:
+        if not appended.is_set():
+            await call(*arguments)
+        appended.set()
+        await written.wait()
+        raise AutoReconnect("the answer is lost")
+
+    Between(message.store(), update_one=lose)
+    with pytest.raises(WriterFailedError) as failed:
+        async with message.writer() as writer:
+            await writer.write("one ")
+            await soon(appended.wait())
+            await writer.write("two")
+            written.set()
+            await soon(writer.wait_stopping())
+    lost = failed.value
+    assert (lost.unconfirmed, lost.unsent, lost.text) == (["one "], "two", "one two")
+    read = await stored(other, message)
+    for _ in range(2):
+        await read.append_chunks(lost.unconfirmed, append_id=lost.append_id)
+    await read.append_chunk(lost.unsent)
+    assert (await stored(other, message)).content == "one two"
+
+
+@pytest.mark.parametrize("interrupt", [False, True], ids=["waiting", "silent"])
+async def test_aclose__wakes_the_generation_loop(facade: Facade, interrupt: bool) -> None:
+    converse = await facade()
+    message = await start(converse)
+    written = asyncio.Event()
+
+    async def generate() -> None:
+        async with message.writer(interrupt=interrupt) as writer:
+            await writer.write("text")
+            written.set()
+            if interrupt:
+                await asyncio.sleep(3600)
+            assert await writer.wait_stopping() is None
+
+    generating = asyncio.create_task(generate())
+    await written.wait()
+    await soon(converse.aclose())
+    with pytest.raises(ConverseClosedError):
+        await soon(generating)
+
+
+# Stops of a pipe
+
+
+async def test_pipe__says_that_it_was_stopped_though_the_tokens_hide_it(
+    converse: Converse,
+) -> None:
+    message = await start(converse)
+    silence = asyncio.Event()
+
+    async def tidy() -> AsyncIterator[str]:
+        yield "text"
+        silence.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+
+    piping = asyncio.create_task(message.pipe(tidy()))
+    await soon(silence.wait())
+    await message.request_stop("enough")
+    with pytest.raises(StreamStoppedError, match="enough"):
+        await soon(piping)
+    assert (message.status, message.content) == (MessageStatus.CANCELLED, "text")
+
+
+async def test_pipe__says_that_it_was_stopped_behind_the_last_token(converse: Converse) -> None:
+    message = await start(converse)
+
+    async def stop(call: Call, *arguments: Any) -> Any:
+        await message.request_stop("enough")
+        return await call(*arguments)
+
+    Between(message.store(), update_one=stop)
+    with pytest.raises(StreamStoppedError, match="enough"):
+        await soon(message.pipe(tokens(1)))
+    assert (message.status, message.content) == (MessageStatus.CANCELLED, text_of(1))
+
+
+# The buffer and the wire
+
+
+async def test_buffer__a_large_token_has_its_turn(converse: Converse) -> None:
+    message = await start(converse)
+    gate = Gate(converse)
+    async with message.writer(max_buffered=10) as writer:
+        await writer.write("1234")
+        await until(lambda: gate.arrived == 1)
+        large = asyncio.create_task(writer.write("B" * 10))
+        await until(lambda: writer.statistics().waits == 1)
+        small = asyncio.create_task(writer.write("s"))  # there is room for this one
+        await until(lambda: writer.statistics().waits == 2 or small.done())
+        gate.open.set()
+        await soon(asyncio.gather(large, small))
+    assert (await stored(converse, message)).content == "1234BBBBBBBBBBs"
+
+
+@asynccontextmanager
+async def losing_one(port: int) -> AsyncIterator[int]:
+    """A way to a server on which the connection of the first append goes silent, and no other."""
+    links: list[asyncio.StreamWriter] = []
+    silenced = asyncio.Event()
+
+    async def serve(client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
+        server, requests = await asyncio.open_connection("127.0.0.1", port)
+        links.extend((answers, requests))
+        silent = asyncio.Event()
+
+        async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    if b"$push" in data and not silenced.is_set():
+                        silenced.set()
+                        silent.set()
+                    if not silent.is_set():
+                        sink.write(data)
+            sink.close()
+
+        await asyncio.gather(pass_on(client, requests), pass_on(server, answers))
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield listener.sockets[0].getsockname()[1]
+        assert silenced.is_set()
+    finally:
+        listener.close()
+        for link in links:
+            link.transport.abort()
+
+
+async def test_connection__that_goes_silent_is_given_up_for_another(
+    start_server: Callable[..., EmbeddedServer],
+) -> None:
+    async with losing_one(start_server().port) as port:
+        uri = f"mongodb://127.0.0.1:{port}/?directConnection=true"
+        async with Converse(uri, database="silent", retry_timeout=1) as converse:
+            message = await start(converse)
+            await soon(message.pipe(tokens(5)))
+            read = await stored(converse, message)
+    assert (read.status, read.content) == (MessageStatus.COMPLETED, text_of(5))
