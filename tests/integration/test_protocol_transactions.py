@@ -1,7 +1,8 @@
 """Transactions beside other tasks, with all of Beanie's calls, and after an abort."""
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
 
 import pytest
 from beanie import Insert, before_event
@@ -87,14 +88,25 @@ async def test_transaction__that_was_aborted_leaves_no_text(
     assert (await converse.get_message(message.id)).content == "final words"
 
 
-async def test_transaction__lets_hooks_read(facade: Facade) -> None:
+class Hooked(Message):
+    """Looks at its conversation before it is inserted."""
+
+    hook: ClassVar[Callable[[Any], Awaitable[None]]]
+
+    @before_event(Insert)
+    async def look(self) -> None:
+        await type(self).hook(self.conversation_id)
+
+
+async def test_transaction__lets_hooks_read(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
     titles: list[Any] = []
 
-    class Hooked(Message):
-        @before_event(Insert)
-        async def read_title(self) -> None:
-            titles.append((await converse.get_conversation(self.conversation_id)).title)
+    async def read_title(conversation_id: Any) -> None:
+        titles.append((await converse.get_conversation(conversation_id)).title)
 
+    monkeypatch.setattr(Hooked, "hook", staticmethod(read_title), raising=False)
     converse: Converse = await facade(message_model=Hooked)
     conversation = await converse.start_conversation("Files")
     async with asyncio.timeout(20), converse.transaction():
