@@ -17,6 +17,10 @@ DRIVERS = {
 }
 
 
+THOROUGH = "CONVERSE_THOROUGH"
+"""How many examples the model may take to find a rare bug."""
+
+
 def runs(python: str) -> bool:
     """Whether this Python is there; a name on the path may be a shim for one that is not."""
     found = shutil.which(f"python{python}")
@@ -64,6 +68,13 @@ def faults(session: nox.Session, driver: str) -> None:
     """500 schedules of faults, some 20 minutes; ``-- --seed 7 --schedules 1`` replays one."""
     session.install(*DRIVERS[driver], *group("test"))
     session.run("python", "-m", "tests.faults", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def model(session: nox.Session) -> None:
+    """The model with many more runs: it finds the rarest of the planted bugs, too."""
+    session.install(*DRIVERS["motor"], *group("test"))
+    session.run("python", "-m", "pytest", "tests/model", *session.posargs, env={THOROUGH: "3000"})
 
 
 @nox.session(python=PYTHON)

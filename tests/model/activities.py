@@ -1,0 +1,286 @@
+"""What processes do: each is a call of the library, and what the contract says of its outcome."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from bson import ObjectId
+
+from converse_mongo._reader import Reader
+from converse_mongo._token_buffer import Piece
+from converse_mongo.errors import StoreUnavailableError, StreamStoppedError, WatchError
+from converse_mongo.store.appends import WriterClaim
+from converse_mongo.store.ends import End
+from converse_mongo.types import MessageStatus
+from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, broken
+from tests.model.server import Operation
+from tests.model.simulation import Process, Simulation
+
+__all__ = [
+    "acquire",
+    "append",
+    "append_again",
+    "compact",
+    "end",
+    "follow",
+    "load",
+    "release",
+    "renew",
+    "stop",
+    "sweep",
+    "take_over",
+    "write",
+]
+
+IDS = (MESSAGE_ID, CONVERSATION_ID)
+CHUNKS_PER_READ = 2
+NOBODY = -1
+"""The epoch of a writer that came too late."""
+
+
+def append(simulation: Simulation, process: Process, endings: Sequence[str]) -> Operation:
+    """Appends a chunk for each of ``endings`` by hand."""
+    return _append_by_hand(simulation, process, _contents(simulation, endings), None)
+
+
+def append_again(simulation: Simulation, process: Process) -> Operation:
+    """Tries an append again of which it is not known whether it was stored."""
+    append_id, contents = simulation.contract.unknown.pop(0)
+    return _append_by_hand(simulation, process, contents, append_id)
+
+
+def _contents(simulation: Simulation, endings: Sequence[str]) -> tuple[str, ...]:
+    name = simulation.next_label()
+    return tuple(f"{name}.{index}{ending};" for index, ending in enumerate(endings))
+
+
+def _append_by_hand(
+    simulation: Simulation,
+    process: Process,
+    contents: tuple[str, ...],
+    append_id: ObjectId | None,
+) -> Operation:
+    async def work(operation: Operation) -> Any:
+        chunks = await process.store.appends.append(
+            process.lane, *IDS, [Piece(text, {}) for text in contents], append_id
+        )
+        process.take(chunks)
+        return chunks
+
+    return simulation.begin(
+        *(process, "append", work, simulation.contract.appended),
+        contents=contents,
+        append_id=append_id,
+    )
+
+
+def write(simulation: Simulation, process: Process, endings: Sequence[str]) -> Operation:
+    """Appends a chunk for each of ``endings`` as the writer of this process does."""
+    contents, epoch = _contents(simulation, endings), _epoch(simulation, process)
+
+    async def try_once(operation: Operation, *, again: bool) -> Any:
+        claim = WriterClaim(epoch, operation.unless_stopped, lambda: None)
+        return await process.store.appends.append(
+            *(process.lane, *IDS, [Piece(text, {}) for text in contents]),
+            *(operation.append_id, claim),
+            again=again,
+        )
+
+    async def work(operation: Operation) -> Any:
+        again = False
+        while True:
+            try:
+                chunks = await try_once(operation, again=again)
+            except asyncio.CancelledError:
+                if not operation.interrupted:
+                    raise
+                operation.interrupted, again = False, True
+            except StreamStoppedError as error:
+                simulation.contract.refused_justly(operation, error)
+                process.stopped = True
+                operation.unless_stopped = False
+            else:
+                process.take(chunks)
+                return chunks
+
+    return simulation.begin(
+        *(process, "append", work, simulation.contract.appended),
+        epoch=epoch,
+        unless_stopped=not process.stopped,
+        contents=contents,
+        append_id=ObjectId(),
+    )
+
+
+def _epoch(simulation: Simulation, process: Process) -> int:
+    """The epoch of the writer of this process, which becomes one if it is none."""
+    if process.epoch is None:
+        simulation.finish(acquire(simulation, process))
+    if process.epoch is None:
+        simulation.finish(take_over(simulation, process))
+    return process.epoch or NOBODY
+
+
+def acquire(simulation: Simulation, process: Process) -> Operation:
+    """Makes this process the first writer."""
+    return _lease(simulation, process, "acquire")
+
+
+def take_over(simulation: Simulation, process: Process) -> Operation:
+    """Makes this process the next writer."""
+    return _lease(simulation, process, "take_over")
+
+
+def _lease(simulation: Simulation, process: Process, kind: str) -> Operation:
+    async def work(operation: Operation) -> Any:
+        state = await getattr(process.store.leases, kind)(*IDS)
+        process.epoch, process.stopped = state.lease.epoch, state.stop_requested
+        return state
+
+    return simulation.begin(process, kind, work, simulation.contract.leased)
+
+
+def renew(simulation: Simulation, process: Process) -> Operation:
+    """Gives a sign of life."""
+    epoch = _epoch(simulation, process)
+
+    async def work(operation: Operation) -> Any:
+        state = await process.store.leases.renew(*IDS, epoch)
+        if epoch == process.epoch == state.lease.epoch:
+            process.stopped = process.stopped or state.stop_requested
+        return state
+
+    return simulation.begin(process, "renew", work, simulation.contract.succeeded, epoch=epoch)
+
+
+def release(simulation: Simulation, process: Process) -> Operation:
+    """Lets go of the message."""
+    epoch = _epoch(simulation, process)
+
+    async def work(operation: Operation) -> None:
+        await process.store.leases.release(*IDS, epoch)
+
+    return simulation.begin(process, "release", work, simulation.contract.succeeded, epoch=epoch)
+
+
+def end(
+    simulation: Simulation, process: Process, status: MessageStatus, *, by_writer: bool
+) -> Operation:
+    """Ends the message, as the writer of this process or by hand."""
+    epoch = process.epoch if by_writer else None
+    error = "it broke" if status is MessageStatus.FAILED else None
+
+    async def work(operation: Operation) -> Any:
+        end_id = ObjectId()
+        while True:
+            try:
+                return await process.store.ends.end(
+                    process.lane,
+                    *IDS,
+                    End(status, {"by": operation.label}, error),
+                    retention=simulation.retention,
+                    known=(len(process.copy), "".join(process.copy)) if process.copy else None,
+                    epoch=epoch,
+                    end_id=end_id,
+                )
+            except asyncio.CancelledError:
+                if not operation.interrupted:
+                    raise
+                operation.interrupted = False
+
+    return simulation.begin(process, "end", work, simulation.contract.ended, epoch=epoch)
+
+
+def sweep(simulation: Simulation, process: Process) -> Operation:
+    """Looks for messages whose writer died."""
+
+    async def work(operation: Operation) -> Any:
+        return await process.store.recovery.recover_stale()
+
+    return simulation.begin(process, "sweep", work, simulation.contract.swept)
+
+
+def stop(simulation: Simulation, process: Process) -> Operation:
+    """Asks for a stop."""
+
+    async def work(operation: Operation) -> Any:
+        return await process.store.leases.request_stop(*IDS, operation.label)
+
+    return simulation.begin(process, "stop", work, simulation.contract.stopped)
+
+
+def compact(simulation: Simulation, process: Process) -> Operation:
+    """Merges away the chunks of a message that ended long ago."""
+
+    async def work(operation: Operation) -> Any:
+        return await process.store.recovery.compact_due()
+
+    return simulation.begin(process, "compact", work, simulation.contract.succeeded)
+
+
+def load(simulation: Simulation, process: Process) -> Operation:
+    """Reads the whole message; who appends here goes on from what it says."""
+    reader, epoch = process.reader, process.epoch
+
+    async def work(operation: Operation) -> Any:
+        async def read() -> Any:
+            stored = await reader.messages.find_one(MESSAGE)
+            await reader.add_moved_chunks(stored)
+            return stored
+
+        stored = await process.store.call(read, what="load the message")
+        copy = [chunk["content"] for chunk in stored["chunks"]]
+        process.lane.learn(
+            *[stored[name] for name in ("next_sequence", "page_start", "chunk_bytes")]
+        )
+        process.copy = copy
+        return stored
+
+    def judge(operation: Operation, outcome: Any) -> None:
+        if isinstance(outcome, Exception):
+            simulation.contract.succeeded(operation, outcome)
+            return
+        sequences = [chunk["sequence"] for chunk in outcome["chunks"]]
+        if sequences != list(range(outcome["next_sequence"])):
+            broken("A reader gets each chunk once and in order", operation, sequences)
+        contents = tuple(chunk["content"] for chunk in outcome["chunks"])
+        if process.reads_what_is_safe or not simulation.server.lagging:
+            simulation.contract.loaded(operation, contents, whole=True)
+
+    return simulation.begin(process, "load", work, judge, epoch=epoch)
+
+
+def follow(simulation: Simulation, process: Process) -> Operation:
+    """Reads what is new since the last time, as one who watches does."""
+    seen = process.seen
+
+    async def read_on(operation: Operation, reader: Reader) -> None:
+        page_start = 0
+        while True:
+            found = await process.store.call(
+                reader.read,
+                *(*IDS, len(seen), CHUNKS_PER_READ, page_start),
+                what="follow the message",
+            )
+            assert found is not None
+            state, chunks = found
+            for chunk in chunks:
+                if chunk.sequence != len(seen):
+                    broken("A reader gets each chunk once and in order", operation, chunk, seen)
+                seen.append(chunk.content)
+            if len(seen) >= state.next_sequence:
+                return
+            if not chunks:
+                raise WatchError("A chunk is missing.")
+            page_start = state.page_start
+
+    async def work(operation: Operation) -> None:
+        await read_on(operation, process.reader)
+
+    def judge(operation: Operation, outcome: Any) -> None:
+        simulation.contract.succeeded(operation, outcome)
+        simulation.contract.loaded(
+            operation, tuple(seen), whole=not isinstance(outcome, StoreUnavailableError)
+        )
+
+    return simulation.begin(process, "follow", work, judge)

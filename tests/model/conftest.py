@@ -1,0 +1,33 @@
+"""A world in which time passes, and calls are answered, when the simulation says so."""
+
+from types import SimpleNamespace
+
+import pytest
+from tenacity import wait_none
+
+from converse_mongo import _retry, _updates
+from converse_mongo._validation import CHUNK_OVERHEAD
+from converse_mongo.store import appends, ends, leases, pages, recovery
+from tests.model.server import CLOCK
+
+PAGE_CHUNKS = 3
+MAX_LIVE_BYTES = 6 * (CHUNK_OVERHEAD + 12)
+
+
+async def no_wait(attempt: int) -> None:
+    """Waits for nothing."""
+
+
+def simulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes pages small, waits short, and all clocks that of the simulation."""
+    import mongomock
+
+    monkeypatch.setattr(pages, "PAGE_CHUNKS", PAGE_CHUNKS)
+    for module in (appends, _updates):
+        monkeypatch.setattr(module, "MAX_LIVE_BYTES", MAX_LIVE_BYTES)
+    for module in (appends, ends, recovery):
+        monkeypatch.setattr(module, "now", CLOCK.read)
+    monkeypatch.setattr(leases, "time", SimpleNamespace(monotonic=CLOCK.monotonic))
+    monkeypatch.setattr(mongomock, "utcnow", CLOCK.read_naive)
+    monkeypatch.setattr(appends, "back_off", no_wait)
+    monkeypatch.setattr(_retry, "wait_before_retry", wait_none())

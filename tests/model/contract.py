@@ -1,0 +1,384 @@
+"""The contract, as a judge: it sees every write and every outcome, and knows what was promised.
+
+It reads the documents by itself, so that a mistake of the library's reader cannot hide one of its
+writers; and it has the library's reader read them too, after each write.
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, NoReturn
+
+from bson import ObjectId
+
+from converse_mongo import errors
+from converse_mongo._state import MessageState
+from converse_mongo.chunks import MessageChunk
+from converse_mongo.store import EndedMessage
+from tests.model.server import CLOCK, MESSAGES, PAGES, Operation, Server, documents
+
+__all__ = ["CONVERSATION_ID", "MESSAGE", "MESSAGE_ID", "Broken", "Contract", "View", "broken"]
+
+MESSAGE_ID, CONVERSATION_ID = ObjectId("5" * 24), ObjectId("c" * 24)
+MESSAGE = {"_id": MESSAGE_ID, "conversation_id": CONVERSATION_ID}
+
+FINAL = {"completed", "failed", "cancelled"}
+WRITERS_OWN = {"append", "acquire", "take_over", "renew", "release"}
+SETTLERS = {"sweep", "stop"}
+
+
+class Broken(AssertionError):  # noqa: N818
+    """The contract does not hold."""
+
+
+def broken(rule: str, *details: object) -> NoReturn:
+    raise Broken(f"{rule}: {' | '.join(map(repr, details))}" if details else rule)
+
+
+@dataclass(frozen=True)
+class View:
+    """What the database says of the message."""
+
+    log: tuple[str, ...]
+    status: str
+    end: tuple[Any, ...]
+    content: str
+    epoch: int
+    holder: ObjectId | None
+    renewed_at: datetime | None
+    duration: float | None
+    stop: tuple[bool, str | None]
+    live_bytes: int
+    compacted: bool
+    signs: int = 0
+    """How many signs of life its writers have given."""
+    last_sign: datetime | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the message has left ``streaming``."""
+        return self.status in FINAL
+
+    @property
+    def expired(self) -> bool:
+        """Whether there was no sign of life for too long."""
+        if self.ended or self.last_sign is None or self.duration is None:
+            return False
+        return CLOCK.now > self.last_sign + timedelta(seconds=self.duration)
+
+
+def look(database: Any) -> View:
+    """Reads the message, and checks what must be true of it at any moment."""
+    (stored,) = documents(database, MESSAGES)
+    pages = sorted(documents(database, PAGES), key=lambda page: page["first_sequence"])
+    embedded, page_start = stored["chunks"], stored["page_start"]
+    if stored.get("compacted"):
+        log = _cut(stored["content"], stored["chunk_lengths"])
+        if embedded or page_start != len(log):
+            broken("A merged message has no chunks of its own", stored)
+    else:
+        moved = [chunk for page in pages for chunk in page["chunks"]]
+        moved = [chunk for chunk in moved if chunk["sequence"] < page_start]
+        chunks = moved + embedded
+        sequences = [chunk["sequence"] for chunk in chunks]
+        if sequences != list(range(len(sequences))) or len(moved) != page_start:
+            broken("Sequences are 0, 1, 2, … without gap or repeat", sequences, page_start)
+        log = tuple(chunk["content"] for chunk in chunks)
+    if len(log) != stored["next_sequence"]:
+        broken("The counter says how many chunks there are", len(log), stored["next_sequence"])
+    if stored["content_bytes"] != len("".join(log).encode()):
+        broken("The counter says how many bytes there are", stored["content_bytes"])
+    size = sum(MessageChunk.from_stored(chunk).stored_size for chunk in embedded)
+    if stored["chunk_bytes"] != size:
+        broken("The counter says what is embedded", stored["chunk_bytes"], size)
+    lease = stored["lease"]
+    return View(
+        log=log,
+        status=stored["status"],
+        end=tuple(stored.get(name) for name in ("status", "end_id", "error", "completed_at"))  # noqa: RUF005
+        + ((stored.get("metadata") or {}).get("by"),),
+        content=stored["content"],
+        epoch=lease["epoch"],
+        holder=lease.get("holder"),
+        renewed_at=lease.get("renewed_at"),
+        duration=lease["duration"],
+        stop=(stored.get("stop_requested_at") is not None, stored.get("stop_reason")),
+        live_bytes=size,
+        compacted=bool(stored.get("compacted")),
+    )
+
+
+def _cut(text: str, lengths: bytes) -> tuple[str, ...]:
+    contents, start = [], 0
+    for length in lengths:  # each takes one byte: contents are short here
+        contents.append(text[start : start + length])
+        start += length
+    if start != len(text):
+        broken("Merging keeps the text", text, lengths)
+    return tuple(contents)
+
+
+@dataclass
+class Contract:
+    """Judges what happens to one message.
+
+    Attributes:
+        most_live_bytes: What its embedded chunks may take.
+        now: What the primary has.
+        safe: What no failover takes back.
+        acknowledged: Sequence to text of all appends that returned.
+        refused: Texts of all appends that said that nothing was stored.
+        fence: The epoch of the last writer who was told that it is the one.
+        unknown: Append id and texts of appends that had no answer.
+    """
+
+    server: Server
+    most_live_bytes: int
+    now: View = field(init=False)
+    safe: View = field(init=False)
+    acknowledged: dict[int, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    fence: int = 0
+    unknown: list[tuple[ObjectId, tuple[str, ...]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.now = self.safe = look(self.server.primary)
+
+    # Writes
+
+    def written(self, operation: Operation) -> None:
+        """Judges a write of ``operation`` that the server has just performed."""
+        before, after = self.now, look(self.server.primary)
+        self._judge_log(operation, before, after)
+        self._judge_end(operation, before, after)
+        self._judge_lease(operation, before, after)
+        if before.stop[0] and (not after.stop[0] or after.stop[1] != before.stop[1]):
+            broken("The first who asks for a stop gives the reason", before.stop, after.stop)
+        if after.live_bytes > self.most_live_bytes:
+            broken("A message embeds no more than it may", after.live_bytes)
+        sign = self._is_sign_of_life(operation, before, after)
+        self.now = replace(
+            after,
+            signs=before.signs + sign,
+            last_sign=CLOCK.now if sign else before.last_sign,
+        )
+
+    def _judge_log(self, operation: Operation, before: View, after: View) -> None:
+        if after.log[: len(before.log)] != before.log:
+            broken("What is stored stays as it is", before.log, after.log)
+        added = after.log[len(before.log) :]
+        if not added:
+            return
+        if operation.kind != "append" or added != operation.contents:
+            broken("An append is stored as a whole", operation, added)
+        if set(added) & set(before.log):
+            broken("An append is stored once", operation, after.log)
+        if set(added) & self.refused:
+            broken("An append that was refused is not stored", operation, after.log)
+        if before.ended:
+            broken("Nothing is added after the end", operation, after.log)
+        epoch = operation.epoch
+        if epoch is not None and (epoch != before.epoch or epoch < self.fence):
+            broken("Nothing is added by a writer that was replaced", operation, before.epoch)
+        if operation.unless_stopped and before.stop[0]:
+            broken("Nothing is added by a writer that is to stop", operation)
+
+    def _judge_end(self, operation: Operation, before: View, after: View) -> None:
+        text = "".join(after.log)
+        if after.content not in (("", text) if after.ended else ("",)):
+            broken("The text of a message is that of its chunks", after.content, text)
+        if before.content and not after.content:
+            broken("The text of a message stays", operation)
+        if before.ended and before.end != after.end:
+            broken("A message ends once", operation, before.end, after.end)
+        if before.ended or not after.ended:
+            return
+        if operation.kind == "end":
+            epoch = operation.epoch
+            if epoch is not None and (epoch != before.epoch or epoch < self.fence):
+                broken("A message is not ended by a writer that was replaced", operation)
+        elif operation.kind in SETTLERS:
+            self._judge_settling(operation, before, after)
+        else:
+            broken("Only an end ends", operation)
+
+    def _judge_settling(self, operation: Operation, before: View, after: View) -> None:
+        if after.epoch <= before.epoch:
+            broken("A writer that is taken for dead is told", operation)
+        nobody_listens = operation.kind == "stop" and before.holder is None
+        if not nobody_listens:
+            if operation.looked != before.signs:
+                broken("No writer is taken for dead that gave a sign of life", operation)
+            if not before.expired:
+                broken("No lease is cut short", operation, before, CLOCK.now)
+        if before.stop[0] and after.status != "cancelled":
+            broken("A message that is to stop ends cancelled", operation, after.status)
+
+    def _judge_lease(self, operation: Operation, before: View, after: View) -> None:
+        lease_before = (before.epoch, before.holder, before.renewed_at, before.duration)
+        lease_after = (after.epoch, after.holder, after.renewed_at, after.duration)
+        if lease_before == lease_after:
+            return
+        if after.epoch < before.epoch:
+            broken("Epochs only rise", operation, before.epoch, after.epoch)
+        replaced = operation.epoch not in (None, before.epoch)
+        if before.ended or replaced:
+            broken("Only the writer of a message keeps it alive", operation)
+        if operation.kind not in WRITERS_OWN | SETTLERS:
+            broken("Only the writer of a message keeps it alive", operation)
+        if operation.kind in SETTLERS and before.renewed_at not in (None, after.renewed_at):
+            broken("Only the writer of a message keeps it alive", operation)
+        if operation.kind == "acquire" and before.epoch:
+            broken("There is one first writer", operation)
+
+    def _is_sign_of_life(self, operation: Operation, before: View, after: View) -> bool:
+        match operation.kind:
+            case "append":
+                return after.log != before.log
+            case "acquire" | "take_over":
+                return after.epoch != before.epoch
+            case "renew" | "release":
+                return not before.ended and operation.epoch == before.epoch
+            case "sweep":
+                return before.renewed_at is None and after.renewed_at is not None
+        return False
+
+    def replicated(self) -> None:
+        """Takes note that a majority has all that the primary has."""
+        self.safe = self.now
+
+    def failed_over(self) -> None:
+        """Takes note that what only the old primary had is gone."""
+        self.now = self.safe
+        self.check_acknowledged()
+
+    def check_acknowledged(self) -> None:
+        """Checks that what was promised to be stored is stored."""
+        for sequence, text in self.acknowledged.items():
+            if sequence >= len(self.safe.log) or self.safe.log[sequence] != text:
+                broken("Acknowledged is stored", sequence, text, self.safe.log)
+
+    def read(self, operation: Operation) -> None:
+        """Takes note of what ``operation`` has seen."""
+        operation.looked = self.now.signs
+
+    # Outcomes
+
+    def appended(self, operation: Operation, outcome: Any) -> None:
+        """Judges how an append went."""
+        if isinstance(outcome, list):
+            first = outcome[0].sequence
+            sequences = [chunk.sequence for chunk in outcome]
+            contents = tuple(chunk.content for chunk in outcome)
+            if contents != operation.contents:
+                broken("An append returns what it stored", operation, contents)
+            if sequences != list(range(first, first + len(contents))):
+                broken("An append returns where it is", operation, sequences)
+            self.acknowledged |= dict(zip(sequences, contents, strict=True))
+            self.check_acknowledged()
+            return
+        if isinstance(outcome, errors.StoreUnavailableError):
+            self._judge_trouble(operation)
+            append_id = outcome.append_id or operation.append_id
+            if append_id is None:
+                broken("An append without an answer can be tried again", operation, outcome)
+            self.unknown.append((append_id, operation.contents))
+            return
+        self.refused_justly(operation, outcome)
+        if set(operation.contents) & set(self.now.log):
+            broken("An append that was refused is not stored", operation, outcome)
+        self.refused.update(operation.contents)
+
+    def refused_justly(self, operation: Operation, error: object) -> None:
+        """Judges an error that says that nothing was done, and why."""
+        replaced = operation.epoch is not None and operation.epoch != self.now.epoch
+        match error:
+            case errors.WriterFencedError():
+                just = replaced
+            case errors.MessageNotStreamingError():
+                just = self.now.ended and not replaced
+            case errors.StreamStoppedError():
+                just = operation.unless_stopped and self.now.stop[0]
+            case _:
+                just = False
+        if not just and not self.server.lagging:
+            broken("Who is refused is told why", operation, error, self.now)
+
+    def _judge_trouble(self, operation: Operation) -> None:
+        if not operation.troubles:
+            broken("There is an answer where there is no trouble", operation)
+
+    def leased(self, operation: Operation, outcome: Any) -> None:
+        """Judges how an acquisition or a take-over went."""
+        if isinstance(outcome, errors.StoreUnavailableError):
+            self._judge_trouble(operation)
+        elif isinstance(outcome, errors.MessageNotStreamingError):
+            if not self.now.ended and not self.server.lagging:
+                broken("Who is refused is told why", operation, outcome)
+        elif isinstance(outcome, errors.WriterError):
+            if operation.kind == "take_over":
+                broken("Whoever takes over is the writer", operation)
+            if not self.now.epoch and not self.server.lagging:
+                broken("Who is refused is told why", operation, outcome)
+        elif isinstance(outcome, Exception):
+            broken("Unexpected", operation, outcome)
+        else:
+            if outcome.status.is_final:
+                broken("Nobody becomes the writer of what has ended", operation)
+            if outcome.lease.epoch <= self.fence:
+                broken("Each writer has an epoch of its own", operation, outcome.lease)
+            self.fence = max(self.fence, outcome.lease.epoch)
+
+    def ended(self, operation: Operation, outcome: Any) -> None:
+        """Judges how an end went."""
+        by = self.now.end[-1]
+        if isinstance(outcome, EndedMessage):
+            if self.safe.end[-1] != operation.label:
+                broken("Who ended a message has ended it", operation, self.safe.end)
+            if outcome.state.next_sequence != len(self.safe.log):
+                broken("An end knows how many chunks there are", operation, outcome)
+            if outcome.content not in (None, "".join(self.safe.log)):
+                broken("The text of a message is that of its chunks", operation, outcome.content)
+            if outcome.content is None:
+                self._judge_trouble(operation)
+            return
+        if isinstance(outcome, errors.StoreUnavailableError):
+            self._judge_trouble(operation)
+            return
+        if by == operation.label:
+            broken("Who ended a message is told so", operation, outcome)
+        self.refused_justly(operation, outcome)
+
+    def stopped(self, operation: Operation, outcome: Any) -> None:
+        """Judges how a request to stop went."""
+        if isinstance(outcome, MessageState):
+            if not outcome.status.is_final and outcome.lease.holder is None:
+                broken("A stop ends a message that has no writer", operation, outcome)
+            if outcome.status.is_final and not self.now.ended and not self.server.lagging:
+                broken("What is said to have ended has ended", operation, outcome)
+        else:
+            self.succeeded(operation, outcome)
+
+    def swept(self, operation: Operation, outcome: Any) -> None:
+        """Judges how a sweep went."""
+        self.succeeded(operation, outcome)
+        left = operation.orphaned == self.now.signs and not self.now.ended
+        if isinstance(outcome, list) and left and not self.server.lagging:
+            broken("A sweep ends what is left behind", operation)
+
+    def succeeded(self, operation: Operation, outcome: Any) -> None:
+        """Judges a call that only trouble on the network may keep from its work."""
+        if isinstance(outcome, errors.StoreUnavailableError):
+            self._judge_trouble(operation)
+        elif isinstance(outcome, Exception):
+            broken("Unexpected", operation, outcome)
+
+    def loaded(self, operation: Operation, contents: tuple[str, ...], *, whole: bool) -> None:
+        """Judges what a reader got while others wrote.
+
+        Args:
+            whole: Whether it must have all that was stored before it began.
+        """
+        if contents != self.safe.log[: len(contents)]:
+            broken("A reader gets a beginning of the log", operation, contents, self.safe.log)
+        if whole and len(contents) < operation.stored_before:
+            broken("A reader misses nothing", operation, contents, self.safe.log)

@@ -1,0 +1,319 @@
+"""Processes that run the library against the simulated server, one call at a time.
+
+Each process has a store of its own, as processes have; each thing that it does is a task, which
+waits whenever it calls the server until the simulation answers. So every interleaving can be had,
+and the same one again.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
+
+from converse_mongo._reader import Reader
+from converse_mongo.chunks import MessageChunk
+from converse_mongo.store import Options, Store
+from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, Contract, broken
+from tests.model.server import (
+    CLOCK,
+    MESSAGES,
+    PAGES,
+    Fate,
+    Operation,
+    RemoteCollection,
+    RemoteDatabase,
+    Request,
+    Server,
+    no_answer,
+)
+
+__all__ = ["Process", "Simulation"]
+
+T = TypeVar("T")
+
+IDS = (MESSAGE_ID, CONVERSATION_ID)
+LOG_ID = ObjectId("1" * 24)
+LEASE, IDLE_TIMEOUT = 30.0, 60.0
+RECENT_CHUNKS = 4
+CALLS_AT_MOST = 200
+"""No operation needs more calls when nothing gets in its way."""
+
+_current: ContextVar[Operation] = ContextVar("operation")
+
+
+class Process:
+    """A process of the application; what it knows is gone when it crashes.
+
+    Attributes:
+        epoch: That of its writer, if it has one.
+        stopped: Whether its writer has heard of a stop.
+        reads_what_is_safe: Whether it reads only what no failover takes back, as who watches does.
+        copy: The texts of the chunks that its copy of the message has.
+        seen: What the consumer that follows the message here has had.
+    """
+
+    def __init__(self, name: str, server: Server, sender: Callable[[Request], Any]) -> None:
+        self.name = name
+        self.reads_what_is_safe = name in ("reader", "follower")
+        self._database = RemoteDatabase(server, sender)
+        self.seen: list[str] = []
+        self.start()
+
+    def start(self) -> None:
+        """Starts it anew."""
+        self.store = Store(
+            RemoteCollection(self._database, MESSAGES),
+            RemoteCollection(self._database, "conversations"),
+            options=Options(retry_timeout=0, lease=LEASE, idle_timeout=IDLE_TIMEOUT),
+        )
+        self.lane = self.store.lane(MESSAGE_ID)
+        level = "majority" if self.reads_what_is_safe else "local"
+        self.reader = _reader(self._database, ReadConcern(level))
+        self.tasks: dict[Operation, asyncio.Task[None]] = {}
+        self.epoch: int | None = None
+        self.stopped = False
+        self.copy: list[str] = []
+
+    def take(self, chunks: Sequence[MessageChunk]) -> None:
+        """Follows an append with the copy of this process."""
+        if len(self.copy) == chunks[0].sequence:
+            self.copy += [chunk.content for chunk in chunks]
+
+
+def _reader(database: RemoteDatabase, concern: ReadConcern | None = None) -> Reader:
+    names = (MESSAGES, "conversations", PAGES)
+    return Reader(*[RemoteCollection(database, name, concern) for name in names])
+
+
+class Simulation:
+    """One message, and all who do something with it."""
+
+    def __init__(
+        self,
+        *,
+        lagging: bool,
+        idle_timeout: float | None,
+        retention: float | None,
+        most_live_bytes: int,
+    ) -> None:
+        CLOCK.reset()
+        self.loop = asyncio.new_event_loop()
+        self.retention = retention
+        self.server = Server(lagging)
+        self.server.primary[MESSAGES].insert_one(
+            {
+                **MESSAGE,
+                "position": 0,
+                "role": "assistant",
+                "status": "streaming",
+                "content": "",
+                "chunks": [],
+                "next_sequence": 0,
+                "page_start": 0,
+                "chunk_bytes": 0,
+                "content_bytes": 0,
+                "metadata": {},
+                "error": None,
+                "stop_reason": None,
+                "retention": retention,
+                "log_id": LOG_ID,
+                "lease": {"epoch": 0, "duration": idle_timeout, "renewed_at": None},
+                "created_at": CLOCK.now,
+            }
+        )
+        self.contract = Contract(self.server, most_live_bytes)
+        self.server.replicate()
+        self.server.on_write = self._written
+        self.server.on_read = self.contract.read
+        self.server.on_replicated = self.contract.replicated
+        names = ("alpha", "beta", "reader", "follower", "sweeper", "other sweeper")
+        self.processes = {name: Process(name, self.server, self._sent) for name in names}
+        fresh = RemoteDatabase(self.server, lambda request: None)
+        self._fresh = _reader(fresh)
+        self._count = 0
+        self._finished: list[tuple[Operation, Callable[[Any], None]]] = []
+
+    # What processes do
+
+    def begin(
+        self,
+        process: Process,
+        kind: str,
+        work: Callable[[Operation], Coroutine[Any, Any, Any]],
+        judge: Callable[[Operation, Any], None],
+        **attributes: Any,
+    ) -> Operation:
+        """Has ``process`` begin something; ``judge`` gets what it returned or raised."""
+        self._count += 1
+        operation = Operation(
+            f"{process.name}:{kind}:{self._count}",
+            process.name,
+            kind,
+            stored_before=len(self.contract.safe.log),
+            orphaned=self.contract.now.signs if self.contract.now.expired else -1,
+            **attributes,
+        )
+
+        async def run() -> None:
+            _current.set(operation)
+            try:
+                operation.outcome = await work(operation)
+            except Exception as error:  # noqa: BLE001 - it is judged
+                operation.outcome = error
+            del process.tasks[operation]
+            self._finished.append((operation, lambda outcome: judge(operation, outcome)))
+
+        process.tasks[operation] = self.loop.create_task(run(), name=operation.label)
+        self._spin()
+        return operation
+
+    def next_label(self) -> str:
+        """Something that no operation before had to do with."""
+        return str(self._count + 1)
+
+    @property
+    def waiting(self) -> list[Operation]:
+        """What waits for an answer, in the order in which it began."""
+        running = [operation for process in self.processes.values() for operation in process.tasks]
+        return [operation for operation in running if operation.request is not None]
+
+    def _sent(self, request: Request) -> asyncio.Future[Any]:
+        operation = _current.get()
+        request.operation, request.answer = operation, self.loop.create_future()
+        operation.request = request
+        return request.answer
+
+    def _spin(self) -> None:
+        """Lets all tasks run until each of them waits for an answer or is done."""
+        loop: Any = self.loop
+        while loop._ready:
+            loop.call_soon(loop.stop)
+            loop.run_forever()
+        while self._finished:
+            operation, judge = self._finished.pop(0)
+            if isinstance(operation.outcome, AssertionError):
+                raise operation.outcome
+            judge(operation.outcome)
+
+    # What becomes of their calls
+
+    def answer(self, operation: Operation, fate: Fate = Fate.DONE) -> None:
+        """Decides on the call that ``operation`` waits for."""
+        request, operation.request = operation.request, None
+        assert request is not None
+        assert request.answer is not None
+        if fate is Fate.DONE and self.server.isolated and request.writes and request.majority:
+            fate = Fate.ANSWER_LOST  # there is no majority to wait for
+        if fate is Fate.DONE:
+            try:
+                request.answer.set_result(self.server.perform(request))
+            except PyMongoError as error:
+                request.answer.set_exception(error)
+        else:
+            operation.troubles += 1
+            self._lose(request, fate)
+            request.answer.set_exception(no_answer())
+        self._spin()
+
+    def _lose(self, request: Request, fate: Fate) -> None:
+        if fate is Fate.LATE and request.writes:
+            self.server.late.append(request)
+        elif fate is Fate.ANSWER_LOST:
+            self._perform_unseen(request)
+
+    def _perform_unseen(self, request: Request) -> None:
+        with contextlib.suppress(PyMongoError):  # nobody is there to hear of it
+            self.server.perform(request, confirmed=False)
+
+    def interrupt(self, operation: Operation, fate: Fate) -> None:
+        """Cancels the call that ``operation`` waits for; the driver may go on with it."""
+        request, operation.request = operation.request, None
+        assert request is not None
+        assert request.answer is not None
+        operation.troubles += 1
+        operation.interrupted = True
+        self._lose(request, fate)
+        request.answer.cancel()
+        self._spin()
+
+    def finish(self, operation: Operation) -> None:
+        """Answers all calls of ``operation``, as long as it makes some."""
+        for _ in range(CALLS_AT_MOST):
+            if operation.request is None:
+                return
+            self.answer(operation)
+        broken("Everything comes to an end", operation)
+
+    def arrive(self) -> None:
+        """Performs a call, if there is one, whose sender has given up long ago."""
+        if self.server.late:
+            self._perform_unseen(self.server.late.pop())
+
+    def crash(self, name: str, fate: Fate) -> None:
+        """Ends a process; ``fate`` is that of the calls that it was waiting for."""
+        process = self.processes[name]
+        for operation, task in list(process.tasks.items()):
+            request, operation.request = operation.request, None
+            if request is not None:
+                self._lose(request, fate)
+            task.cancel()
+        self._spin()
+        process.start()
+
+    def fail_over(self) -> None:
+        """Loses the primary; what it had not passed on is gone."""
+        self.server.fail_over()
+        self.contract.failed_over()
+
+    # What is always true
+
+    def _written(self, operation: Operation) -> None:
+        self.contract.written(operation)
+        self.check_readable()
+
+    def check_readable(self) -> None:
+        """Has the library read it, as somebody does who comes just now."""
+        log = self.contract.now.log
+        stored = self.server.primary[MESSAGES].find_one(MESSAGE)
+        at_once(self._fresh.add_moved_chunks(stored))
+        sequences = [chunk["sequence"] for chunk in stored["chunks"]]
+        texts = tuple(chunk["content"] for chunk in stored["chunks"])
+        if sequences != list(range(len(log))) or texts != log:
+            broken("A reader gets the log as it is", sequences, texts, log)
+        # What comes in pieces is read from where the last writes were.
+        start = max(0, len(log) - RECENT_CHUNKS)
+        while start < len(log):
+            found = at_once(self._fresh.read(*IDS, start, RECENT_CHUNKS, stored["page_start"]))
+            if found is None or not found[1]:
+                broken("A reader finds every chunk", start, log)
+            for chunk in found[1]:
+                if chunk.sequence != start or chunk.content != log[start]:
+                    broken("A reader gets the log as it is", chunk, log)
+                start += 1
+
+    # The end
+
+    def close(self) -> None:
+        """Ends all tasks without a further call."""
+        for process in self.processes.values():
+            for task in process.tasks.values():
+                task.cancel()
+        self._finished.clear()
+        self._spin()
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+
+def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    raise AssertionError("it waited for something")
