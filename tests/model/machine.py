@@ -8,9 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from converse_mongo.types import MessageStatus
 from tests.model import activities
-from tests.model.conftest import MAX_LIVE_BYTES
 from tests.model.server import CLOCK, Fate, Operation
 from tests.model.simulation import IDLE_TIMEOUT, LEASE, Process, Simulation
+from tests.model.world import MAX_LIVE_BYTES
 
 __all__ = ["Move", "Protocol"]
 
