@@ -70,7 +70,7 @@ class Watcher(Generic[E]):
         self._topic: Topic[E, Any] | None = None
         self._index = _BEHIND
         self._goal: tuple[Any, int] | None = None
-        self._batch: deque[E] = deque()
+        self._batch: deque[E] | None = None
         self._iterating = False
         self._closed = False
 
@@ -84,8 +84,37 @@ class Watcher(Generic[E]):
             raise StopAsyncIteration
         self._iterating = True
         try:
-            self._last = await self._next()
-            if self._topic is not None and self._topic.is_final(self._last):
+            # One coroutine that calls little: it runs for each event of each watcher.
+            topic = self._topic or await self._enter()
+            while True:
+                if self._closed:
+                    raise StopAsyncIteration
+                if self._batch:
+                    event = self._batch.popleft()
+                    break
+                if topic.failure is not None:
+                    raise topic.failure
+                window = topic.window
+                found = window.get(self._index)
+                if found is not None:
+                    self._index += 1
+                    event = found
+                    break
+                if self._index < window.first:
+                    await self._read_behind(topic)
+                elif topic.ended:
+                    self._index = window.head - 1  # asked for more than there was: just the end
+                elif topic.stale:
+                    await self._catch_up(topic)
+                else:
+                    waiter = window.waiter()
+                    try:
+                        await waiter
+                    except BaseException:
+                        window.forget(waiter)
+                        raise
+            self._last = event
+            if topic.ended and topic.is_final(event):
                 await self.aclose()
         except BaseException:
             # The exception's traceback may live long and would keep the topic alive.
@@ -93,7 +122,7 @@ class Watcher(Generic[E]):
             raise
         finally:
             self._iterating = False
-        return self._last
+        return event
 
     async def __aenter__(self) -> Self:
         """Attaches, so that ``after="now"`` means this moment; raises as iterating does."""
@@ -124,32 +153,9 @@ class Watcher(Generic[E]):
 
     def _leave(self) -> None:
         topic, self._topic = self._topic, None
-        self._batch.clear()
+        self._batch = None
         if topic is not None:
             self._hub.leave(topic)
-
-    async def _next(self) -> E:
-        if self._batch:
-            return self._batch.popleft()
-        topic = self._topic or await self._enter()
-        while True:
-            if self._closed:
-                raise StopAsyncIteration
-            if topic.failure is not None:
-                raise topic.failure
-            event = topic.window.get(self._index)
-            if event is not None:
-                self._index += 1
-                return event
-            if self._index < topic.window.first:
-                if await self._read_behind(topic):
-                    return self._batch.popleft()
-            elif topic.ended:
-                self._index = topic.window.head - 1  # asked for more than there was: just the end
-            elif topic.stale:
-                await self._catch_up(topic)
-            else:
-                await topic.window.wait()
 
     async def _enter(self) -> Topic[E, Any]:
         topic = self._topic = self._join()
@@ -177,24 +183,22 @@ class Watcher(Generic[E]):
     def _state(self, topic: Topic[E, Any]) -> Any:
         return self._start if self._last is None else topic.state_behind(self._last)
 
-    async def _read_behind(self, topic: Topic[E, Any]) -> bool:
-        """Reads a batch of what is not in the window; says whether there was any."""
+    async def _read_behind(self, topic: Topic[E, Any]) -> None:
+        """Reads a batch of what is not in the window, or finds the place in it to go on from."""
         state = self._state(topic)
         index = topic.locate(state)
         if index is None:
             # The window moves on meanwhile: read up to a place that was in it just now.
             self._goal = self._goal or topic.here()
             goal, goal_index = self._goal
-            events = (
-                [] if state == goal else await _patiently(topic, lambda: topic.read(state, goal))
-            )
-            self._batch.extend(events)
-            if events:
-                return True
+            if state != goal:
+                events = await _patiently(topic, lambda: topic.read(state, goal))
+                if events:
+                    self._batch = deque(events)
+                    return
             index = goal_index
         self._index = index
         self._goal = None
-        return False
 
     async def _catch_up(self, topic: Topic[E, Any]) -> None:
         await _patiently(topic, topic.catch_up)

@@ -2,8 +2,6 @@
 
 import asyncio
 
-import pytest
-
 from converse_mongo._fanout import Window
 
 
@@ -37,16 +35,15 @@ def test_window__jumps() -> None:
     assert window.get(7) == "b"
 
 
-async def test_wait__one_cancelled_does_not_wake_the_others() -> None:
+async def test_waiter__one_that_gives_up_does_not_wake_the_others() -> None:
     window: Window[str] = Window(10, 10)
-    waiting = [asyncio.create_task(window.wait()) for _ in range(3)]
-    await asyncio.sleep(0)
+    waiters = [window.waiter() for _ in range(3)]
     assert window.waiting == 3
-    waiting[0].cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting[0]
+    waiters[0].cancel()
+    window.forget(waiters[0])
+    window.forget(waiters[0])  # twice is no harm
     assert window.waiting == 2
-    assert not any(task.done() for task in waiting[1:])
+    assert not any(waiter.done() for waiter in waiters[1:])
     window.put("a", 1)
-    await asyncio.gather(*waiting[1:])
+    await asyncio.gather(*waiters[1:])
     assert window.waiting == 0
