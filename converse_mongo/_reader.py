@@ -1,7 +1,7 @@
 """Reads messages as the watchers and the store need them: without text that nobody asked for."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -170,7 +170,10 @@ class Reader:
         if page is None:
             page = await self._page(state, start, -1)
         if page is not None and start < page["next_sequence"]:
-            return _chunks(page, start - page["first_sequence"], limit)
+            chunks = _chunks(page, start - page["first_sequence"], limit)
+            if limit - len(chunks) >= PAGE_CHUNKS:
+                chunks += await self._following(state, page["next_sequence"], limit - len(chunks))
+            return chunks
         now = await self.messages.find_one(key, {"compacted": 1})
         return None if now is None or now.get("compacted") else []
 
@@ -187,6 +190,28 @@ class Reader:
             sort=[("first_sequence", -1)],
         )
         return page
+
+    async def _following(self, state: MessageState, start: int, limit: int) -> list[MessageChunk]:
+        """Chunks of whole pages, from the page that begins at ``start``.
+
+        About ``limit`` of them, and fewer where a page is not there any more.
+        """
+        count = limit // PAGE_CHUNKS
+        cursor = self.pages.find(
+            {
+                "conversation_id": state.conversation_id,
+                "message_id": state.message_id,
+                "log_id": state.log_id,
+                "first_sequence": {"$gte": start, "$lt": min(start + limit, state.page_start)},
+            }
+        ).sort([("first_sequence", 1)])
+        chunks: list[MessageChunk] = []
+        for page in await cursor.limit(count).to_list(count):
+            if page["first_sequence"] != start:
+                break  # the next read finds out why
+            chunks += _chunks(page)
+            start = page["next_sequence"]
+        return chunks
 
     async def appended(
         self,
@@ -240,7 +265,7 @@ class Reader:
         if not page_start:
             return
         if not stored.get("compacted"):
-            moved = [chunk async for chunk in self._pages_before(stored, page_start)]
+            moved = await self._chunks_before(stored, page_start)
             if len(moved) == page_start:
                 stored["chunks"] = moved + list(stored.get("chunks") or ())
                 return
@@ -253,9 +278,7 @@ class Reader:
             stored |= again
         stored["chunks"] = expand(stored)
 
-    async def _pages_before(
-        self, stored: Mapping[str, Any], page_start: int
-    ) -> AsyncIterator[StoredChunk]:
+    async def _chunks_before(self, stored: Mapping[str, Any], page_start: int) -> list[StoredChunk]:
         cursor = self.pages.find(
             {
                 "conversation_id": stored["conversation_id"],
@@ -265,10 +288,12 @@ class Reader:
             },
             {"chunks": 1},
         ).sort([("first_sequence", 1)])
+        chunks: list[StoredChunk] = []
         async for page in cursor:
-            for chunk in page["chunks"]:
-                if chunk["sequence"] < page_start:
-                    yield chunk
+            chunks += page["chunks"]
+        while chunks and chunks[-1]["sequence"] >= page_start:
+            chunks.pop()
+        return chunks
 
     # Many messages
 

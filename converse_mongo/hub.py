@@ -314,7 +314,7 @@ class Hub:
         keys = {topic.key: state.conversation_id for topic, state in messages.items()}
         for conversation in conversations:
             keys |= dict.fromkeys(conversation.open, conversation.key)
-        orphans: dict[ObjectId, ObjectId] = {}
+        orphans: list[ObjectId] = []
         written = dict(self._signals.messages)
         keys |= written
         if keys:
@@ -330,11 +330,8 @@ class Hub:
                 found = counters.get(message_id)
                 if found is None or found.ended or found.stop_requested:
                     self._signals.tell(message_id)
-            orphans = {
-                message_id: keys[message_id]
-                for message_id, found in counters.items()
-                if not found.ended and self._leases.may_have_expired(found.lease)
-            }
+            leases = {key: found.lease for key, found in counters.items() if not found.ended}
+            orphans = await self._leases.find_expired(leases, keys)
         if conversations:
             ends = {topic.key: cursor.end for topic, cursor in conversations.items()}
             behind = await self._reader.behind(ends)
@@ -348,8 +345,8 @@ class Hub:
                 for message_id, saved in revisions.get(conversation.key, {}).items():
                     conversation.saved(message_id, saved.revision, saved.position)
 
-        for message_id, conversation_id in orphans.items():
-            await self._settle(message_id, conversation_id)
+        for message_id in orphans:
+            await self._settle(message_id, keys[message_id])
 
     async def _settle(self, message_id: ObjectId, conversation_id: ObjectId) -> None:
         """Ends a message whose writer may be dead; whoever waits for it hears of it."""

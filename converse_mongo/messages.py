@@ -11,6 +11,7 @@ from converse_mongo import _updates
 from converse_mongo._stored_message import Lease, generated_id
 from converse_mongo._streaming import StreamingMessage
 from converse_mongo._validation import (
+    PAGE_CHUNKS,
     check_content,
     check_metadata,
     check_sequence,
@@ -27,7 +28,7 @@ from converse_mongo.types import MessageStatus
 
 __all__ = ["Message"]
 
-CHUNKS_PER_READ = 500
+CHUNKS_PER_READ = 8 * PAGE_CHUNKS
 
 
 class Message(StreamingMessage, Document):
@@ -116,7 +117,7 @@ class Message(StreamingMessage, Document):
     async def iter_chunks(self, after: int | None = None) -> AsyncIterator[MessageChunk]:
         """Yields the chunks that are stored, in order, from behind the sequence ``after``.
 
-        Reads a few hundred at a time, so that a long message needs no more memory than a short one.
+        Reads some pages at a time, so that a long message needs no more memory than a short one.
 
         Raises:
             InvalidCursorError: ``after`` is no sequence.

@@ -184,6 +184,37 @@ class Leases:
 
     # Orphans
 
+    async def find_expired(
+        self, leases: Mapping[ObjectId, LeaseState], conversations: Mapping[ObjectId, ObjectId]
+    ) -> list[ObjectId]:
+        """Which of these messages seem to be orphans, after at most one look at the clock.
+
+        Those that nobody has written to nor met so far count from now on.
+
+        Args:
+            leases: Message id to lease.
+            conversations: Message id to conversation id.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        limited = {key: lease for key, lease in leases.items() if lease.duration is not None}
+        unmet = [key for key, lease in limited.items() if lease.renewed_at is None]
+        if unmet:
+            them = {
+                "_id": {"$in": unmet},
+                "conversation_id": {"$in": list({conversations[key] for key in unmet})},
+            }
+            await self._calls.call(
+                self._calls.messages.update_many,
+                *_updates.start_lease(them),
+                what="start the leases of messages",
+            )
+        met = limited.keys() - unmet
+        if met and self._elapsed() is None:
+            await self._read_clock()
+        return [key for key in met if self._may_have_expired(limited[key])]
+
     async def settle_orphan(
         self, message_id: ObjectId, conversation_id: ObjectId
     ) -> MessageState | None:
@@ -244,21 +275,28 @@ class Leases:
             condition = _updates.unchanged_lease(state.lease)
         return await self._ends.settle(state, end, condition)
 
-    def may_have_expired(self, lease: LeaseState) -> bool:
+    def _may_have_expired(self, lease: LeaseState) -> bool:
         """Whether it is worth asking the server's clock; costs nothing."""
         if lease.renewed_at is None or lease.duration is None:
-            return lease.duration is not None
-        if self._clock is None:
+            return False
+        elapsed = self._elapsed()
+        if self._clock is None or elapsed is None:
             return True
-        seen, when = self._clock
-        elapsed = time.monotonic() - when
-        return elapsed > _CLOCK_SECONDS or lease.has_expired(seen + timedelta(seconds=elapsed + 1))
+        return lease.has_expired(self._clock[0] + timedelta(seconds=elapsed + 1))
+
+    def _elapsed(self) -> float | None:
+        """Seconds since somebody looked at the server's clock; ``None`` for too many."""
+        if self._clock is None:
+            return None
+        elapsed = time.monotonic() - self._clock[1]
+        return elapsed if elapsed <= _CLOCK_SECONDS else None
 
     async def _has_expired(self, lease: LeaseState) -> bool:
-        if not self.may_have_expired(lease):
-            return False
+        return self._may_have_expired(lease) and lease.has_expired(await self._read_clock())
+
+    async def _read_clock(self) -> datetime:
         seen = await self._calls.call(
             self._calls.reader.server_time, what="read the server's clock"
         )
         self._clock = seen, time.monotonic()
-        return lease.has_expired(seen)
+        return seen

@@ -212,7 +212,7 @@ def settle_what_lives_again(patch: pytest.MonkeyPatch) -> None:
 @bug("lease write sweep time")
 def settle_by_guess(patch: pytest.MonkeyPatch) -> None:
     async def guess(self: Leases, lease: Any) -> bool:
-        return self.may_have_expired(lease)
+        return self._may_have_expired(lease)
 
     patch.setattr(Leases, "_has_expired", guess)
 
@@ -314,9 +314,9 @@ def merge_that_forgets_appends(patch: pytest.MonkeyPatch) -> None:
 
 @bug("append crash")
 def reader_that_keeps_duplicates(patch: pytest.MonkeyPatch) -> None:
-    pages_before = Reader._pages_before
+    chunks_before = Reader._chunks_before
     patch.setattr(
-        Reader, "_pages_before", lambda self, stored, _: pages_before(self, stored, 1_000_000)
+        Reader, "_chunks_before", lambda self, stored, _: chunks_before(self, stored, 1_000_000)
     )
 
 
@@ -370,7 +370,7 @@ def reader_of_all_that_looks_once(patch: pytest.MonkeyPatch) -> None:
         if stored.get("compacted"):
             stored["chunks"] = expand(stored)
             return
-        pages = self._pages_before(stored, stored.get("page_start", 0))
-        stored["chunks"] = [chunk async for chunk in pages] + stored["chunks"]
+        moved = await self._chunks_before(stored, stored.get("page_start", 0))
+        stored["chunks"] = moved + stored["chunks"]
 
     patch.setattr(Reader, "add_moved_chunks", spoiled)
