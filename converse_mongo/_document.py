@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 import bson
 from beanie import Document
 from beanie.odm.utils.dump import get_dict
+from bson import ObjectId
 from bson.errors import BSONError
 from pydantic import (
     AfterValidator,
@@ -49,6 +50,10 @@ RESERVED = frozenset(
 """What the library keeps in documents beside the fields of its classes."""
 
 
+_IMMUTABLE = (str, int, float, datetime, ObjectId, type(None))  # enumerations of str are str
+"""What need not be copied, of the types that most fields have; copying it takes long."""
+
+
 class TracksChanges(BaseModel):
     """Remembers the fields as they were loaded, so that a save writes only what differs.
 
@@ -77,15 +82,16 @@ class TracksChanges(BaseModel):
 
     def _fields(self) -> dict[str, Any]:
         """All that a document holds, with the extra fields that a subclass may allow."""
+        untracked = self._untracked
         return {
             name: value
             for name, value in (self.__dict__ | (self.__pydantic_extra__ or {})).items()
-            if name not in self._untracked and name not in RESERVED
+            if name not in untracked and name not in RESERVED
         }
 
     def _remember(self) -> None:
         self._remembered = {
-            name: value if isinstance(value, str) else copy.deepcopy(value)
+            name: value if isinstance(value, _IMMUTABLE) else copy.deepcopy(value)
             for name, value in self._fields().items()
         }
 

@@ -13,7 +13,7 @@ from converse_mongo._state import with_chunk_count
 from converse_mongo._validation import MAX_CONTENT_BYTES, PAGE_CHUNKS, now
 from converse_mongo.chunks import ChunkLog, MessageChunk
 from converse_mongo.errors import InvalidInputError, ProtectedFieldError
-from converse_mongo.store import EndedMessage, Lane
+from converse_mongo.store import EndedMessage, Lane, Store
 from converse_mongo.types import MessageRole, MessageStatus
 
 __all__ = ["Lease", "StoredMessage", "generated_id"]
@@ -144,43 +144,51 @@ class StoredMessage(StoredDocument):
 
     def _take_appended(self, chunks: Sequence[MessageChunk]) -> None:
         """Follows an append of this copy, which so holds all chunks that it held and made."""
-        if not (self.is_streaming and self.chunks.is_loaded):
+        fields = self.__dict__
+        log: ChunkLog = fields["chunks"]
+        if not (log.is_loaded and fields["status"] is MessageStatus.STREAMING):
             return
-        for chunk in chunks:
-            if chunk.sequence != self.next_sequence:
-                return  # others appended in between: this copy stays a true beginning of the text
-            self.chunks.stored.append(chunk.to_stored())
-            self._take_chunk(chunk, None)
+        taken = self._next_of(chunks)
+        log.stored.extend([chunk.to_stored() for chunk in taken])
+        self._take_text(taken, None)
 
     def _take_written(self, chunks: Sequence[MessageChunk]) -> None:
         """Follows a writer, but holds no more than a page of chunks and what text fits."""
         if not (self.is_streaming and self._has_whole_text):
             return
         self._follows = True
-        for chunk in chunks:
-            if chunk.sequence != self.next_sequence:
-                return
-            if self.chunks.is_loaded and self.next_sequence < PAGE_CHUNKS:
-                self.chunks.stored.append(chunk.to_stored())
-            else:
-                self.chunks = ChunkLog.not_loaded()
-            self._take_chunk(chunk, MAX_CONTENT_BYTES)
+        taken = self._next_of(chunks)
+        if self.chunks.is_loaded and self.next_sequence + len(taken) <= PAGE_CHUNKS:
+            self.chunks.stored.extend([chunk.to_stored() for chunk in taken])
+        elif taken:
+            self.chunks = ChunkLog.not_loaded()
+        self._take_text(taken, MAX_CONTENT_BYTES)
 
-    def _take_chunk(self, chunk: MessageChunk, limit: int | None) -> None:
-        self.next_sequence += 1
-        self.chunk_bytes += chunk.stored_size
-        self.content_bytes += chunk.content_size
+    def _next_of(self, chunks: Sequence[MessageChunk]) -> Sequence[MessageChunk]:
+        """``chunks``, if they follow on what this copy knows.
+
+        Where others appended in between, it stays a true beginning of the text.
+        """
+        return chunks if chunks[0].sequence == self.__dict__["next_sequence"] else ()
+
+    def _take_text(self, chunks: Sequence[MessageChunk], limit: int | None) -> None:
+        # Not by the attributes: each costs a call or two in the classes above, for each chunk.
+        fields, remembered = self.__dict__, self._remembered
         # With no other reference to it CPython grows a string in place; a copy for each chunk
         # would cost the square of the length.
-        self._remembered.pop("content", None)
-        text: str = self.__dict__.pop("content")
-        if limit is None or self.content_bytes <= limit:
-            text += chunk.content
-        else:
-            text = ""
-        self.__dict__["content"] = self._remembered["content"] = text
-        for name in ("next_sequence", "chunk_bytes", "content_bytes"):
-            self._remembered[name] = getattr(self, name)
+        remembered.pop("content", None)
+        text: str = fields.pop("content")
+        for chunk in chunks:
+            fields["next_sequence"] += 1
+            fields["chunk_bytes"] += chunk.stored_size
+            fields["content_bytes"] += chunk.content_size
+            if limit is None or fields["content_bytes"] <= limit:
+                text += chunk.content
+            else:
+                text = ""
+        fields["content"] = text
+        for name in ("content", "next_sequence", "chunk_bytes", "content_bytes"):
+            remembered[name] = fields[name]
 
     def _take_end(self, ended: EndedMessage) -> None:
         state = ended.state
@@ -213,14 +221,14 @@ class StoredMessage(StoredDocument):
             raise InvalidInputError("This message is not stored yet: await insert() first.")
         return self.id
 
-    def _own_lane(self) -> Lane:
-        store = self.store()
+    def _own_lane(self, store: Store) -> Lane:
         lane = self._lane if store.session is None else None
         if lane is None:
             lane = store.lane(self._own_id())
             if store.session is None:
                 self._lane = lane
-        lane.learn(self.next_sequence, self.page_start, self.chunk_bytes)
+        fields = self.__dict__
+        lane.learn(fields["next_sequence"], fields["page_start"], fields["chunk_bytes"])
         return lane
 
 

@@ -94,7 +94,7 @@ class StreamingMessage(StoredMessage):
             append_id = object_id(append_id, "append")
         store = self.store()
         chunks = await store.appends.append(
-            self._own_lane(), self._own_id(), self.conversation_id, pieces, append_id
+            self._own_lane(store), self._own_id(), self.conversation_id, pieces, append_id
         )
         if store.session is not None:
             self._unconfirmed = True
@@ -171,7 +171,7 @@ class StreamingMessage(StoredMessage):
             )
         return WriterTarget(
             store=store,
-            lane=self._own_lane(),
+            lane=self._own_lane(store),
             message_id=self._own_id(),
             conversation_id=self.conversation_id,
             taken_over=lambda: self._reload(MAX_CONTENT_BYTES),
@@ -296,8 +296,9 @@ class StreamingMessage(StoredMessage):
     async def _end(
         self, end: End, epoch: int | None = None, end_id: ObjectId | None = None
     ) -> Self:
-        ended = await self.store().ends.end(
-            self._own_lane(),
+        store = self.store()
+        ended = await store.ends.end(
+            self._own_lane(store),
             self._own_id(),
             self.conversation_id,
             end,

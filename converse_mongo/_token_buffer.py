@@ -11,9 +11,15 @@ from converse_mongo._validation import (
     MAX_APPEND_BYTES,
     MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
+    utf8_size,
 )
+from converse_mongo.chunks import stored_size
 
-__all__ = ["Piece", "Token", "TokenBuffer"]
+__all__ = ["NO_METADATA", "Piece", "Run", "TokenBuffer"]
+
+NO_METADATA: Mapping[str, Any] = {}
+
+MAX_PARTS = 4096
 
 
 class Piece(NamedTuple):
@@ -22,26 +28,42 @@ class Piece(NamedTuple):
     content: str
     metadata: Mapping[str, Any]
 
+    @property
+    def stored_size(self) -> int:
+        """What the chunk takes in a document, in bytes."""
+        return stored_size(utf8_size(self.content), self.metadata)
 
-class Token(NamedTuple):
-    """What a generation loop wrote.
+
+class Run:
+    """Adjacent tokens that become one chunk.
 
     Attributes:
-        content: The text.
-        metadata: What was said of it.
-        text_size: The size of the text, in bytes of UTF-8.
-        encoded: The metadata in BSON; empty where there are none.
+        metadata: What was said of each of them.
+        encoded: That in BSON; empty where there is nothing.
+        tokens: How many there are.
+        text_size: The size of their text, in bytes of UTF-8.
     """
 
-    content: str
-    metadata: Mapping[str, Any]
-    text_size: int
-    encoded: bytes
+    __slots__ = ("_parts", "encoded", "metadata", "text_size", "tokens")
+
+    def __init__(self, metadata: Mapping[str, Any], encoded: bytes) -> None:
+        self._parts: list[str] = []
+        self.metadata = metadata
+        self.encoded = encoded
+        self.tokens = self.text_size = 0
+
+    def add(self, content: str, text_size: int) -> None:
+        """Adds a token of ``text_size`` bytes."""
+        self._parts.append(content)
+        if len(self._parts) == MAX_PARTS:
+            self._parts = [self.text]  # many small strings take many times what their text does
+        self.tokens += 1
+        self.text_size += text_size
 
     @property
-    def size(self) -> int:
-        """What it takes, in bytes."""
-        return self.text_size + len(self.encoded)
+    def text(self) -> str:
+        """The text of all tokens."""
+        return "".join(self._parts)
 
 
 class TokenBuffer:
@@ -51,7 +73,7 @@ class TokenBuffer:
         accepted: How many tokens were put in.
         stored: How many of them were confirmed.
         batch: What the write in flight is made of, or was last.
-        in_flight: The tokens of that; empty when no write is in flight.
+        in_flight: The runs of tokens of that; empty when no write is in flight.
         waits: How often somebody had to wait for room.
     """
 
@@ -59,11 +81,13 @@ class TokenBuffer:
         self._max_bytes = max_bytes
         self._wake = wake
         self._merges = merges
-        self._gathering: deque[Token] = deque()
+        self._gathering: deque[Run] = deque()
+        self._last: Run | None = None
         self._gathering_bytes = self._in_flight_bytes = 0
         self._queue = asyncio.Lock()
+        self._queued = 0
         self._waiters: list[asyncio.Future[None]] = []
-        self.in_flight: list[Token] = []
+        self.in_flight: list[Run] = []
         self.batch: list[Piece] = []
         self.accepted = self.stored = self.waits = 0
 
@@ -71,27 +95,82 @@ class TokenBuffer:
         """Whether anything is not stored yet."""
         return bool(self._gathering or self.in_flight)
 
-    async def put(self, token: Token, check: Callable[[], None]) -> None:
-        """Adds a token; waits where there is no room, first come, first served.
+    def add(
+        self,
+        content: str,
+        text_size: int,
+        metadata: Mapping[str, Any] = NO_METADATA,
+        encoded: bytes = b"",
+        *,
+        in_turn: bool = False,
+    ) -> bool:
+        """Adds a token if there is room; says whether there was.
+
+        Args:
+            content: The text.
+            text_size: Its size, in bytes of UTF-8.
+            metadata: What is said of it.
+            encoded: That in BSON.
+            in_turn: Whether those who wait for room come later.
+        """
+        if self._queued and not in_turn:
+            return False
+        run, size = self._last, text_size
+        if (
+            run is None
+            or run.encoded != encoded
+            or not self._merges
+            or run.text_size + text_size > MAX_CHUNK_BYTES
+        ):
+            run = None
+            size += self._cost_of_run(encoded)
+        gathering = self._gathering_bytes + size
+        held = gathering + self._in_flight_bytes
+        if held > self._max_bytes and held > size:
+            return False
+        if run is None:
+            run = self._last = Run(metadata, encoded)
+            self._gathering.append(run)
+        run.add(content, text_size)
+        self.accepted += 1
+        self._gathering_bytes = gathering
+        if gathering == size or self._waiters or 2 * gathering >= self._max_bytes:
+            self._wake()
+        return True
+
+    def _cost_of_run(self, encoded: bytes) -> int:
+        """What counts for a run beside its text: many small ones take more than that."""
+        return len(encoded) + CHUNK_OVERHEAD if encoded or not self._merges else 0
+
+    async def put(
+        self,
+        content: str,
+        text_size: int,
+        metadata: Mapping[str, Any],
+        encoded: bytes,
+        check: Callable[[], None],
+    ) -> None:
+        """Adds a token where :meth:`add` found no room; waits for it, first come, first served.
 
         Cancelled while it waits, it has not added the token.
 
         Args:
-            token: The token.
+            content: As for :meth:`add`, like the next three.
+            text_size: See there.
+            metadata: See there.
+            encoded: See there.
             check: Raises when no more is to be added; called after each wait.
         """
-        if self._queue.locked() or self._is_full(token.size):
-            self.waits += 1
+        self.waits += 1
+        self._queued += 1
+        try:
             async with self._queue:
                 check()
-                while self._is_full(token.size):
+                while not self.add(content, text_size, metadata, encoded, in_turn=True):
                     await self.progress()
                     check()
-        self.accepted += 1
-        self._gathering_bytes += token.size
-        self._gathering.append(token)
-        if len(self._gathering) == 1 or self.is_urgent:
-            self._wake()
+        finally:
+            self._queued -= 1
 
     @property
     def is_urgent(self) -> bool:
@@ -103,45 +182,27 @@ class TokenBuffer:
         """Whether there are tokens that are in no write yet."""
         return bool(self._gathering)
 
-    def _is_full(self, size: int) -> bool:
-        held = self._gathering_bytes + self._in_flight_bytes
-        return bool(held) and held + size > self._max_bytes
-
     def take(self) -> list[Piece]:
         """Puts in flight what one append can hold, and makes chunks of it."""
-        pieces: list[tuple[list[str], Mapping[str, Any]]] = []
-        encoded = b""
-        total = merged = 0
-        while self._gathering:
-            token = self._gathering[0]
-            merge = (
-                self._merges
-                and bool(pieces)
-                and encoded == token.encoded
-                and merged + token.text_size <= MAX_CHUNK_BYTES
-            )
-            cost = token.text_size if merge else token.size + CHUNK_OVERHEAD
-            if pieces and (
-                total + cost > MAX_APPEND_BYTES or len(pieces) + (not merge) > MAX_APPEND_CHUNKS
-            ):
+        total = 0
+        while self._gathering and len(self.in_flight) < MAX_APPEND_CHUNKS:
+            run = self._gathering[0]
+            total += run.text_size + len(run.encoded) + CHUNK_OVERHEAD
+            if total > MAX_APPEND_BYTES and self.in_flight:
                 break
-            if merge:
-                pieces[-1][0].append(token.content)
-                merged += token.text_size
-            else:
-                pieces.append(([token.content], token.metadata))
-                merged, encoded = token.text_size, token.encoded
-            total += cost
             self.in_flight.append(self._gathering.popleft())
-            self._in_flight_bytes += token.size
-            self._gathering_bytes -= token.size
-        self.batch = [Piece("".join(contents), metadata) for contents, metadata in pieces]
+            size = run.text_size + self._cost_of_run(run.encoded)
+            self._in_flight_bytes += size
+            self._gathering_bytes -= size
+        if not self._gathering:
+            self._last = None
+        self.batch = [Piece(run.text, run.metadata) for run in self.in_flight]
         return self.batch
 
     def confirm(self) -> int:
         """Lets go of what was in flight, since it is stored; returns the size of its text."""
-        size = sum([token.text_size for token in self.in_flight])
-        self.stored += len(self.in_flight)
+        size = sum([run.text_size for run in self.in_flight])
+        self.stored += sum([run.tokens for run in self.in_flight])
         self.in_flight, self._in_flight_bytes = [], 0
         self.wake_waiters()
         return size
@@ -149,9 +210,10 @@ class TokenBuffer:
     def clear(self) -> tuple[list[str], str]:
         """Lets go of everything; returns the chunks that were in flight and the text behind."""
         chunks = [piece.content for piece in self.batch] if self.in_flight else []
-        behind = "".join([token.content for token in self._gathering])
+        behind = "".join([run.text for run in self._gathering])
         self.in_flight.clear()
         self._gathering.clear()
+        self._last = None
         self._gathering_bytes = self._in_flight_bytes = 0
         self.wake_waiters()
         return chunks, behind

@@ -106,6 +106,11 @@ def object_id(value: object, what: str) -> ObjectId:
     )
 
 
+def utf8_size(text: str) -> int:
+    """The size of a text in bytes of UTF-8; a lone surrogate raises UnicodeEncodeError."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def check_content(content: object, limit: int = MAX_CONTENT_BYTES) -> int:
     """The size of ``content`` in bytes of UTF-8.
 
@@ -118,7 +123,7 @@ def check_content(content: object, limit: int = MAX_CONTENT_BYTES) -> int:
             "objects before storing them. Nothing was written."
         )
     try:
-        size = len(content) if content.isascii() else len(content.encode())
+        size = utf8_size(content)
     except UnicodeEncodeError as error:
         raise InvalidContentError(
             f"Content holds a lone surrogate at index {error.start}, which UTF-8 cannot hold; "

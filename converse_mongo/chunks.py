@@ -11,10 +11,10 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from converse_mongo._json import jsonable
-from converse_mongo._validation import CHUNK_OVERHEAD
+from converse_mongo._validation import CHUNK_OVERHEAD, utf8_size
 from converse_mongo.errors import ChunksNotLoadedError
 
-__all__ = ["ChunkLog", "MessageChunk", "StoredChunk"]
+__all__ = ["ChunkLog", "MessageChunk", "StoredChunk", "stored_size"]
 
 StoredChunk: TypeAlias = dict[str, Any]
 """A chunk as BSON holds it: sequence, content, created_at, and where it has them, metadata and,
@@ -26,6 +26,11 @@ _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 def aware(moment: datetime) -> datetime:
     """``moment`` in UTC with a time zone: BSON dates have none, and drivers differ in adding it."""
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def stored_size(content_size: int, metadata: Mapping[str, Any]) -> int:
+    """What a chunk takes in a document, in bytes; at the most, and closely."""
+    return CHUNK_OVERHEAD + content_size + (len(bson.encode(metadata)) if metadata else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +74,12 @@ class MessageChunk:
     @property
     def content_size(self) -> int:
         """The size of the text, in bytes of UTF-8."""
-        content = self.content
-        return len(content) if content.isascii() else len(content.encode())
+        return utf8_size(self.content)
 
     @property
     def stored_size(self) -> int:
         """What it takes in a document, in bytes; at the most, and closely."""
-        metadata_size = len(bson.encode(self.metadata)) if self.metadata else 0
-        return CHUNK_OVERHEAD + self.content_size + metadata_size
+        return stored_size(self.content_size, self.metadata)
 
     def to_dict(self) -> dict[str, Any]:
         """The chunk in types that JSON has."""

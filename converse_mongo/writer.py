@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 from converse_mongo._appender import Appender, WriterTarget
 from converse_mongo._persistence import Persistent
 from converse_mongo._state import MessageState
-from converse_mongo._token_buffer import Token
+from converse_mongo._token_buffer import NO_METADATA
 from converse_mongo._validation import (
     MAX_CHUNK_BYTES,
     check_content,
@@ -37,8 +37,6 @@ __all__ = ["MessageWriter", "WriterOptions", "WriterStatistics", "WriterTarget"]
 logger = logging.getLogger("converse_mongo")
 
 MAX_ERROR_LENGTH = 10_000
-
-_NO_METADATA: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +157,16 @@ class MessageWriter:
             WriterFailedError: The writer gave up; ``text`` holds what is not stored.
             ConverseClosedError: The facade was closed.
         """
-        self._check()
-        text_size = check_content(token, MAX_CHUNK_BYTES)
-        checked, encoded = _NO_METADATA, b""
+        if self._refusal is not None:
+            raise self._refusal
+        size = check_content(token, MAX_CHUNK_BYTES)
+        checked, encoded = NO_METADATA, b""
         if metadata:
             checked = check_metadata(metadata, "chunk metadata")
             encoded = bson.encode(checked)
-        if text_size:
-            await self._appender.buffer.put(Token(token, checked, text_size, encoded), self._check)
+        buffer = self._appender.buffer
+        if size and not buffer.add(token, size, checked, encoded):
+            await buffer.put(token, size, checked, encoded, self._check)
 
     def _check(self) -> None:
         if self._refusal is not None:

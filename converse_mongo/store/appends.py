@@ -82,7 +82,7 @@ class Appends:
         """
         key = _updates.message_key(message_id, conversation_id)
         created_at = now()
-        size = sum([chunk.stored_size for chunk in _number(0, pieces, created_at)])
+        size = sum([piece.stored_size for piece in pieces])
         if size > MAX_LIVE_BYTES:
             raise InvalidInputError(
                 f"Chunks of {size} bytes are over the limit of {MAX_LIVE_BYTES} bytes for one "
