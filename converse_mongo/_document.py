@@ -80,6 +80,10 @@ class TracksChanges(BaseModel):
         copied._remembered = dict(self._remembered)  # noqa: SLF001
         return copied
 
+    def _private(self) -> dict[str, Any]:
+        """The private attributes, which take long to get one by one."""
+        return self.__pydantic_private__ or {}
+
     def _fields(self) -> dict[str, Any]:
         """All that a document holds, with the extra fields that a subclass may allow."""
         untracked = self._untracked

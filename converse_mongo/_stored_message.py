@@ -144,36 +144,32 @@ class StoredMessage(StoredDocument):
 
     def _take_appended(self, chunks: Sequence[MessageChunk]) -> None:
         """Follows an append of this copy, which so holds all chunks that it held and made."""
+        # By the dictionary: an attribute costs a call or two in Beanie's classes, at each append.
         fields = self.__dict__
         log: ChunkLog = fields["chunks"]
         if not (log.is_loaded and fields["status"] is MessageStatus.STREAMING):
             return
-        taken = self._next_of(chunks)
-        log.stored.extend([chunk.to_stored() for chunk in taken])
-        self._take_text(taken, None)
+        if chunks[0].sequence == fields["next_sequence"]:  # else it stays a true beginning
+            log.stored.extend([chunk.to_stored() for chunk in chunks])
+            self._take_text(fields, chunks, None)
 
     def _take_written(self, chunks: Sequence[MessageChunk]) -> None:
         """Follows a writer, but holds no more than a page of chunks and what text fits."""
         if not (self.is_streaming and self._has_whole_text):
             return
         self._follows = True
-        taken = self._next_of(chunks)
-        if self.chunks.is_loaded and self.next_sequence + len(taken) <= PAGE_CHUNKS:
-            self.chunks.stored.extend([chunk.to_stored() for chunk in taken])
-        elif taken:
+        if chunks[0].sequence != self.next_sequence:
+            return
+        if self.chunks.is_loaded and self.next_sequence + len(chunks) <= PAGE_CHUNKS:
+            self.chunks.stored.extend([chunk.to_stored() for chunk in chunks])
+        else:
             self.chunks = ChunkLog.not_loaded()
-        self._take_text(taken, MAX_CONTENT_BYTES)
+        self._take_text(self.__dict__, chunks, MAX_CONTENT_BYTES)
 
-    def _next_of(self, chunks: Sequence[MessageChunk]) -> Sequence[MessageChunk]:
-        """``chunks``, if they follow on what this copy knows.
-
-        Where others appended in between, it stays a true beginning of the text.
-        """
-        return chunks if chunks[0].sequence == self.__dict__["next_sequence"] else ()
-
-    def _take_text(self, chunks: Sequence[MessageChunk], limit: int | None) -> None:
-        # Not by the attributes: each costs a call or two in the classes above, for each chunk.
-        fields, remembered = self.__dict__, self._remembered
+    def _take_text(
+        self, fields: dict[str, Any], chunks: Sequence[MessageChunk], limit: int | None
+    ) -> None:
+        remembered = self._private()["_remembered"]
         # With no other reference to it CPython grows a string in place; a copy for each chunk
         # would cost the square of the length.
         remembered.pop("content", None)
@@ -217,16 +213,18 @@ class StoredMessage(StoredDocument):
         return copied
 
     def _own_id(self) -> ObjectId:
-        if self.id is None:
+        own_id = self.id
+        if own_id is None:
             raise InvalidInputError("This message is not stored yet: await insert() first.")
-        return self.id
+        return own_id
 
     def _own_lane(self, store: Store) -> Lane:
-        lane = self._lane if store.session is None else None
+        private: dict[str, Any] = self._private()
+        lane: Lane | None = private["_lane"] if store.session is None else None
         if lane is None:
             lane = store.lane(self._own_id())
             if store.session is None:
-                self._lane = lane
+                private["_lane"] = lane
         fields = self.__dict__
         lane.learn(fields["next_sequence"], fields["page_start"], fields["chunk_bytes"])
         return lane

@@ -19,6 +19,7 @@ from converse_mongo._validation import (
     check_metadata,
     check_reason,
     object_id,
+    utf8_size,
 )
 from converse_mongo.chunks import MessageChunk
 from converse_mongo.errors import (
@@ -58,9 +59,9 @@ class StreamingMessage(StoredMessage):
             MessageNotFoundError: There is no such message.
             StoreUnavailableError: MongoDB gave no answer; the error carries the append id.
         """
-        check_content(content, MAX_CHUNK_BYTES)
+        size = check_content(content, MAX_CHUNK_BYTES)
         checked = {} if metadata is None else check_metadata(metadata, "chunk metadata")
-        return (await self._append([Piece(content, checked)], append_id))[0]
+        return (await self._append([Piece(content, checked, size)], append_id))[0]
 
     async def append_chunks(
         self, contents: Iterable[str], *, append_id: ObjectId | None = None
@@ -82,7 +83,8 @@ class StreamingMessage(StoredMessage):
         appended: list[MessageChunk] = []
         try:
             for batch in _batches(checked):
-                appended += await self._append([Piece(text, {}) for text in batch], append_id)
+                pieces = [Piece(text, {}, utf8_size(text)) for text in batch]
+                appended += await self._append(pieces, append_id)
                 append_id = None
         except StoreUnavailableError as error:
             error.appended = len(appended)
@@ -93,8 +95,9 @@ class StreamingMessage(StoredMessage):
         if append_id is not None:
             append_id = object_id(append_id, "append")
         store = self.store()
+        lane, message_id = self._own_lane(store), self._own_id()
         chunks = await store.appends.append(
-            self._own_lane(store), self._own_id(), self.conversation_id, pieces, append_id
+            lane, message_id, self.conversation_id, pieces, append_id
         )
         if store.session is not None:
             self._unconfirmed = True
@@ -316,7 +319,7 @@ def _batches(contents: list[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     size = 0
     for content in contents:
-        cost = len(content.encode()) + CHUNK_OVERHEAD
+        cost = utf8_size(content) + CHUNK_OVERHEAD
         if batch and (size + cost > MAX_APPEND_BYTES or len(batch) == MAX_APPEND_CHUNKS):
             yield batch
             batch, size = [], 0

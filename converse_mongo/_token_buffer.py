@@ -11,9 +11,7 @@ from converse_mongo._validation import (
     MAX_APPEND_BYTES,
     MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
-    utf8_size,
 )
-from converse_mongo.chunks import stored_size
 
 __all__ = ["NO_METADATA", "Piece", "Run", "TokenBuffer"]
 
@@ -23,15 +21,17 @@ MAX_PARTS = 4096
 
 
 class Piece(NamedTuple):
-    """What becomes a chunk."""
+    """What becomes a chunk.
+
+    Attributes:
+        content: The text.
+        metadata: What is said of it.
+        text_size: The size of the text, in bytes of UTF-8.
+    """
 
     content: str
     metadata: Mapping[str, Any]
-
-    @property
-    def stored_size(self) -> int:
-        """What the chunk takes in a document, in bytes."""
-        return stored_size(utf8_size(self.content), self.metadata)
+    text_size: int
 
 
 class Run:
@@ -196,7 +196,7 @@ class TokenBuffer:
             self._gathering_bytes -= size
         if not self._gathering:
             self._last = None
-        self.batch = [Piece(run.text, run.metadata) for run in self.in_flight]
+        self.batch = [Piece(run.text, run.metadata, run.text_size) for run in self.in_flight]
         return self.batch
 
     def confirm(self) -> int:

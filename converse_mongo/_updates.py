@@ -64,6 +64,8 @@ def append(
     key: Mapping[str, Any],
     chunks: Sequence[MessageChunk],
     append_id: ObjectId,
+    size: int,
+    text_size: int,
     epoch: int | None = None,
     *,
     unless_stopped: bool = False,
@@ -75,12 +77,13 @@ def append(
     first chunk tells a writer whose answer was lost that the append was its own.
 
     Args:
+        size: What the chunks take in the document, in bytes.
+        text_size: The size of their text, in bytes of UTF-8.
         epoch: That of the writer who appends; it matches until another takes the message over.
         unless_stopped: Whether a stop that was asked for keeps the chunks out.
     """
     stored = [chunk.to_stored() for chunk in chunks]
     stored[0]["append_id"] = append_id
-    size = sum([chunk.stored_size for chunk in chunks])
     match = _streaming(key) | {
         "next_sequence": chunks[0].sequence,
         "chunk_bytes": {"$not": {"$gt": MAX_LIVE_BYTES - size}},
@@ -94,7 +97,7 @@ def append(
         "$inc": {
             "next_sequence": len(stored),
             "chunk_bytes": size,
-            "content_bytes": sum([chunk.content_size for chunk in chunks]),
+            "content_bytes": text_size,
         },
         "$currentDate": _SIGN_OF_LIFE,
     }

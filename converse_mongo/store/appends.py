@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import count
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from converse_mongo._driver import is_too_large
 from converse_mongo._state import LeaseState
 from converse_mongo._token_buffer import Piece
 from converse_mongo._validation import MAX_LIVE_BYTES, now
-from converse_mongo.chunks import MessageChunk
+from converse_mongo.chunks import MessageChunk, stored_size
 from converse_mongo.errors import (
     InvalidInputError,
     MessageNotFoundError,
@@ -45,6 +44,43 @@ class WriterClaim:
     epoch: int
     unless_stopped: bool
     on_retry: Callable[[], None]
+
+
+class _Append:
+    """What one append adds to a message.
+
+    Attributes:
+        key: The message.
+        pieces: What becomes a chunk each.
+        append_id: The id of the append.
+        claim: What a writer insists on.
+        text_size: The size of all text, in bytes of UTF-8.
+        size: What the chunks take in a document, in bytes.
+    """
+
+    __slots__ = ("append_id", "claim", "created_at", "key", "pieces", "size", "text_size")
+
+    def __init__(
+        self,
+        key: Mapping[str, Any],
+        pieces: Sequence[Piece],
+        append_id: ObjectId,
+        claim: WriterClaim | None,
+    ) -> None:
+        self.key = key
+        self.pieces = pieces
+        self.append_id = append_id
+        self.claim = claim
+        self.created_at = now()
+        self.text_size = sum([piece.text_size for piece in pieces])
+        self.size = sum([stored_size(piece.text_size, piece.metadata) for piece in pieces])
+
+    def number(self, first: int) -> list[MessageChunk]:
+        """The chunks, from sequence ``first``."""
+        return [
+            MessageChunk(sequence, content, self.created_at, metadata)
+            for sequence, (content, metadata, _) in enumerate(self.pieces, first)
+        ]
 
 
 class Appends:
@@ -81,24 +117,22 @@ class Appends:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds; carries the append id.
         """
         key = _updates.message_key(message_id, conversation_id)
-        created_at = now()
-        size = sum([piece.stored_size for piece in pieces])
-        if size > MAX_LIVE_BYTES:
+        wanted = _Append(key, pieces, append_id or ObjectId(), claim)
+        if wanted.size > MAX_LIVE_BYTES:
             raise InvalidInputError(
-                f"Chunks of {size} bytes are over the limit of {MAX_LIVE_BYTES} bytes for one "
-                "atomic write: split them. Nothing was written."
+                f"Chunks of {wanted.size} bytes are over the limit of {MAX_LIVE_BYTES} bytes for "
+                "one atomic write: split them. Nothing was written."
             )
         async with lane.lock:
             # What may be stored already is looked for first, by a try that cannot match.
             first = -1 if append_id is not None and again else lane.next_sequence
-            append_id = append_id or ObjectId()
             try:
-                chunks = await self._append(lane, key, pieces, created_at, first, append_id, claim)
+                chunks = await self._append(lane, wanted, first)
             except StoreUnavailableError as error:
-                error.append_id = append_id
+                error.append_id = wanted.append_id
                 raise
             lane.next_sequence = chunks[-1].sequence + 1
-            lane.live_bytes += size
+            lane.live_bytes += wanted.size
             if self._pages.is_full(lane):
                 await self._pages.seal_if_possible(lane, key)
         handlers = self._calls.handlers
@@ -111,31 +145,21 @@ class Appends:
                 )
         return chunks
 
-    async def _append(
-        self,
-        lane: Lane,
-        key: Mapping[str, Any],
-        pieces: Sequence[Piece],
-        created_at: datetime,
-        first: int,
-        append_id: ObjectId,
-        claim: WriterClaim | None,
-    ) -> list[MessageChunk]:
+    async def _append(self, lane: Lane, wanted: "_Append", first: int) -> list[MessageChunk]:
         earliest = first
         for attempt in count():
-            chunks = _number(first, pieces, created_at)
-            if await self._try(key, chunks, append_id, claim):
+            chunks = wanted.number(first)
+            if await self._try(wanted, chunks):
                 return chunks
-            found = await self._explain_miss(key, append_id, earliest, claim)
+            found = await self._explain_miss(wanted, earliest)
             if "stored_at" in found:
                 # An earlier try was stored after all. The try that missed was a write under the
                 # same write concern, and MongoDB confirms a write that changed nothing only once
                 # what it saw is confirmed, so this append is acknowledged too.
-                return await self._read_back(key, found["stored_at"], pieces)
-            size = sum([chunk.stored_size for chunk in chunks])
-            if found.get("chunk_bytes", 0) + size > MAX_LIVE_BYTES:
+                return await self._read_back(wanted.key, found["stored_at"], wanted.pieces)
+            if found.get("chunk_bytes", 0) + wanted.size > MAX_LIVE_BYTES:
                 # Somebody died before a page was moved out of the way.
-                await self._pages.seal(lane, key)
+                await self._pages.seal(lane, wanted.key)
             # Another writer was first: go behind it. Each miss is another's success.
             first = found["next_sequence"]
             earliest = min(earliest, first)
@@ -143,47 +167,35 @@ class Appends:
                 await back_off(attempt)
         raise AssertionError("unreachable")
 
-    async def _try(
-        self,
-        key: Mapping[str, Any],
-        chunks: Sequence[MessageChunk],
-        append_id: ObjectId,
-        claim: WriterClaim | None,
-    ) -> bool:
-        match, update = (
-            _updates.append(key, chunks, append_id)
-            if claim is None
-            else _updates.append(
-                key, chunks, append_id, claim.epoch, unless_stopped=claim.unless_stopped
-            )
+    async def _try(self, wanted: "_Append", chunks: Sequence[MessageChunk]) -> bool:
+        claim, message_id = wanted.claim, wanted.key["_id"]
+        match, update = _updates.append(
+            *(wanted.key, chunks, wanted.append_id, wanted.size, wanted.text_size),
+            epoch=claim.epoch if claim else None,
+            unless_stopped=claim is not None and claim.unless_stopped,
         )
         try:
             result = await self._calls.call(
                 self._calls.messages.update_one,
                 match,
                 update,
-                what=f"append to message {key['_id']}",
-                append_id=append_id,
+                what=f"append to message {message_id}",
+                append_id=wanted.append_id,
                 on_retry=claim.on_retry if claim else None,
                 bounded=claim is not None,
             )
         except OperationFailure as error:
             if is_too_large(error):
-                raise MessageTooLargeError(key["_id"]) from error
+                raise MessageTooLargeError(message_id) from error
             raise
         return bool(result.matched_count)
 
-    async def _explain_miss(
-        self,
-        key: Mapping[str, Any],
-        append_id: ObjectId,
-        earliest: int,
-        claim: WriterClaim | None,
-    ) -> Mapping[str, Any]:
+    async def _explain_miss(self, wanted: "_Append", earliest: int) -> Mapping[str, Any]:
         """What the message has instead of what an append expected.
 
         ``stored_at`` is added where the append is stored: the sequence of its first chunk.
         """
+        key, append_id, claim = wanted.key, wanted.append_id, wanted.claim
         message_id = key["_id"]
         found = await self._calls.call(
             self._calls.messages.find_one,
@@ -258,10 +270,3 @@ def fenced(message_id: ObjectId, status: MessageStatus) -> WriterFencedError:
         f"Message {message_id} {how}. Nothing more is stored by this one: leave the loop.",
         message_id,
     )
-
-
-def _number(first: int, pieces: Sequence[Piece], created_at: datetime) -> list[MessageChunk]:
-    return [
-        MessageChunk(sequence, content, created_at, metadata)
-        for sequence, (content, metadata) in enumerate(pieces, first)
-    ]

@@ -62,7 +62,10 @@ def _append_by_hand(
 ) -> Operation:
     async def work(operation: Operation) -> Any:
         chunks = await process.store.appends.append(
-            process.lane, *IDS, [Piece(text, {}) for text in contents], append_id
+            process.lane,
+            *IDS,
+            [Piece(text, {}, len(text.encode())) for text in contents],
+            append_id,
         )
         process.take(chunks)
         return chunks
@@ -81,7 +84,7 @@ def write(simulation: Simulation, process: Process, endings: Sequence[str]) -> O
     async def try_once(operation: Operation, *, again: bool) -> Any:
         claim = WriterClaim(epoch, operation.unless_stopped, lambda: None)
         return await process.store.appends.append(
-            *(process.lane, *IDS, [Piece(text, {}) for text in contents]),
+            *(process.lane, *IDS, [Piece(text, {}, len(text.encode())) for text in contents]),
             *(operation.append_id, claim),
             again=again,
         )
