@@ -75,9 +75,10 @@ def model(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
-def bench(session: nox.Session) -> None:
-    """The benchmarks, some five minutes; ``-- append_cost --output results`` runs one."""
-    session.install(*DRIVERS["motor"])
+@nox.parametrize("driver", list(DRIVERS))
+def bench(session: nox.Session, driver: str) -> None:
+    """The benchmarks; ``-- append_cost --output results`` runs one, and keeps its figures."""
+    session.install(*DRIVERS[driver], *group("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

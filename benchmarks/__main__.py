@@ -6,6 +6,7 @@ is shown, and is no failure: times on a busy machine decide nothing.
 
 import argparse
 import asyncio
+import math
 import signal
 import sys
 import time
@@ -16,22 +17,50 @@ from typing import TypeAlias
 from pymongo.errors import PyMongoError
 from rich.console import Console
 
-from benchmarks import append_cost, long_message, plain_array
+from benchmarks import (
+    append_cost,
+    append_overhead,
+    fan_out,
+    generation,
+    live_latency,
+    load,
+    long_message,
+    plain_array,
+    reads,
+    resume,
+    whole_job,
+    writer_speed,
+)
 from benchmarks.figures import BenchmarkError, Figure
+from benchmarks.plots import can_draw
 from benchmarks.reports import print_figures, write_figures
 from benchmarks.servers import URI_VARIABLE, open_server
-from benchmarks.settings import Setting
+from benchmarks.settings import Load, Setting
 from converse_mongo import ConverseError
 
 Benchmark: TypeAlias = Callable[[Setting], Awaitable[list[Figure]]]
 
 BENCHMARKS: dict[str, Benchmark] = {
     "append_cost": append_cost.run,
+    "append_overhead": append_overhead.run,
+    "writer_speed": writer_speed.run,
+    "generation": generation.run,
     "plain_array": plain_array.run,
     "long_message": long_message.run,
+    "fan_out": fan_out.run,
+    "resume": resume.run,
+    "reads": reads.run,
+    "live_latency": live_latency.run,
+    "whole_job": whole_job.run,
+    "load": load.run,
 }
+ONLY_IF_NAMED = frozenset({"load"})
+"""It takes ten minutes."""
+DEFAULT = [name for name in BENCHMARKS if name not in ONLY_IF_NAMED]
 MIN_ROUNDS = 5
 MIN_CHUNKS = 100_000
+MIN_MINUTES, MAX_MINUTES = 1.0, 1440.0
+MIN_MESSAGES = 2
 LOG_WIDTH = 130
 
 
@@ -45,9 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A table in a log is not to be folded for a terminal that is not there.
     console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
     progress = Console(stderr=True, style="dim")
+    if arguments.output is not None and not can_draw():
+        progress.print("Matplotlib is not installed: there will be figures, and no pictures.")
     # So that the server and all children are ended, as they are after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    for name in arguments.names or BENCHMARKS:
+    for name in arguments.names or DEFAULT:
         progress.print(f"{name} …")
         try:
             _run(name, arguments, console, progress)
@@ -68,6 +99,7 @@ def _run(name: str, arguments: argparse.Namespace, console: Console, progress: C
             rounds=arguments.rounds,
             chunks=arguments.chunks,
             note=lambda text: progress.print(f"  {text}", markup=False, highlight=False),
+            load=Load(arguments.minutes, arguments.messages, arguments.flush_interval),
         )
         start = time.monotonic()
         figures = asyncio.run(_figures(BENCHMARKS[name], setting))
@@ -84,7 +116,10 @@ async def _figures(benchmark: Benchmark, setting: Setting) -> list[Figure]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(BENCHMARKS)}"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"default: {', '.join(DEFAULT)}. Only if named: {', '.join(ONLY_IF_NAMED)}",
     )
     parser.add_argument(
         "--uri", help=f"a replica set to use; default: {URI_VARIABLE}, else an embedded server"
@@ -99,7 +134,29 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of long_message, at least {MIN_CHUNKS}; default: %(default)d",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIRECTORY", help="where to write NAME.json for each"
+        "--minutes",
+        type=_minutes,
+        default=10.0,
+        help=f"of load, from {MIN_MINUTES:g} to {MAX_MINUTES:g}; default: %(default)g",
+    )
+    parser.add_argument(
+        "--messages",
+        type=_messages,
+        default=200,
+        help=f"of load, at least {MIN_MESSAGES}; default: %(default)d",
+    )
+    parser.add_argument(
+        "--flush-interval",
+        type=_seconds,
+        default=0.04,
+        metavar="SECONDS",
+        help="of the writers of load; default: that of the library, %(default)g",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIRECTORY",
+        help="where to write NAME.json and NAME.svg for each, and figures.md with all",
     )
     return parser
 
@@ -110,6 +167,28 @@ def _rounds(text: str) -> int:
 
 def _chunks(text: str) -> int:
     return _at_least(text, MIN_CHUNKS)
+
+
+def _messages(text: str) -> int:
+    return _at_least(text, MIN_MESSAGES)
+
+
+def _minutes(text: str) -> float:
+    return _number(text, MIN_MINUTES, MAX_MINUTES)
+
+
+def _seconds(text: str) -> float:
+    return _number(text, 0.0, 10.0)
+
+
+def _number(text: str, least: float, most: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from {least:g} to {most:g}")
+    return number
 
 
 def _at_least(text: str, least: int) -> int:

@@ -10,7 +10,22 @@ from pymongo import MongoClient
 
 from benchmarks.servers import Server
 
-__all__ = ["Setting"]
+__all__ = ["Load", "Setting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much the load test does.
+
+    Attributes:
+        minutes: For how long.
+        messages: How many stream at once.
+        flush_interval: That of their writers, in seconds.
+    """
+
+    minutes: float = 10.0
+    messages: int = 200
+    flush_interval: float = 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +37,14 @@ class Setting:
         rounds: How often each thing is measured.
         chunks: How many chunks a long message has.
         note: Told what goes on, for who waits.
+        load: How much the load test does.
     """
 
     server: Server
     rounds: int
     chunks: int
     note: Callable[[str], None]
+    load: Load = Load()
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[str]:
