@@ -471,7 +471,7 @@ class Converse:
         """
         hub, key = self._open_parts.hub, object_id(message_id, "message")
         check_sequence(after)
-        return Watcher(hub, lambda: hub.join_message(key), after)
+        return Watcher(hub, Hub.join_message, key, after)
 
     def watch_conversation(
         self, conversation_id: IdLike, after: str | None = None
@@ -499,7 +499,7 @@ class Converse:
         hub, key = self._open_parts.hub, object_id(conversation_id, "conversation")
         if after is not None and after != NOW:
             ConversationCursor.parse(after, key)
-        return Watcher(hub, lambda: hub.join_conversation(key), after)
+        return Watcher(hub, Hub.join_conversation, key, after)
 
     @property
     def _open_parts(self) -> "_Parts":

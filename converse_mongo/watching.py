@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from converse_mongo._driver import is_transient
@@ -56,14 +57,22 @@ class Watcher(Generic[E]):
         "_index",
         "_iterating",
         "_join",
+        "_key",
         "_last",
         "_start",
         "_topic",
     )
 
-    def __init__(self, hub: Hub, join: Callable[[], Topic[E, Any]], after: object) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        join: Callable[[Hub, ObjectId], Topic[E, Any]],
+        key: ObjectId,
+        after: object,
+    ) -> None:
         self._hub = hub
         self._join = join
+        self._key = key
         self._after = after
         self._start: Any = None
         self._last: E | None = None
@@ -158,7 +167,7 @@ class Watcher(Generic[E]):
             self._hub.leave(topic)
 
     async def _enter(self) -> Topic[E, Any]:
-        topic = self._topic = self._join()
+        topic = self._topic = self._join(self._hub, self._key)
         if topic.stale or not topic.ready:
             await self._catch_up(topic)
         if topic.failure is not None:
