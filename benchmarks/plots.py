@@ -23,7 +23,7 @@ INCHES_WIDE, INCHES_A_LINE, INCHES_AROUND = 9.0, 0.17, 1.6
 LINES_BETWEEN = 1.0
 LOGARITHMIC_FROM = 4.0
 """How many times the least value on the axis the greatest is, for the axis to be logarithmic."""
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "svg.hashsalt": "benchmarks",

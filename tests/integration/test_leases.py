@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
@@ -605,3 +606,43 @@ async def test_costs__reading_an_ended_message_asks_for_nothing_more(
     assert [name for name, _ in commands.sent] == ["find"]
     commands.sent.clear()
     await until(lambda: not commands.sent)
+
+
+async def test_find_expired__asks_once_for_all_messages(facade: Facade, commands: Commands) -> None:
+    converse = await facade(client_options={"event_listeners": [commands]})
+    conversation = await converse.start_conversation()
+    messages = [await conversation.start_streaming_assistant() for _ in range(10)]
+    for message in messages[5:]:
+        await message.append_chunk("word")
+    store = converse.message_model.store()
+    keys = {message.id: message.conversation_id for message in messages}
+
+    async def find_expired(**changes: Any) -> tuple[list[Any], list[str]]:
+        found = await store.reader.counters(keys)
+        leases = {key: replace(counters.lease, **changes) for key, counters in found.items()}
+        commands.sent.clear()
+        orphans = await store.leases.find_expired(leases, keys)
+        return sorted(orphans), [name for name, _ in commands.sent]
+
+    assert await find_expired() == ([], ["update", "hello"])
+    assert await find_expired() == ([], [])
+    assert await find_expired(duration=0.001) == (sorted(keys), [])
+
+
+async def test_check__starts_the_leases_of_all_that_nobody_has_written_to(facade: Facade) -> None:
+    converse = await facade(poll_interval=0.02, check_interval=0.02)
+    conversation = await converse.start_conversation()
+    messages = [await conversation.start_streaming_assistant() for _ in range(3)]
+    tasks = [asyncio.create_task(collect(converse, message)) for message in messages]
+    store = converse.message_model.store()
+    for message in messages:
+        async with asyncio.timeout(20):
+            while True:
+                state = await store.reader.state(message.id, message.conversation_id)
+                assert state is not None
+                if state.lease.renewed_at is not None:
+                    break
+                await asyncio.sleep(0.01)
+    for message in messages:
+        await message.complete_streaming()
+    await asyncio.gather(*tasks)

@@ -605,3 +605,32 @@ async def test_writer__compacts_as_well(facade: Facade) -> None:
     assert message.content == text_of(600)
     assert await gone(converse, message)
     assert len((await converse.get_message(message.id)).chunks) == 600
+
+
+async def test_iter_chunks__reads_several_pages_at_once(facade: Facade, commands: Commands) -> None:
+    converse = await facade(client_options={"event_listeners": [commands]})
+    message = await start(converse)
+    await fill(message, 9 * PAGE_CHUNKS + 10)
+    commands.sent.clear()
+    chunks = [chunk async for chunk in message.iter_chunks()]
+    assert [chunk.sequence for chunk in chunks] == list(range(9 * PAGE_CHUNKS + 10))
+    assert "".join(chunk.content for chunk in chunks) == text_of(9 * PAGE_CHUNKS + 10)
+    # Eight pages in three reads, the ninth in two, and what is embedded in one.
+    assert len(commands.named("find")) <= 7
+    assert all(command["filter"].get("conversation_id") for command in commands.named("find"))
+
+
+async def test_iter_chunks__goes_on_where_pages_are_merged_in_between(facade: Facade) -> None:
+    converse = await facade()
+    message = await start(converse)
+    await fill(message, 12 * PAGE_CHUNKS)
+    reading = message.iter_chunks()
+    seen = [await anext(reading) for _ in range(8 * PAGE_CHUNKS)]
+    other = await converse.get_message(message.id)
+    await other.complete_streaming()
+    await converse.message_model.store().paging.compact(
+        await converse.message_model.store().reader.state(message.id, message.conversation_id)
+    )
+    assert not await pages_of(converse, message)
+    seen += [chunk async for chunk in reading]
+    assert [chunk.sequence for chunk in seen] == list(range(12 * PAGE_CHUNKS))

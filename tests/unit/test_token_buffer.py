@@ -1,0 +1,157 @@
+"""The buffer of a writer: what becomes a chunk, what counts, and who waits."""
+
+import asyncio
+import sys
+
+import pytest
+
+from converse_mongo._token_buffer import MAX_PARTS, Run, TokenBuffer
+from converse_mongo._validation import CHUNK_OVERHEAD, MAX_APPEND_CHUNKS, MAX_CHUNK_BYTES
+
+
+class Wakes:
+    """Counts how often the writer's task was woken."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+def make(max_bytes: int = 1000, *, merges: bool = True) -> TokenBuffer:
+    return TokenBuffer(max_bytes, Wakes(), merges=merges)
+
+
+def fill(buffer: TokenBuffer, *tokens: str) -> None:
+    for token in tokens:
+        assert buffer.add(token, len(token.encode()))
+
+
+def contents(buffer: TokenBuffer) -> list[str]:
+    return [piece.content for piece in buffer.take()]
+
+
+async def test_add__merges_adjacent_tokens_up_to_a_chunk() -> None:
+    buffer = make(10 * MAX_CHUNK_BYTES)
+    fill(buffer, "a", "é", "x" * (MAX_CHUNK_BYTES - 3))
+    fill(buffer, "b")
+    pieces = buffer.take()
+    assert [piece.content for piece in pieces] == ["aé" + "x" * (MAX_CHUNK_BYTES - 3), "b"]
+    assert [piece.text_size for piece in pieces] == [MAX_CHUNK_BYTES, 1]
+    assert (buffer.accepted, buffer.stored) == (4, 0)
+    assert buffer.confirm() == MAX_CHUNK_BYTES + 1
+    assert (buffer.accepted, buffer.stored, bool(buffer)) == (4, 4, False)
+
+
+async def test_add__keeps_tokens_apart_that_say_different_things() -> None:
+    buffer = make()
+    assert buffer.add("a", 1, {"n": 1}, b"one")
+    assert buffer.add("b", 1, {"n": 1}, b"one")
+    assert buffer.add("c", 1, {"n": 2}, b"two")
+    fill(buffer, "d")
+    assert [(piece.content, dict(piece.metadata)) for piece in buffer.take()] == [
+        ("ab", {"n": 1}),
+        ("c", {"n": 2}),
+        ("d", {}),
+    ]
+
+
+async def test_add__what_comes_during_a_write_is_a_chunk_of_its_own() -> None:
+    buffer = make()
+    fill(buffer, "a", "b")
+    assert contents(buffer) == ["ab"]
+    fill(buffer, "c", "d")
+    assert buffer.clear() == (["ab"], "cd")
+
+
+async def test_add__refuses_what_has_no_room_unless_nothing_else_is_held() -> None:
+    buffer = make(4)
+    fill(buffer, "longer than that")
+    assert not buffer.add("x", 1)
+    buffer.take()
+    assert not buffer.add("x", 1), "what is in flight is held, too"
+    buffer.confirm()
+    fill(buffer, "1234")
+    assert not buffer.add("5", 1)
+    assert buffer.accepted == 2
+
+
+@pytest.mark.parametrize("encoded", [b"", b"twelve bytes"])
+async def test_add__counts_what_small_chunks_take_besides(encoded: bytes) -> None:
+    most = 10 * (CHUNK_OVERHEAD + 1 + len(encoded))
+    buffer = make(most, merges=False)
+    for _ in range(10):
+        assert buffer.add("x", 1, {}, encoded)
+    assert not buffer.add("x", 1, {}, encoded)
+
+
+async def test_take__leaves_behind_what_one_append_cannot_hold() -> None:
+    buffer = make(1_000_000, merges=False)
+    fill(buffer, *"x" * (MAX_APPEND_CHUNKS + 1))
+    assert len(buffer.take()) == MAX_APPEND_CHUNKS
+    assert buffer.gathers
+    buffer.confirm()
+    assert contents(buffer) == ["x"]
+    assert not buffer.gathers
+
+
+async def test_add__wakes_for_the_first_token_and_when_it_gets_full() -> None:
+    wakes = Wakes()
+    buffer = TokenBuffer(10, wakes, merges=True)
+    fill(buffer, "1")
+    assert wakes.count == 1
+    fill(buffer, "2", "3", "4")
+    assert wakes.count == 1
+    fill(buffer, "5")
+    assert wakes.count == 2
+    assert buffer.is_urgent
+
+
+async def test_put__waits_in_the_order_of_coming() -> None:
+    buffer = make(2)
+    fill(buffer, "ab")
+    waiting = [asyncio.create_task(buffer.put(token, 1, {}, b"", lambda: None)) for token in "cdef"]
+    await asyncio.sleep(0)
+    assert not buffer.add("z", 1), "nobody goes past those who wait"
+    waiting[1].cancel()
+    await asyncio.wait([waiting[1]])
+    taken = []
+    while any(not task.done() for task in waiting) or buffer:
+        taken += contents(buffer)
+        buffer.confirm()
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert "".join(taken) == "abcef"
+    assert (buffer.accepted, buffer.waits) == (4, 4)
+    fill(buffer, "z")
+
+
+async def test_put__tells_who_waits_that_no_more_is_taken() -> None:
+    buffer, closed = make(2), False
+
+    def check() -> None:
+        if closed:
+            raise RuntimeError("closed")
+
+    fill(buffer, "ab")
+    waiting = asyncio.create_task(buffer.put("c", 1, {}, b"", check))
+    await asyncio.sleep(0)
+    closed = True
+    buffer.wake_waiters()
+    with pytest.raises(RuntimeError, match="closed"):
+        await waiting
+    assert buffer.accepted == 1
+
+
+def test_run__takes_about_what_its_text_takes() -> None:
+    run = Run({}, b"")
+    tokens = [f"{number:04d}" for number in range(3 * MAX_PARTS)]
+    for token in tokens:
+        run.add(token, 4)
+    parts = run._parts
+    held = sys.getsizeof(parts) + sum(map(sys.getsizeof, parts))
+    assert held < 4 * len(tokens) + 100 * MAX_PARTS
+    assert len(parts) < MAX_PARTS
+    assert run.text == "".join(tokens)
+    assert (run.tokens, run.text_size) == (len(tokens), 4 * len(tokens))
