@@ -20,6 +20,7 @@ SERVER_VARIABLE = "CONVERSE_BENCHMARK_URI"
 """Children get the URI in their environment: it may hold a password, and all see command lines."""
 
 END_SECONDS = 3.0
+_OUTPUT = 2000
 _ROOT = Path(__file__).parents[1]
 
 
@@ -110,7 +111,9 @@ class Child:
 
     def _error(self, what: str) -> BenchmarkError:
         self._errors.seek(0)
-        output = self._errors.read()[-2000:].decode(errors="replace").strip()
+        output = self._errors.read().decode(errors="replace").strip()
+        if len(output) > 2 * _OUTPUT:  # the first trouble often explains the rest
+            output = f"{output[:_OUTPUT]}\n…\n{output[-_OUTPUT:]}"
         return BenchmarkError(f"The {self.name} {what}." + (f"\n{output}" if output else ""))
 
 

@@ -9,6 +9,7 @@ from benchmarks.children import tell, wait_for_parent
 from benchmarks.figures import BenchmarkError
 from benchmarks.load_samples import VIEWERS_PER_MESSAGE, Latencies, digest, sample_parts
 from converse_mongo import ChunkReceived, Converse, MessageCompleted
+from converse_mongo.events import FinalEvent
 
 __all__ = ["view"]
 
@@ -18,7 +19,7 @@ class View:
     """What one viewer had of one message, and its end."""
 
     contents: list[str] = field(default_factory=list)
-    end: MessageCompleted | None = None
+    end: FinalEvent | None = None
 
 
 class Audience:
@@ -81,7 +82,7 @@ class Audience:
                         )
                     view.contents.append(event.chunk.content)
                     self._count(event.chunk.content, came)
-                elif isinstance(event, MessageCompleted):
+                else:
                     view.end = event
         return view
 
@@ -110,8 +111,8 @@ class Audience:
 
 
 def _check_view(message_id: str, view: View) -> None:
-    if view.end is None:
-        raise BenchmarkError(f"Message {message_id} was not completed")
+    if not isinstance(view.end, MessageCompleted):
+        raise BenchmarkError(f"Message {message_id} was not completed: {view.end!r}")
     metadata, count = view.end.metadata, len(view.contents)
     if not count == view.end.chunk_count == metadata["chunks"]:
         raise BenchmarkError(
