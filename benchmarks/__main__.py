@@ -7,7 +7,6 @@ is shown, and is no failure: times on a busy machine decide nothing.
 import argparse
 import asyncio
 import math
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,6 +36,7 @@ from benchmarks.reports import print_figures, write_figures
 from benchmarks.servers import URI_VARIABLE, open_server
 from benchmarks.settings import Load, Setting
 from converse_mongo import ConverseError
+from converse_mongo.demo.signals import TERMINATED, cancelling_the_task, exiting
 
 Benchmark: TypeAlias = Callable[[Setting], Awaitable[list[Figure]]]
 
@@ -76,17 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress = Console(stderr=True, style="dim")
     if arguments.output is not None and not can_draw():
         progress.print("Matplotlib is not installed: there will be figures, and no pictures.")
-    # So that the server and all children are ended, as they are after Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     for name in arguments.names or DEFAULT:
         progress.print(f"{name} …")
         try:
-            _run(name, arguments, console, progress)
+            with exiting():
+                _run(name, arguments, console, progress)
         except (BenchmarkError, ConverseError, PyMongoError) as error:
             progress.print(
                 f"{name} broke off: {error}", style="bold red", markup=False, soft_wrap=True
             )
             return 1
+        except asyncio.CancelledError:
+            return TERMINATED
         except KeyboardInterrupt:
             return 130
     return 0
@@ -110,7 +111,8 @@ def _run(name: str, arguments: argparse.Namespace, console: Console, progress: C
 
 
 async def _figures(benchmark: Benchmark, setting: Setting) -> list[Figure]:
-    return await benchmark(setting)
+    with cancelling_the_task():
+        return await benchmark(setting)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -49,6 +49,7 @@ class Audience:
         """
         following: str | None = message_id
         checking: asyncio.Task[None] | None = None
+        before: tuple[str, list[str]] | None = None
         while following is not None:
             async with asyncio.TaskGroup() as tasks:
                 watching = [
@@ -59,12 +60,17 @@ class Audience:
                 _check_view(following, view)
             if checking is not None:
                 await checking
-            checking = asyncio.create_task(self._check_stored(following, views[0].contents))
+            if before is not None:
+                # Its writer knows by now that it has ended: it is not looked for any more.
+                checking = asyncio.create_task(self._check_stored(*before, delete=True))
+            before = following, views[0].contents
             assert views[0].end is not None  # noqa: S101 - it was checked
             following = views[0].end.metadata["next"]
             self.messages += 1
         if checking is not None:
             await checking
+        if before is not None:
+            await self._check_stored(*before, delete=False)
 
     async def _watch(self, message_id: str) -> View:
         view = View()
@@ -98,8 +104,8 @@ class Audience:
             else:
                 self.early_tokens += 1
 
-    async def _check_stored(self, message_id: str, contents: list[str]) -> None:
-        """Checks that the same is in the database, and deletes it there: nobody needs it more.
+    async def _check_stored(self, message_id: str, contents: list[str], *, delete: bool) -> None:
+        """Checks that the same is in the database, and perhaps deletes it there.
 
         Else the server's memory would be full of finished messages, which is no load.
         """
@@ -107,7 +113,8 @@ class Audience:
         found = [chunk.content for chunk in stored.chunks]
         if not stored.is_completed or found != contents or stored.content != "".join(contents):
             raise BenchmarkError(f"Message {message_id} is not stored as it was watched")
-        await stored.delete()
+        if delete:
+            await stored.delete()
 
 
 def _check_view(message_id: str, view: View) -> None:

@@ -151,7 +151,7 @@ class StoredMessage(StoredDocument):
             return
         if chunks[0].sequence == fields["next_sequence"]:  # else it stays a true beginning
             log.stored.extend([chunk.to_stored() for chunk in chunks])
-            self._take_text(fields, chunks, None)
+            self._take_text(chunks, None)
 
     def _take_written(self, chunks: Sequence[MessageChunk]) -> None:
         """Follows a writer, but holds no more than a page of chunks and what text fits."""
@@ -164,12 +164,10 @@ class StoredMessage(StoredDocument):
             self.chunks.stored.extend([chunk.to_stored() for chunk in chunks])
         else:
             self.chunks = ChunkLog.not_loaded()
-        self._take_text(self.__dict__, chunks, MAX_CONTENT_BYTES)
+        self._take_text(chunks, MAX_CONTENT_BYTES)
 
-    def _take_text(
-        self, fields: dict[str, Any], chunks: Sequence[MessageChunk], limit: int | None
-    ) -> None:
-        remembered = self._private()["_remembered"]
+    def _take_text(self, chunks: Sequence[MessageChunk], limit: int | None) -> None:
+        fields, remembered = self.__dict__, self._private()["_remembered"]
         # With no other reference to it CPython grows a string in place; a copy for each chunk
         # would cost the square of the length.
         remembered.pop("content", None)

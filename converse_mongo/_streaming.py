@@ -21,7 +21,7 @@ from converse_mongo._validation import (
     object_id,
     utf8_size,
 )
-from converse_mongo.chunks import MessageChunk
+from converse_mongo.chunks import NO_METADATA, MessageChunk
 from converse_mongo.errors import (
     InvalidInputError,
     StoreUnavailableError,
@@ -60,7 +60,7 @@ class StreamingMessage(StoredMessage):
             StoreUnavailableError: MongoDB gave no answer; the error carries the append id.
         """
         size = check_content(content, MAX_CHUNK_BYTES)
-        checked = {} if metadata is None else check_metadata(metadata, "chunk metadata")
+        checked = NO_METADATA if metadata is None else check_metadata(metadata, "chunk metadata")
         return (await self._append([Piece(content, checked, size)], append_id))[0]
 
     async def append_chunks(
@@ -83,7 +83,7 @@ class StreamingMessage(StoredMessage):
         appended: list[MessageChunk] = []
         try:
             for batch in _batches(checked):
-                pieces = [Piece(text, {}, utf8_size(text)) for text in batch]
+                pieces = [Piece(text, NO_METADATA, utf8_size(text)) for text in batch]
                 appended += await self._append(pieces, append_id)
                 append_id = None
         except StoreUnavailableError as error:

@@ -12,10 +12,9 @@ from converse_mongo._validation import (
     MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
 )
+from converse_mongo.chunks import NO_METADATA
 
-__all__ = ["NO_METADATA", "Piece", "Run", "TokenBuffer"]
-
-NO_METADATA: Mapping[str, Any] = {}
+__all__ = ["Piece", "Run", "TokenBuffer"]
 
 MAX_PARTS = 4096
 

@@ -14,13 +14,13 @@ from converse_mongo._json import jsonable
 from converse_mongo._validation import CHUNK_OVERHEAD, utf8_size
 from converse_mongo.errors import ChunksNotLoadedError
 
-__all__ = ["ChunkLog", "MessageChunk", "StoredChunk", "stored_size"]
+__all__ = ["NO_METADATA", "ChunkLog", "MessageChunk", "StoredChunk", "stored_size"]
 
 StoredChunk: TypeAlias = dict[str, Any]
 """A chunk as BSON holds it: sequence, content, created_at, and where it has them, metadata and,
 on the first chunk of each append, append_id."""
 
-_NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
 def aware(moment: datetime) -> datetime:
@@ -47,7 +47,7 @@ class MessageChunk:
     sequence: int
     content: str
     created_at: datetime
-    metadata: Mapping[str, Any] = field(default_factory=lambda: _NO_METADATA, hash=False)
+    metadata: Mapping[str, Any] = field(default_factory=lambda: NO_METADATA, hash=False)
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "MessageChunk":
@@ -57,7 +57,7 @@ class MessageChunk:
             stored["sequence"],
             stored["content"],
             aware(stored["created_at"]),
-            MappingProxyType(metadata) if metadata else _NO_METADATA,
+            MappingProxyType(metadata) if metadata else NO_METADATA,
         )
 
     def to_stored(self) -> StoredChunk:
@@ -112,7 +112,7 @@ def _rebuild(
         sequence,
         content,
         created_at,
-        MappingProxyType(metadata) if metadata else _NO_METADATA,
+        MappingProxyType(metadata) if metadata else NO_METADATA,
     )
 
 

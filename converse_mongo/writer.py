@@ -15,13 +15,13 @@ from pymongo.errors import PyMongoError
 from converse_mongo._appender import Appender, WriterTarget
 from converse_mongo._persistence import Persistent
 from converse_mongo._state import MessageState
-from converse_mongo._token_buffer import NO_METADATA
 from converse_mongo._validation import (
     MAX_CHUNK_BYTES,
     check_content,
     check_metadata,
     check_seconds,
 )
+from converse_mongo.chunks import NO_METADATA
 from converse_mongo.errors import (
     ConverseClosedError,
     ConverseError,

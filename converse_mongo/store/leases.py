@@ -211,7 +211,7 @@ class Leases:
                 what="start the leases of messages",
             )
         met = limited.keys() - unmet
-        if met and self._elapsed() is None:
+        if met and self._guess_clock() is None:
             await self._read_clock()
         return [key for key in met if self._may_have_expired(limited[key])]
 
@@ -279,17 +279,16 @@ class Leases:
         """Whether it is worth asking the server's clock; costs nothing."""
         if lease.renewed_at is None or lease.duration is None:
             return False
-        elapsed = self._elapsed()
-        if self._clock is None or elapsed is None:
-            return True
-        return lease.has_expired(self._clock[0] + timedelta(seconds=elapsed + 1))
+        guess = self._guess_clock()
+        return guess is None or lease.has_expired(guess)
 
-    def _elapsed(self) -> float | None:
-        """Seconds since somebody looked at the server's clock; ``None`` for too many."""
+    def _guess_clock(self) -> datetime | None:
+        """The latest that the server's clock may say; ``None`` if it was seen too long ago."""
         if self._clock is None:
             return None
-        elapsed = time.monotonic() - self._clock[1]
-        return elapsed if elapsed <= _CLOCK_SECONDS else None
+        seen, when = self._clock
+        elapsed = time.monotonic() - when
+        return seen + timedelta(seconds=elapsed + 1) if elapsed <= _CLOCK_SECONDS else None
 
     async def _has_expired(self, lease: LeaseState) -> bool:
         return self._may_have_expired(lease) and lease.has_expired(await self._read_clock())

@@ -77,12 +77,12 @@ class Pages:
                 "converse_mongo has written to the message."
             )
         page = _updates.page(key, found.get("log_id"), chunks)
-        it = {"_id": page["_id"], "conversation_id": page["conversation_id"]}
+        page_key = {"_id": page["_id"], "conversation_id": page["conversation_id"]}
         try:
             await call(pages.insert_one, page, what=what)
         except DuplicateKeyError:
             # An earlier try of ours, or another writer: what is stored counts.
-            page = await call(pages.find_one, it, {"chunks": 0}, what=what)
+            page = await call(pages.find_one, page_key, {"chunks": 0}, what=what)
             if page is None:
                 return  # not safe from a failover yet
         trimmed = await call(
@@ -94,7 +94,7 @@ class Pages:
             # Another trimmed it, which is as good; unless its chunks were merged or deleted.
             left = await call(messages.find_one, key, {"compacted": 1, "log_id": 1}, what=what)
             if left is None or left.get("compacted") or left.get("log_id") != found.get("log_id"):
-                await call(pages.delete_many, it, what=what)
+                await call(pages.delete_many, page_key, what=what)
             return
         lane.page_start = page["next_sequence"]
         lane.live_bytes -= page["chunk_bytes"]
