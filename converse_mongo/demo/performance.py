@@ -60,7 +60,7 @@ class Performance:
         (first, first_watch), (killed, killed_watch) = await asyncio.gather(
             self._start_viewer(self._first), self._start_viewer(self._killed)
         )
-        await writer.send(self._recording.text.encode())
+        await writer.send(self._recording.text.encode(), close=True)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_writer(writer))
