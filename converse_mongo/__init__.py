@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from converse_mongo._listings import MessageList, Owner
+from converse_mongo._listings import History, MessageList, Owner
 from converse_mongo._stored_message import Lease
 from converse_mongo._validation import (
     MAX_APPEND_BYTES,
@@ -86,6 +86,7 @@ __all__ = [
     "Event",
     "FinalEvent",
     "Granularity",
+    "History",
     "HubStatistics",
     "InvalidContentError",
     "InvalidCursorError",

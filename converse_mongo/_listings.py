@@ -1,6 +1,7 @@
 """Listings: the conversations of an owner, and the messages of a conversation."""
 
 from collections.abc import AsyncIterator, Generator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from beanie import Document
@@ -9,6 +10,8 @@ from bson import ObjectId
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pymongo import ASCENDING, DESCENDING
 
+from converse_mongo._cursors import ConversationCursor
+from converse_mongo._driver import Collection
 from converse_mongo._state import MessageState
 from converse_mongo._validation import MAX_CONTENT_BYTES, check_content
 from converse_mongo.chunks import ChunkLog
@@ -17,7 +20,7 @@ from converse_mongo.messages import Message
 from converse_mongo.store import Store
 from converse_mongo.types import MessageStatus
 
-__all__ = ["MessageList", "Owner", "list_conversations"]
+__all__ = ["History", "MessageList", "Owner", "Range", "list_conversations", "read_history"]
 
 MESSAGES_PER_READ = 100
 CONVERSATIONS_PER_READ = 100
@@ -91,6 +94,38 @@ async def list_conversations(
         ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Which messages of a conversation to list.
+
+    Attributes:
+        start: The first position.
+        stop: The position before which to end; ``None`` for no end.
+        limit: At most so many; ``None`` for all.
+        status: Only those in this state; ``None`` for all.
+        newest_first: From the last one to the first.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    limit: int | None = None
+    status: MessageStatus | None = None
+    newest_first: bool = False
+
+    def match(self, conversation_id: ObjectId) -> dict[str, Any]:
+        """The filter of the messages that are in it."""
+        positions = {"$gte": self.start} | ({} if self.stop is None else {"$lt": self.stop})
+        status = {} if self.status is None else {"status": self.status.value}
+        return {"conversation_id": conversation_id, **status, "position": positions}
+
+    def behind(self, position: int, count: int) -> "Range":
+        """What is left of it behind a message, ``count`` of them having been listed."""
+        left = None if self.limit is None else self.limit - count
+        if self.newest_first:
+            return replace(self, stop=position, limit=left)
+        return replace(self, start=position + 1, limit=left)
+
+
 class MessageList:
     """The messages of a conversation in order; awaited it is a list, iterated it reads by and by.
 
@@ -101,16 +136,14 @@ class MessageList:
     def __init__(
         self,
         model: type[Message],
-        store: Store,
+        source: Collection,
         conversation_id: ObjectId,
-        start: int,
-        limit: int | None,
+        wanted: Range,
     ) -> None:
         self._model = model
-        self._store = store
+        self._source = source
         self._conversation_id = conversation_id
-        self._start = start
-        self._limit = limit
+        self._wanted = wanted
 
     def __await__(self) -> Generator[Any, None, list[Message]]:
         return self._all().__await__()
@@ -119,27 +152,27 @@ class MessageList:
         return [message async for message in self]
 
     async def __aiter__(self) -> AsyncIterator[Message]:
-        start, left = self._start, self._limit
-        while left is None or left > 0:
-            size = MESSAGES_PER_READ if left is None else min(left, MESSAGES_PER_READ)
-            page = await self._read(start, size)
+        wanted = self._wanted
+        while wanted.limit is None or wanted.limit > 0:
+            size = MESSAGES_PER_READ if wanted.limit is None else wanted.limit
+            page = await self._read(wanted, min(size, MESSAGES_PER_READ))
             for message in page:
                 yield message
-            if len(page) < size:
+            if len(page) < min(size, MESSAGES_PER_READ):
                 return
-            left = None if left is None else left - size
-            start = (page[-1].position or 0) + 1
+            wanted = wanted.behind(_position(page[-1]), len(page))
 
-    async def _read(self, start: int, size: int) -> list[Message]:
-        store, conversation_id = self._store, self._conversation_id
+    async def _read(self, wanted: Range, size: int) -> list[Message]:
+        store, conversation_id = self._model.store(), self._conversation_id
         what = f"list the messages of conversation {conversation_id}"
+        order = [("position", DESCENDING if wanted.newest_first else ASCENDING)]
 
         async def read(match: dict[str, Any], projection: Any) -> list[dict[str, Any]]:
-            cursor = store.messages.find(match, projection).sort([("position", ASCENDING)])
+            cursor = self._source.find(match, projection).sort(order)
             found: list[dict[str, Any]] = await cursor.limit(size).to_list(size)
             return found
 
-        match = {"conversation_id": conversation_id, "position": {"$gte": start}}
+        match = wanted.match(conversation_id)
         page = await store.call(read, match, {"chunks": 0, "chunk_lengths": 0}, what=what)
         for stored in page:
             if stored["status"] == MessageStatus.STREAMING.value:
@@ -153,6 +186,52 @@ class MessageList:
                 await store.call(store.reader.add_moved_chunks, stored, what=what)
                 whole[stored["_id"]] = stored
         return [_load_listed(self._model, whole.get(stored["_id"], stored)) for stored in page]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A page of the messages of a conversation, and where to go on from it.
+
+    Attributes:
+        messages: In order, the oldest first; with their text, and those that stream with their
+            chunks so far.
+        before: Where the page before this one ends: pass it as ``before``. ``None`` if there is
+            none.
+        cursor: On the newest page, what to pass to ``watch_conversation`` as ``after``: it goes on
+            exactly behind these messages, chunks included. ``None`` on other pages.
+    """
+
+    messages: list[Message]
+    before: int | None
+    cursor: str | None
+
+
+async def read_history(
+    model: type[Message], conversation_id: ObjectId, limit: int, before: int | None
+) -> History:
+    """The ``limit`` messages before a position; ``None`` for the newest.
+
+    Raises:
+        StoreUnavailableError: MongoDB gave no answer.
+    """
+    source = model.store().committed  # as watchers see it: a cursor must not be ahead of them
+    newest = Range(stop=before, limit=limit + 1, newest_first=True)
+    messages = await MessageList(model, source, conversation_id, newest)
+    more, messages = len(messages) > limit, messages[:limit][::-1]
+    first = _position(messages[0]) if messages else 0
+    cursor = None
+    if before is None:
+        # What streams was read message by message, and so is what the cursor says of it.
+        older = Range(stop=first, status=MessageStatus.STREAMING)
+        known = [*await MessageList(model, source, conversation_id, older), *messages]
+        open_ones = {_position(each): each.next_sequence for each in known if each.is_streaming}
+        end = _position(messages[-1]) + 1 if messages else 0
+        cursor = str(ConversationCursor(conversation_id, end, open_ones))
+    return History(messages, first if more else None, cursor)
+
+
+def _position(message: Message) -> int:
+    return cast(int, message.position)  # only what was not stored yet has none
 
 
 def _needs_chunks(stored: Mapping[str, Any]) -> bool:

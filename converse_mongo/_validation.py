@@ -16,6 +16,7 @@ from converse_mongo.errors import (
     InvalidInputError,
     InvalidMetadataError,
 )
+from converse_mongo.types import MessageStatus
 
 __all__ = [
     "BSON_OPTIONS",
@@ -39,6 +40,7 @@ __all__ = [
     "check_retention",
     "check_seconds",
     "check_sequence",
+    "check_status",
     "now",
     "object_id",
 ]
@@ -234,6 +236,19 @@ def check_count(count: object, what: str) -> int | None:
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise InvalidInputError(f"{what}={count!r}: pass a whole number, or None for all.")
     return count
+
+
+def check_status(status: object) -> MessageStatus:
+    """The state of messages that ``status`` means.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    try:
+        return MessageStatus(status)  # type: ignore[arg-type]
+    except ValueError as error:
+        known = ", ".join(MessageStatus)
+        raise InvalidInputError(f"status={status!r}: pass one of {known}.") from error
 
 
 def check_reason(reason: object) -> str | None:

@@ -13,7 +13,14 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from converse_mongo import _updates
 from converse_mongo._document import JsonableDict, StoredDocument, UtcDatetime, make
-from converse_mongo._listings import MessageList, Owner, list_conversations
+from converse_mongo._listings import (
+    History,
+    MessageList,
+    Owner,
+    Range,
+    list_conversations,
+    read_history,
+)
 from converse_mongo._stored_message import generated_id
 from converse_mongo._validation import (
     check_content,
@@ -21,13 +28,15 @@ from converse_mongo._validation import (
     check_metadata,
     check_retention,
     check_sequence,
+    check_status,
     now,
+    object_id,
 )
 from converse_mongo.errors import ConversationNotFoundError, InvalidInputError
 from converse_mongo.events import ConversationCreated
-from converse_mongo.messages import Message
+from converse_mongo.messages import Message, load_message
 from converse_mongo.pages import MessageChunkPage
-from converse_mongo.types import MessageRole, MessageStatus, Metadata, Retention
+from converse_mongo.types import IdLike, MessageRole, MessageStatus, Metadata, Retention
 
 __all__ = ["DOCUMENT_MODELS", "Conversation"]
 
@@ -128,6 +137,8 @@ class Conversation(StoredDocument, Document):
         role: MessageRole | str,
         content: str,
         metadata: Metadata | None = None,
+        *,
+        generation_id: str | None = None,
         **fields: Any,
     ) -> Message:
         """Adds a whole message and returns it.
@@ -136,6 +147,8 @@ class Conversation(StoredDocument, Document):
             role: Who speaks.
             content: The text, at most ``MAX_CONTENT_BYTES`` in UTF-8.
             metadata: What BSON can hold.
+            generation_id: Your name for it, such as the id of a request. A second call with the
+                same one in this conversation returns the message of the first.
             fields: Fields that a subclass of :class:`Message` adds.
 
         Raises:
@@ -144,7 +157,9 @@ class Conversation(StoredDocument, Document):
             StoreUnavailableError: MongoDB gave no answer.
         """
         check_content(content)
-        return await self._make(role, metadata, fields, content=content).insert()
+        return await self._add(
+            self._make(role, metadata, fields, content=content, generation_id=generation_id)
+        )
 
     async def start_streaming_message(
         self,
@@ -177,15 +192,21 @@ class Conversation(StoredDocument, Document):
             retention=kept,
             generation_id=generation_id,
         )
-        if generation_id is None:
+        return await self._add(message)
+
+    async def _add(self, message: Message) -> Message:
+        """Stores a new message, or finds the one with the same ``generation_id``."""
+        name = message.generation_id
+        if name is None:
             return await message.insert()
-        started = await self._find_generated(generation_id) or await message.insert()
-        if started.role is not MessageRole(role):
+        role = message.role
+        added = await self._find_generated(name) or await message.insert()
+        if added.role is not role:
             raise InvalidInputError(
-                f"generation_id={generation_id!r} belongs to a {started.role} message of this "
-                f"conversation, not to one of the role {message.role}. Nothing was written."
+                f"generation_id={name!r} belongs to a {added.role} message of this "
+                f"conversation, not to one of the role {role}. Nothing was written."
             )
-        return started
+        return added
 
     async def _find_generated(self, generation_id: str) -> Message | None:
         check_content(generation_id)
@@ -317,20 +338,65 @@ class Conversation(StoredDocument, Document):
             **fields,
         )
 
-    def messages(self, after: int | None = None, limit: int | None = None) -> MessageList:
+    def messages(
+        self,
+        after: int | None = None,
+        limit: int | None = None,
+        *,
+        before: int | None = None,
+        status: MessageStatus | str | None = None,
+        newest_first: bool = False,
+    ) -> MessageList:
         """The messages in order: ``await`` it for a list, or ``async for`` to take them by and by.
 
         Args:
             after: Start behind this position.
             limit: Give at most so many.
+            before: End before this position.
+            status: Only those in this state; those that stream are found without reading others.
+            newest_first: In the opposite order.
+
+        Raises:
+            InvalidInputError: One of these makes no sense.
         """
-        return MessageList(
-            self.message_model,
-            self.store(),
-            self._own_id(),
-            check_sequence(after, "position"),
-            check_count(limit, "limit"),
+        wanted = Range(
+            start=check_sequence(after, "position"),
+            stop=check_count(before, "before"),
+            limit=check_count(limit, "limit"),
+            status=None if status is None else check_status(status),
+            newest_first=newest_first,
         )
+        return MessageList(self.message_model, self.store().messages, self._own_id(), wanted)
+
+    async def history(self, limit: int = 50, before: int | None = None) -> History:
+        """A page of messages, the newest by default, and the cursor to watch on from there.
+
+        What it shows and what ``watch_conversation(id, history.cursor)`` yields fit together
+        without a gap or a repeat, in the middle of a streaming message too.
+
+        Args:
+            limit: At most so many messages, from 1 on.
+            before: The ``before`` of the page that was shown last, for the page before it.
+
+        Raises:
+            InvalidInputError: One of these makes no sense.
+            StoreUnavailableError: MongoDB gave no answer.
+        """
+        if not check_count(limit, "limit"):
+            raise InvalidInputError(f"limit={limit!r}: pass 1 or more messages.")
+        stop = check_count(before, "before")
+        return await read_history(self.message_model, self._own_id(), limit, stop)
+
+    async def get_message(self, message_id: IdLike) -> Message:
+        """The message of this conversation with an id; like ``Converse.get_message``.
+
+        Raises:
+            InvalidIdError: It is no id.
+            MessageNotFoundError: No message of this conversation has it.
+            StoreUnavailableError: MongoDB gave no answer.
+        """
+        key = _updates.message_key(object_id(message_id, "message"), self._own_id())
+        return await load_message(self.message_model, key)
 
     async def refresh(self) -> Self:
         """Loads the conversation again into this object; unsaved changes are lost.

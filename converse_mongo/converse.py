@@ -14,7 +14,6 @@ from converse_mongo._cursors import NOW, ConversationCursor
 from converse_mongo._handlers import Handler, Handlers
 from converse_mongo._listings import Owner
 from converse_mongo._reader import Reader
-from converse_mongo._state import MessageState
 from converse_mongo._validation import (
     check_count,
     check_reason,
@@ -29,12 +28,11 @@ from converse_mongo.errors import (
     ConversationNotFoundError,
     ConverseClosedError,
     InvalidInputError,
-    MessageNotFoundError,
     StoreUnavailableError,
 )
 from converse_mongo.events import ConversationEvent, Event, FinalEvent, MessageEvent
 from converse_mongo.hub import Hub, HubStatistics
-from converse_mongo.messages import Message
+from converse_mongo.messages import Message, load_message
 from converse_mongo.pages import MessageChunkPage
 from converse_mongo.store import Options, Store, Transaction, store_now
 from converse_mongo.store.calls import PAGES
@@ -181,16 +179,17 @@ class Converse:
                     f"MongoDB cannot be reached ({error}). Is it running, and is the URI right?"
                 ) from error
             raise
+        # Watchers show what no failover takes back, as a change stream does (which knows no other
+        # read concern). A standalone server knows no majority.
+        messages = _driver.collection_of(message, majority=replicated)
         store = Store(
             _driver.collection_of(message),
             _driver.collection_of(conversation),
+            committed=messages,
             handlers=self._handlers,
             options=self._options,
         )
         message.bound_store = conversation.bound_store = store
-        # Watchers show what no failover takes back, as a change stream does (which knows no other
-        # read concern). A standalone server knows no majority.
-        messages = _driver.collection_of(message, majority=replicated)
         reader = Reader(
             messages,
             _driver.collection_of(conversation, majority=replicated),
@@ -350,20 +349,7 @@ class Converse:
             StoreUnavailableError: MongoDB gave no answer.
         """
         parts, key = self._open_parts, object_id(message_id, "message")
-        stored = await parts.store.call(
-            parts.store.messages.find_one, {"_id": key}, what=f"read message {key}"
-        )
-        if stored is None:
-            raise MessageNotFoundError(key)
-        state = MessageState.from_stored(stored)
-        if not state.status.is_final:
-            settled = await parts.store.leases.settle_if_expired(state)
-            if settled.status.is_final:
-                return await self.get_message(key)
-        await parts.store.call(
-            parts.store.reader.add_moved_chunks, stored, what=f"read message {key}"
-        )
-        return cast(Message, parse_obj(parts.message, stored))
+        return await load_message(parts.message, {"_id": key})
 
     async def request_stop(self, message_id: IdLike, reason: str | None = None) -> MessageStatus:
         """Asks the writer of a message, in whatever process, to stop: ``Message.request_stop``.

@@ -1,13 +1,15 @@
 """Messages: what was said, whole or while it streams."""
 
-from collections.abc import AsyncIterator
-from typing import Any, ClassVar, Self
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from beanie import Document, PydanticObjectId
 from beanie.odm.actions import ActionDirections, EventTypes, wrap_with_actions
+from beanie.odm.utils.parsing import parse_obj
 from pymongo import ASCENDING, IndexModel
 
 from converse_mongo import _updates
+from converse_mongo._state import MessageState
 from converse_mongo._stored_message import Lease, generated_id
 from converse_mongo._streaming import StreamingMessage
 from converse_mongo._validation import (
@@ -26,7 +28,9 @@ from converse_mongo.errors import (
 from converse_mongo.events import MessageCreated
 from converse_mongo.types import MessageStatus
 
-__all__ = ["Message"]
+__all__ = ["Message", "load_message"]
+
+M = TypeVar("M", bound="Message")
 
 CHUNKS_PER_READ = 8 * PAGE_CHUNKS
 
@@ -276,3 +280,23 @@ class Message(StreamingMessage, Document):
         deleted = await super().delete(*args, **kwargs)
         await self.store().paging.delete(_updates.message_key(self._own_id(), self.conversation_id))
         return deleted
+
+
+async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
+    """The message that a filter by its id finds, ended first if its writer is taken for dead.
+
+    Raises:
+        MessageNotFoundError: There is no such message.
+        StoreUnavailableError: MongoDB gave no answer.
+    """
+    store, what = model.store(), f"read message {key['_id']}"
+    stored: Any = await store.call(store.messages.find_one, key, what=what)
+    if stored is None:
+        raise MessageNotFoundError(key["_id"])
+    state = MessageState.from_stored(stored)
+    if not state.status.is_final:
+        settled = await store.leases.settle_if_expired(state)
+        if settled.status.is_final:
+            return await load_message(model, key)
+    await store.call(store.reader.add_moved_chunks, stored, what=what)
+    return cast(M, parse_obj(model, stored))

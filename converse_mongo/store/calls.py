@@ -84,10 +84,13 @@ class Calls:
         conversations: Collection,
         *,
         pages: Collection | None = None,
+        committed: Collection | None = None,
         handlers: Handlers | None = None,
         options: Options | None = None,
     ) -> None:
         self.messages = messages
+        self.committed = messages if committed is None else committed
+        """The messages as watchers see them: what no failover takes back."""
         self.conversations = conversations
         self.pages = _driver.sibling(messages, PAGES) if pages is None else pages
         self.reader = Reader(messages, conversations, self.pages)

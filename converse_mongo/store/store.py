@@ -46,10 +46,18 @@ class Store(Calls):
         conversations: Collection,
         *,
         pages: Collection | None = None,
+        committed: Collection | None = None,
         handlers: Handlers | None = None,
         options: Options | None = None,
     ) -> None:
-        super().__init__(messages, conversations, pages=pages, handlers=handlers, options=options)
+        super().__init__(
+            messages,
+            conversations,
+            pages=pages,
+            committed=committed,
+            handlers=handlers,
+            options=options,
+        )
         self.signals = Signals()
         self.writers: set[RunningWriter] = set()
         self.paging = Pages(self)
