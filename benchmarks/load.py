@@ -3,8 +3,8 @@
 Two processes write and two watch, on one server. Nothing may be lost: each viewer compares what it
 had of a message with what was written, chunk by chunk and by hash, and with what is stored. Nothing
 may grow: tasks, threads, open files and change streams in the end are compared with those after a
-tenth of the time, and memory with that after half of it. Finished messages are deleted once all have seen and compared them, so
-that the server holds what streams, and not all that ever did.
+tenth of the time, and memory with that after half of it. Finished messages are deleted once all
+have seen and compared them, so that the server holds what streams, and not all that ever did.
 """
 
 import asyncio
