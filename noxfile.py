@@ -12,8 +12,8 @@ nox.options.sessions = ["tests", "lint", "types", "imports", "docs"]
 
 DRIVERS = {
     # What the users of each driver install, and what the tests need beside it.
-    "motor": [".[demo]", "mongomock-motor>=0.0.36"],
-    "pymongo": [".", "beanie>=2", "rich>=13.7", "secantusdb>=0.7.0b3"],
+    "motor": [".[demo,web]", "mongomock-motor>=0.0.36"],
+    "pymongo": [".[web]", "beanie>=2", "rich>=13.7", "secantusdb>=0.7.0b3"],
 }
 
 
@@ -50,7 +50,7 @@ def lowest(session: nox.Session, driver: str) -> None:
     constraints, beanie = scratch / f"{driver}.txt", scratch / f"{driver}.in"
     beanie.write_text({"motor": "beanie<2\nmotor>=3.7\n", "pymongo": "beanie>=2\n"}[driver])
     session.run(
-        *("uv", "pip", "compile", "pyproject.toml", str(beanie), "--quiet"),
+        *("uv", "pip", "compile", "pyproject.toml", str(beanie), "--extra", "web", "--quiet"),
         *("--resolution", "lowest-direct", "--python-version", PYTHON),
         *("--output-file", str(constraints)),
     )

@@ -135,6 +135,8 @@ class Watcher(Generic[E]):
 
     async def __aenter__(self) -> Self:
         """Attaches, so that ``after="now"`` means this moment; raises as iterating does."""
+        if self._topic is not None:
+            return self  # entered before, or iterating
         try:
             await self._enter()
         except BaseException:

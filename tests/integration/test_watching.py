@@ -66,6 +66,13 @@ async def attached(converse: Converse, message: Message) -> "asyncio.Task[list[E
 # Exactness without trouble
 
 
+async def test_entering__twice_is_watching_once(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    async with converse.watch_conversation(conversation.id) as outer, outer:
+        assert converse.statistics().watchers == 1
+    assert converse.statistics().watchers == 0
+
+
 async def test_watch__before_during_and_after(facade: Facade) -> None:
     writer = await facade()
     viewer = await facade(writer.database_name)

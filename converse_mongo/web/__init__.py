@@ -1,0 +1,20 @@
+"""The web edge: live, resumable streams over HTTP, for Starlette and FastAPI.
+
+Comes with the extra ``web``; nothing else of the library imports it.
+"""
+
+from converse_mongo.web.access import Authorize
+from converse_mongo.web.answers import without_replaced
+from converse_mongo.web.errors import BusyError, RequestError
+from converse_mongo.web.generations import Generations, Respond
+from converse_mongo.web.routes import routes
+
+__all__ = [
+    "Authorize",
+    "BusyError",
+    "Generations",
+    "RequestError",
+    "Respond",
+    "routes",
+    "without_replaced",
+]

@@ -1,0 +1,108 @@
+"""Questions and answers: what posting, retrying and stopping do, each once however often asked."""
+
+from collections.abc import Iterable
+
+from converse_mongo.conversations import Conversation
+from converse_mongo.messages import Message
+from converse_mongo.types import MessageRole, MessageStatus
+from converse_mongo.web.errors import ConflictError
+from converse_mongo.web.generations import Generations
+from converse_mongo.web.wire import REPLACES, replaced_id
+
+__all__ = ["Answers", "without_replaced"]
+
+
+class Answers:
+    """Adds messages, and has them answered where there is somebody to answer.
+
+    Args:
+        generations: Writes the answers; ``None`` where another process does, or nobody.
+    """
+
+    def __init__(self, generations: Generations | None) -> None:
+        self._generations = generations
+
+    async def ask(
+        self, conversation: Conversation, content: str, request_id: str | None = None
+    ) -> tuple[Message, Message | None]:
+        """Adds what a user says, and starts the answer.
+
+        Args:
+            request_id: Names the request: the same one again adds nothing and starts nothing.
+
+        Returns:
+            The user's message, and the answer, which may have been there before.
+
+        Raises:
+            BusyError: No more can be answered now; nothing was written.
+        """
+        if self._generations is not None:
+            self._generations.check_room()
+        named = None if request_id is None else f"request:{request_id}"
+        question = await conversation.create_user_message(content, generation_id=named)
+        # Without a name of its own a request has one question, which has one answer.
+        return question, await self._answer(conversation, f"answer:{question.id}")
+
+    async def continue_(self, conversation: Conversation, question: Message) -> Message | None:
+        """The answer to a message that has none yet."""
+        return await self._answer(conversation, f"answer:{question.id}")
+
+    async def retry(
+        self, conversation: Conversation, answer: Message, *, stop: bool = False
+    ) -> Message | None:
+        """Starts another answer instead of the last one of a conversation.
+
+        Args:
+            stop: Whether to stop that one first if it is being written.
+
+        Raises:
+            ConflictError: It is no answer, is being written, or more was said since.
+            BusyError: No more can be answered now; nothing was written.
+        """
+        if answer.role is not MessageRole.ASSISTANT:
+            raise ConflictError("Only an answer can be given again.")
+        if answer.is_streaming and not stop:
+            raise ConflictError("This answer is being written: stop it first.")
+        later = conversation.messages(after=answer.position)
+        if any(message.role is MessageRole.USER for message in await later):
+            raise ConflictError("More was said since: only the last answer can be given again.")
+        if answer.is_streaming:
+            await answer.request_stop()
+        return await self._answer(
+            conversation, f"instead:{answer.id}", metadata={REPLACES: str(answer.id)}
+        )
+
+    async def _answer(
+        self, conversation: Conversation, name: str, metadata: dict[str, str] | None = None
+    ) -> Message | None:
+        if self._generations is None:
+            return None
+        self._generations.check_room()
+        answer = await conversation.start_streaming_assistant(metadata, generation_id=name)
+        self._generations.start(conversation, answer)
+        return answer
+
+    async def stop(
+        self, conversation: Conversation, reason: str | None = None
+    ) -> list[tuple[Message, MessageStatus]]:
+        """Asks all answers of a conversation that are being written to stop."""
+        return [
+            (message, await message.request_stop(reason))
+            for message in await self.streaming(conversation)
+        ]
+
+    async def streaming(self, conversation: Conversation) -> list[Message]:
+        """The answers that are being written."""
+        listed = await conversation.messages(status=MessageStatus.STREAMING)
+        return [
+            message
+            for message in listed
+            if message.is_streaming and message.role is MessageRole.ASSISTANT
+        ]
+
+
+def without_replaced(messages: Iterable[Message]) -> list[Message]:
+    """The messages that no other among them is given instead of: what was said, for the model."""
+    listed = list(messages)
+    replaced = {replaced_id(message.metadata) for message in listed}
+    return [message for message in listed if str(message.id) not in replaced]

@@ -1,0 +1,157 @@
+"""Generations: the tasks that write answers, and outlive the requests that asked for them."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self, TypeAlias
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from converse_mongo._persistence import Persistent
+from converse_mongo.conversations import Conversation
+from converse_mongo.errors import (
+    ConfigurationError,
+    ConverseClosedError,
+    ConverseError,
+    MessageNotStreamingError,
+    StreamStoppedError,
+    WriterExistsError,
+    WriterFencedError,
+)
+from converse_mongo.messages import Message
+from converse_mongo.web.errors import BusyError
+
+__all__ = ["Generations", "Respond"]
+
+logger = logging.getLogger("converse_mongo")
+
+Respond: TypeAlias = Callable[[Conversation, Message], Awaitable[None]]
+"""Writes the answer of the model into a message that streams."""
+
+UNFINISHED = "The answer could not be generated."
+SHUT_DOWN = "The service was shut down."
+
+
+class Generations:
+    """Writes answers in the background, so that no disconnect and no reload ends one.
+
+    Use it in the lifespan of the application: leaving it gives running answers ``grace`` seconds
+    and then cancels them, which stores what they have and ends their messages.
+
+    However ``respond`` ends, its message ends, too: what it left streaming is failed. Its exception
+    is logged, and neither stored here nor sent; what a writer stores of one is said in
+    ``Message.writer``.
+
+    Args:
+        respond: Writes the answer, say with ``async with message.writer()``. Open the writer before
+            you ask the model: where two processes were asked for the same answer, one of them is
+            refused the writer.
+        limit: How many may run at once; more are refused with :class:`BusyError`.
+        grace: Seconds that running answers have to come to their end when it is closed.
+    """
+
+    def __init__(self, respond: Respond, *, limit: int = 1000, grace: float = 5.0) -> None:
+        if not callable(respond):
+            raise ConfigurationError(f"respond={respond!r}: pass a coroutine function.")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigurationError(f"limit={limit!r}: pass a whole number from 1 on.")
+        if isinstance(grace, bool) or not isinstance(grace, int | float) or not grace >= 0:
+            raise ConfigurationError(f"grace={grace!r}: pass a number of seconds from 0 on.")
+        self._respond = respond
+        self._limit = limit
+        self._grace = grace
+        self._running: dict[ObjectId, asyncio.Task[None]] = {}
+        self._closed = False
+
+    @property
+    def running(self) -> int:
+        """How many answers are being written."""
+        return len(self._running)
+
+    def check_room(self) -> None:
+        """Checks that one more can be started.
+
+        Raises:
+            BusyError: ``limit`` run already, or it is closed.
+        """
+        if self._closed:
+            raise BusyError("This process is about to end; try again in some seconds.")
+        if len(self._running) >= self._limit:
+            raise BusyError(f"{self._limit} answers are being written; try again in some seconds.")
+
+    def start(self, conversation: Conversation, message: Message) -> None:
+        """Has ``respond`` write ``message``, if it streams and is not being written here already.
+
+        Raises:
+            BusyError: ``limit`` run already, or it is closed.
+        """
+        key = message.id
+        if not message.is_streaming or key in self._running:
+            return
+        self.check_room()
+        task = asyncio.create_task(
+            self._write(conversation, message), name=f"converse_mongo-generation-{key}"
+        )
+        self._running[key] = task
+        task.add_done_callback(lambda _: self._running.pop(key, None))
+
+    async def _write(self, conversation: Conversation, message: Message) -> None:
+        error_type: str | None = None
+        try:
+            await self._respond(conversation, message)
+        except StreamStoppedError:
+            pass  # somebody wished so, and the message is cancelled
+        except WriterExistsError:
+            logger.info("Message %s is being written by another process", message.id)
+            return
+        except (WriterFencedError, ConverseClosedError) as error:
+            logger.warning("The generation of message %s ended: %s", message.id, error)
+            return
+        except asyncio.CancelledError:
+            ending = Persistent(lambda: self._cancel(message), "converse_mongo-generation-end")
+            await ending.wait()
+            raise
+        except Exception as error:
+            logger.exception("The generation of message %s failed", message.id)
+            error_type = type(error).__name__
+        metadata = None if error_type is None else {"error_type": error_type}
+        await self._end(message, lambda: message.fail_streaming(UNFINISHED, metadata))
+
+    async def _cancel(self, message: Message) -> None:
+        await self._end(message, lambda: message.cancel_streaming(SHUT_DOWN))
+
+    async def _end(self, message: Message, end: Callable[[], Awaitable[object]]) -> None:
+        """Ends a message that was left streaming."""
+        if not message.is_streaming:
+            return
+        try:
+            await end()
+        except MessageNotStreamingError:
+            pass  # its writer ended it
+        except (ConverseError, PyMongoError):
+            logger.exception("Message %s could not be ended", message.id)
+
+    async def aclose(self) -> None:
+        """Takes no more, and ends those that run; returns once all have ended."""
+        self._closed = True
+        running = list(self._running.values())
+        if not running:
+            return
+        await asyncio.wait(running, timeout=self._grace)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        self._closed = False
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()

@@ -1,0 +1,132 @@
+"""Generations: supervised, bounded, and ended with the application."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from converse_mongo import ConfigurationError, Conversation, Converse, Message, MessageStatus
+from converse_mongo.web import BusyError, Generations
+
+
+async def talk(converse: Converse) -> tuple[Conversation, Message]:
+    conversation = await converse.start_conversation()
+    return conversation, await conversation.start_streaming_assistant()
+
+
+async def ended(converse: Converse, message: Message) -> Message:
+    async with asyncio.timeout(20):
+        async for _ in converse.watch_message(message.id):
+            pass
+    return await converse.get_message(message.id)
+
+
+async def test_end__of_what_respond_left_streaming(converse: Converse) -> None:
+    async def forgetful(conversation: Conversation, message: Message) -> None:
+        await message.append_chunk("some")
+
+    conversation, message = await talk(converse)
+    async with Generations(forgetful) as generations:
+        generations.start(conversation, message)
+        found = await ended(converse, message)
+    assert (found.status, found.content) == (MessageStatus.FAILED, "some")
+    assert found.error == "The answer could not be generated."
+
+
+async def test_end__of_what_failed_before_it_wrote(
+    converse: Converse, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(conversation: Conversation, message: Message) -> None:
+        raise LookupError("secret")
+
+    conversation, message = await talk(converse)
+    async with Generations(broken) as generations:
+        generations.start(conversation, message)
+        found = await ended(converse, message)
+    assert found.error == "The answer could not be generated."
+    assert found.metadata["error_type"] == "LookupError"
+    assert "secret" not in str(found.model_dump())
+    assert "secret" in caplog.text
+
+
+async def test_close__waits_a_while_and_then_cancels(converse: Converse) -> None:
+    async def slow(conversation: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            await writer.write("begun")
+            begun.set()
+            await asyncio.Event().wait()
+
+    async def quick(conversation: Conversation, message: Message) -> None:
+        await begun.wait()
+        async with message.writer() as writer:
+            await writer.write("whole")
+
+    begun = asyncio.Event()
+    found = {}
+    for respond, grace in ((slow, 0.0), (quick, 20.0)):
+        conversation, message = await talk(converse)
+        async with Generations(respond, grace=grace) as generations:
+            generations.start(conversation, message)
+            await begun.wait()
+        assert generations.running == 0
+        found[respond.__name__] = await converse.get_message(message.id)
+    assert (found["slow"].status, found["slow"].content) == (MessageStatus.CANCELLED, "begun")
+    assert (found["quick"].status, found["quick"].content) == (MessageStatus.COMPLETED, "whole")
+
+
+async def test_close__of_one_that_writes_by_hand_ends_its_message(converse: Converse) -> None:
+    begun = asyncio.Event()
+
+    async def by_hand(conversation: Conversation, message: Message) -> None:
+        await message.append_chunk("begun")
+        begun.set()
+        await asyncio.Event().wait()
+
+    conversation, message = await talk(converse)
+    async with Generations(by_hand, grace=0) as generations:
+        generations.start(conversation, message)
+        await begun.wait()
+    found = await converse.get_message(message.id)
+    assert (found.status, found.content) == (MessageStatus.CANCELLED, "begun")
+
+
+async def test_limit__and_closed_ones_refuse(converse: Converse) -> None:
+    async def silent(conversation: Conversation, message: Message) -> None:
+        await asyncio.Event().wait()
+
+    async with Generations(silent, limit=1, grace=0) as generations:
+        first = await talk(converse)
+        generations.start(*first)
+        generations.start(*first)  # it is being written already
+        assert generations.running == 1
+        with pytest.raises(BusyError, match="1 answers"):
+            generations.start(*await talk(converse))
+    with pytest.raises(BusyError, match="about to end"):
+        generations.start(*await talk(converse))
+
+
+async def test_two_processes__write_one_answer_once(facade: Any) -> None:
+    first: Converse = await facade()
+    second: Converse = await facade(database=first.database_name)
+    written = []
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            written.append(message)
+            await writer.write("one")
+
+    conversation = await first.start_conversation()
+    message = await conversation.start_streaming_assistant(generation_id="job")
+    async with Generations(respond) as here, Generations(respond) as there:
+        here.start(conversation, message)
+        there.start(conversation, await second.get_message(message.id))
+        found = await ended(first, message)
+    assert (found.status, found.content, len(written)) == (MessageStatus.COMPLETED, "one", 1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"respond": None}, {"limit": 0}, {"limit": True}, {"grace": -1}, {"grace": "x"}]
+)
+def test_options__that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(options))):
+        Generations(**{"respond": test_limit__and_closed_ones_refuse, **options})
