@@ -36,16 +36,25 @@ class Answers:
         Raises:
             BusyError: No more can be answered now; nothing was written.
         """
-        if self._generations is not None:
-            self._generations.check_room()
         named = None if request_id is None else f"request:{request_id}"
-        question = await conversation.create_user_message(content, generation_id=named)
-        # Without a name of its own a request has one question, which has one answer.
-        return question, await self._answer(conversation, f"answer:{question.id}")
+
+        async def add() -> Message:
+            return await conversation.create_user_message(content, generation_id=named)
+
+        if self._generations is None:
+            return await add(), None
+        added: list[Message] = []
+
+        async def add_both() -> Message:
+            added.append(await add())
+            return await _start(conversation, _answer_to(added[0]))
+
+        answer = await self._generations.begin(conversation, add_both)
+        return added[0], answer
 
     async def continue_(self, conversation: Conversation, question: Message) -> Message | None:
         """The answer to a message that has none yet."""
-        return await self._answer(conversation, f"answer:{question.id}")
+        return await self._answer(conversation, _answer_to(question))
 
     async def retry(
         self, conversation: Conversation, answer: Message, *, stop: bool = False
@@ -67,6 +76,8 @@ class Answers:
         if any(message.role is MessageRole.USER for message in await later):
             raise ConflictError("More was said since: only the last answer can be given again.")
         if answer.is_streaming:
+            if self._generations is not None:
+                self._generations.check_room()
             await answer.request_stop()
         return await self._answer(
             conversation, f"instead:{answer.id}", metadata={REPLACES: str(answer.id)}
@@ -77,10 +88,9 @@ class Answers:
     ) -> Message | None:
         if self._generations is None:
             return None
-        self._generations.check_room()
-        answer = await conversation.start_streaming_assistant(metadata, generation_id=name)
-        self._generations.start(conversation, answer)
-        return answer
+        return await self._generations.begin(
+            conversation, lambda: _start(conversation, name, metadata)
+        )
 
     async def stop(
         self, conversation: Conversation, reason: str | None = None
@@ -99,6 +109,17 @@ class Answers:
             for message in listed
             if message.is_streaming and message.role is MessageRole.ASSISTANT
         ]
+
+
+def _answer_to(question: Message) -> str:
+    """The ``generation_id`` of the answer: one question has one, however often it is asked for."""
+    return f"answer:{question.id}"
+
+
+async def _start(
+    conversation: Conversation, name: str, metadata: dict[str, str] | None = None
+) -> Message:
+    return await conversation.start_streaming_assistant(metadata, generation_id=name)
 
 
 def without_replaced(messages: Iterable[Message]) -> list[Message]:

@@ -63,6 +63,7 @@ class Generations:
         self._limit = limit
         self._grace = grace
         self._running: dict[ObjectId, asyncio.Task[None]] = {}
+        self._beginning: set[asyncio.Task[Message]] = set()
         self._closed = False
 
     @property
@@ -78,8 +79,32 @@ class Generations:
         """
         if self._closed:
             raise BusyError("This process is about to end; try again in some seconds.")
-        if len(self._running) >= self._limit:
+        if len(self._running) + len(self._beginning) >= self._limit:
             raise BusyError(f"{self._limit} answers are being written; try again in some seconds.")
+
+    async def begin(
+        self, conversation: Conversation, create: Callable[[], Awaitable[Message]]
+    ) -> Message:
+        """Creates a message and has it written; what has begun is not ended with its request.
+
+        Args:
+            conversation: The conversation.
+            create: Starts the message, or finds it.
+
+        Raises:
+            BusyError: ``limit`` run already, or it is closed; nothing was created.
+        """
+        self.check_room()
+
+        async def both() -> Message:
+            message = await create()
+            self._start(conversation, message)
+            return message
+
+        task = asyncio.create_task(both(), name="converse_mongo-generation-begin")
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+        return await asyncio.shield(task)
 
     def start(self, conversation: Conversation, message: Message) -> None:
         """Has ``respond`` write ``message``, if it streams and is not being written here already.
@@ -87,10 +112,14 @@ class Generations:
         Raises:
             BusyError: ``limit`` run already, or it is closed.
         """
+        if message.is_streaming and message.id not in self._running:
+            self.check_room()
+            self._start(conversation, message)
+
+    def _start(self, conversation: Conversation, message: Message) -> None:
         key = message.id
         if not message.is_streaming or key in self._running:
             return
-        self.check_room()
         task = asyncio.create_task(
             self._write(conversation, message), name=f"converse_mongo-generation-{key}"
         )
@@ -136,6 +165,8 @@ class Generations:
     async def aclose(self) -> None:
         """Takes no more, and ends those that run; returns once all have ended."""
         self._closed = True
+        if self._beginning:
+            await asyncio.wait(self._beginning)
         running = list(self._running.values())
         if not running:
             return

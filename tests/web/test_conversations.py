@@ -315,6 +315,7 @@ async def test_head__of_a_stream_answers_at_once(site: Site) -> None:
     conversation = await site.conversation()
     answer = await site.http.head(f"/conversations/{conversation.id}/events")
     assert (answer.status_code, answer.content) == (200, b"")
+    assert site.converse.statistics().watchers == 0
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,32 @@ async def test_limit__and_closed_ones_refuse(converse: Converse) -> None:
         generations.start(*await talk(converse))
 
 
+async def test_begin__goes_on_when_its_request_is_cancelled(converse: Converse) -> None:
+    async def respond(conversation: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            await writer.write("whole")
+
+    conversation = await converse.start_conversation()
+    created, go_on = asyncio.Event(), asyncio.Event()
+
+    async def create() -> Message:
+        message = await conversation.start_streaming_assistant()
+        created.set()
+        await go_on.wait()
+        return message
+
+    async with Generations(respond, limit=1, grace=20) as generations:
+        request = asyncio.create_task(generations.begin(conversation, create))
+        await created.wait()
+        with pytest.raises(BusyError):
+            await generations.begin(conversation, create)
+        request.cancel()
+        await asyncio.wait({request})
+        asyncio.get_running_loop().call_later(0.05, go_on.set)
+    (message,) = await conversation.messages()
+    assert (message.status, message.content) == (MessageStatus.COMPLETED, "whole")
+
+
 async def test_two_processes__write_one_answer_once(facade: Any) -> None:
     first: Converse = await facade()
     second: Converse = await facade(database=first.database_name)
