@@ -59,6 +59,18 @@ def lowest(session: nox.Session, driver: str) -> None:
 
 
 @nox.session(python=PYTHON)
+def browser(session: nox.Session) -> None:
+    """The web edge with the clients of others: the AI SDK from npm. Needs node and npm."""
+    session.install(*DRIVERS["motor"], *group("test"))
+    scratch = Path(session.create_tmp()) / "aisdk"
+    shutil.copytree("tests/web/aisdk", scratch, dirs_exist_ok=True)
+    with session.chdir(scratch):
+        session.run("npm", "ci", "--no-audit", "--no-fund", external=True)
+    session.env["CONVERSE_NODE_MODULES"] = str((scratch / "node_modules").resolve())
+    session.run("python", "-m", "pytest", "tests/web/test_ai_sdk.py", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 @nox.parametrize("driver", list(DRIVERS))
 def faults(session: nox.Session, driver: str) -> None:
     """500 schedules of faults, some 20 minutes; ``-- --seed 7 --schedules 1`` replays one."""
