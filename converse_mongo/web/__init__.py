@@ -7,6 +7,7 @@ from converse_mongo.web.access import Authorize
 from converse_mongo.web.answers import without_replaced
 from converse_mongo.web.errors import BusyError, RequestError
 from converse_mongo.web.generations import Generations, Respond
+from converse_mongo.web.openapi import openapi_paths
 from converse_mongo.web.routes import routes
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Generations",
     "RequestError",
     "Respond",
+    "openapi_paths",
     "routes",
     "without_replaced",
 ]
