@@ -60,14 +60,15 @@ def lowest(session: nox.Session, driver: str) -> None:
 
 @nox.session(python=PYTHON)
 def browser(session: nox.Session) -> None:
-    """The web edge with the clients of others: the AI SDK from npm. Needs node and npm."""
-    session.install(*DRIVERS["motor"], *group("test"))
+    """The web edge with clients of others: the AI SDK from npm, schemathesis. Needs node and npm."""
+    session.install(*DRIVERS["motor"], *group("test"), *group("browser"))
     scratch = Path(session.create_tmp()) / "aisdk"
     shutil.copytree("tests/web/aisdk", scratch, dirs_exist_ok=True)
     with session.chdir(scratch):
         session.run("npm", "ci", "--no-audit", "--no-fund", external=True)
     session.env["CONVERSE_NODE_MODULES"] = str((scratch / "node_modules").resolve())
-    session.run("python", "-m", "pytest", "tests/web/test_ai_sdk.py", *session.posargs)
+    tests = ["tests/web/test_ai_sdk.py", "tests/web/test_fuzz.py"]
+    session.run("python", "-m", "pytest", *(session.posargs or tests))
 
 
 @nox.session(python=PYTHON)
