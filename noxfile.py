@@ -60,7 +60,7 @@ def lowest(session: nox.Session, driver: str) -> None:
 
 @nox.session(python=PYTHON)
 def browser(session: nox.Session) -> None:
-    """The web edge with clients of others: the AI SDK from npm, schemathesis. Needs node and npm."""
+    """The web edge with clients of others: the AI SDK, schemathesis. Needs node and npm."""
     session.install(*DRIVERS["motor"], *group("test"), *group("browser"))
     scratch = Path(session.create_tmp()) / "aisdk"
     shutil.copytree("tests/web/aisdk", scratch, dirs_exist_ok=True)
