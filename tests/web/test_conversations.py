@@ -311,6 +311,28 @@ async def test_html__in_the_text_of_a_model_is_data(site: Site) -> None:
         )
 
 
+async def test_stream__of_a_conversation_that_is_deleted_ends(site: Site) -> None:
+    conversation = await site.conversation()
+    path = f"/conversations/{conversation.id}/events"
+    async with site.http.stream("GET", path) as stream:
+        await conversation.delete()
+        async with asyncio.timeout(20):
+            assert await read_all(stream) == []
+    assert (await site.http.get(path)).status_code == 404
+
+
+async def test_stream__is_authorized_again_after_its_lifetime(make_site: MakeSite) -> None:
+    allowed = [True]
+    site = await make_site(lifetime=0.1, authorize=lambda request, conversation: allowed[0])
+    conversation = await site.conversation()
+    path = f"/conversations/{conversation.id}/events"
+    async with site.http.stream("GET", path) as stream:
+        assert stream.status_code == 200
+        allowed[0] = False
+        await read_all(stream)
+    assert (await site.http.get(path)).status_code == 404
+
+
 async def test_head__of_a_stream_answers_at_once(site: Site) -> None:
     conversation = await site.conversation()
     answer = await site.http.head(f"/conversations/{conversation.id}/events")
