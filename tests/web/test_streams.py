@@ -75,8 +75,9 @@ async def test_slow_client__holds_up_nobody_and_nothing(site: Site) -> None:
     message = await conversation.start_streaming_assistant()
     path = f"/conversations/{conversation.id}/messages/{message.id}/events"
     large = "x" * 200_000
-    async with raw_stream(site, path) as (slow, _):
+    async with raw_stream(site, path) as (slow, _), raw_stream(site, path) as (stuck, _):
         await slow.readuntil(b"retry: ")
+        await stuck.readuntil(b"retry: ")  # and it reads no more before it goes
         async with site.http.stream("GET", path) as quick:
             events = read_events(quick)
             for _ in range(60):  # 12 MB: more than all buffers between the two hold
@@ -90,6 +91,7 @@ async def test_slow_client__holds_up_nobody_and_nothing(site: Site) -> None:
             while b"event: message.completed" not in (part := await slow.read(2**16)):
                 received += part.count(b"x")
         assert received >= 60 * len(large) - 2**16
+    await watchers_are_gone(site)
 
 
 async def test_clients_that_vanish__leave_nothing(site: Site) -> None:
