@@ -60,14 +60,16 @@ def lowest(session: nox.Session, driver: str) -> None:
 
 @nox.session(python=PYTHON)
 def browser(session: nox.Session) -> None:
-    """The web edge with clients of others: the AI SDK, schemathesis. Needs node and npm."""
+    """The client in JavaScript, the AI SDK, made-up requests: needs node and npm."""
     session.install(*DRIVERS["motor"], *group("test"), *group("browser"))
-    scratch = Path(session.create_tmp()) / "aisdk"
-    shutil.copytree("tests/web/aisdk", scratch, dirs_exist_ok=True)
-    with session.chdir(scratch):
-        session.run("npm", "ci", "--no-audit", "--no-fund", external=True)
-    session.env["CONVERSE_NODE_MODULES"] = str((scratch / "node_modules").resolve())
-    tests = ["tests/web/test_ai_sdk.py", "tests/web/test_fuzz.py"]
+    for package in ("tests/web/client", "tests/web/aisdk"):
+        with session.chdir(package):
+            session.run("npm", "ci", "--no-audit", "--no-fund", external=True)
+    with session.chdir("tests/web/client"):
+        session.run("npm", "run", "types", external=True)
+        session.run("npm", "test", external=True)
+    session.run("git", "diff", "--exit-code", "--", "converse_mongo/web/client", external=True)
+    tests = [f"tests/web/test_{name}.py" for name in ("client", "ai_sdk", "fuzz")]
     session.run("python", "-m", "pytest", *(session.posargs or tests))
 
 

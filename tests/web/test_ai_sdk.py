@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,8 +13,10 @@ import pytest
 from converse_mongo import Conversation, MessageStatus
 from tests.web.conftest import Site
 
+PACKAGE = Path(__file__).parent / "aisdk"
+
 pytestmark = pytest.mark.skipif(
-    "CONVERSE_NODE_MODULES" not in os.environ,
+    not (PACKAGE / "node_modules").is_dir(),
     reason="needs node and packages from npm: python -m nox -s browser",
 )
 
@@ -51,11 +52,8 @@ async def client(
     site: Site, conversation: Conversation, action: str, text: str = ""
 ) -> AsyncIterator[Client]:
     base = f"http://127.0.0.1:{site.port}/api"
-    script = (
-        Path(os.environ["CONVERSE_NODE_MODULES"]).parent / "drive.mjs"
-    )  # node looks for packages beside the script
     process = await asyncio.create_subprocess_exec(
-        *("node", str(script), base, str(conversation.id), action, text),
+        *("node", str(PACKAGE / "drive.mjs"), base, str(conversation.id), action, text),
         stdout=subprocess.PIPE,
     )
     try:
