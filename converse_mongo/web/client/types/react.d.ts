@@ -1,0 +1,43 @@
+/**
+ * Follows a conversation while the component is mounted.
+ *
+ * Each use has a connection of its own: use it once for a conversation and pass on what it gives.
+ *
+ * @param {string | null | undefined} conversationId Without one it waits, with the status
+ *     "loading".
+ * @param {Options} options Of these, `url` opens the conversation anew when it changes. The others
+ *     may be made in each render; `headers` and `fetch` are taken from the last one.
+ * @returns {Snapshot & Actions}
+ */
+export function useConversation(conversationId: string | null | undefined, options: Options): Snapshot & Actions;
+/**
+ * Follows one message to its end while the component is mounted.
+ *
+ * @param {string | null | undefined} conversationId
+ * @param {string | null | undefined} messageId Without one it waits, with the status "loading".
+ * @param {Omit<Options, "limit" | "patience">} options
+ * @returns {MessageSnapshot}
+ */
+export function useStreamingMessage(conversationId: string | null | undefined, messageId: string | null | undefined, options: Omit<Options, "limit" | "patience">): MessageSnapshot;
+export type Store<T> = {
+    getSnapshot: () => T;
+    subscribe: (listener: () => void) => () => void;
+    close: () => void;
+};
+export type Shared<S extends Store<T>, T> = {
+    /**
+     * The store; `null` while nobody is subscribed.
+     */
+    get: () => S | null;
+    getSnapshot: () => T;
+    getServerSnapshot: () => T;
+    subscribe: (listener: () => void) => () => void;
+};
+export type Conversation = import("./conversation.js").Conversation;
+export type Snapshot = import("./conversation.js").Snapshot;
+export type MessageSnapshot = import("./message.js").MessageSnapshot;
+export type Options = Omit<import("./conversation.js").ConversationOptions, "conversationId">;
+/**
+ * They are always the same functions while the id is the same, and throw before the first effect.
+ */
+export type Actions = Pick<Conversation, "send" | "resend" | "stop" | "retry" | "loadOlder">;

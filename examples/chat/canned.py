@@ -1,0 +1,112 @@
+"""A model that is none: it streams a text about this chat, for those who have no key at hand."""
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from examples.chat.errors import AnswerError
+from examples.chat.prompts import Said
+
+__all__ = ["CannedModel"]
+
+WELCOME = """\
+You wrote: "{question}"
+
+No language model is connected, so a built-in text answers. Everything around it is real: each \
+word you see was **stored in MongoDB first** and came to this page through a change stream.
+
+Some things to try while an answer streams:
+
+- Press **Stop**. The text so far is kept, and you can ask for another answer.
+- Reload the page. The answer was never tied to it, and goes on where it is.
+- Open this address in a second tab, or on two screens. Both show the same words.
+- Type `/fail` to see an answer break off, `/code` for a piece of code, or `/long` for more to read.
+
+To talk to a real model, start the chat with a key:
+
+```sh
+export OPENAI_API_KEY=...
+python -m examples.chat
+```
+
+This was question {number} of our conversation."""
+
+CODE = """\
+This is how an answer gets into the database, token by token:
+
+```python
+async def respond(conversation, message):
+    async with message.writer(interrupt=True) as writer:
+        async for token in model.stream(conversation):
+            await writer.write(token)
+        writer.metadata["finish_reason"] = "stop"
+```
+
+1. Opening the writer takes the message: no second process can write the same answer.
+2. `write` returns at once. A task in the background stores what has come together.
+3. Leaving the block stores the rest, and ends the message as completed, failed or cancelled.
+
+A stop that somebody asks for, in this process or another, ends the block by itself."""
+
+FAILING = """\
+This answer is going to break off, as one does when a model goes away in the middle of a sentence. \
+What was said so far is kept, and the button below asks for"""
+
+PARAGRAPH = """\
+Part {number}. A long answer costs the same for each token, however long it is: a writer collects \
+what comes within some milliseconds and appends it with one small update. Readers are told by one \
+change stream for each process, and whoever was away reads what was missed from the document. \
+Scroll up while this goes on and the page stays where you are; scroll down again, or press the \
+button, and it follows."""
+
+
+class CannedModel:
+    """Answers with texts of its own.
+
+    Args:
+        delay: Seconds between two tokens, on average.
+    """
+
+    name = "built-in text"
+
+    def __init__(self, delay: float) -> None:
+        self._delay = delay
+
+    async def stream(
+        self, said: Sequence[Said], metadata: dict[str, Any]
+    ) -> AsyncGenerator[str, None]:
+        """Yields the tokens of an answer, and says in ``metadata`` how much it was."""
+        question = said[-1].content if said else ""
+        usage = {"prompt_tokens": sum(len(_tokens(each.content)) for each in said)}
+        command = question.strip().lower()
+        asked = sum(each.role == "user" for each in said)
+        for count, token in enumerate(_tokens(_text(command, question, asked)), 1):
+            await asyncio.sleep(random.uniform(0.2, 1.8) * self._delay)
+            yield token
+            metadata["usage"] = usage | {"completion_tokens": count}
+        if command == "/fail":
+            raise AnswerError("The model broke off, as you asked it to. Try again.")
+        metadata["finish_reason"] = "stop"
+
+    async def aclose(self) -> None:
+        """Has nothing to close."""
+
+
+def _text(command: str, question: str, asked: int) -> str:
+    if command == "/fail":
+        return FAILING
+    if command == "/code":
+        return CODE
+    if command == "/long":
+        return "\n\n".join(PARAGRAPH.format(number=number) for number in range(1, 13))
+    quoted = " ".join(question.replace("`", "'").replace("*", "").split())
+    if len(quoted) > 200:
+        quoted = quoted[:200].rstrip() + "…"
+    return WELCOME.format(question=quoted, number=asked)
+
+
+def _tokens(text: str) -> list[str]:
+    """Words with the space before them: about what a model calls a token."""
+    return re.findall(r"\s*\S{1,12}|\s+$", text)

@@ -1,0 +1,35 @@
+"""What users are told when an answer could not be given."""
+
+import openai
+
+__all__ = ["AnswerError", "sentence_for"]
+
+
+class AnswerError(Exception):
+    """An answer failed; the text is a sentence for users, and is stored and shown as it is."""
+
+
+def sentence_for(error: Exception) -> str:
+    """What to tell users of an error: never its own text, which may hold a key or an address."""
+    match error:
+        case AnswerError():
+            return str(error)
+        case openai.APITimeoutError():
+            return "The model took too long to answer. Try again."
+        case openai.APIConnectionError():
+            return "The model could not be reached. Try again."
+        case openai.RateLimitError():
+            return "The model has too much to do at the moment. Try again in a minute."
+        case openai.AuthenticationError() | openai.PermissionDeniedError():
+            return "The model does not accept this service. Its operator has to look into it."
+        case openai.NotFoundError():
+            return "The model is not available. The operator of this service has to look into it."
+        case openai.BadRequestError(code="context_length_exceeded"):
+            return "This conversation is too long for the model. Begin a new one."
+        case openai.BadRequestError(code="content_filter" | "content_policy_violation"):
+            return "The model declined to answer this."
+        case openai.APIStatusError():
+            return "The model could not answer. Try again."
+        case openai.APIError():  # what it sends in the middle of a stream
+            return "The model broke off its answer. Try again."
+    return "The answer could not be completed. Try again."

@@ -1,0 +1,62 @@
+"""What the model is told of a conversation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from converse_mongo import Conversation, Message, MessageRole, MessageStatus
+from converse_mongo.web import without_replaced
+
+__all__ = ["Said", "name_conversation", "said_before", "title_for"]
+
+MAX_MESSAGES = 60
+MAX_CHARACTERS = 60_000
+MAX_TITLE = 60
+
+SAYABLE = (MessageStatus.COMPLETED, MessageStatus.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What somebody said."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+async def said_before(conversation: Conversation, answer: Message) -> list[Said]:
+    """What was said before an answer, the oldest first: as much as there is room for."""
+    newest = await conversation.messages(
+        before=answer.position, limit=MAX_MESSAGES, newest_first=True
+    )
+    # With the answer itself, since it may be given instead of the one that stands before it.
+    listed = without_replaced([*reversed(newest), answer])
+    said: list[Said] = []
+    room = MAX_CHARACTERS
+    for message in reversed(listed):
+        # A failed answer says nothing that the model should go on from.
+        if message.id == answer.id or message.status not in SAYABLE or not message.content.strip():
+            continue
+        room -= len(message.content)
+        if said and room < 0:
+            break
+        if message.role is MessageRole.USER:
+            said.append(Said("user", message.content))
+        elif message.role is MessageRole.ASSISTANT:
+            said.append(Said("assistant", message.content))
+    return said[::-1]
+
+
+async def name_conversation(conversation: Conversation, said: list[Said]) -> None:
+    """Gives a conversation its title, after its first question."""
+    if conversation.title is None and said:
+        conversation.title = title_for(said[0].content)
+        await conversation.save()  # writes the title and nothing else
+
+
+def title_for(question: str) -> str:
+    """A question in one line, cut between words."""
+    line = " ".join(question.split())
+    if len(line) <= MAX_TITLE:
+        return line
+    head = line[:MAX_TITLE].rpartition(" ")[0] or line[: MAX_TITLE - 1]
+    return head.rstrip(" ,;:.") + "…"

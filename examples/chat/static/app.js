@@ -1,0 +1,426 @@
+/** The page: conversations on the left, messages on the right, and a place to write. */
+
+import { ConverseError, openConversation } from "/client/index.js";
+import { MessageList } from "./messages.js";
+import { element } from "./text.js";
+
+const PAGE_SIZE = 50;
+const NEAR_END = 48;
+const NARROW = matchMedia("(max-width: 760px)");
+const ID = /^#([0-9a-f]{24})$/;
+const SUGGESTIONS = [
+  "How does an answer reach this page?",
+  "What happens when I close the tab while you write?",
+  "Explain change streams in three sentences.",
+];
+const OFFLINE_COMMANDS = ["/long", "/code", "/fail"];
+
+const at = (id) => document.getElementById(id);
+const question = at("question");
+const scroller = at("scroller");
+
+let chat = null; // what openConversation gave
+let unsubscribe = () => {};
+let shownId = null; // the conversation that the address names
+let conversations = [];
+let following = true; // whether the reader is at the end
+let busy = false; // a conversation is being begun
+let drawing = 0;
+
+const list = new MessageList(at("messages"), {
+  retry: (message) => act(() => chat.retry(message.id), "The answer could not be given again."),
+  resend: (message) => act(() => chat.resend(message.id), "The message could not be sent."),
+  ended: announce,
+  started: () => loadConversations(),
+});
+
+// The conversation that is shown
+
+function show(id) {
+  unsubscribe();
+  chat?.close();
+  chat = null;
+  shownId = id;
+  following = true;
+  list.clear();
+  complain(null);
+  if (id !== null) {
+    chat = openConversation({ url: "/api", conversationId: id, limit: PAGE_SIZE });
+    unsubscribe = chat.subscribe(drawSoon) ?? (() => {});
+  }
+  drawConversations();
+  draw();
+}
+
+function go(id) {
+  const hash = id === null ? "" : `#${id}`;
+  if (location.hash === hash) return;
+  history.pushState(null, "", hash || location.pathname);
+  show(id);
+}
+
+function fromAddress() {
+  const id = ID.exec(location.hash)?.[1] ?? null;
+  if (id !== shownId || (id !== null && chat === null)) show(id);
+}
+
+function drawSoon() {
+  if (drawing) return;
+  // A page in the background is not drawn, and would else forget to tell what it is about.
+  const later = document.hidden ? (draw) => setTimeout(draw, 250) : requestAnimationFrame;
+  drawing = later(() => {
+    drawing = 0;
+    draw();
+  });
+}
+
+function draw() {
+  const snapshot = chat?.getSnapshot() ?? null;
+  const messages = snapshot?.messages ?? [];
+  const refused = snapshot?.status === "error";
+  list.draw(messages, { waiting: Boolean(snapshot?.typing) });
+
+  at("empty").hidden = refused || messages.length > 0 || snapshot?.status === "loading" || busy;
+  at("loading").hidden = snapshot?.status !== "loading" || messages.length > 0;
+  at("older").hidden = !snapshot?.hasOlder;
+  at("trouble").hidden = !refused;
+  if (refused) at("trouble-text").textContent = sentence(snapshot.error);
+  drawConnection(snapshot);
+  drawComposer();
+  drawTitle();
+  if (following) scrollToEnd();
+  drawJump();
+}
+
+function drawConnection(snapshot) {
+  const place = at("connection");
+  let text = "";
+  if (!navigator.onLine) text = "Offline";
+  else if (snapshot?.status === "reconnecting") text = "Reconnecting";
+  if (place.textContent !== text) place.textContent = text;
+  place.classList.toggle("shown", text !== "");
+}
+
+function drawTitle() {
+  const known = conversations.find((each) => each.id === shownId);
+  const title = known?.title ?? (shownId === null ? "New chat" : "Conversation");
+  at("title").textContent = title;
+  document.title = shownId === null ? "Chat" : `${title} - Chat`;
+}
+
+function streaming() {
+  const messages = chat?.getSnapshot().messages ?? [];
+  return messages.findLast((each) => each.role === "assistant" && each.status === "streaming");
+}
+
+// Where the reader is
+
+function atEnd() {
+  return scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < NEAR_END;
+}
+
+function scrollToEnd() {
+  scroller.scrollTop = scroller.scrollHeight;
+}
+
+function drawJump() {
+  at("jump").hidden = following || atEnd();
+}
+
+let lastTop = 0;
+scroller.addEventListener("scroll", () => {
+  // Only the reader scrolls up; that text grows does not mean that they left the end.
+  if (scroller.scrollTop < lastTop - 1) following = atEnd();
+  else following ||= atEnd();
+  lastTop = scroller.scrollTop;
+  drawJump();
+}, { passive: true });
+
+new ResizeObserver(() => {
+  if (following) scrollToEnd();
+}).observe(scroller);
+
+at("jump").addEventListener("click", () => {
+  following = true;
+  scrollToEnd();
+  drawJump();
+  question.focus();
+});
+
+at("older").addEventListener("click", async () => {
+  const button = at("older");
+  const before = scroller.scrollHeight - scroller.scrollTop;
+  button.disabled = true;
+  following = false;
+  await act(() => chat.loadOlder(), "Older messages could not be loaded.");
+  button.disabled = false;
+  draw();
+  // What was read stays where it is, above it stands what was loaded.
+  scroller.scrollTop = scroller.scrollHeight - before;
+  if (button.hidden) scroller.focus({ preventScroll: true });
+  else button.focus({ preventScroll: true });
+});
+
+// What the reader says
+
+function drawComposer() {
+  const writes = Boolean(streaming());
+  const lost = chat?.getSnapshot().status === "error";
+  const stop = at("stop");
+  const send = at("send");
+  if (stop.hidden === writes) {
+    const focused = document.activeElement === stop || document.activeElement === send;
+    stop.hidden = !writes;
+    send.hidden = writes;
+    if (focused) question.focus();
+  }
+  stop.disabled = false;
+  send.disabled = busy || lost || question.value.trim() === "";
+  question.disabled = lost;
+}
+
+function fit() {
+  question.style.height = "auto";
+  question.style.height = `${question.scrollHeight}px`;
+}
+
+async function submit(text) {
+  if (busy || streaming() || text.trim() === "") return;
+  complain(null);
+  following = true;
+  if (chat === null) {
+    busy = true;
+    draw();
+    try {
+      const begun = await request("/api/conversations", { method: "POST", body: "{}" });
+      conversations = [begun, ...conversations];
+      go(begun.id);
+    } catch (error) {
+      complain(sentence(error));
+      return;
+    } finally {
+      busy = false;
+      draw();
+    }
+  }
+  if (question.value === text) {
+    question.value = "";
+    fit();
+  }
+  question.focus();
+  // It is shown at once; one that cannot be sent says so itself, and can be sent again.
+  const sent = act(() => chat.send(text));
+  draw();
+  await sent;
+  loadConversations();
+}
+
+at("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit(question.value);
+});
+
+question.addEventListener("keydown", (event) => {
+  // Enter also ends the choice of a character where several keys write one.
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    submit(question.value);
+  }
+});
+
+question.addEventListener("input", () => {
+  fit();
+  drawComposer();
+});
+
+at("stop").addEventListener("click", async () => {
+  const message = streaming();
+  if (!message) return;
+  at("stop").disabled = true;
+  await act(() => chat.stop(message.id), "The answer could not be stopped.");
+});
+
+async function act(action, failure = null) {
+  const acting = chat;
+  try {
+    await action();
+  } catch (error) {
+    if (acting !== chat) return; // about a conversation that is not shown any more
+    if (failure !== null) complain(error instanceof ConverseError ? error.message : failure);
+    draw();
+  }
+}
+
+function complain(text) {
+  const place = at("composer-error");
+  place.hidden = text === null;
+  place.textContent = text ?? "";
+}
+
+/** Tells those who hear the page that an answer has ended, once and whole. */
+function announce(message, text) {
+  const part = element("p", { textContent: text });
+  at("announcer").replaceChildren(part);
+  loadConversations();
+}
+
+// The list of conversations
+
+async function loadConversations() {
+  try {
+    ({ conversations } = await request("/api/conversations"));
+  } catch {
+    return; // what is shown is older, and still true
+  }
+  drawConversations();
+  drawTitle();
+}
+
+function drawConversations() {
+  const place = at("conversations");
+  const nodes = new Map([...place.children].map((node) => [node.dataset.id, node]));
+  conversations.forEach(({ id, title }, index) => {
+    let node = nodes.get(id);
+    nodes.delete(id);
+    if (!node) {
+      node = element("li", {}, element("a", { href: `#${id}` }));
+      node.dataset.id = id;
+    }
+    const link = node.firstChild;
+    const text = title ?? "New conversation";
+    if (link.textContent !== text) link.textContent = text;
+    if (id === shownId) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+    if (place.children[index] !== node) place.insertBefore(node, place.children[index] ?? null);
+  });
+  for (const node of nodes.values()) node.remove();
+  at("no-conversations").hidden = conversations.length > 0;
+}
+
+at("conversations").addEventListener("click", (event) => {
+  const link = event.target.closest("a");
+  if (!link || event.metaKey || event.ctrlKey || event.shiftKey) return;
+  event.preventDefault();
+  go(link.hash.slice(1));
+  closeSidebar();
+  question.focus();
+});
+
+for (const id of ["new-chat", "trouble-new"]) {
+  at(id).addEventListener("click", () => {
+    go(null);
+    closeSidebar();
+    question.focus();
+  });
+}
+
+// The list on narrow screens
+
+function openSidebar() {
+  document.body.classList.add("listing");
+  at("open-sidebar").setAttribute("aria-expanded", "true");
+  at("backdrop").hidden = false;
+  fitSidebar();
+  at("close-sidebar").focus();
+}
+
+function closeSidebar() {
+  document.body.classList.remove("listing");
+  at("open-sidebar").setAttribute("aria-expanded", "false");
+  at("backdrop").hidden = true;
+  fitSidebar();
+}
+
+/** What cannot be seen cannot be reached either. */
+function fitSidebar() {
+  const open = document.body.classList.contains("listing");
+  at("sidebar").inert = NARROW.matches && !open;
+  at("page").inert = NARROW.matches && open;
+}
+
+at("open-sidebar").addEventListener("click", openSidebar);
+at("close-sidebar").addEventListener("click", () => {
+  closeSidebar();
+  at("open-sidebar").focus();
+});
+at("backdrop").addEventListener("click", closeSidebar);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && document.body.classList.contains("listing")) {
+    closeSidebar();
+    at("open-sidebar").focus();
+  }
+});
+NARROW.addEventListener("change", closeSidebar);
+
+// Requests of this page's own
+
+async function request(path, options = {}) {
+  const headers = { "content-type": "application/json" };
+  let response;
+  try {
+    response = await fetch(path, { headers, ...options });
+  } catch {
+    throw new ConverseError("The service cannot be reached. Try again.", 0, "unreachable");
+  }
+  if (response.ok) return await response.json();
+  const told = await response.json().catch(() => null);
+  const message = told?.error?.message ?? "The service could not do this. Try again.";
+  throw new ConverseError(message, response.status, told?.error?.code ?? "unknown");
+}
+
+function sentence(error) {
+  if (error instanceof ConverseError && error.status === 404) {
+    return "There is no such conversation, or it is not yours.";
+  }
+  if (error instanceof ConverseError) return error.message;
+  return "The conversation could not be loaded. Reload the page to try again.";
+}
+
+// Beginning
+
+function suggest(texts) {
+  at("suggestions").replaceChildren(...texts.map((text) => {
+    const button = element("button", { type: "button", textContent: text });
+    button.addEventListener("click", () => submit(text));
+    return element("li", {}, button);
+  }));
+}
+
+// The address names a conversation, so this one is no place to go to.
+at("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  question.focus();
+});
+
+addEventListener("popstate", fromAddress);
+addEventListener("hashchange", fromAddress);
+addEventListener("online", draw);
+addEventListener("offline", draw);
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) {
+    draw();
+    loadConversations();
+  }
+});
+
+async function begin() {
+  fitSidebar();
+  suggest(SUGGESTIONS);
+  draw();
+  try {
+    // First of all, since the first answer says who the user is.
+    const me = await request("/api/me");
+    at("model").textContent = `Answers: ${me.model}`;
+    if (me.canned) {
+      at("commands").hidden = false;
+      suggest([...SUGGESTIONS.slice(0, 2), ...OFFLINE_COMMANDS]);
+    }
+  } catch (error) {
+    complain(sentence(error));
+  }
+  await loadConversations();
+  fromAddress();
+  question.focus();
+}
+
+begin();

@@ -1,0 +1,174 @@
+/** The messages of a conversation as nodes, which follow what streams. */
+
+import { copyButton, element, showText } from "./text.js";
+
+const INTERRUPTED = "The answer broke off, since the process that wrote it is gone. Try again.";
+const ENDS = new Set(["completed", "failed", "cancelled"]);
+const LONGEST_ANNOUNCEMENT = 1500;
+
+/**
+ * A list of messages.
+ *
+ * `actions` are `retry(message)` and `resend(message)`, which the reader asks for; `started(message)`
+ * and `ended(message, text)`, of answers that were seen to begin and to end.
+ */
+export class MessageList {
+  constructor(place, actions) {
+    this.place = place;
+    this.actions = actions;
+    this.clear();
+  }
+
+  clear() {
+    this.views = new Map();
+    this.waiting = null;
+    this.place.replaceChildren();
+  }
+
+  draw(messages, { waiting }) {
+    const replaced = new Set(messages.map((each) => each.replaces).filter(Boolean));
+    const shown = messages.filter((each) => !replaced.has(each.id));
+    const last = shown.at(-1);
+    const gone = new Map(this.views);
+    shown.forEach((message, index) => {
+      let view = this.views.get(message.id);
+      gone.delete(message.id);
+      if (!view) {
+        view = new MessageView(message, this.actions);
+        this.views.set(message.id, view);
+      }
+      view.draw(message, message === last);
+      const here = this.place.children[index];
+      if (here !== view.node) this.place.insertBefore(view.node, here ?? null);
+    });
+    for (const [id, view] of gone) {
+      view.node.remove();
+      this.views.delete(id);
+    }
+    this.drawWaiting(waiting && last?.role === "user");
+  }
+
+  /** The sign that an answer is on its way, until it is there to say so itself. */
+  drawWaiting(waiting) {
+    if (!waiting) {
+      this.waiting?.remove();
+      this.waiting = null;
+      return;
+    }
+    this.waiting ??= element("li", { className: "message assistant" }, typing());
+    if (this.place.lastChild !== this.waiting) this.place.append(this.waiting);
+  }
+}
+
+class MessageView {
+  constructor(message, actions) {
+    this.actions = actions;
+    this.message = null;
+    const who = message.role === "user" ? "You" : "Answer";
+    this.typing = typing();
+    this.text = element("div", { className: "text" });
+    this.error = element("p", { className: "error" });
+    this.facts = element("span", { className: "facts" });
+    this.retry = this.button("Try again", () => actions.retry(this.message));
+    this.resend = this.button("Send again", () => actions.resend(this.message));
+    this.copy = copyButton(() => this.message.content);
+    this.foot = element("div", { className: "foot" }, this.retry, this.resend);
+    if (this.copy) this.foot.append(this.copy);
+    this.foot.append(this.facts);
+    this.node = element(
+      "li",
+      { className: `message ${message.role}` },
+      element("h2", { className: "unseen", textContent: who }),
+      this.typing,
+      this.text,
+      this.error,
+      this.foot,
+    );
+  }
+
+  button(label, onClick) {
+    const button = element("button", { type: "button", className: "quiet", textContent: label });
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      await onClick();
+      button.disabled = false;
+    });
+    return button;
+  }
+
+  draw(message, isLast) {
+    const before = this.message;
+    this.message = message;
+    const { status, content, role } = message;
+    const streams = status === "streaming";
+    const answer = role === "assistant";
+    if (before?.content !== content) {
+      if (answer) showText(this.text, content);
+      else this.text.textContent = content;
+    }
+    this.node.dataset.status = status;
+    this.text.hidden = content === "";
+    this.typing.hidden = !(answer && streams && content === "");
+    this.text.classList.toggle("growing", streams && content !== "");
+
+    const error = errorOf(message);
+    this.error.hidden = error === "";
+    if (this.error.textContent !== error) this.error.textContent = error;
+    this.retry.hidden = !(answer && isLast && (status === "failed" || status === "cancelled"));
+    this.resend.hidden = status !== "unsent";
+    if (this.copy) this.copy.hidden = !answer || streams || content === "";
+    const facts = factsOf(message);
+    if (this.facts.textContent !== facts) this.facts.textContent = facts;
+    this.foot.hidden = [...this.foot.children].every((each) => each.hidden || each === this.facts) &&
+      facts === "";
+
+    if (!answer || !before || before.status !== "streaming") {
+      if (answer && !before && streams) this.actions.started(message);
+    } else if (ENDS.has(status)) {
+      this.actions.ended(message, this.spoken());
+    }
+  }
+
+  /** What those who hear the page are told at the end of an answer. */
+  spoken() {
+    const { status, content } = this.message;
+    const text = content.length > LONGEST_ANNOUNCEMENT
+      ? `${content.slice(0, LONGEST_ANNOUNCEMENT)} And more.`
+      : content;
+    if (status === "completed") return `Answer: ${text}`;
+    if (status === "cancelled") return `The answer was stopped. ${text}`;
+    return `${errorOf(this.message)} ${text}`;
+  }
+}
+
+function typing() {
+  const dots = element("span", { className: "dots" }, element("i"), element("i"), element("i"));
+  dots.setAttribute("aria-hidden", "true");
+  return element(
+    "p",
+    { className: "typing" },
+    dots,
+    element("span", { className: "unseen", textContent: "The answer is being written" }),
+  );
+}
+
+function errorOf(message) {
+  if (message.status === "unsent") return "This could not be sent.";
+  if (message.status !== "failed") return "";
+  return message.error === "interrupted" ? INTERRUPTED : message.error || "The answer failed.";
+}
+
+/** What stands below an answer: the model, what it took, and how it ended. */
+function factsOf(message) {
+  if (message.role === "user") return message.status === "pending" ? "Sending" : "";
+  if (message.status === "streaming") return "";
+  const { model, usage, duration, finish_reason: reason } = message.metadata ?? {};
+  const facts = [];
+  if (message.status === "cancelled") facts.push(message.stop_reason ?? "Stopped");
+  if (reason === "length") facts.push("Cut off: the answer was as long as it may be");
+  if (typeof model === "string") facts.push(model);
+  const tokens = usage?.completion_tokens;
+  if (typeof tokens === "number") facts.push(tokens === 1 ? "1 token" : `${tokens} tokens`);
+  if (typeof duration === "number") facts.push(`${duration.toFixed(1)} s`);
+  return facts.join(" · ");
+}
