@@ -44,7 +44,9 @@ from converse_mongo.errors import (
 from converse_mongo.events import (
     ChunkReceived,
     ConversationCreated,
+    ConversationDeleted,
     ConversationEvent,
+    ConversationUpdated,
     Event,
     FinalEvent,
     MessageCancelled,
@@ -53,9 +55,11 @@ from converse_mongo.events import (
     MessageEvent,
     MessageFailed,
     MessageUpdated,
+    OwnerEvent,
 )
 from converse_mongo.hub import HubStatistics
 from converse_mongo.messages import Message
+from converse_mongo.owner_watching import OwnerWatcher
 from converse_mongo.pages import MessageChunkPage
 from converse_mongo.store import Transaction
 from converse_mongo.types import Granularity, MessageRole, MessageStatus, Retention, WatchMode
@@ -78,8 +82,10 @@ __all__ = [
     "ConfigurationError",
     "Conversation",
     "ConversationCreated",
+    "ConversationDeleted",
     "ConversationEvent",
     "ConversationNotFoundError",
+    "ConversationUpdated",
     "Converse",
     "ConverseClosedError",
     "ConverseError",
@@ -112,6 +118,8 @@ __all__ = [
     "MessageWriter",
     "NotFoundError",
     "Owner",
+    "OwnerEvent",
+    "OwnerWatcher",
     "ProtectedFieldError",
     "Retention",
     "StoreUnavailableError",

@@ -13,7 +13,8 @@ from bson import ObjectId
 from converse_mongo.chunks import StoredChunk
 
 __all__ = [
-    "PIPELINE",
+    "LEFT_OUT",
+    "ConversationChanged",
     "Deleted",
     "Hint",
     "Inserted",
@@ -21,18 +22,41 @@ __all__ = [
     "StreamInvalidated",
     "Updated",
     "decode",
+    "pipeline",
 ]
 
-PIPELINE: list[dict[str, Any]] = [
-    {
-        "$project": {
-            "updateDescription.updatedFields.content": 0,
-            "updateDescription.updatedFields.chunk_lengths": 0,
-        }
+LEFT_OUT: dict[str, Any] = {
+    "$project": {
+        "updateDescription.updatedFields.content": 0,
+        "updateDescription.updatedFields.chunk_lengths": 0,
+        "fullDocument.context": 0,
     }
-]
+}
 """What a change stream shall leave out: the joined text of an ended message, which every watcher
-has had chunk by chunk."""
+has had chunk by chunk, and what a conversation has for the model."""
+
+
+def pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
+    """What a change stream of a database shall tell: all of messages, little of conversations.
+
+    A conversation is also updated with each message that is added to it, which the message tells.
+
+    Args:
+        messages: The name of the collection of messages.
+        conversations: That of conversations.
+    """
+    wanted = [
+        {"ns.coll": messages},
+        {"ns.coll": conversations, "operationType": {"$ne": "update"}},
+        {
+            "ns.coll": conversations,
+            "updateDescription.updatedFields.revision": {"$exists": True},
+        },
+        # They concern no collection.
+        {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
+    ]
+    return [{"$match": {"$or": wanted}}, LEFT_OUT]
+
 
 _WRITER_FIELDS = frozenset({"status", "stop_requested_at"})
 _INVALIDATING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})
@@ -80,21 +104,40 @@ class Deleted:
 
 
 @dataclass(frozen=True, slots=True)
+class ConversationChanged:
+    """A conversation was started, saved or removed.
+
+    Attributes:
+        owner: The type and the id of its owner, where the event says so.
+    """
+
+    conversation_id: ObjectId
+    owner: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StreamInvalidated:
-    """The collection was dropped or renamed: the stream ends here."""
+    """A collection was dropped or renamed: what was known of it is no use any more."""
 
     operation: str
 
 
 MessageHint: TypeAlias = Inserted | Updated | Deleted
-Hint: TypeAlias = MessageHint | StreamInvalidated
+Hint: TypeAlias = MessageHint | ConversationChanged | StreamInvalidated
 
 
-def decode(change: Mapping[str, Any]) -> Hint | None:
-    """The hint in a change event; ``None`` when it says nothing of use."""
+def decode(change: Mapping[str, Any], conversations: str) -> Hint | None:
+    """The hint in a change event; ``None`` when it says nothing of use.
+
+    Args:
+        change: The event.
+        conversations: The name of the collection of conversations; all else is of messages.
+    """
     operation = change["operationType"]
     if operation in _INVALIDATING:
         return StreamInvalidated(operation)
+    if change["ns"]["coll"] == conversations:
+        return _decode_conversation(change)
     message_id = change["documentKey"]["_id"]
     if operation == "update":
         return _decode_update(message_id, change["updateDescription"].get("updatedFields") or {})
@@ -104,6 +147,15 @@ def decode(change: Mapping[str, Any]) -> Hint | None:
         document = change.get("fullDocument") or {}
         return Inserted(message_id, document.get("conversation_id"), document)
     return None
+
+
+def _decode_conversation(change: Mapping[str, Any]) -> ConversationChanged:
+    document = change.get("fullDocument") or {}
+    changed = (change.get("updateDescription") or {}).get("updatedFields") or {}
+    owner = document.get("owner") or changed.get("owner")
+    return ConversationChanged(
+        change["documentKey"]["_id"], (owner["type"], owner["id"]) if owner else None
+    )
 
 
 def _decode_update(message_id: ObjectId, fields: Mapping[str, Any]) -> Updated:

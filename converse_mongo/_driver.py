@@ -384,16 +384,18 @@ def _is_mock(collection: Collection) -> bool:
 # Change feeds
 
 
-async def open_change_feed(collection: Collection, pipeline: list[dict[str, Any]]) -> ChangeFeed:
-    """Opens a change stream on ``collection``: it holds every change from this moment on.
+async def open_change_feed(database: Database, pipeline: list[dict[str, Any]]) -> ChangeFeed:
+    """Opens a change stream on ``database``: it holds every change from this moment on.
 
     Raises:
         PyMongoError: The server refused it or could not be reached.
     """
+    # The server refuses to watch with the read concern "local", which a URI may ask for.
+    concern = ReadConcern("majority")
     feed: ChangeFeed = (
-        ThreadFeed(collection.delegate, pipeline)
+        ThreadFeed(database.delegate.with_options(read_concern=concern), pipeline)
         if _BEANIE_SPEAKS_MOTOR
-        else TaskFeed(collection, pipeline)
+        else TaskFeed(database.with_options(read_concern=concern), pipeline)
     )
     opening = asyncio.create_task(feed.open(), name="converse_mongo-open")
     try:

@@ -71,13 +71,13 @@ class ChangeFeed(Protocol):
 class TaskFeed:
     """A change stream of PyMongo Async."""
 
-    def __init__(self, collection: Any, pipeline: list[dict[str, Any]]) -> None:
-        self._collection = collection
+    def __init__(self, database: Any, pipeline: list[dict[str, Any]]) -> None:
+        self._database = database
         self._pipeline = pipeline
         self._stream: Any = None
 
     async def open(self) -> None:
-        self._stream = await self._collection.watch(
+        self._stream = await self._database.watch(
             self._pipeline, max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000)
         )
 
@@ -95,15 +95,15 @@ class TaskFeed:
 
 
 class ThreadFeed:
-    """A change stream of the synchronous collection under Motor's, read by a thread of its own.
+    """A change stream of the synchronous database under Motor's, read by a thread of its own.
 
     Motor runs every call in one pool of threads that all clients of the process share, and a change
     stream that waits there holds one of them: some ten streams stop all writes. A thread apart
     leaves the pool to the writes, and costs one hop a batch instead of one an event.
     """
 
-    def __init__(self, collection: Any, pipeline: list[dict[str, Any]]) -> None:
-        self._collection = collection
+    def __init__(self, database: Any, pipeline: list[dict[str, Any]]) -> None:
+        self._database = database
         self._pipeline = pipeline
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -116,7 +116,7 @@ class ThreadFeed:
         self._stream: Any = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(
-            target=self._run, name=f"converse_mongo-changes-{collection.full_name}", daemon=True
+            target=self._run, name=f"converse_mongo-changes-{database.name}", daemon=True
         )
 
     async def open(self) -> None:
@@ -156,7 +156,7 @@ class ThreadFeed:
 
     def _run(self) -> None:
         try:
-            self._stream = self._collection.watch(
+            self._stream = self._database.watch(
                 self._pipeline, max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000)
             )
             self._tell(self._finish_opening, None)

@@ -20,7 +20,15 @@ from converse_mongo.messages import Message
 from converse_mongo.store import Store
 from converse_mongo.types import MessageStatus
 
-__all__ = ["History", "MessageList", "Owner", "Range", "list_conversations", "read_history"]
+__all__ = [
+    "History",
+    "MessageList",
+    "Owner",
+    "Range",
+    "check_owner",
+    "list_conversations",
+    "read_history",
+]
 
 MESSAGES_PER_READ = 100
 CONVERSATIONS_PER_READ = 100
@@ -54,6 +62,20 @@ class Owner(BaseModel):
         return self.type, self.id
 
 
+def check_owner(owner: object) -> Owner:
+    """The owner that a caller named.
+
+    Raises:
+        InvalidInputError: It is no pair of a type and an id.
+    """
+    try:
+        return Owner.model_validate(owner)
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"{owner!r} is no owner: pass a type and an id, such as ('user', '42')."
+        ) from error
+
+
 async def list_conversations(
     model: type[C], store: Store, owner: tuple[str, Any] | Owner, limit: int | None
 ) -> AsyncIterator[C]:
@@ -63,12 +85,7 @@ async def list_conversations(
         InvalidInputError: The owner is no pair of a type and an id.
         StoreUnavailableError: MongoDB gave no answer.
     """
-    try:
-        whose = Owner.model_validate(owner)
-    except ValidationError as error:
-        raise InvalidInputError(
-            f"{owner!r} is no owner: pass a type and an id, such as ('user', '42')."
-        ) from error
+    whose = check_owner(owner)
 
     async def read(match: dict[str, Any], size: int) -> list[dict[str, Any]]:
         order = [("updated_at", DESCENDING), ("_id", DESCENDING)]

@@ -335,7 +335,7 @@ def finish_compaction(key: Mapping[str, Any]) -> tuple[Document, Document]:
 
 def save(changed: Mapping[str, Any], removed: Sequence[str], saved_at: datetime) -> Document:
     """Sets just the paths that a caller changed, and takes away those that a caller removed."""
-    update: Document = {"$set": {**changed, "updated_at": saved_at}}
+    update: Document = {"$set": {**changed, "updated_at": saved_at}, "$inc": {"revision": 1}}
     if removed:
         update["$unset"] = dict.fromkeys(removed, "")
     return update
@@ -344,7 +344,6 @@ def save(changed: Mapping[str, Any], removed: Sequence[str], saved_at: datetime)
 def mark_edited(update: Document, conversation_id: ObjectId, edited_at: datetime) -> Document:
     """The same for a message, with a mark that leads a watcher of its conversation to it."""
     update["$set"]["last_save"] = {"conversation_id": conversation_id, "at": edited_at}
-    update["$inc"] = {"revision": 1}
     return update
 
 

@@ -50,6 +50,7 @@ class Conversation(StoredDocument, Document):
         metadata: What the application says of it.
         context: What the application wants to give to the model.
         next_position: The position of the message that comes next.
+        revision: How often it was saved.
         created_at: When it was started; UTC, aware.
         updated_at: When a message was last added to it, or it was saved itself.
     """
@@ -62,6 +63,7 @@ class Conversation(StoredDocument, Document):
     metadata: JsonableDict = Field(default_factory=dict)
     context: JsonableDict = Field(default_factory=dict)
     next_position: int = 0
+    revision: int = 0
     created_at: UtcDatetime = Field(default_factory=now)
     updated_at: UtcDatetime = Field(default_factory=now)
 
@@ -70,6 +72,7 @@ class Conversation(StoredDocument, Document):
     _protected: ClassVar[dict[str, str]] = {
         "id": "MongoDB ids never change",
         "next_position": "add messages with its methods",
+        "revision": "save() counts it",
         "created_at": "it was given once",
     }
     _untracked = frozenset({"revision_id", "updated_at"})
@@ -431,7 +434,7 @@ class Conversation(StoredDocument, Document):
         changed, removed = self._changes()
         if changed or removed:
             saved_at = now()
-            await self.store().saves.save_conversation(
+            self.revision = await self.store().saves.save_conversation(
                 self.id, _updates.save(changed, removed, saved_at)
             )
             self.updated_at = saved_at

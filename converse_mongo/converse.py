@@ -12,7 +12,7 @@ from pymongo.errors import PyMongoError
 from converse_mongo import _changes, _driver
 from converse_mongo._cursors import NOW, ConversationCursor
 from converse_mongo._handlers import Handler, Handlers
-from converse_mongo._listings import Owner
+from converse_mongo._listings import Owner, check_owner
 from converse_mongo._reader import Reader
 from converse_mongo._validation import (
     check_count,
@@ -33,6 +33,7 @@ from converse_mongo.errors import (
 from converse_mongo.events import ConversationEvent, Event, FinalEvent, MessageEvent
 from converse_mongo.hub import Hub, HubStatistics
 from converse_mongo.messages import Message, load_message
+from converse_mongo.owner_watching import OwnerWatcher
 from converse_mongo.pages import MessageChunkPage
 from converse_mongo.store import Options, Store, Transaction, store_now
 from converse_mongo.store.calls import PAGES
@@ -195,9 +196,10 @@ class Converse:
             _driver.collection_of(conversation, majority=replicated),
             _driver.sibling(messages, PAGES),
         )
+        told = _changes.pipeline(reader.messages.name, reader.conversations.name)
         hub = Hub(
             reader,
-            (lambda: _driver.open_change_feed(reader.messages, _changes.PIPELINE))
+            (lambda: _driver.open_change_feed(reader.messages.database, told))
             if replicated and self._change_streams
             else None,
             store,
@@ -486,6 +488,29 @@ class Converse:
         if after is not None and after != NOW:
             ConversationCursor.parse(after, key)
         return Watcher(hub, Hub.join_conversation, key, after)
+
+    def watch_owner(self, owner: "tuple[str, Any] | Owner", *, chunks: bool = True) -> OwnerWatcher:
+        """Watches all conversations of an owner from now on, without an end.
+
+        It tells of conversations that are started, saved and deleted, and of all that is said in
+        them. It has no cursor of its own: attach, then list :meth:`conversations`, and what is in
+        neither of the two has not happened. To be exact across a pause as well, watch a
+        conversation from the ``cursor`` of its last event.
+
+        Args:
+            owner: Whose: a type and an id, such as ``("user", "42")``.
+            chunks: ``False`` leaves out :class:`ChunkReceived`, for a list of conversations that
+                wants to know only what begins and ends.
+
+        Returns:
+            An asynchronous iterator, see :class:`OwnerWatcher`: of :class:`ConversationCreated`,
+            :class:`ConversationUpdated` and :class:`ConversationDeleted`, and of all that
+            :meth:`watch_conversation` yields.
+
+        Raises:
+            InvalidInputError: The owner is no pair of a type and an id.
+        """
+        return OwnerWatcher(self._open_parts.hub, check_owner(owner).pair, chunks=chunks)
 
     @property
     def _open_parts(self) -> "_Parts":

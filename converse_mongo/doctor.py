@@ -14,7 +14,7 @@ from pymongo import IndexModel
 from pymongo.errors import OperationFailure, PyMongoError
 
 from converse_mongo import _driver
-from converse_mongo._changes import PIPELINE
+from converse_mongo._changes import pipeline
 from converse_mongo.conversations import Conversation
 from converse_mongo.errors import ConfigurationError
 from converse_mongo.messages import Message
@@ -212,9 +212,9 @@ def check_default_concern(concern: Mapping[str, Any], whose: str) -> Finding:
 
 
 async def _check_change_streams(database: _driver.Database) -> AsyncIterator[Finding]:
-    collection = database[Message.Settings.name]
+    told = pipeline(Message.Settings.name, Conversation.Settings.name)
     try:
-        feed = await _driver.open_change_feed(collection, PIPELINE)
+        feed = await _driver.open_change_feed(database, told)
     except PyMongoError as error:
         if not _driver.lacks_change_streams(error):
             raise

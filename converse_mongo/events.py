@@ -15,7 +15,9 @@ from converse_mongo.types import MessageRole
 __all__ = [
     "ChunkReceived",
     "ConversationCreated",
+    "ConversationDeleted",
     "ConversationEvent",
+    "ConversationUpdated",
     "Event",
     "FinalEvent",
     "MessageCancelled",
@@ -24,6 +26,7 @@ __all__ = [
     "MessageEvent",
     "MessageFailed",
     "MessageUpdated",
+    "OwnerEvent",
 ]
 
 
@@ -35,7 +38,8 @@ class Event:
         conversation_id: The conversation it happened in.
         cursor: Where ``watch_conversation`` stood behind this event: pass it as ``after`` to go on
             from there, in any process. ``None`` in handlers and in ``watch_message``, where the
-            cursor is the sequence of the chunk.
+            cursor is the sequence of the chunk; and in ``watch_owner`` with events of the
+            conversation itself.
     """
 
     type: ClassVar[str] = "event"
@@ -62,6 +66,32 @@ class ConversationCreated(Event):
     owner: tuple[str, str] | None
     metadata: Mapping[str, Any] = field(hash=False)
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationUpdated(Event):
+    """Fields of a conversation were saved: its title, its metadata or others.
+
+    Attributes:
+        revision: How often it was saved so; several saves may come as one event.
+    """
+
+    type: ClassVar[str] = "conversation.updated"
+
+    title: str | None
+    owner: tuple[str, str] | None
+    metadata: Mapping[str, Any] = field(hash=False)
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationDeleted(Event):
+    """A conversation is not there any more, or belongs to another owner.
+
+    Only ``watch_owner`` yields it; handlers are not called with it.
+    """
+
+    type: ClassVar[str] = "conversation.deleted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,3 +181,7 @@ MessageEvent: TypeAlias = ChunkReceived | FinalEvent
 """What ``watch_message`` yields."""
 ConversationEvent: TypeAlias = MessageCreated | ChunkReceived | MessageUpdated | FinalEvent
 """What ``watch_conversation`` yields."""
+OwnerEvent: TypeAlias = (
+    ConversationCreated | ConversationUpdated | ConversationDeleted | ConversationEvent
+)
+"""What ``watch_owner`` yields."""

@@ -20,6 +20,8 @@ from converse_mongo._driver import (
     is_transient,
     lacks_change_streams,
 )
+from converse_mongo._owned import OwnerKey
+from converse_mongo._owner_topic import OwnerReader, OwnerTopic
 from converse_mongo._reader import Reader
 from converse_mongo._topics import MessageTopic, Topic
 from converse_mongo.errors import (
@@ -46,7 +48,7 @@ class HubStatistics:
     Attributes:
         watchers: Watchers that are attached. A running writer is none, though it has the stream
             opened as well, to hear of stops.
-        topics: Messages and conversations that they watch.
+        topics: Messages, conversations and owners that they watch.
         streams_opened: Change streams opened so far; one at a time.
         changes: Change events received.
         checks: Times that the counters of all topics were compared with the database.
@@ -85,7 +87,10 @@ class Hub:
         self._check_interval = check_interval
         self._messages: dict[ObjectId, MessageTopic] = {}
         self._conversations: dict[ObjectId, ConversationTopic] = {}
+        self._owners: dict[OwnerKey, OwnerTopic] = {}
+        self._owner_reader = OwnerReader(reader)
         self._routes = Routes()
+        self._owned: dict[ObjectId, OwnerTopic] = {}  # conversation to watched owner
         self._tasks: list[asyncio.Task[None]] = []
         self._signals.on_listen = self._ensure_running
         self._watched = asyncio.Event()
@@ -112,8 +117,8 @@ class Hub:
             checks=self._checks,
         )
 
-    def _topics(self) -> list[Topic[Any, Any]]:
-        return [*self._messages.values(), *self._conversations.values()]
+    def _topics(self) -> list[Topic[Any, Any] | OwnerTopic]:
+        return [*self._messages.values(), *self._conversations.values(), *self._owners.values()]
 
     def join_message(self, message_id: ObjectId) -> MessageTopic:
         """The topic of a message, with one more watcher; :meth:`leave` it in the end."""
@@ -134,7 +139,15 @@ class Hub:
         self._join(topic)
         return topic
 
-    def _join(self, topic: Topic[Any, Any]) -> None:
+    def join_owner(self, owner: OwnerKey) -> OwnerTopic:
+        """The topic of an owner, with one more watcher; :meth:`leave` it in the end."""
+        topic = self._owners.get(owner)
+        if topic is None:
+            topic = self._owners[owner] = OwnerTopic(owner, self._owner_reader, self._owned)
+        self._join(topic)
+        return topic
+
+    def _join(self, topic: Topic[Any, Any] | OwnerTopic) -> None:
         topic.watchers += 1
         if self._failure is not None:
             topic.fail(self._failure)
@@ -148,15 +161,17 @@ class Hub:
             if self._open_feed is not None:
                 self._start("follow", self._follow())
 
-    def leave(self, topic: Topic[Any, Any]) -> None:
+    def leave(self, topic: Topic[Any, Any] | OwnerTopic) -> None:
         """Takes a watcher away; a topic that nobody watches is forgotten at once."""
         topic.watchers -= 1
         if topic.watchers:
             return
         topic.forget()
-        topics: dict[ObjectId, Any] = (
-            self._messages if isinstance(topic, MessageTopic) else self._conversations
-        )
+        topics: dict[Any, Any] = self._conversations
+        if isinstance(topic, OwnerTopic):
+            topics = self._owners
+        elif isinstance(topic, MessageTopic):
+            topics = self._messages
         if topics.get(topic.key) is topic:
             del topics[topic.key]
 
@@ -233,7 +248,7 @@ class Hub:
     def _take(self, change: Change) -> None:
         self._changes += 1
         try:
-            hint = _changes.decode(change)
+            hint = _changes.decode(change, self._reader.conversations.name)
         except (KeyError, TypeError, ValueError, AttributeError):
             logger.exception("Could not read a change event; the next check reads what changed")
             return
@@ -241,8 +256,17 @@ class Hub:
             return
         if isinstance(hint, _changes.StreamInvalidated):
             raise _StreamLostError(hint.operation)
+        if isinstance(hint, _changes.ConversationChanged):
+            self._tell_owners(hint)
+            return
         if isinstance(hint, _changes.Updated) and (hint.concerns_writer or hint.epoch is not None):
             self._signals.tell(hint.message_id, hint.epoch)
+        conversation_id = hint.conversation_id
+        if conversation_id is not None and (owner := self._owned.get(conversation_id)):
+            if isinstance(hint, _changes.Inserted):
+                owner.tell(conversation_id, said=True)
+            elif isinstance(hint, _changes.Updated):
+                owner.saved(conversation_id, hint)
         for topic in self._topics_of(hint):
             try:
                 topic.receive(hint)
@@ -250,6 +274,15 @@ class Hub:
                 # A document that is not the library's own: its watchers find out when they read it.
                 logger.exception("Could not use a change of message %s", hint.message_id)
                 topic.mark_stale()
+
+    def _tell_owners(self, hint: _changes.ConversationChanged) -> None:
+        before = self._owned.get(hint.conversation_id)
+        if before is not None:
+            before.tell(hint.conversation_id)
+        now = self._owners.get(hint.owner) if hint.owner is not None else None
+        if now is not None:
+            now.claim(hint.conversation_id)
+            now.tell(hint.conversation_id)
 
     def _topics_of(self, hint: _changes.MessageHint) -> set[Topic[Any, Any]]:
         found: set[Topic[Any, Any]] = set()
@@ -268,7 +301,7 @@ class Hub:
 
     async def _check(self) -> None:
         while not self._closing:
-            if not (self._messages or self._conversations or self._signals.messages):
+            if not (self._topics() or self._signals.messages):
                 self._watched.clear()
             await self._watched.wait()
             with contextlib.suppress(TimeoutError):
@@ -345,6 +378,13 @@ class Hub:
                 for message_id, saved in revisions.get(conversation.key, {}).items():
                     conversation.saved(message_id, saved.revision, saved.position)
 
+        owners = {topic: since for topic in self._owners.values() if (since := topic.due())}
+        if owners:
+            changed = await self._owner_reader.changed(
+                {topic.key: since for topic, since in owners.items()}
+            )
+            for owner in owners:
+                owner.compare(changed[owner.key])
         for message_id in orphans:
             await self._settle(message_id, keys[message_id])
 

@@ -6,18 +6,19 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from converse_mongo._driver import is_transient
+from converse_mongo._fanout import Window
 from converse_mongo._topics import Topic
 from converse_mongo.errors import InvalidCursorError
 from converse_mongo.events import Event
 from converse_mongo.hub import Hub
 
-__all__ = ["Watcher"]
+__all__ = ["Watcher", "patiently"]
 
 logger = logging.getLogger("converse_mongo")
 
@@ -27,6 +28,14 @@ T = TypeVar("T")
 RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 2.0
 _BEHIND = -1
+
+
+class Watched(Protocol):
+    """What is watched, as far as who reads it patiently has to know."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What reading it is to raise, where watching cannot go on."""
 
 
 class Watcher(Generic[E]):
@@ -86,7 +95,7 @@ class Watcher(Generic[E]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> E:
+    async def __anext__(self, *, wait: bool = True) -> E:
         if self._iterating:
             raise RuntimeError("This watcher is being iterated already: make one for each task.")
         if self._closed:
@@ -115,6 +124,8 @@ class Watcher(Generic[E]):
                     self._index = window.head - 1  # asked for more than there was: just the end
                 elif topic.stale:
                     await self._catch_up(topic)
+                elif not wait:
+                    return cast(E, None)
                 else:
                     waiter = window.waiter()
                     try:
@@ -132,6 +143,30 @@ class Watcher(Generic[E]):
         finally:
             self._iterating = False
         return event
+
+    async def poll(self) -> E | None:
+        """The next event if there is one by now; ``None`` instead of waiting for news.
+
+        It reads what is to be read. Raises ``StopAsyncIteration`` at the end, else as iterating
+        does.
+        """
+        return await self.__anext__(wait=False)
+
+    @property
+    def window(self) -> Window[E] | None:
+        """What wakes when there may be something to :meth:`poll`; ``None`` if there is now."""
+        topic = self._topic
+        if (
+            topic is None
+            or self._closed
+            or self._batch
+            or topic.failure is not None
+            or self._index != topic.window.head
+            or topic.stale
+            or topic.ended
+        ):
+            return None
+        return topic.window
 
     async def __aenter__(self) -> Self:
         """Attaches, so that ``after="now"`` means this moment; raises as iterating does."""
@@ -157,6 +192,10 @@ class Watcher(Generic[E]):
         self._closed = True
         if self._iterating and self._topic is not None:
             self._topic.window.wake()  # another task waits in it, and is to see that it ended
+        self._leave()
+
+    def detach(self) -> None:
+        """Lets go of all that it holds; iterating again goes on where it was."""
         self._leave()
 
     def __del__(self) -> None:
@@ -203,7 +242,7 @@ class Watcher(Generic[E]):
             self._goal = self._goal or topic.here()
             goal, goal_index = self._goal
             if state != goal:
-                events = await _patiently(topic, lambda: topic.read(state, goal))
+                events = await patiently(topic, lambda: topic.read(state, goal))
                 if events:
                     self._batch = deque(events)
                     return
@@ -212,10 +251,10 @@ class Watcher(Generic[E]):
         self._goal = None
 
     async def _catch_up(self, topic: Topic[E, Any]) -> None:
-        await _patiently(topic, topic.catch_up)
+        await patiently(topic, topic.catch_up)
 
 
-async def _patiently(topic: Topic[Any, Any], read: Callable[[], Awaitable[T]]) -> T:
+async def patiently(topic: Watched, read: Callable[[], Awaitable[T]]) -> T:
     """Awaits ``read()`` again and again while MongoDB is not to be reached."""
     wait = RETRY_SECONDS
     while True:

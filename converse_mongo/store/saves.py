@@ -1,6 +1,7 @@
 """Saves: fields that the application changed."""
 
 from functools import partial
+from typing import Any
 
 from bson import ObjectId
 from pymongo import ReturnDocument
@@ -8,6 +9,7 @@ from pymongo.errors import OperationFailure
 
 from converse_mongo import _updates
 from converse_mongo._driver import is_too_large
+from converse_mongo._owned import OWNED, OwnedConversation
 from converse_mongo.errors import (
     ConversationNotFoundError,
     MessageNotFoundError,
@@ -25,21 +27,25 @@ class Saves:
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
 
-    async def save_conversation(self, conversation_id: ObjectId, update: _updates.Document) -> None:
-        """Applies ``update`` to a conversation.
+    async def save_conversation(self, conversation_id: ObjectId, update: _updates.Document) -> int:
+        """Applies ``update`` to a conversation, and returns the revision it made.
 
         Raises:
             ConversationNotFoundError: There is no such conversation.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        result = await self._calls.call(
-            self._calls.conversations.update_one,
-            {"_id": conversation_id},
-            update,
-            what=f"save conversation {conversation_id}",
+        save = partial(
+            self._calls.conversations.find_one_and_update,
+            projection=OWNED,
+            return_document=ReturnDocument.AFTER,
         )
-        if not result.matched_count:
+        what = f"save conversation {conversation_id}"
+        stored: Any = await self._calls.call(save, {"_id": conversation_id}, update, what=what)
+        if stored is None:
             raise ConversationNotFoundError(conversation_id)
+        saved = OwnedConversation.from_stored(stored)
+        await self._calls.handlers.publish(saved.updated())
+        return saved.revision
 
     async def save_message(
         self, message_id: ObjectId, conversation_id: ObjectId, update: _updates.Document

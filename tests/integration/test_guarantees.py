@@ -88,7 +88,7 @@ async def test_watch__a_skipped_event_is_noticed_at_the_next(
     take = hub.Hub._take
 
     def skip_one(self: Any, change: Any) -> None:
-        hint = _changes.decode(change)
+        hint = _changes.decode(change, "conversations")
         if not isinstance(hint, _changes.Updated) or hint.next_sequence != 2:
             take(self, change)
 

@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from converse_mongo._changes import Deleted, Inserted, StreamInvalidated, Updated, decode
+from converse_mongo._changes import (
+    ConversationChanged,
+    Deleted,
+    Inserted,
+    StreamInvalidated,
+    Updated,
+    decode,
+)
 
 MESSAGE, CONVERSATION = ObjectId(), ObjectId()
 
@@ -14,9 +21,11 @@ def update(fields: dict[str, Any]) -> Updated:
     hint = decode(
         {
             "operationType": "update",
+            "ns": {"db": "x", "coll": "messages"},
             "documentKey": {"_id": MESSAGE},
             "updateDescription": {"updatedFields": fields, "removedFields": []},
-        }
+        },
+        "conversations",
     )
     assert isinstance(hint, Updated)
     return hint
@@ -57,12 +66,33 @@ def test_save__tells_the_conversation() -> None:
     assert (hint.conversation_id, hint.revision) == (CONVERSATION, 3)
 
 
+def of(collection: str, operation: str, **fields: Any) -> Any:
+    change = {"operationType": operation, "ns": {"db": "x", "coll": collection}, **fields}
+    return decode(change, "conversations")
+
+
 def test_others() -> None:
     key = {"documentKey": {"_id": MESSAGE}}
     document = {"_id": MESSAGE, "conversation_id": CONVERSATION}
-    inserted = decode({"operationType": "insert", "fullDocument": document, **key})
+    inserted = of("messages", "insert", fullDocument=document, **key)
     assert inserted == Inserted(MESSAGE, CONVERSATION, document)
-    assert decode({"operationType": "delete", **key}) == Deleted(MESSAGE)
-    assert decode({"operationType": "modify", **key}) is None
+    assert of("messages", "delete", **key) == Deleted(MESSAGE)
+    assert of("messages", "modify", **key) is None
     for operation in ("drop", "rename", "dropDatabase", "invalidate"):
-        assert decode({"operationType": operation}) == StreamInvalidated(operation)
+        assert decode({"operationType": operation}, "conversations") == StreamInvalidated(operation)
+
+
+def test_conversation__leads_to_its_owner() -> None:
+    key = {"documentKey": {"_id": CONVERSATION}}
+    owner = {"type": "user", "id": "42"}
+    ours = ConversationChanged(CONVERSATION, ("user", "42"))
+    nobodys = ConversationChanged(CONVERSATION)
+    for operation in ("insert", "replace"):
+        document = {"_id": CONVERSATION, "owner": owner}
+        assert of("conversations", operation, fullDocument=document, **key) == ours
+        document = {"_id": CONVERSATION, "owner": None}
+        assert of("conversations", operation, fullDocument=document, **key) == nobodys
+    for fields, hint in (({"owner": owner}, ours), ({"title": "x"}, nobodys), (None, nobodys)):
+        description = {"updatedFields": fields}
+        assert of("conversations", "update", updateDescription=description, **key) == hint
+    assert of("conversations", "delete", **key) == nobodys

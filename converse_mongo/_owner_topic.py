@@ -1,0 +1,243 @@
+"""A watched owner: which conversations are theirs, and in which of them something happened.
+
+Of what happened this knows nothing: it leads the watchers of the owner to a conversation, and they
+read it, or watch it. So there is nothing to lose and nothing that grows with the number of events.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from bson import ObjectId
+
+from converse_mongo._changes import Updated
+from converse_mongo._fanout import Window
+from converse_mongo._owned import MARKS, NEVER, OWNED, Marks, OwnedConversation, OwnerKey
+from converse_mongo._reader import IDS_PER_QUERY, Reader
+from converse_mongo.events import MessageUpdated
+from converse_mongo.types import MessageStatus
+
+__all__ = ["News", "OwnerReader", "OwnerTopic"]
+
+MAX_CONVERSATIONS = 2000
+"""How many conversations of an owner are known from the start: those that were added to last."""
+OWNERS_PER_QUERY = 100
+SKEW = timedelta(seconds=60)
+"""By how much the clocks of writers may differ before only the rarer, full comparison finds what
+they wrote and no change stream told."""
+CHECKS_PER_FULL_CHECK = 15
+SAVES_KEPT = 256
+
+
+class OwnerReader:
+    """Reads conversations of owners. A read may always be repeated."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._messages = reader.messages
+        self._conversations = reader.conversations
+
+    async def marks(self, owner: OwnerKey, limit: int) -> dict[ObjectId, Marks]:
+        """The marks of the conversations of an owner, up to ``limit``, the last changed first."""
+        cursor = self._conversations.find(_whose(owner), MARKS)
+        cursor = cursor.sort([("updated_at", -1), ("_id", -1)]).limit(limit)
+        return {stored["_id"]: Marks.from_stored(stored) async for stored in cursor}
+
+    async def changed(
+        self, owners: Mapping[OwnerKey, datetime]
+    ) -> dict[OwnerKey, dict[ObjectId, Marks]]:
+        """The marks of the conversations of owners that changed after a moment."""
+        found: dict[OwnerKey, dict[ObjectId, Marks]] = {owner: {} for owner in owners}
+        clauses = [
+            {**_whose(owner), "updated_at": {"$gt": moment}} for owner, moment in owners.items()
+        ]
+        for offset in range(0, len(clauses), OWNERS_PER_QUERY):
+            match = {"$or": clauses[offset : offset + OWNERS_PER_QUERY]}
+            async for stored in self._conversations.find(match, MARKS):
+                whose = stored["owner"]["type"], stored["owner"]["id"]
+                found[whose][stored["_id"]] = Marks.from_stored(stored)
+        return found
+
+    async def conversations(self, ids: list[ObjectId]) -> dict[ObjectId, OwnedConversation]:
+        """Those of these conversations that there are."""
+        cursor = self._conversations.find({"_id": {"$in": ids}}, OWNED)
+        return {stored["_id"]: OwnedConversation.from_stored(stored) async for stored in cursor}
+
+    async def streaming(self, ids: list[ObjectId]) -> dict[ObjectId, dict[int, int]]:
+        """Conversation to position to next sequence, of their messages that stream."""
+        found: dict[ObjectId, dict[int, int]] = {}
+        projection = {"conversation_id": 1, "position": 1, "next_sequence": 1}
+        for offset in range(0, len(ids), IDS_PER_QUERY):
+            match = {
+                "conversation_id": {"$in": ids[offset : offset + IDS_PER_QUERY]},
+                "status": MessageStatus.STREAMING.value,
+            }
+            async for stored in self._messages.find(match, projection):
+                messages = found.setdefault(stored["conversation_id"], {})
+                messages[stored["position"]] = stored.get("next_sequence", 0)
+        return found
+
+
+def _whose(owner: OwnerKey) -> dict[str, Any]:
+    return {"owner.type": owner[0], "owner.id": owner[1]}
+
+
+class News(NamedTuple):
+    """That something happened in a conversation.
+
+    Attributes:
+        serial: When: the news of an owner are counted.
+        said: Whether a message was added.
+    """
+
+    serial: int
+    said: bool
+
+
+class OwnerTopic:
+    """A watched owner, shared by all who watch them.
+
+    Attributes:
+        key: The owner.
+        window: Recent saves of messages; it also wakes who waits for news of any kind.
+        serial: The number of the last news.
+        cut: Where more conversations are there than are known: the last change of the oldest known.
+        stale: Whether conversations may have changed unheard of.
+        ready: Whether the database was read at least once.
+        failure: What every watcher of it is to raise, where watching cannot go on.
+        watchers: How many watch it; the hub counts.
+    """
+
+    ended = False
+
+    def __init__(
+        self, key: OwnerKey, reader: OwnerReader, routes: dict[ObjectId, "OwnerTopic"]
+    ) -> None:
+        self.key = key
+        self.reader = reader
+        self.window: Window[MessageUpdated] = Window(SAVES_KEPT, SAVES_KEPT)
+        self.serial = 0
+        self.cut: datetime | None = None
+        self.stale = True
+        self.ready = False
+        self.failure: BaseException | None = None
+        self.watchers = 0
+        self._routes = routes
+        self._marks: dict[ObjectId, Marks] = {}
+        self._news: dict[ObjectId, News] = {}  # in the order of their serials
+        self._checks = 0
+        self._latest = NEVER
+        self._reading = asyncio.Lock()
+
+    def mark_stale(self) -> None:
+        """Says that there may be news in the database; whoever waits wakes and reads it."""
+        self.stale = True
+        self.window.wake()
+
+    def fail(self, failure: BaseException) -> None:
+        """Makes every watcher raise ``failure``."""
+        self.failure = self.failure or failure
+        self.window.wake()
+
+    def forget(self) -> None:
+        """Takes it out of what it has put itself into; nobody watches it any more."""
+        for conversation_id in {*self._marks, *self._news}:
+            if self._routes.get(conversation_id) is self:
+                del self._routes[conversation_id]
+        self._routes = {}
+
+    def tell(self, conversation_id: ObjectId, *, said: bool = False) -> None:
+        """Says that something happened in a conversation."""
+        before = self._news.pop(conversation_id, None)
+        said = said or (before is not None and before.said)
+        self.serial += 1
+        self._news[conversation_id] = News(self.serial, said)
+        self.window.wake()
+
+    def claim(self, conversation_id: ObjectId) -> None:
+        """Has what is heard of a conversation led here: it is this owner's, not one's before."""
+        self._routes[conversation_id] = self
+
+    def saved(self, conversation_id: ObjectId, hint: Updated) -> None:
+        """Says that a message was saved."""
+        event = MessageUpdated(
+            conversation_id=conversation_id, message_id=hint.message_id, revision=hint.revision
+        )
+        self.window.put(event, 1)
+
+    def news_after(self, serial: int, limit: int) -> list[tuple[ObjectId, News]]:
+        """The first ``limit`` news behind a serial, in their order."""
+        found: list[tuple[ObjectId, News]] = []
+        for conversation_id, news in reversed(self._news.items()):
+            if news.serial <= serial:
+                break
+            found.append((conversation_id, news))
+        return found[::-1][:limit]
+
+    # The comparison with the database
+
+    async def attach(self) -> tuple[int, dict[ObjectId, Marks]]:
+        """Where a new watcher begins: behind which news, and with what seen.
+
+        Raises:
+            PyMongoError: The database could not be read.
+        """
+        serial = self.serial  # before the read, so that nothing falls between the two
+        self.stale = True
+        await self.catch_up()
+        return serial, dict(self._marks)
+
+    async def catch_up(self) -> None:
+        """Compares all conversations with the database; one reads for all who ask.
+
+        Raises:
+            PyMongoError: The database could not be read; the topic stays stale.
+        """
+        async with self._reading:
+            if not self.stale or self.failure:
+                return
+            self.stale = False  # news that come while reading make it stale again
+            try:
+                marks = await self.reader.marks(self.key, MAX_CONVERSATIONS)
+            except BaseException:
+                self.stale = True
+                self.window.wake()
+                raise
+            oldest = None
+            if len(marks) == MAX_CONVERSATIONS:
+                oldest = min(each.updated_at for each in marks.values())
+            if not self.ready:
+                self.ready = True
+                self.cut = oldest
+                self._marks = dict(marks)
+                self._routes |= dict.fromkeys(marks, self)
+                self._latest = max((each.updated_at for each in marks.values()), default=NEVER)
+                return
+            self.compare(marks)
+            for conversation_id in self._marks.keys() - marks.keys():
+                if oldest is None or self._marks[conversation_id].updated_at > oldest:
+                    del self._marks[conversation_id]
+                    self.tell(conversation_id)
+
+    def compare(self, marks: Mapping[ObjectId, Marks]) -> None:
+        """Tells of each conversation that is not as it was known."""
+        for conversation_id, found in marks.items():
+            known = self._marks.get(conversation_id)
+            if known is None and self.cut is not None and found.updated_at <= self.cut:
+                continue  # one of the many that are not known one by one, and it is as it was
+            if found != known:
+                self._marks[conversation_id] = found
+                self.claim(conversation_id)
+                self._latest = max(self._latest, found.updated_at)
+                before = known.next_position if known else 0
+                self.tell(conversation_id, said=found.next_position != before)
+
+    def due(self) -> datetime | None:
+        """For a check: since when conversations may have changed; ``None`` if all are to be read.
+
+        Then whoever watches does that.
+        """
+        self._checks += 1
+        if self._checks % CHECKS_PER_FULL_CHECK == 0:
+            self.mark_stale()
+        return None if self.stale else self._latest - SKEW

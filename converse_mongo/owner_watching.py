@@ -1,0 +1,329 @@
+"""Watchers of an owner: what happens in all conversations of somebody, as it happens."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import Self
+
+from bson import ObjectId
+
+from converse_mongo._cursors import ConversationCursor
+from converse_mongo._fanout import Window
+from converse_mongo._owned import Marks, OwnedConversation, OwnerKey
+from converse_mongo._owner_topic import News, OwnerTopic
+from converse_mongo.errors import NotFoundError, WatchError
+from converse_mongo.events import (
+    ChunkReceived,
+    ConversationDeleted,
+    ConversationEvent,
+    MessageUpdated,
+    OwnerEvent,
+)
+from converse_mongo.hub import Hub
+from converse_mongo.watching import Watcher, patiently
+
+__all__ = ["OwnerWatcher"]
+
+logger = logging.getLogger("converse_mongo")
+
+NEWS_PER_READ = 64
+MAX_AT_REST = 8
+"""How many conversations stay watched in which nothing streams, since more may be said in them."""
+SAVES_KNOWN = 256
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was seen of a conversation: the messages before a position, and so many saves."""
+
+    end: int
+    revision: int
+
+
+class OwnerWatcher:
+    """An asynchronous iterator over what happens in all conversations of an owner, from now on.
+
+    Use it in a plain ``async for``, or as ``async with ... as events``, which attaches at once:
+    what you list behind that and what it yields then leave no gap between them. It has no end and
+    no cursor of its own: who comes back lists again. Each event of a message carries the cursor of
+    its conversation, from which ``watch_conversation`` goes on.
+
+    While it is attached nothing is lost: of each message that is added it yields all, in order; of
+    those that were streaming already, the chunks from then on and the end. Messages of different
+    conversations mingle. It holds no queue, and may be as slow as it likes: it watches those
+    conversations in which something happens, and reads what it missed. Saves are news for who
+    listens: several may come as one event.
+
+    Iterating raises:
+        ConverseClosedError: The facade was closed.
+        WatchError: The hub crashed.
+        PyMongoError: MongoDB refused a read. Lost connections are waited out.
+    """
+
+    def __init__(self, hub: Hub, owner: OwnerKey, *, chunks: bool) -> None:
+        self._hub = hub
+        self._owner = owner
+        self._chunks = chunks
+        self._topic: OwnerTopic | None = None
+        self._serial = 0
+        self._saves = 0
+        self._seen: dict[ObjectId, _Seen] | None = None
+        self._backlog: deque[tuple[ObjectId, News]] = deque()
+        self._watchers: dict[ObjectId, Watcher[ConversationEvent]] = {}
+        self._streaming: set[ObjectId] = set()
+        self._ready: deque[OwnerEvent] = deque()
+        self._revisions: dict[ObjectId, int] = {}
+        self._iterating = False
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> OwnerEvent:
+        if self._iterating:
+            raise RuntimeError("This watcher is being iterated already: make one for each task.")
+        if self._closed:
+            raise StopAsyncIteration
+        self._iterating = True
+        try:
+            topic = self._topic or await self._enter()
+            while not self._closed:
+                if topic.failure is not None:
+                    raise topic.failure
+                event = await self._next(topic)
+                if event is not None:
+                    return event
+            raise StopAsyncIteration
+        except BaseException:
+            # The exception's traceback may live long and would keep the topics alive.
+            self._leave()
+            raise
+        finally:
+            self._iterating = False
+
+    async def __aenter__(self) -> Self:
+        """Attaches; raises as iterating does."""
+        if self._topic is None:
+            try:
+                await self._enter()
+            except BaseException:
+                self._leave()
+                raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the watching; iterating further ends at once."""
+        self._closed = True
+        if self._iterating and self._topic is not None:
+            self._topic.window.wake()  # another task waits in it, and is to see that it ended
+        self._leave()
+
+    def __del__(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        for watcher in self._watchers.values():
+            watcher.detach()
+        topic, self._topic = self._topic, None
+        if topic is not None:
+            self._hub.leave(topic)
+
+    async def _enter(self) -> OwnerTopic:
+        topic = self._topic = self._hub.join_owner(self._owner)
+        serial, marks = await patiently(topic, topic.attach)
+        if self._seen is None:
+            streaming = await patiently(topic, lambda: topic.reader.streaming(list(marks)))
+            self._seen = {
+                key: _Seen(each.next_position, each.revision) for key, each in marks.items()
+            }
+            for conversation_id, messages in streaming.items():
+                self._watch(conversation_id, messages)
+        else:
+            self._backlog.extend(
+                (key, News(serial, said=True)) for key in self._changed(topic, marks)
+            )
+        self._serial, self._saves = serial, topic.window.head
+        return topic
+
+    def _changed(self, topic: OwnerTopic, marks: Mapping[ObjectId, Marks]) -> Iterator[ObjectId]:
+        """Conversations in which something happened since it was attached the last time."""
+        for key, each in marks.items():
+            seen = self._known.get(key)
+            if seen is None or each.next_position > seen.end or each.revision > seen.revision:
+                yield key
+        if topic.cut is None:
+            yield from self._known.keys() - marks.keys()
+
+    @property
+    def _known(self) -> dict[ObjectId, _Seen]:
+        return self._seen if self._seen is not None else {}
+
+    async def _next(self, topic: OwnerTopic) -> OwnerEvent | None:
+        """The next event, or ``None`` when it is to be asked for again."""
+        if self._ready:
+            return self._ready.popleft()
+        if topic.stale:
+            await patiently(topic, topic.catch_up)
+            return None
+        if self._backlog or self._serial != topic.serial:
+            await self._read_news(topic)
+            return None
+        windows: list[Window[ConversationEvent]] = []
+        for conversation_id, watcher in list(self._watchers.items()):
+            window = watcher.window
+            if window is None:
+                event = await self._poll(conversation_id, watcher)
+                if event is not None and self._tells(event):
+                    return event
+                return None
+            windows.append(window)
+        if self._saves != topic.window.head:
+            save = topic.window.get(max(self._saves, topic.window.first))
+            self._saves = max(self._saves, topic.window.first) + 1
+            return save if save is not None and self._tells(save) else None
+        self._rest()
+        await _wait([topic.window, *windows])
+        return None
+
+    def _tells(self, event: OwnerEvent) -> bool:
+        """Whether an event is to be yielded: a save is heard of in two ways."""
+        if isinstance(event, ChunkReceived):
+            return self._chunks
+        if not isinstance(event, MessageUpdated):
+            return True
+        if self._revisions.get(event.message_id, 0) >= event.revision:
+            return False
+        self._revisions[event.message_id] = event.revision
+        if len(self._revisions) > SAVES_KNOWN:
+            del self._revisions[next(iter(self._revisions))]
+        return True
+
+    # The conversations themselves
+
+    async def _read_news(self, topic: OwnerTopic) -> None:
+        if not self._backlog:
+            self._backlog.extend(topic.news_after(self._serial, NEWS_PER_READ))
+            self._serial = self._backlog[-1][1].serial if self._backlog else topic.serial
+        # Taken out once it was read: who is cancelled meanwhile reads it again.
+        some = list(islice(self._backlog, NEWS_PER_READ))
+        ids = [conversation_id for conversation_id, _ in some]
+        found = await patiently(topic, lambda: topic.reader.conversations(ids))
+        older = [key for key in found.keys() - self._known.keys() if _is_older(topic, found[key])]
+        streaming = await patiently(topic, lambda: topic.reader.streaming(older))
+        for conversation_id, news in some:
+            self._backlog.popleft()
+            there = found.get(conversation_id)
+            if there is None or there.owner != self._owner:
+                self._end(conversation_id)
+            elif conversation_id in older:
+                # One of many that were there before, and are not known one by one.
+                self._known[conversation_id] = _Seen(there.next_position, there.revision)
+                self._ready.append(there.updated())
+                self._watch(conversation_id, streaming.get(conversation_id, {}))
+            else:
+                self._take(news, there)
+
+    def _take(self, news: News, found: OwnedConversation) -> None:
+        conversation_id = found.conversation_id
+        seen = self._known.get(conversation_id)
+        if seen is None:
+            seen = self._known[conversation_id] = _Seen(0, found.revision)
+            self._ready.append(found.created())
+        elif found.revision > seen.revision:
+            seen.revision = found.revision
+            self._ready.append(found.updated())
+        if (news.said or found.next_position > seen.end) and conversation_id not in self._watchers:
+            self._watch(conversation_id, {})
+
+    def _end(self, conversation_id: ObjectId) -> None:
+        """Takes leave of a conversation that is not there any more, or not this owner's."""
+        self._unwatch(conversation_id)
+        if self._known.pop(conversation_id, None) is not None:
+            self._ready.append(ConversationDeleted(conversation_id=conversation_id))
+
+    # What is said in them
+
+    def _watch(self, conversation_id: ObjectId, streaming: Mapping[int, int]) -> None:
+        end = self._known[conversation_id].end
+        opened = {position: sequence for position, sequence in streaming.items() if position < end}
+        if opened:
+            self._streaming.add(conversation_id)
+        self._watchers[conversation_id] = Watcher(
+            self._hub,
+            Hub.join_conversation,
+            conversation_id,
+            str(ConversationCursor(conversation_id, end, opened)),
+        )
+
+    def _unwatch(self, conversation_id: ObjectId) -> None:
+        self._streaming.discard(conversation_id)
+        watcher = self._watchers.pop(conversation_id, None)
+        if watcher is not None:
+            watcher.detach()
+
+    async def _poll(
+        self, conversation_id: ObjectId, watcher: Watcher[ConversationEvent]
+    ) -> ConversationEvent | None:
+        try:
+            event = await watcher.poll()
+        except NotFoundError:
+            self._end(conversation_id)
+            return None
+        except WatchError:
+            if self._topic is None or self._topic.failure is not None:
+                raise
+            # What is wrong with one conversation is not to be in the way of the others.
+            logger.exception("Conversation %s cannot be watched", conversation_id)
+            self._unwatch(conversation_id)
+            return None
+        if event is not None:
+            self._note(conversation_id, event)
+        return event
+
+    def _note(self, conversation_id: ObjectId, event: ConversationEvent) -> None:
+        """Notes how far a conversation was seen, and puts it behind the others."""
+        cursor = ConversationCursor.parse(event.cursor, conversation_id)
+        self._known[conversation_id].end = cursor.end
+        if cursor.open:
+            self._streaming.add(conversation_id)
+        else:
+            self._streaming.discard(conversation_id)
+        self._watchers[conversation_id] = self._watchers.pop(conversation_id)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Lets go of conversations in which nothing streams, but for the last few."""
+        if len(self._watchers) <= len(self._streaming) + MAX_AT_REST:
+            return
+        at_rest = [
+            key
+            for key, watcher in self._watchers.items()
+            if key not in self._streaming and watcher.window is not None
+        ]
+        for conversation_id in at_rest[:-MAX_AT_REST]:
+            self._unwatch(conversation_id)
+
+
+def _is_older(topic: OwnerTopic, found: OwnedConversation) -> bool:
+    return topic.cut is not None and found.created_at <= topic.cut
+
+
+async def _wait(windows: "list[Window[MessageUpdated] | Window[ConversationEvent]]") -> None:
+    waiters = [window.waiter() for window in windows]
+    try:
+        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for window, waiter in zip(windows, waiters, strict=True):
+            window.forget(waiter)
