@@ -8,12 +8,14 @@ from converse_mongo.web.answers import without_replaced
 from converse_mongo.web.errors import BusyError, RequestError
 from converse_mongo.web.generations import Generations, Respond
 from converse_mongo.web.openapi import openapi_paths
+from converse_mongo.web.owners import OwnerOf
 from converse_mongo.web.routes import routes
 
 __all__ = [
     "Authorize",
     "BusyError",
     "Generations",
+    "OwnerOf",
     "RequestError",
     "Respond",
     "openapi_paths",

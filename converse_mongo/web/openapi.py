@@ -62,7 +62,7 @@ _UI_MESSAGE = _object(
 _REASON = _object({}, reason=_TEXT)
 
 
-def openapi_paths(prefix: str = "") -> dict[str, Any]:
+def openapi_paths(prefix: str = "", *, owner: bool = False) -> dict[str, Any]:
     """The ``paths`` of an OpenAPI 3.1 description of what :func:`routes` gives.
 
     With FastAPI: ``app.openapi()["paths"].update(openapi_paths("/api"))``, once all routes of the
@@ -70,6 +70,7 @@ def openapi_paths(prefix: str = "") -> dict[str, Any]:
 
     Args:
         prefix: Where the routes are mounted, such as ``"/api"``.
+        owner: Whether :func:`routes` was given an ``owner``.
     """
     one = "/conversations/{conversation}"
     message = f"{one}/messages/{{message}}"
@@ -123,6 +124,11 @@ def openapi_paths(prefix: str = "") -> dict[str, Any]:
         f"{chat}/stream": {"get": _stream("The answer that is being written", may_be_over=True)},
         f"{chat}/stop": {"post": _operation("Stop the answers", _STOPPED, body=_OBJECT)},
     }
+    if owner:
+        follow = _stream("The stream of all conversations of the user")
+        switch = {"type": "string", "enum": ["true", "false"]}
+        follow["parameters"].append({"name": "chunks", "in": "query", "schema": switch})
+        paths["/events"] = {"get": follow}
     for path, operations in paths.items():
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         for operation in operations.values():

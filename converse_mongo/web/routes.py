@@ -16,6 +16,7 @@ from converse_mongo.web.chat import ChatEndpoints
 from converse_mongo.web.conversations import ConversationEndpoints
 from converse_mongo.web.edge import Edge
 from converse_mongo.web.generations import Generations
+from converse_mongo.web.owners import OwnerEndpoint, OwnerOf
 from converse_mongo.web.sockets import ConversationSocket
 from converse_mongo.web.streams import StreamOptions
 from converse_mongo.web.wire import Wire
@@ -30,6 +31,7 @@ def routes(
     *,
     authorize: Authorize,
     generations: Generations | None = None,
+    owner: OwnerOf | None = None,
     roles: Collection[MessageRole | str] = SHOWN_ROLES,
     show_errors: bool = False,
     show_metadata: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
@@ -52,6 +54,9 @@ def routes(
             for every request, and again when a stream has reached its ``lifetime``.
         generations: Writes the answers. ``None`` where another process does: then what users say is
             stored, and nothing is answered here.
+        owner: Answers whose conversations a request may follow all at once, as the type and the id
+            that they were started with; ``None`` for nobody's. Without it there is no stream of
+            an owner. ``authorize`` is asked for each conversation all the same.
         roles: Whose messages browsers are shown. System prompts and the calls of tools are not
             among them by default.
         show_errors: Whether browsers are told the stored error of a failed message; by default they
@@ -72,6 +77,11 @@ def routes(
         raise ConfigurationError(f"routes() takes a Converse, not {type(converse).__name__}.")
     if generations is not None and not isinstance(generations, Generations):
         raise ConfigurationError(f"generations={generations!r}: pass Generations(respond).")
+    if owner is not None and not callable(owner):
+        raise ConfigurationError(
+            f"owner={owner!r}: pass a function of a request that answers with a pair, such as "
+            "('user', '42'), or with None."
+        )
     try:
         shown = frozenset(MessageRole(role) for role in roles)
         options = StreamOptions(
@@ -99,7 +109,7 @@ def routes(
     native, chat = ConversationEndpoints(edge), ChatEndpoints(edge)
     one = "/conversations/{conversation}"
     message = f"{one}/messages/{{message}}"
-    return [
+    made: list[BaseRoute] = [
         Route(one, native.conversation, methods=["GET"]),
         Route(f"{one}/events", native.conversation_events, methods=["GET"]),
         WebSocketRoute(f"{one}/socket", ConversationSocket(edge, origins).__call__),
@@ -115,3 +125,6 @@ def routes(
         Route("/chat/{conversation}/stream", chat.resume, methods=["GET"]),
         Route("/chat/{conversation}/stop", chat.stop, methods=["POST"]),
     ]
+    if owner is not None:
+        made.append(Route("/events", OwnerEndpoint(edge, owner).events, methods=["GET"]))
+    return made

@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from pymongo.errors import PyMongoError
@@ -14,11 +14,14 @@ from starlette.types import Receive, Scope, Send
 
 from converse_mongo.errors import ConverseClosedError, ConverseError, NotFoundError
 from converse_mongo.events import Event
+from converse_mongo.owner_watching import OwnerWatcher
 from converse_mongo.watching import Watcher
 
 __all__ = ["EventStream", "StreamOptions", "until_cut"]
 
 logger = logging.getLogger("converse_mongo")
+
+E = TypeVar("E", bound=Event)
 
 SHUTDOWN_SECONDS = 5.0
 
@@ -56,7 +59,7 @@ class EventStream(EventSourceResponse):
 
     def __init__(
         self,
-        watcher: Watcher[Any],
+        watcher: Watcher[Any] | OwnerWatcher,
         events: Callable[[], AsyncGenerator[ServerSentEvent, None]],
         options: StreamOptions,
         headers: dict[str, str] | None = None,
@@ -98,7 +101,7 @@ class EventStream(EventSourceResponse):
             logger.info("A client that did not read its stream was dropped")
 
 
-async def until_cut(watcher: Watcher[Any]) -> AsyncIterator[Event]:
+async def until_cut(watcher: AsyncIterator[E]) -> AsyncIterator[E]:
     """The events of a watcher, up to whatever ends it; errors are logged.
 
     A client that is cut off connects again, and is then told what there is to tell.

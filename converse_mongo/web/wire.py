@@ -57,6 +57,7 @@ class Wire:
         """An event, without its cursor."""
         fields = event.to_dict()
         del fields["cursor"]
+        fields.pop("owner", None)  # how the application names its users is its own affair
         if "metadata" in fields:
             fields["metadata"] = self.metadata(getattr(event, "metadata", {}))
         if isinstance(event, MessageCreated):

@@ -15,8 +15,10 @@ from tests.web.test_conversations import say, wait_for_end
 NAMED = re.compile(r"{(\w+)}")
 
 
-async def test_description__names_every_route(converse: Converse) -> None:
-    made = routes(converse, authorize=lambda request, conversation: True)
+@pytest.mark.parametrize("owner", [False, True])
+async def test_description__names_every_route(converse: Converse, owner: bool) -> None:
+    options: Any = {"owner": lambda request: None} if owner else {}
+    made = routes(converse, authorize=lambda request, conversation: True, **options)
     wanted = {
         (f"/api{route.path}", method.lower())
         for route in made
@@ -24,7 +26,7 @@ async def test_description__names_every_route(converse: Converse) -> None:
         for method in route.methods or ()
         if method != "HEAD"
     }
-    described = openapi_paths("/api")
+    described = openapi_paths("/api", owner=owner)
     assert {(path, method) for path, each in described.items() for method in each} == wanted
     for path, operations in described.items():
         for operation in operations.values():

@@ -1,0 +1,96 @@
+"""The stream of an owner: what happens in all conversations of the user who asks."""
+
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+from bson import ObjectId
+from sse_starlette import ServerSentEvent
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+
+from converse_mongo.events import ConversationDeleted, OwnerEvent
+from converse_mongo.web.edge import Edge
+from converse_mongo.web.errors import RequestError, UnknownError, answer_errors
+from converse_mongo.web.streams import EventStream, until_cut
+from converse_mongo.web.visibility import Visibility
+from converse_mongo.web.wire import to_json
+
+__all__ = ["OwnerEndpoint", "OwnerOf"]
+
+Named: TypeAlias = tuple[str, Any] | None
+OwnerOf: TypeAlias = Callable[[HTTPConnection], Named | Awaitable[Named]]
+"""Answers whose conversations a request may follow; ``None`` for nobody's."""
+
+OPENED = "stream.opened"
+MAX_KNOWN = 256
+_SWITCH = {None: True, "true": True, "false": False}
+
+
+class OwnerEndpoint:
+    """What a list of conversations follows."""
+
+    def __init__(self, edge: Edge, owner: OwnerOf) -> None:
+        self._edge = edge
+        self._owner = owner
+
+    @answer_errors
+    async def events(self, request: Request) -> Response:
+        """GET: the stream of the user, which has no end of its own and begins with what comes."""
+        chunks = _SWITCH.get(request.query_params.get("chunks"))
+        if chunks is None:
+            raise RequestError("chunks must be true or false.")
+        watcher = self._edge.converse.watch_owner(await self._owner_of(request), chunks=chunks)
+        await watcher.__aenter__()
+        visibility, wire = _OwnerVisibility(self._edge, request), self._edge.wire
+
+        async def events() -> AsyncGenerator[ServerSentEvent, None]:
+            # From here on nothing is missed: now is the time to list.
+            yield ServerSentEvent(to_json({"type": OPENED}), event=OPENED, sep="\n")
+            async for event in until_cut(watcher):
+                if await visibility.shows(event):
+                    fields = {**wire.event(event), "cursor": event.cursor}
+                    yield ServerSentEvent(to_json(fields), event=event.type, sep="\n")
+
+        return EventStream(watcher, events, self._edge.streams)
+
+    async def _owner_of(self, request: Request) -> tuple[str, Any]:
+        try:
+            owner = self._owner(request)
+            if inspect.isawaitable(owner):
+                owner = await owner
+        except HTTPException as error:
+            raise UnknownError from error
+        if owner is None:
+            raise UnknownError
+        return owner
+
+
+class _OwnerVisibility:
+    """Tells what a request may see of the conversations of an owner: each is authorized, too."""
+
+    def __init__(self, edge: Edge, request: Request) -> None:
+        self._access = edge.access
+        self._request = request
+        self._known: dict[ObjectId, Visibility | None] = {}
+
+    async def shows(self, event: OwnerEvent) -> bool:
+        """Whether to send an event."""
+        conversation_id = event.conversation_id
+        if isinstance(event, ConversationDeleted):
+            # It cannot be authorized any more. Its id is all that is told.
+            return self._known.pop(conversation_id, self) is not None
+        if conversation_id not in self._known:
+            if len(self._known) >= MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[conversation_id] = await self._look(str(conversation_id))
+        visibility = self._known[conversation_id]
+        return visibility is not None and await visibility.shows(event)
+
+    async def _look(self, conversation_id: str) -> Visibility | None:
+        try:
+            conversation = await self._access.conversation(self._request, conversation_id)
+        except UnknownError:
+            return None
+        return Visibility(self._access, conversation)

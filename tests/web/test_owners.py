@@ -1,0 +1,174 @@
+"""The stream of an owner: their conversations, nobody else's, and each of them authorized."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+
+from converse_mongo import ConfigurationError, Conversation, Converse
+from converse_mongo.web import routes
+from tests.web.conftest import OWNER, STRANGER, MakeSite, Sent, Site, is_owner, read_events
+from tests.web.test_sockets import watchers_are_gone
+
+
+def owner(request: HTTPConnection) -> tuple[str, str] | None:
+    user = request.headers.get("authorization")
+    return None if user is None else ("user", user)
+
+
+@asynccontextmanager
+async def stream(
+    site: Site, query: str = "", user: dict[str, str] = OWNER
+) -> AsyncIterator[AsyncIterator[Sent]]:
+    """A stream that has said that it is open."""
+    async with site.http.stream("GET", f"/events{query}", headers=user) as response:
+        assert response.status_code == 200
+        events = read_events(response)
+        assert await anext(events) == Sent("stream.opened", None, {"type": "stream.opened"})
+        yield events
+
+
+async def take(events: AsyncIterator[Sent], count: int) -> list[Sent]:
+    async with asyncio.timeout(20):
+        return [await anext(events) for _ in range(count)]
+
+
+async def test_stream__tells_of_all_conversations(make_site: MakeSite) -> None:
+    site = await make_site(owner=owner)
+    old = await site.conversation()
+    async with stream(site) as events:
+        new = await site.conversation()
+        await new.create_user_message("Hello")
+        answer = await old.start_streaming_assistant({"model": "small"})
+        await answer.append_chunk("Hi")
+        await answer.complete_streaming()
+        new.title = "Greetings"
+        await new.save()
+        found = await take(events, 6)
+        async with asyncio.timeout(20):
+            while not any(each.event == "conversation.updated" for each in found):
+                found.append(await anext(events))
+        of_new = [each for each in found if each.data["conversation_id"] == str(new.id)]
+        assert [each.event for each in of_new] == [
+            "conversation.created",
+            "message.created",
+            "conversation.updated",
+        ]
+        of_old = [each for each in found if each not in of_new]
+        assert [each.event for each in of_old] == [
+            "message.created",
+            "chunk.received",
+            "message.completed",
+        ]
+        assert all(each.id is None and each.data["type"] == each.event for each in found)
+        assert of_new[2].data["title"] == "Greetings"
+        assert not any("owner" in each.data for each in found)
+        await new.delete()
+        (deleted,) = await take(events, 1)
+        assert (deleted.event, deleted.data["conversation_id"]) == (
+            "conversation.deleted",
+            str(new.id),
+        )
+    # What it tells leads on to the stream of the conversation.
+    response = await site.http.get(
+        f"/conversations/{old.id}/messages", params={"after": of_old[1].data["cursor"]}
+    )
+    assert response.status_code == 200
+    cursor = of_old[1].data["cursor"]
+    async with site.http.stream("GET", f"/conversations/{old.id}/events?after={cursor}") as more:
+        assert (await anext(read_events(more))).event == "message.completed"
+    await watchers_are_gone(site)
+
+
+async def test_stream__without_chunks_and_of_shown_roles_only(make_site: MakeSite) -> None:
+    site = await make_site(owner=owner, show_metadata=lambda metadata: {})
+    conversation = await site.conversation()
+    async with stream(site, "?chunks=false") as events:
+        await conversation.create_system_message("Be kind.")
+        answer = await conversation.start_streaming_assistant({"secret": 1})
+        await answer.append_chunk("Hi")
+        await answer.complete_streaming()
+        found = await take(events, 2)
+    assert [each.event for each in found] == ["message.created", "message.completed"]
+    assert [each.data["metadata"] for each in found] == [{}, {}]
+
+
+async def test_stream__shows_nothing_of_others(make_site: MakeSite) -> None:
+    site = await make_site(owner=owner)
+    theirs, mine = await site.conversation("eve"), await site.conversation()
+    async with stream(site) as events, stream(site, user=STRANGER) as others:
+        await theirs.create_user_message("a secret")
+        theirs.title = "a secret"
+        await theirs.save()
+        await mine.create_user_message("Hello")
+        (seen,) = await take(events, 1)
+        assert seen.data["conversation_id"] == str(mine.id)
+        assert {each.data["conversation_id"] for each in await take(others, 2)} == {str(theirs.id)}
+
+
+async def test_stream__shows_only_what_is_authorized(make_site: MakeSite) -> None:
+    asked: list[str | None] = []
+
+    def authorize(request: HTTPConnection, conversation: Conversation) -> bool:
+        asked.append(conversation.title)
+        return is_owner(request, conversation) and conversation.title != "locked"
+
+    site = await make_site(owner=owner, authorize=authorize)
+    start = site.converse.start_conversation
+    locked = await start("locked", owner=("user", "ada"))
+    open_one = await start("open", owner=("user", "ada"))
+    async with stream(site) as events:
+        await locked.create_user_message("a secret")
+        for _ in range(3):
+            await open_one.create_user_message("Hello")
+        seen = await take(events, 3)
+        await locked.delete()
+        await open_one.delete()
+        seen += await take(events, 1)
+    assert {each.data["conversation_id"] for each in seen} == {str(open_one.id)}
+    assert sorted(asked, key=str) == ["locked", "open"]  # once for a stream
+
+
+@pytest.mark.parametrize("how", ["nobody", "refused", "not offered"])
+async def test_stream__that_is_for_nobody_is_not_there(make_site: MakeSite, how: str) -> None:
+    async def nobody(request: HTTPConnection) -> None:
+        await asyncio.sleep(0)
+
+    def refuse(request: HTTPConnection) -> tuple[str, str]:
+        raise HTTPException(401)
+
+    owners: dict[str, Any] = {"nobody": nobody, "refused": refuse, "not offered": None}
+    site = await make_site(owner=owners[how])
+    response = await site.http.get("/events")
+    assert response.status_code == 404
+    if how != "not offered":
+        assert response.json()["error"]["code"] == "not_found"
+    assert site.converse.statistics().watchers == 0
+
+
+async def test_stream__says_what_is_wrong_with_its_query(make_site: MakeSite) -> None:
+    site = await make_site(owner=owner)
+    response = await site.http.get("/events?chunks=maybe")
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
+
+
+async def test_stream__ends_with_its_lifetime_and_with_its_client(make_site: MakeSite) -> None:
+    site = await make_site(owner=owner, lifetime=0.1)
+    async with stream(site) as events:
+        assert [event async for event in events] == []
+    other = await make_site(owner=owner)
+    conversation = await other.conversation()
+    async with stream(other) as events:
+        await conversation.start_streaming_assistant()
+        await take(events, 1)
+        assert other.converse.statistics().watchers > 0
+    await watchers_are_gone(other)
+
+
+async def test_owner__has_to_be_a_function(converse: Converse) -> None:
+    with pytest.raises(ConfigurationError, match="owner"):
+        routes(converse, authorize=is_owner, owner=("user", "42"))  # type: ignore[arg-type]
