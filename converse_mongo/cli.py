@@ -1,7 +1,8 @@
-"""The command line: ``converse-mongo demo``, ``tail`` and ``doctor``."""
+"""The command line: ``converse-mongo demo``, ``serve``, ``tail`` and ``doctor``."""
 
 import argparse
 import asyncio
+import importlib
 import importlib.util
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from pymongo.errors import PyMongoError
 
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_serve(commands)
     _add_tail(commands)
     _add_doctor(commands)
     return parser
@@ -94,6 +97,27 @@ def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
         help="how fast to append; default: %(default)g",
     )
     parser.set_defaults(run=_demo)
+
+
+def _add_serve(commands: "Commands[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve a chat for browsers",
+        description="Serves the example chat. Without an OPENAI_API_KEY a built-in text answers.",
+    )
+    _add_server(parser, "default: CONVERSE_URI, else an embedded server for the time it runs")
+    parser.add_argument(
+        "--database", metavar="NAME", help="default: CONVERSE_DATABASE, else converse_chat"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIRECTORY",
+        help="where the embedded server keeps its data; default: in memory",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    parser.set_defaults(run=_serve)
 
 
 def _add_tail(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -165,16 +189,42 @@ def _database(arguments: argparse.Namespace) -> str | None:
 
 def _demo(arguments: argparse.Namespace) -> int:
     uri = arguments.uri or os.environ.get("CONVERSE_URI") or None
-    needed = ["rich"] if uri else ["rich", "secantus"]
-    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        raise ConfigurationError(
-            f"The demo needs {' and '.join(missing)}: python -m pip install 'converse-mongo[demo]'"
-        )
+    _need("demo", ["rich"] if uri else ["rich", "secantus"])
     from converse_mongo.demo import app  # only this command needs the extra
 
     return app.run(
         app.DemoOptions(uri, arguments.database, arguments.text, arguments.tokens_per_second)
     )
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    uri = arguments.uri or os.environ.get("CONVERSE_URI") or None
+    needed = ["fastapi", "openai", "sse_starlette", "uvicorn"]
+    _need("chat", needed if uri else [*needed, "secantus"])
+    chat = importlib.import_module(f"{_chat_package()}.server")
+    chat.serve(
+        uri, arguments.host, arguments.port, database=arguments.database, data=arguments.data
+    )
+    return 0
+
+
+def _chat_package() -> str:
+    """Where the example is: within the package once that is built, beside it in a clone."""
+    built = importlib.util.find_spec("converse_mongo.examples")
+    return "examples.chat" if built is None else "converse_mongo.examples.chat"
+
+
+def _need(extra: str, names: Sequence[str]) -> None:
+    """Checks that the packages of an extra are there.
+
+    Raises:
+        ConfigurationError: They are not.
+    """
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise ConfigurationError(
+            f"This command needs {' and '.join(missing)}: "
+            f"python -m pip install 'converse-mongo[{extra}]'"
+        )
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

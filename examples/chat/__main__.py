@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from converse_mongo import ConverseError
-from examples.chat.server import serve
+
+from .server import serve
 
 INTERRUPTED = 130
 

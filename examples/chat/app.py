@@ -13,11 +13,12 @@ from starlette.routing import Router
 from starlette.staticfiles import StaticFiles
 
 from converse_mongo import Conversation, Converse, StoreUnavailableError
-from converse_mongo.web import Generations, routes
-from examples.chat.model import Responder, open_model
-from examples.chat.security import SecurityHeaders
-from examples.chat.settings import Settings
-from examples.chat.users import User, authorize
+from converse_mongo.web import Generations, openapi_paths, routes
+
+from .model import Responder, open_model
+from .security import SecurityHeaders
+from .settings import Settings
+from .users import User, authorize, owner
 
 __all__ = ["create_app"]
 
@@ -35,7 +36,9 @@ class NewConversation(BaseModel):
 
 def create_app(settings: Settings) -> FastAPI:
     """The chat, as an ASGI application."""
-    converse = Converse(settings.uri, database=settings.database, sweep_interval=60.0)
+    converse = Converse(
+        settings.uri, database=settings.database, lease=settings.lease, sweep_interval=60.0
+    )
     model = open_model(settings)
     generations = Generations(Responder(model).respond, limit=200)
 
@@ -48,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
             await model.aclose()
 
     # Its pages about itself load scripts from elsewhere, which the security headers forbid.
-    app = FastAPI(title="Chat", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="Chat", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(SecurityHeaders)
 
     @app.exception_handler(StoreUnavailableError)
@@ -75,6 +78,8 @@ def create_app(settings: Settings) -> FastAPI:
         title = (new.title or "").strip() or None if new is not None else None
         return _described(await converse.start_conversation(title=title, owner=("user", user)))
 
+    app.openapi()["paths"].update(openapi_paths("/api", owner=True))
+
     # Behind the endpoints above, which would else be looked for in here.
     app.mount(
         "/api",
@@ -83,7 +88,9 @@ def create_app(settings: Settings) -> FastAPI:
                 converse,
                 authorize=authorize,
                 generations=generations,
+                owner=owner,
                 show_errors=True,  # all that is stored as an error is a sentence for users
+                lifetime=settings.lifetime,
                 max_message_bytes=MAX_QUESTION_BYTES,
             )
         ),

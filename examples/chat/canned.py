@@ -6,8 +6,8 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from examples.chat.errors import AnswerError
-from examples.chat.prompts import Said
+from .errors import AnswerError
+from .prompts import Said
 
 __all__ = ["CannedModel"]
 

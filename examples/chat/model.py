@@ -18,10 +18,11 @@ from converse_mongo import (
     StreamStoppedError,
     WriterError,
 )
-from examples.chat.canned import CannedModel
-from examples.chat.errors import AnswerError, sentence_for
-from examples.chat.prompts import Said, name_conversation, said_before
-from examples.chat.settings import Settings
+
+from .canned import CannedModel
+from .errors import AnswerError, sentence_for
+from .prompts import Said, name_conversation, said_before
+from .settings import Settings
 
 __all__ = ["Model", "OpenAIModel", "Responder", "open_model"]
 

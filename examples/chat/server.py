@@ -11,8 +11,9 @@ from types import FrameType
 import uvicorn
 
 from converse_mongo.embedded import EmbeddedServer
-from examples.chat.app import create_app
-from examples.chat.settings import Settings
+
+from .app import create_app
+from .settings import Settings
 
 __all__ = ["serve"]
 

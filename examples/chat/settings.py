@@ -8,6 +8,7 @@ __all__ = ["Settings"]
 
 DATABASE = "converse_chat"
 MODEL = "gpt-4o-mini"
+LEASE = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,9 @@ class Settings:
         timeout: Seconds to wait for the model to say something.
         max_retries: How often to ask again before the first token, if the model is not there.
         canned_delay: Seconds between two tokens of the built-in text, on average.
+        lease: Seconds without a sign of life after which the process that writes an answer is taken
+            for dead.
+        lifetime: Seconds after which a stream to a browser ends, which then connects again.
     """
 
     uri: str
@@ -33,6 +37,8 @@ class Settings:
     timeout: float = 60.0
     max_retries: int = 2
     canned_delay: float = 0.035
+    lease: float = LEASE
+    lifetime: float = 3600.0
 
     @classmethod
     def from_environment(cls, uri: str | None = None, database: str | None = None) -> Self:
@@ -40,6 +46,7 @@ class Settings:
 
         Raises:
             LookupError: Nothing says where MongoDB is.
+            ValueError: CHAT_LEASE is no number.
         """
         found = uri or os.environ.get("CONVERSE_URI")
         if not found:
@@ -50,4 +57,5 @@ class Settings:
             api_key=os.environ.get("OPENAI_API_KEY") or None,
             base_url=os.environ.get("OPENAI_BASE_URL") or None,
             model=os.environ.get("CHAT_MODEL") or MODEL,
+            lease=float(os.environ.get("CHAT_LEASE") or LEASE),
         )

@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 
 from converse_mongo import Conversation
 
-__all__ = ["User", "authorize", "current_user"]
+__all__ = ["User", "authorize", "current_user", "owner"]
 
 COOKIE = "chat_session"
 MAX_AGE = 365 * 24 * 3600
@@ -54,9 +54,14 @@ User = Annotated[str, Depends(current_user)]
 
 def authorize(request: HTTPConnection, conversation: Conversation) -> bool:
     """Whether a request may read a conversation and write to it: only its owner may."""
+    mine = owner(request)
+    return mine is not None and conversation.owner is not None and conversation.owner.pair == mine
+
+
+def owner(request: HTTPConnection) -> tuple[str, str] | None:
+    """Whose conversations a request may follow, as they are begun with; ``None`` for nobody's."""
     user = user_of(request)
-    owner = conversation.owner
-    return user is not None and owner is not None and owner.pair == ("user", user)
+    return None if user is None else ("user", user)
 
 
 def _id_for(token: str) -> str:

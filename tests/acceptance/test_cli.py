@@ -1,12 +1,15 @@
-"""``converse-mongo tail`` and ``doctor`` as their users run them: real processes."""
+"""``converse-mongo tail``, ``doctor`` and ``serve`` as their users run them: real processes."""
 
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from bson import ObjectId
 
@@ -156,6 +159,42 @@ async def test_command__without_a_server_asks_for_one(command: str) -> None:
     assert code == 2
     assert "--uri" in errors
     assert "CONVERSE_URI" in errors
+
+
+# serve
+
+
+async def test_serve__serves_the_chat_until_it_is_ended(
+    converse: Converse, server_uri: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        # Elsewhere, it is the installed package and what that has with it.
+        *(sys.executable, "-m", "converse_mongo.cli", "serve", "--port", str(port)),
+        *server(converse, server_uri),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+    )
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            async with asyncio.timeout(SECONDS):
+                assert process.stderr is not None
+                while b"running on" not in (line := await process.stderr.readline()):
+                    assert line, "it ended"
+            assert "<title>Chat</title>" in (await http.get("/")).text
+            assert (await http.get("/client/index.js")).status_code == 200
+            assert (await http.get("/api/me")).json()["canned"] is True
+            begun = await http.post("/api/conversations", json={"title": "Hello"})
+        stored = await converse.get_conversation(begun.json()["id"])
+        assert stored.title == "Hello"
+        process.terminate()
+        assert (await finish(process))[0] == 128 + signal.SIGTERM
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 # doctor
