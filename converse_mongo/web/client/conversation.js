@@ -100,6 +100,8 @@ export function openConversation(options) {
   /** @type {Set<string>} Messages that are not shown and that something was heard of meanwhile. */
   const heard = new Set();
   let lastSent = Promise.resolve();
+  /** The id of the request that is being sent: one at a time is. */
+  let beingSent = "";
 
   /** @type {Snapshot | null} */
   let built = null;
@@ -159,17 +161,16 @@ export function openConversation(options) {
   /** @param {Event} event */
   function onEvent(event) {
     const id = event.message_id;
-    if (id === undefined) return;
     const entry = entries.get(id);
     if (event.type === "message.created") {
       if (entry !== undefined) return;
       add(createdMessage(event));
-      if (event.role === "user") matchDraft(id, event.content ?? "");
+      if (event.role === "user") matchDraft(id, event.content);
     } else if (entry === undefined) {
       heard.add(id); // one that is older than what is shown
       return;
     } else if (event.type === "message.updated") {
-      reload(id);
+      reload(id, true);
       return;
     } else if (take(entry, event)) {
       reload(id);
@@ -190,7 +191,12 @@ export function openConversation(options) {
         signal,
         onTrouble: (trouble) => enter("loading", trouble),
       });
-      for (const message of page.messages) add(message);
+      /** @type {Message[]} */
+      const messages = page.messages;
+      // What is being sent may be stored already. If so, it is the last one that a user said.
+      const last = messages.findLast(({ role }) => role === "user");
+      if (last !== undefined && !entries.has(last.id)) matchDraft(last.id, last.content);
+      for (const message of messages) add(message);
       before = page.before;
       enter("open", null);
       const watch = watchConversation({
@@ -212,21 +218,19 @@ export function openConversation(options) {
 
   async function readOlder() {
     heard.clear();
-    /** @type {string[]} */
-    const added = [];
-    // A page may have no messages that are shown here.
-    while (before !== null && added.length === 0) {
+    // A page may have nothing that is shown.
+    for (let more = true; more && before !== null; ) {
       const query = `limit=${limit}&before=${before}`;
       const page = await ask(options, `${path}/messages?${query}`, { signal, patience });
-      for (const message of page.messages) {
-        add(message);
-        added.push(message.id);
-      }
       before = page.before;
-    }
-    for (const id of added) {
-      // What was heard of it may have come after it was read.
-      if (heard.has(id)) reload(id);
+      /** @type {Message[]} */
+      const messages = page.messages;
+      for (const message of messages) {
+        add(message);
+        // What was heard of it may have come after it was read.
+        if (heard.has(message.id)) reload(message.id);
+      }
+      more = messages.every(({ id }) => order.some(({ message }) => message.replaces === id));
     }
     shown.publish();
   }
@@ -234,17 +238,12 @@ export function openConversation(options) {
   // What the user does
 
   /**
-   * @param {string} id The id of a message.
+   * @param {string} id The id of a message that a user said.
    * @param {string} content
    */
   function matchDraft(id, content) {
-    for (const draft of drafts.values()) {
-      const { message, match } = draft;
-      if (match === null && message.status === "pending" && message.content === content) {
-        draft.match = id;
-        return;
-      }
-    }
+    const draft = drafts.get(beingSent);
+    if (draft?.message.status === "pending" && draft.message.content === content) draft.match = id;
   }
 
   /**
@@ -269,6 +268,7 @@ export function openConversation(options) {
    * @returns {Promise<Message>}
    */
   async function post(requestId, message) {
+    beingSent = requestId;
     const body = { content: message.content, request_id: requestId };
     try {
       const { message: stored, answer } = await ask(options, `${path}/messages`, {
@@ -277,9 +277,6 @@ export function openConversation(options) {
         signal,
       });
       drafts.delete(requestId);
-      for (const other of drafts.values()) {
-        if (other.match === stored.id) other.match = null; // it was not that one
-      }
       add(stored);
       if (answer !== null) add(answer);
       shown.publish();

@@ -2,9 +2,10 @@
 /** Messages that grow: what a stream tells of them, put together. */
 
 import { asError, backOff, wait } from "./requests.js";
+import { isEnd } from "./watch.js";
 
-/** @typedef {import("./watch.js").Event} Event */
-/** @typedef {import("./watch.js").Chunk} Chunk */
+/** @typedef {import("./watch.js").ConversationEvent} ConversationEvent */
+/** @typedef {import("./watch.js").FinalEvent} FinalEvent */
 
 /**
  * @typedef {object} Message
@@ -32,8 +33,8 @@ import { asError, backOff, wait } from "./requests.js";
  * @property {Message} message As it was when it was last looked at.
  * @property {string[]} tail Text that came since.
  * @property {number} count How many chunks there are, with `tail`.
- * @property {number} wanted How many chunks are known to be stored.
- * @property {Event | null} end The end of the message, which came before all its chunks.
+ * @property {Map<number, string>} ahead Text of chunks behind those that are missing.
+ * @property {FinalEvent | null} end The end of the message, which came before all its chunks.
  */
 
 const FINAL = new Set(["completed", "failed", "cancelled"]);
@@ -49,30 +50,30 @@ export function isFinal(message) {
  */
 export function newEntry(message) {
   const count = message.chunk_count;
-  return { message: Object.freeze(message), tail: [], count, wanted: count, end: null };
+  return { message: Object.freeze(message), tail: [], count, ahead: new Map(), end: null };
 }
 
 /**
  * The message that a `message.created` tells of.
  *
- * @param {Event} event
+ * @param {import("./watch.js").MessageCreated} event
  * @returns {Message}
  */
 export function createdMessage(event) {
   return {
-    id: event.message_id ?? "",
+    id: event.message_id,
     conversation_id: event.conversation_id,
-    position: event.position ?? null,
-    role: event.role ?? "assistant",
+    position: event.position,
+    role: event.role,
     status: event.streaming ? "streaming" : "completed",
-    content: event.streaming ? "" : event.content ?? "",
+    content: event.content,
     chunk_count: 0,
-    metadata: event.metadata ?? {},
-    replaces: event.replaces ?? null,
+    metadata: event.metadata,
+    replaces: event.replaces,
     error: null,
     stop_reason: null,
-    created_at: event.created_at ?? "",
-    completed_at: event.streaming ? null : event.created_at ?? null,
+    created_at: event.created_at,
+    completed_at: event.streaming ? null : event.created_at,
   };
 }
 
@@ -99,27 +100,39 @@ function change(entry, fields) {
 }
 
 /**
- * Takes an event of a chunk or of the end. What was seen before changes nothing.
+ * Takes an event of a chunk or of the end, and no other. What was seen before changes nothing.
  *
  * @param {Entry} entry
- * @param {Event} event
+ * @param {ConversationEvent} event
  * @returns {boolean} Whether something is missing, so that the message is to be loaded again.
  */
 export function take(entry, event) {
   if (isFinal(entry.message)) return false;
-  if (event.chunk !== undefined) {
+  if (event.type === "chunk.received") {
     const { sequence, content } = event.chunk;
-    entry.wanted = Math.max(entry.wanted, sequence + 1);
-    if (sequence === entry.count) {
-      entry.tail.push(content);
-      entry.count += 1;
-    }
-  } else {
+    if (sequence >= entry.count) entry.ahead.set(sequence, content);
+    join(entry);
+  } else if (isEnd(event)) {
     entry.end = event;
-    entry.wanted = Math.max(entry.wanted, event.chunk_count ?? 0);
-    tryEnd(entry);
   }
+  tryEnd(entry);
   return lacks(entry);
+}
+
+/**
+ * Joins the chunks that are ahead, as far as none is missing.
+ *
+ * @param {Entry} entry
+ */
+function join(entry) {
+  const { ahead, tail } = entry;
+  for (;;) {
+    const content = ahead.get(entry.count);
+    if (content === undefined) break;
+    tail.push(content);
+    ahead.delete(entry.count);
+    entry.count += 1;
+  }
 }
 
 /**
@@ -128,7 +141,7 @@ export function take(entry, event) {
  * @param {Entry} entry
  */
 function lacks(entry) {
-  return !isFinal(entry.message) && (entry.count < entry.wanted || entry.end !== null);
+  return !isFinal(entry.message) && (entry.ahead.size > 0 || entry.end !== null);
 }
 
 /** @param {Entry} entry */
@@ -138,10 +151,10 @@ function tryEnd(entry) {
   look(entry);
   change(entry, {
     status: /** @type {Message["status"]} */ (end.type.slice("message.".length)),
-    metadata: end.metadata ?? {},
-    error: end.error ?? null,
-    stop_reason: end.reason ?? null,
-    completed_at: end.completed_at ?? null,
+    metadata: end.metadata,
+    error: end.type === "message.failed" ? end.error : null,
+    stop_reason: end.type === "message.cancelled" ? end.reason : null,
+    completed_at: end.completed_at,
   });
   entry.end = null;
 }
@@ -154,16 +167,29 @@ function tryEnd(entry) {
  */
 export function merge(entry, loaded) {
   if (isFinal(entry.message) && !isFinal(loaded)) return;
+  const known = look(entry);
   if (isFinal(loaded) || loaded.chunk_count >= entry.count) {
-    entry.message = Object.freeze(loaded);
-    entry.tail = [];
+    if (!isSame(known, loaded)) entry.message = Object.freeze(loaded);
     entry.count = loaded.chunk_count;
-    entry.wanted = Math.max(entry.wanted, entry.count);
-    tryEnd(entry);
-  } else {
-    look(entry);
+    for (const sequence of entry.ahead.keys()) {
+      if (sequence < entry.count) entry.ahead.delete(sequence);
+    }
+    join(entry);
+  } else if (!isSame(known.metadata, loaded.metadata)) {
     change(entry, { metadata: loaded.metadata });
   }
+  if (isFinal(loaded)) entry.end = null;
+  else tryEnd(entry);
+}
+
+/**
+ * Whether two values that came as JSON say the same.
+ *
+ * @param {unknown} left
+ * @param {unknown} right
+ */
+function isSame(left, right) {
+  return JSON.stringify(left) === JSON.stringify(right);
 }
 
 /**
@@ -176,10 +202,11 @@ export function merge(entry, loaded) {
  *     loading failed for good.
  * @param {number} options.retry Milliseconds.
  * @param {AbortSignal} options.signal
- * @returns {(id: string) => void}
+ * @returns {(id: string, saved?: boolean) => void} Takes whether the message was saved, so that one
+ *     that is being loaded at this moment may be too old.
  */
 export function reloader({ load, find, onDone, retry, signal }) {
-  /** @type {Map<string, boolean>} Id to whether it was asked for again meanwhile. */
+  /** @type {Map<string, boolean>} Id to whether the message was saved meanwhile. */
   const loading = new Map();
 
   /** @param {string} id */
@@ -189,7 +216,7 @@ export function reloader({ load, find, onDone, retry, signal }) {
         loading.set(id, false);
         const loaded = await load(id);
         const entry = find(id);
-        if (signal.aborted || entry === undefined) return;
+        if (entry === undefined) return;
         merge(entry, loaded);
         onDone(id, null);
         if (loading.get(id)) continue;
@@ -205,8 +232,8 @@ export function reloader({ load, find, onDone, retry, signal }) {
     }
   }
 
-  return (id) => {
-    if (loading.has(id)) loading.set(id, true);
-    else void run(id);
+  return (id, saved = false) => {
+    if (!loading.has(id)) void run(id);
+    else if (saved) loading.set(id, true);
   };
 }

@@ -3,7 +3,7 @@
 
 export { openConversation } from "./conversation.js";
 export { ConverseError } from "./requests.js";
-export { watchConversation, watchMessage } from "./watch.js";
+export { watchConversation, watchMessage, watchOwner } from "./watch.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 /** @typedef {import("./conversation.js").ConversationOptions} ConversationOptions */
@@ -11,6 +11,9 @@ export { watchConversation, watchMessage } from "./watch.js";
 /** @typedef {import("./entries.js").Message} Message */
 /** @typedef {import("./watch.js").Chunk} Chunk */
 /** @typedef {import("./watch.js").Event} Event */
+/** @typedef {import("./watch.js").OwnerEvent} OwnerEvent */
+/** @typedef {import("./watch.js").OwnerWatch} OwnerWatch */
+/** @typedef {import("./watch.js").OwnerWatchOptions} OwnerWatchOptions */
 /** @typedef {import("./watch.js").State} State */
 /** @typedef {import("./watch.js").Watch} Watch */
 /** @typedef {import("./watch.js").WatchOptions} WatchOptions */

@@ -151,14 +151,22 @@ function current(latest) {
 function share(initial, open) {
   /** @type {S | null} */
   let store = null;
+  /** @type {T | undefined} The first snapshot of the store, which says what `initial` does. */
+  let first;
   let users = 0;
   return {
     get: () => store,
-    getSnapshot: () => (store === null ? initial : store.getSnapshot()),
+    getSnapshot: () => {
+      const snapshot = store?.getSnapshot();
+      return snapshot === undefined || snapshot === first ? initial : snapshot;
+    },
     getServerSnapshot: () => initial,
     subscribe: (listener) => {
       users += 1;
-      store ??= open();
+      if (store === null) {
+        store = open();
+        first = store?.getSnapshot();
+      }
       const unsubscribe = store?.subscribe(listener);
       return () => {
         users -= 1;

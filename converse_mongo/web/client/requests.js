@@ -10,7 +10,7 @@ export const DEFAULT_SILENCE = 45_000;
 
 /**
  * @typedef {object} RequestOptions
- * @property {string} url Where the routes are mounted, such as "/api".
+ * @property {string} url Where the routes are mounted, such as "/api"; "" for the root.
  * @property {Headers | (() => Headers | Promise<Headers>)} [headers] Sent with each request; a
  *     function is called for each.
  * @property {RequestCredentials} [credentials] By default "same-origin".
@@ -66,7 +66,7 @@ export async function request(options, path, init) {
   const own = typeof headers === "function" ? await headers() : headers;
   // A function of its own: fetch may not be called as a method of another object.
   const send = options.fetch ?? globalThis.fetch;
-  return await send(options.url + path, {
+  return await send(options.url.replace(/\/$/, "") + path, {
     ...init,
     headers: { .../** @type {Headers} */ (init.headers), ...own },
     credentials: credentials ?? "same-origin",

@@ -40,6 +40,7 @@ export function snapshots(build, interval = FRAME) {
     if (next === current) return;
     current = next;
     for (const listener of [...listeners]) {
+      if (!listeners.has(listener)) continue; // one that was called before it ended it
       try {
         listener();
       } catch (error) {

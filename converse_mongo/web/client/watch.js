@@ -21,8 +21,10 @@ import {
 } from "./requests.js";
 
 const FINAL = new Set(["message.completed", "message.failed", "message.cancelled"]);
+const OPENED = "stream.opened";
 const STEADY = 30_000;
 
+/** @typedef {import("./events.js").ServerSentEvent} ServerSentEvent */
 /** @typedef {import("./requests.js").RequestOptions} RequestOptions */
 
 /**
@@ -34,28 +36,71 @@ const STEADY = 30_000;
  */
 
 /**
- * @typedef {object} Event
- * What happened, as the table of events in the documentation has it; these are always there.
- * @property {string} type Such as "chunk.received".
- * @property {string} id Where the stream stands behind it: what to pass as `after`.
+ * @typedef {object} InMessage
  * @property {string} conversation_id
- * @property {string} [message_id]
- * @property {Chunk} [chunk] Of "chunk.received", as what follows is of some types.
- * @property {number} [position]
- * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} [role]
- * @property {boolean} [streaming]
- * @property {string} [content]
- * @property {string | null} [replaces]
- * @property {Record<string, unknown>} [metadata]
- * @property {string} [created_at]
- * @property {string} [completed_at]
- * @property {number} [chunk_count]
- * @property {string} [error]
- * @property {string | null} [reason]
- * @property {number} [revision]
+ * @property {string} message_id
+ */
+
+/**
+ * @typedef {object} Created
+ * @property {"message.created"} type
+ * @property {number} position
+ * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
+ * @property {boolean} streaming
+ * @property {string} content Empty if it streams.
+ * @property {Record<string, unknown>} metadata
+ * @property {string | null} replaces The id of the answer that it is given instead of.
+ * @property {string} created_at
+ */
+
+/**
+ * @typedef {object} Ended
+ * @property {number} chunk_count
+ * @property {Record<string, unknown>} metadata
+ * @property {string} completed_at
+ */
+
+/** @typedef {InMessage & Created} MessageCreated */
+/** @typedef {InMessage & {type: "chunk.received", chunk: Chunk}} ChunkReceived */
+/** @typedef {InMessage & {type: "message.updated", revision: number}} MessageUpdated */
+/** @typedef {InMessage & Ended & {type: "message.completed"}} MessageCompleted */
+/** @typedef {InMessage & Ended & {type: "message.failed", error: string}} MessageFailed */
+/** @typedef {InMessage & Ended & {type: "message.cancelled", reason: string | null}} MessageCancelled */
+/** @typedef {MessageCompleted | MessageFailed | MessageCancelled} FinalEvent */
+/** @typedef {MessageCreated | ChunkReceived | MessageUpdated | FinalEvent} ConversationEvent */
+
+/**
+ * @typedef {ConversationEvent & {id: string}} Event
+ * What happened; its id is where the stream stands behind it: what to pass as `after`.
+ */
+
+/**
+ * @typedef {object} Named
+ * @property {string} conversation_id
+ * @property {string | null} title
+ * @property {Record<string, unknown>} metadata
+ */
+
+/** @typedef {Named & {type: "conversation.created", created_at: string}} ConversationCreated */
+/** @typedef {Named & {type: "conversation.updated", revision: number}} ConversationUpdated */
+/** @typedef {{type: "conversation.deleted", conversation_id: string}} ConversationDeleted */
+/** @typedef {ConversationCreated | ConversationUpdated | ConversationDeleted} ListEvent */
+
+/**
+ * @typedef {(ConversationEvent | ListEvent) & {cursor: string | null}} OwnerEvent
+ * What happened in one of the conversations, or to it. The cursor is where the stream of the
+ * conversation stands behind it: what to pass as `after` to `watchConversation`. It is `null` with
+ * what happened to the conversation itself.
  */
 
 /** @typedef {"connecting" | "open" | "waiting" | "closed"} State */
+
+/**
+ * @typedef {object} ConnectionOptions
+ * @property {(state: State, error: Error | null) => void} [onState] Called when the state changes;
+ *     with the error, while it waits to try again or is closed for one.
+ * @property {AbortSignal} [signal] Closes the watch.
+ */
 
 /**
  * @typedef {object} OwnWatchOptions
@@ -63,19 +108,32 @@ const STEADY = 30_000;
  * @property {string | null} [after] The id of the last event that you have; "now" for what comes.
  * @property {(event: Event) => void} onEvent Called with each event, each once and in order. If it
  *     throws, the watch is closed with that error.
- * @property {(state: State, error: Error | null) => void} [onState] Called when the state changes;
- *     with the error, while it waits to try again or is closed for one.
- * @property {AbortSignal} [signal] Closes the watch.
  */
-
-/** @typedef {RequestOptions & OwnWatchOptions} WatchOptions */
 
 /**
- * @typedef {object} Watch
+ * @typedef {object} OwnOwnerWatchOptions
+ * @property {() => void} onOpened Called each time that a stream was opened, the first time too:
+ *     from here on nothing is missed. What happened before is not told: load your list again.
+ * @property {(event: OwnerEvent) => void} onEvent Called with each event. If this or `onOpened`
+ *     throws, the watch is closed with that error.
+ * @property {boolean} [chunks] Whether to be told of each piece of text as well; by default not.
+ */
+
+/** @typedef {RequestOptions & ConnectionOptions & OwnWatchOptions} WatchOptions */
+/** @typedef {RequestOptions & ConnectionOptions & OwnOwnerWatchOptions} OwnerWatchOptions */
+
+/**
+ * @typedef {object} OwnerWatch
  * @property {() => void} close Ends it; `onEvent` is not called any more.
- * @property {() => string | null} cursor The id of the last event that `onEvent` was given.
  * @property {Promise<Error | null>} closed Done when it has ended; with the error that ended it.
  */
+
+/**
+ * @typedef {object} OwnCursor
+ * @property {() => string | null} cursor The id of the last event that `onEvent` was given.
+ */
+
+/** @typedef {OwnerWatch & OwnCursor} Watch */
 
 /**
  * Watches all messages of a conversation, until it is closed.
@@ -95,7 +153,35 @@ export function watchConversation(options) {
  */
 export function watchMessage(options) {
   const path = `${pathOf(options.conversationId, options.messageId)}/events`;
-  return watch(path, options, (event) => FINAL.has(event.type));
+  return watch(path, options, isEnd);
+}
+
+/**
+ * Whether an event is the end of its message.
+ *
+ * @param {ConversationEvent} event
+ * @returns {event is FinalEvent}
+ */
+export function isEnd(event) {
+  return FINAL.has(event.type);
+}
+
+/**
+ * Watches all conversations of the user who asks, until it is closed.
+ *
+ * Its stream begins with what comes and has no cursor: after each `onOpened`, the first and those
+ * after a lost connection, load what you show of them again.
+ *
+ * @param {OwnerWatchOptions} options
+ * @returns {OwnerWatch}
+ */
+export function watchOwner(options) {
+  const path = options.chunks ? "/events" : "/events?chunks=false";
+  return connect(options, () => path, (sent) => {
+    if (sent.type === OPENED) options.onOpened();
+    else options.onEvent(JSON.parse(sent.data));
+    return false;
+  });
 }
 
 /**
@@ -105,8 +191,28 @@ export function watchMessage(options) {
  * @returns {Watch}
  */
 function watch(path, options, isLast) {
-  const closing = new AbortController();
   let cursor = options.after ?? null;
+  const target = () => (cursor === null ? path : `${path}?after=${encodeURIComponent(cursor)}`);
+  const connection = connect(options, target, (sent) => {
+    /** @type {Event} */
+    const event = { ...JSON.parse(sent.data), id: sent.id };
+    options.onEvent(event);
+    cursor = sent.id || cursor;
+    return isLast(event);
+  });
+  return { ...connection, cursor: () => cursor };
+}
+
+/**
+ * Keeps a connection: makes another one when it is lost.
+ *
+ * @param {RequestOptions & ConnectionOptions} options
+ * @param {() => string} target What to connect to, behind `options.url`; asked for each time.
+ * @param {(sent: ServerSentEvent) => boolean} take Takes an event; tells whether it was the last.
+ * @returns {OwnerWatch}
+ */
+function connect(options, target, take) {
+  const closing = new AbortController();
   let retry = options.retry ?? DEFAULT_RETRY;
   let failures = 0;
   /** @type {State | null} */
@@ -128,6 +234,7 @@ function watch(path, options, isLast) {
     const connection = new AbortController();
     const abort = () => connection.abort(closing.signal.reason);
     closing.signal.addEventListener("abort", abort);
+    if (closing.signal.aborted) abort(); // by who was told that it connects
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     let watchdog;
     const live = () => {
@@ -140,7 +247,10 @@ function watch(path, options, isLast) {
     live();
     let opened = Infinity;
     try {
-      const response = await open(connection.signal);
+      const response = await request(options, target(), {
+        headers: { accept: "text/event-stream" },
+        signal: connection.signal,
+      });
       if (response.status === 204) return true;
       const reader = await body(response);
       enter("open");
@@ -150,11 +260,9 @@ function watch(path, options, isLast) {
       const parse = eventParser(
         (sent) => {
           if (over || closing.signal.aborted) return;
-          const event = { ...JSON.parse(sent.data), id: sent.id };
-          options.onEvent(event);
-          cursor = sent.id || cursor;
-          failures = 0;
-          over = isLast(event);
+          over = take(sent);
+          // That it was opened does not tell that it lasts.
+          if (sent.type !== OPENED) failures = 0;
         },
         (milliseconds) => {
           retry = milliseconds;
@@ -178,12 +286,6 @@ function watch(path, options, isLast) {
       closing.signal.removeEventListener("abort", abort);
       connection.abort();
     }
-  }
-
-  /** @param {AbortSignal} signal */
-  async function open(signal) {
-    const target = cursor === null ? path : `${path}?after=${encodeURIComponent(cursor)}`;
-    return await request(options, target, { headers: { accept: "text/event-stream" }, signal });
   }
 
   async function run() {
@@ -215,7 +317,8 @@ function watch(path, options, isLast) {
   const close = () => closing.abort();
   options.signal?.addEventListener("abort", close);
   if (options.signal?.aborted) close();
-  const closed = run().then((error) => {
+  // A moment later, so that who is called has what is returned here.
+  const closed = Promise.resolve().then(run).then((error) => {
     options.signal?.removeEventListener("abort", close);
     closing.abort();
     try {
@@ -225,7 +328,7 @@ function watch(path, options, isLast) {
     }
     return error;
   });
-  return { close, closed, cursor: () => cursor };
+  return { close, closed };
 }
 
 /** What a function of the caller threw, which is no trouble of the connection. */

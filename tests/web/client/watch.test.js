@@ -1,44 +1,46 @@
 // Watching: from the last event on, over whatever happens to connections.
 
 import assert from "node:assert/strict";
-import { createServer } from "node:http";
-import { afterEach, test } from "node:test";
+import { afterEach, mock, test } from "node:test";
 
-import {
-  ConverseError,
-  watchConversation,
-  watchMessage,
-} from "../../../converse_mongo/web/client/index.js";
+import * as client from "converse-mongo";
+import { FIRST, HEAD, ID, Service, drop, frame, json, listen, stopServers } from "./service.js";
 
-const ID = "6b0584864f3cb2a7c6ce844a";
-const servers = new Set();
+const { ConverseError } = client;
+const watches = new Set();
+
+/** The function of the client, whose watches do not outlive the test. */
+function kept(start) {
+  return (options) => {
+    const watch = start(options);
+    watches.add(watch);
+    return watch;
+  };
+}
+
+const watchConversation = kept(client.watchConversation);
+const watchMessage = kept(client.watchMessage);
+const watchOwner = kept(client.watchOwner);
 
 afterEach(async () => {
-  for (const server of servers) {
-    server.closeAllConnections();
-    await new Promise((resolve) => server.close(resolve));
-  }
-  servers.clear();
+  for (const watch of watches) watch.close();
+  watches.clear();
+  await stopServers();
 });
 
 /** Starts a server that answers the requests one by one with `answers`; the last one again. */
 async function serve(...answers) {
   const requests = [];
-  const server = createServer((request, response) => {
+  const origin = await listen((request, response) => {
     const answer = answers[Math.min(requests.length, answers.length - 1)];
     requests.push(request);
     answer(response, request);
   });
-  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
-  servers.add(server);
-  return { url: `http://127.0.0.1:${server.address().port}/api`, requests };
+  return { url: `${origin}/api`, requests };
 }
 
-const HEAD = { "content-type": "text/event-stream; charset=utf-8" };
-const FIRST = "retry: 4\n\n";
-
 function sent(id, type = "chunk.received") {
-  return `id: ${id}\nevent: ${type}\ndata: ${JSON.stringify({ type, text: `é ${id}` })}\n\n`;
+  return frame({ type, text: `é ${id}` }, id);
 }
 
 /** Answers with events, and then ends the stream, breaks it off, or leaves it open. */
@@ -52,11 +54,8 @@ function stream(ids, then = "end", more = "") {
   };
 }
 
-function refuse(status, body, headers = {}) {
-  return (response) => {
-    response.writeHead(status, { "content-type": "application/json", ...headers });
-    response.end(JSON.stringify(body));
-  };
+function refuse(status, body, headers) {
+  return json(body, status, headers);
 }
 
 /** Watches until `count` events have come; then closes. */
@@ -113,7 +112,7 @@ test("a deploy: errors of a proxy, a page that is no stream, and then the servic
     refuse(502, "bad gateway"),
     refuse(503, { error: { code: "unavailable", message: "Later." } }),
     page,
-    (response) => response.destroy(),
+    drop,
     stream(["b"], "stay"),
   );
   const { watch, events, complete } = collect(url, 2, { after: "z" });
@@ -188,7 +187,6 @@ test("the network is back: it does not wait any longer", async () => {
     refuse(503, {}, { "retry-after": "60" }),
     stream(["a"], "stay"),
   );
-  globalThis.addEventListener ??= () => {};
   const bus = new EventTarget();
   const saved = [globalThis.addEventListener, globalThis.removeEventListener];
   globalThis.addEventListener = bus.addEventListener.bind(bus);
@@ -276,4 +274,164 @@ test("text is cut in the middle of a character", async () => {
   await complete;
   watch.close();
   assert.equal(events[0].text, "é a");
+});
+
+test("closed while it connects, it closes that connection", async () => {
+  const { url, requests } = await serve(stream(["a"]), stream(["b"], "stay"));
+  for (const count of [0, 1]) {
+    const states = [];
+    const { watch } = collect(url, 2, {
+      onState: (state) => {
+        states.push(state);
+        if (state === "connecting" && requests.length === count) watch.close();
+      },
+    });
+    assert.equal(await watch.closed, null);
+    const before = count === 0 ? [] : ["connecting", "open", "waiting"];
+    assert.deepEqual(states, [...before, "connecting", "closed"]);
+  }
+});
+
+/** Has waiting take no time; gives how long it was to take, at most. */
+function recordWaits() {
+  const waits = [];
+  const set = globalThis.setTimeout;
+  mock.method(Math, "random", () => 1);
+  mock.method(globalThis, "setTimeout", (task, time) => {
+    if (time >= 1_000) return set(task, time); // of others, or what watches for silence
+    waits.push(time);
+    return set(task, 0);
+  });
+  return waits;
+}
+
+test("it waits longer and longer, and begins anew once all is well", async () => {
+  const { url } = await serve(
+    ...[refuse(502), refuse(502), refuse(502), stream(["a"]), refuse(502), stream(["b"], "stay")],
+  );
+  const waits = recordWaits();
+  try {
+    const { watch, complete } = collect(url, 2, { retry: 800 });
+    await complete;
+    watch.close();
+    await watch.closed;
+  } finally {
+    mock.restoreAll();
+  }
+  // By then the server has said how long to wait.
+  assert.deepEqual(waits, [200, 400, 800, 2, 4]);
+});
+
+// All conversations
+
+/** Watches all conversations of a service; keeps what is called, in order. */
+function watchAll(service, options = {}) {
+  const calls = [];
+  const watch = watchOwner({
+    url: service.url,
+    retry: 8,
+    onOpened: () => calls.push("opened"),
+    onEvent: (event) => calls.push(event),
+    onState: (state) => calls.push(state),
+    ...options,
+  });
+  return { watch, calls };
+}
+
+test("all conversations are watched, and each connection begins with onOpened", async () => {
+  const service = await Service.start();
+  let told;
+  const { watch, calls } = watchAll(service, {
+    onEvent: (event) => {
+      calls.push(event);
+      told();
+    },
+  });
+  const heard = () => new Promise((resolve) => {
+    told = resolve;
+  });
+  await service.until(() => service.streams.size === 1);
+  const [made, renamed] = ["created", "updated"].map((name) => ({
+    ...{ type: `conversation.${name}`, conversation_id: ID, title: name },
+  }));
+  let next = heard();
+  service.tellOwner(made);
+  await next;
+  service.breakStreams();
+  await service.requested("owner events", 2);
+  await service.until(() => service.streams.size === 1);
+  next = heard();
+  service.tellOwner(renamed);
+  await next;
+  watch.close();
+  assert.equal(await watch.closed, null);
+  await service.until(() => service.streams.size === 0);
+  assert.deepEqual(calls, [
+    ...["connecting", "open", "opened", made],
+    ...["waiting", "connecting", "open", "opened", renamed, "closed"],
+  ]);
+  // There is no cursor to go on from.
+  assert.equal("cursor" in watch, false);
+  const queries = service.of("owner events").map(({ query }) => query);
+  assert.deepEqual(queries, [{ chunks: "false" }, { chunks: "false" }]);
+});
+
+test("chunks of all conversations come if they are asked for", async () => {
+  const service = await Service.start();
+  const { watch, calls } = await new Promise((resolve) => {
+    const found = watchAll(service, { chunks: true, onEvent: (event) => resolve({ ...found, event }) });
+    service.requested("owner events").then(() =>
+      service.tellOwner({ type: "chunk.received", conversation_id: ID }),
+    );
+  });
+  watch.close();
+  assert.deepEqual(calls, ["connecting", "open", "opened"]);
+  assert.deepEqual(service.of("owner events")[0].query, {});
+});
+
+test("what onOpened throws closes the watch, and what is refused does", async () => {
+  const service = await Service.start();
+  const trouble = new RangeError("mine");
+  const { watch } = watchAll(service, {
+    onOpened: () => {
+      throw trouble;
+    },
+  });
+  assert.equal(await watch.closed, trouble);
+  service.next("owner events", refuse(404, { error: { code: "not_found", message: "None." } }));
+  const other = watchAll(service);
+  const error = await other.watch.closed;
+  assert.ok(error instanceof ConverseError);
+  assert.deepEqual([error.status, other.calls.at(-1)], [404, "closed"]);
+  assert.equal(service.of("owner events").length, 2);
+});
+
+test("a signal closes the watch of all conversations", async () => {
+  const service = await Service.start();
+  const stopping = new AbortController();
+  const { watch, calls } = watchAll(service, {
+    signal: stopping.signal,
+    onOpened: () => stopping.abort(),
+  });
+  assert.equal(await watch.closed, null);
+  assert.deepEqual(calls, ["connecting", "open", "closed"]);
+});
+
+test("a stream that is opened and ends at once is not asked for all the time", async () => {
+  const service = await Service.start();
+  const waits = recordWaits();
+  try {
+    let opened = 0;
+    const { watch } = watchAll(service, {
+      onOpened: () => {
+        opened += 1;
+        if (opened === 4) watch.close();
+        else service.endStreams();
+      },
+    });
+    await watch.closed;
+  } finally {
+    mock.restoreAll();
+  }
+  assert.deepEqual(waits, [2, 4, 8]);
 });

@@ -8,10 +8,10 @@ export function newEntry(message: Message): Entry;
 /**
  * The message that a `message.created` tells of.
  *
- * @param {Event} event
+ * @param {import("./watch.js").MessageCreated} event
  * @returns {Message}
  */
-export function createdMessage(event: Event): Message;
+export function createdMessage(event: import("./watch.js").MessageCreated): Message;
 /**
  * The message as it is now; the same object while nothing changed.
  *
@@ -19,13 +19,13 @@ export function createdMessage(event: Event): Message;
  */
 export function look(entry: Entry): Message;
 /**
- * Takes an event of a chunk or of the end. What was seen before changes nothing.
+ * Takes an event of a chunk or of the end, and no other. What was seen before changes nothing.
  *
  * @param {Entry} entry
- * @param {Event} event
+ * @param {ConversationEvent} event
  * @returns {boolean} Whether something is missing, so that the message is to be loaded again.
  */
-export function take(entry: Entry, event: Event): boolean;
+export function take(entry: Entry, event: ConversationEvent): boolean;
 /**
  * Takes the message as it was loaded, which may have been before what is known of it by now.
  *
@@ -43,7 +43,8 @@ export function merge(entry: Entry, loaded: Message): void;
  *     loading failed for good.
  * @param {number} options.retry Milliseconds.
  * @param {AbortSignal} options.signal
- * @returns {(id: string) => void}
+ * @returns {(id: string, saved?: boolean) => void} Takes whether the message was saved, so that one
+ *     that is being loaded at this moment may be too old.
  */
 export function reloader({ load, find, onDone, retry, signal }: {
     load: (id: string) => Promise<Message>;
@@ -51,9 +52,9 @@ export function reloader({ load, find, onDone, retry, signal }: {
     onDone: (id: string, error: Error | null) => void;
     retry: number;
     signal: AbortSignal;
-}): (id: string) => void;
-export type Event = import("./watch.js").Event;
-export type Chunk = import("./watch.js").Chunk;
+}): (id: string, saved?: boolean) => void;
+export type ConversationEvent = import("./watch.js").ConversationEvent;
+export type FinalEvent = import("./watch.js").FinalEvent;
 export type Message = {
     id: string;
     conversation_id: string;
@@ -109,11 +110,11 @@ export type Entry = {
      */
     count: number;
     /**
-     * How many chunks are known to be stored.
+     * Text of chunks behind those that are missing.
      */
-    wanted: number;
+    ahead: Map<number, string>;
     /**
      * The end of the message, which came before all its chunks.
      */
-    end: Event | null;
+    end: FinalEvent | null;
 };

@@ -70,7 +70,7 @@ export const DEFAULT_RETRY: 2000;
 export const DEFAULT_SILENCE: 45000;
 /**
  * @typedef {object} RequestOptions
- * @property {string} url Where the routes are mounted, such as "/api".
+ * @property {string} url Where the routes are mounted, such as "/api"; "" for the root.
  * @property {Headers | (() => Headers | Promise<Headers>)} [headers] Sent with each request; a
  *     function is called for each.
  * @property {RequestCredentials} [credentials] By default "same-origin".
@@ -117,7 +117,7 @@ export type AskOptions = {
 };
 export type RequestOptions = {
     /**
-     * Where the routes are mounted, such as "/api".
+     * Where the routes are mounted, such as "/api"; "" for the root.
      */
     url: string;
     /**

@@ -1,3 +1,4 @@
+/** @typedef {import("./events.js").ServerSentEvent} ServerSentEvent */
 /** @typedef {import("./requests.js").RequestOptions} RequestOptions */
 /**
  * @typedef {object} Chunk
@@ -7,44 +8,89 @@
  * @property {Record<string, unknown>} [metadata]
  */
 /**
- * @typedef {object} Event
- * What happened, as the table of events in the documentation has it; these are always there.
- * @property {string} type Such as "chunk.received".
- * @property {string} id Where the stream stands behind it: what to pass as `after`.
+ * @typedef {object} InMessage
  * @property {string} conversation_id
- * @property {string} [message_id]
- * @property {Chunk} [chunk] Of "chunk.received", as what follows is of some types.
- * @property {number} [position]
- * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} [role]
- * @property {boolean} [streaming]
- * @property {string} [content]
- * @property {string | null} [replaces]
- * @property {Record<string, unknown>} [metadata]
- * @property {string} [created_at]
- * @property {string} [completed_at]
- * @property {number} [chunk_count]
- * @property {string} [error]
- * @property {string | null} [reason]
- * @property {number} [revision]
+ * @property {string} message_id
+ */
+/**
+ * @typedef {object} Created
+ * @property {"message.created"} type
+ * @property {number} position
+ * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
+ * @property {boolean} streaming
+ * @property {string} content Empty if it streams.
+ * @property {Record<string, unknown>} metadata
+ * @property {string | null} replaces The id of the answer that it is given instead of.
+ * @property {string} created_at
+ */
+/**
+ * @typedef {object} Ended
+ * @property {number} chunk_count
+ * @property {Record<string, unknown>} metadata
+ * @property {string} completed_at
+ */
+/** @typedef {InMessage & Created} MessageCreated */
+/** @typedef {InMessage & {type: "chunk.received", chunk: Chunk}} ChunkReceived */
+/** @typedef {InMessage & {type: "message.updated", revision: number}} MessageUpdated */
+/** @typedef {InMessage & Ended & {type: "message.completed"}} MessageCompleted */
+/** @typedef {InMessage & Ended & {type: "message.failed", error: string}} MessageFailed */
+/** @typedef {InMessage & Ended & {type: "message.cancelled", reason: string | null}} MessageCancelled */
+/** @typedef {MessageCompleted | MessageFailed | MessageCancelled} FinalEvent */
+/** @typedef {MessageCreated | ChunkReceived | MessageUpdated | FinalEvent} ConversationEvent */
+/**
+ * @typedef {ConversationEvent & {id: string}} Event
+ * What happened; its id is where the stream stands behind it: what to pass as `after`.
+ */
+/**
+ * @typedef {object} Named
+ * @property {string} conversation_id
+ * @property {string | null} title
+ * @property {Record<string, unknown>} metadata
+ */
+/** @typedef {Named & {type: "conversation.created", created_at: string}} ConversationCreated */
+/** @typedef {Named & {type: "conversation.updated", revision: number}} ConversationUpdated */
+/** @typedef {{type: "conversation.deleted", conversation_id: string}} ConversationDeleted */
+/** @typedef {ConversationCreated | ConversationUpdated | ConversationDeleted} ListEvent */
+/**
+ * @typedef {(ConversationEvent | ListEvent) & {cursor: string | null}} OwnerEvent
+ * What happened in one of the conversations, or to it. The cursor is where the stream of the
+ * conversation stands behind it: what to pass as `after` to `watchConversation`. It is `null` with
+ * what happened to the conversation itself.
  */
 /** @typedef {"connecting" | "open" | "waiting" | "closed"} State */
+/**
+ * @typedef {object} ConnectionOptions
+ * @property {(state: State, error: Error | null) => void} [onState] Called when the state changes;
+ *     with the error, while it waits to try again or is closed for one.
+ * @property {AbortSignal} [signal] Closes the watch.
+ */
 /**
  * @typedef {object} OwnWatchOptions
  * @property {string} conversationId
  * @property {string | null} [after] The id of the last event that you have; "now" for what comes.
  * @property {(event: Event) => void} onEvent Called with each event, each once and in order. If it
  *     throws, the watch is closed with that error.
- * @property {(state: State, error: Error | null) => void} [onState] Called when the state changes;
- *     with the error, while it waits to try again or is closed for one.
- * @property {AbortSignal} [signal] Closes the watch.
  */
-/** @typedef {RequestOptions & OwnWatchOptions} WatchOptions */
 /**
- * @typedef {object} Watch
+ * @typedef {object} OwnOwnerWatchOptions
+ * @property {() => void} onOpened Called each time that a stream was opened, the first time too:
+ *     from here on nothing is missed. What happened before is not told: load your list again.
+ * @property {(event: OwnerEvent) => void} onEvent Called with each event. If this or `onOpened`
+ *     throws, the watch is closed with that error.
+ * @property {boolean} [chunks] Whether to be told of each piece of text as well; by default not.
+ */
+/** @typedef {RequestOptions & ConnectionOptions & OwnWatchOptions} WatchOptions */
+/** @typedef {RequestOptions & ConnectionOptions & OwnOwnerWatchOptions} OwnerWatchOptions */
+/**
+ * @typedef {object} OwnerWatch
  * @property {() => void} close Ends it; `onEvent` is not called any more.
- * @property {() => string | null} cursor The id of the last event that `onEvent` was given.
  * @property {Promise<Error | null>} closed Done when it has ended; with the error that ended it.
  */
+/**
+ * @typedef {object} OwnCursor
+ * @property {() => string | null} cursor The id of the last event that `onEvent` was given.
+ */
+/** @typedef {OwnerWatch & OwnCursor} Watch */
 /**
  * Watches all messages of a conversation, until it is closed.
  *
@@ -61,6 +107,24 @@ export function watchConversation(options: WatchOptions): Watch;
 export function watchMessage(options: WatchOptions & {
     messageId: string;
 }): Watch;
+/**
+ * Whether an event is the end of its message.
+ *
+ * @param {ConversationEvent} event
+ * @returns {event is FinalEvent}
+ */
+export function isEnd(event: ConversationEvent): event is FinalEvent;
+/**
+ * Watches all conversations of the user who asks, until it is closed.
+ *
+ * Its stream begins with what comes and has no cursor: after each `onOpened`, the first and those
+ * after a lost connection, load what you show of them again.
+ *
+ * @param {OwnerWatchOptions} options
+ * @returns {OwnerWatch}
+ */
+export function watchOwner(options: OwnerWatchOptions): OwnerWatch;
+export type ServerSentEvent = import("./events.js").ServerSentEvent;
 export type RequestOptions = import("./requests.js").RequestOptions;
 export type Chunk = {
     /**
@@ -71,38 +135,97 @@ export type Chunk = {
     created_at: string;
     metadata?: Record<string, unknown> | undefined;
 };
-/**
- * What happened, as the table of events in the documentation has it; these are always there.
- */
-export type Event = {
-    /**
-     * Such as "chunk.received".
-     */
-    type: string;
-    /**
-     * Where the stream stands behind it: what to pass as `after`.
-     */
-    id: string;
+export type InMessage = {
     conversation_id: string;
-    message_id?: string | undefined;
+    message_id: string;
+};
+export type Created = {
+    type: "message.created";
+    position: number;
+    role: "system" | "user" | "assistant" | "tool_call" | "tool_result";
+    streaming: boolean;
     /**
-     * Of "chunk.received", as what follows is of some types.
+     * Empty if it streams.
      */
-    chunk?: Chunk | undefined;
-    position?: number | undefined;
-    role?: "user" | "system" | "assistant" | "tool_call" | "tool_result" | undefined;
-    streaming?: boolean | undefined;
-    content?: string | undefined;
-    replaces?: string | null | undefined;
-    metadata?: Record<string, unknown> | undefined;
-    created_at?: string | undefined;
-    completed_at?: string | undefined;
-    chunk_count?: number | undefined;
-    error?: string | undefined;
-    reason?: string | null | undefined;
-    revision?: number | undefined;
+    content: string;
+    metadata: Record<string, unknown>;
+    /**
+     * The id of the answer that it is given instead of.
+     */
+    replaces: string | null;
+    created_at: string;
+};
+export type Ended = {
+    chunk_count: number;
+    metadata: Record<string, unknown>;
+    completed_at: string;
+};
+export type MessageCreated = InMessage & Created;
+export type ChunkReceived = InMessage & {
+    type: "chunk.received";
+    chunk: Chunk;
+};
+export type MessageUpdated = InMessage & {
+    type: "message.updated";
+    revision: number;
+};
+export type MessageCompleted = InMessage & Ended & {
+    type: "message.completed";
+};
+export type MessageFailed = InMessage & Ended & {
+    type: "message.failed";
+    error: string;
+};
+export type MessageCancelled = InMessage & Ended & {
+    type: "message.cancelled";
+    reason: string | null;
+};
+export type FinalEvent = MessageCompleted | MessageFailed | MessageCancelled;
+export type ConversationEvent = MessageCreated | ChunkReceived | MessageUpdated | FinalEvent;
+/**
+ * What happened; its id is where the stream stands behind it: what to pass as `after`.
+ */
+export type Event = ConversationEvent & {
+    id: string;
+};
+export type Named = {
+    conversation_id: string;
+    title: string | null;
+    metadata: Record<string, unknown>;
+};
+export type ConversationCreated = Named & {
+    type: "conversation.created";
+    created_at: string;
+};
+export type ConversationUpdated = Named & {
+    type: "conversation.updated";
+    revision: number;
+};
+export type ConversationDeleted = {
+    type: "conversation.deleted";
+    conversation_id: string;
+};
+export type ListEvent = ConversationCreated | ConversationUpdated | ConversationDeleted;
+/**
+ * What happened in one of the conversations, or to it. The cursor is where the stream of the
+ * conversation stands behind it: what to pass as `after` to `watchConversation`. It is `null` with
+ * what happened to the conversation itself.
+ */
+export type OwnerEvent = (ConversationEvent | ListEvent) & {
+    cursor: string | null;
 };
 export type State = "connecting" | "open" | "waiting" | "closed";
+export type ConnectionOptions = {
+    /**
+     * Called when the state changes;
+     * with the error, while it waits to try again or is closed for one.
+     */
+    onState?: ((state: State, error: Error | null) => void) | undefined;
+    /**
+     * Closes the watch.
+     */
+    signal?: AbortSignal | undefined;
+};
 export type OwnWatchOptions = {
     conversationId: string;
     /**
@@ -114,28 +237,39 @@ export type OwnWatchOptions = {
      * throws, the watch is closed with that error.
      */
     onEvent: (event: Event) => void;
-    /**
-     * Called when the state changes;
-     * with the error, while it waits to try again or is closed for one.
-     */
-    onState?: ((state: State, error: Error | null) => void) | undefined;
-    /**
-     * Closes the watch.
-     */
-    signal?: AbortSignal | undefined;
 };
-export type WatchOptions = RequestOptions & OwnWatchOptions;
-export type Watch = {
+export type OwnOwnerWatchOptions = {
+    /**
+     * Called each time that a stream was opened, the first time too:
+     * from here on nothing is missed. What happened before is not told: load your list again.
+     */
+    onOpened: () => void;
+    /**
+     * Called with each event. If this or `onOpened`
+     * throws, the watch is closed with that error.
+     */
+    onEvent: (event: OwnerEvent) => void;
+    /**
+     * Whether to be told of each piece of text as well; by default not.
+     */
+    chunks?: boolean | undefined;
+};
+export type WatchOptions = RequestOptions & ConnectionOptions & OwnWatchOptions;
+export type OwnerWatchOptions = RequestOptions & ConnectionOptions & OwnOwnerWatchOptions;
+export type OwnerWatch = {
     /**
      * Ends it; `onEvent` is not called any more.
      */
     close: () => void;
     /**
-     * The id of the last event that `onEvent` was given.
-     */
-    cursor: () => string | null;
-    /**
      * Done when it has ended; with the error that ended it.
      */
     closed: Promise<Error | null>;
 };
+export type OwnCursor = {
+    /**
+     * The id of the last event that `onEvent` was given.
+     */
+    cursor: () => string | null;
+};
+export type Watch = OwnerWatch & OwnCursor;
