@@ -17,6 +17,10 @@ DRIVERS = {
 }
 
 
+# Each process has a server of its own, and waits for it much of the time.
+PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+
+
 def runs(python: str) -> bool:
     """Whether this Python is there; a name on the path may be a shim for one that is not."""
     found = shutil.which(f"python{python}")
@@ -38,7 +42,7 @@ def group(name: str) -> list[str]:
 def tests(session: nox.Session, driver: str) -> None:
     """All tests, with each driver and each Python that is there."""
     session.install(*DRIVERS[driver], *group("test"))
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", *(session.posargs or PARALLEL))
 
 
 @nox.session(python=PYTHON)
@@ -55,22 +59,29 @@ def lowest(session: nox.Session, driver: str) -> None:
         *("--output-file", str(constraints)),
     )
     session.install(*DRIVERS[driver], *group("test"), "--constraint", str(constraints))
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", *(session.posargs or PARALLEL))
 
 
 @nox.session(python=PYTHON)
 def browser(session: nox.Session) -> None:
-    """The client in JavaScript, the AI SDK, made-up requests: needs node and npm."""
+    """The chat in chromium, the client in JavaScript, the AI SDK, made-up requests.
+
+    Needs node, npm and chromium; pictures of the chat are in build/screenshots afterwards.
+    """
     session.install(*DRIVERS["motor"], *group("test"), *group("browser"))
-    for package in ("tests/web/client", "tests/web/aisdk"):
+    for package in ("tests/web/client", "tests/web/aisdk", "tests/browser"):
         with session.chdir(package):
             session.run("npm", "ci", "--no-audit", "--no-fund", external=True)
     with session.chdir("tests/web/client"):
         session.run("npm", "run", "types", external=True)
         session.run("npm", "test", external=True)
     session.run("git", "diff", "--exit-code", "--", "converse_mongo/web/client", external=True)
-    tests = [f"tests/web/test_{name}.py" for name in ("client", "ai_sdk", "fuzz")]
-    session.run("python", "-m", "pytest", *(session.posargs or tests))
+    with session.chdir("tests/web/aisdk"):
+        session.run("npm", "run", "build", external=True)
+    # Two processes: what drives a browser here is not asynchronous, and the rest is.
+    with_node = [f"tests/web/test_{name}.py" for name in ("client", "ai_sdk", "fuzz")]
+    session.run("python", "-m", "pytest", *with_node, "tests/example/test_fuzz.py", *PARALLEL)
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/browser", *PARALLEL]))
 
 
 @nox.session(python=PYTHON)

@@ -1,6 +1,7 @@
 """A server that speaks like the API of OpenAI, and says and breaks what a test asks it to.
 
-What it does depends on the model that is asked for, and on words in the last question:
+What it does is what stands first in ``Fake.plans``. Without a plan it depends on the model that is
+asked for, and on words in the last question:
 
 - a model "status-N" answers with that HTTP status;
 - "break off" sends an error in the middle of the stream, "hang up" ends it there;
@@ -13,7 +14,7 @@ Run as a program it serves on a port of the loopback interface, and "slowly" wai
 import argparse
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +28,36 @@ ANSWER = ("It ", "is ", "a ", "database ", "for ", "documents.")
 KEY = "sk-secret-0123456789"
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How one answer goes.
+
+    Attributes:
+        tokens: What it says.
+        slowly: Whether each token waits until it is let through, or for the pace of the fake.
+        pace: Seconds before each token.
+        breaks: "break off", "hang up" or "decline"; the first two before the last tokens.
+        after: How many tokens come before that.
+    """
+
+    tokens: Sequence[str] = ANSWER
+    slowly: bool = False
+    pace: float = 0.0
+    breaks: str | None = None
+    after: int = 3
+
+    @classmethod
+    def of(cls, question: str) -> "Plan":
+        breaks = (each for each in ("hang up", "break off", "decline") if each in question)
+        return cls(slowly="slowly" in question, breaks=next(breaks, None))
+
+
 @dataclass
 class Fake:
     """The server, and what it was asked."""
 
     statuses: list[int] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     go_on: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
@@ -59,22 +85,26 @@ class Fake:
 
     async def chunks(self, asked: dict[str, Any], key: str) -> AsyncIterator[str]:
         question = asked["messages"][-1]["content"]
+        plan = self.plans.pop(0) if self.plans else Plan.of(question)
         ended = False
         try:
             yield chunk(asked, {"role": "assistant", "content": ""})
-            for count, token in enumerate(ANSWER):
-                if "slowly" in question:
+            for count, token in enumerate(plan.tokens, 1):
+                if plan.slowly:
                     await self.wait()
+                if plan.pace:
+                    await asyncio.sleep(plan.pace)
                 yield chunk(asked, {"content": token})
-                if count == 2 and "hang up" in question:
+                if count == plan.after and plan.breaks == "hang up":
                     return
-                if count == 2 and "break off" in question:
+                if count == plan.after and plan.breaks == "break off":
                     told = {"message": f"Overloaded: {key}", "type": "server_error", "code": None}
                     yield f"data: {json.dumps({'error': told})}\n\n"
                     return
-            yield chunk(asked, {}, "content_filter" if "decline" in question else "stop")
+            yield chunk(asked, {}, "content_filter" if plan.breaks == "decline" else "stop")
             if asked.get("stream_options", {}).get("include_usage"):
-                usage = {"prompt_tokens": 21, "completion_tokens": len(ANSWER), "total_tokens": 27}
+                said = len(plan.tokens)
+                usage = {"prompt_tokens": 21, "completion_tokens": said, "total_tokens": 21 + said}
                 yield chunk(asked, None, usage=usage)
             yield "data: [DONE]\n\n"
             ended = True

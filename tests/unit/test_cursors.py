@@ -44,7 +44,7 @@ def test_text__comes_back(cursor: ConversationCursor) -> None:
         f"{ID}.٣",
         f" {ID}.1",
         f"{ID}.1\n",
-        f"{ObjectId()}.1",
+        "ffffffffffffffffffffffff.1",
         f"{ID}.{'9' * 30}",
     ],
 )

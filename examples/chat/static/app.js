@@ -1,6 +1,6 @@
 /** The page: conversations on the left, messages on the right, and a place to write. */
 
-import { ConverseError, openConversation } from "/client/index.js";
+import { ConverseError, openConversation, watchOwner } from "/client/index.js";
 import { MessageList } from "./messages.js";
 import { element } from "./text.js";
 
@@ -14,6 +14,7 @@ const SUGGESTIONS = [
   "Explain change streams in three sentences.",
 ];
 const OFFLINE_COMMANDS = ["/long", "/code", "/fail"];
+const ENDS = new Set(["message.completed", "message.failed", "message.cancelled"]);
 
 const at = (id) => document.getElementById(id);
 const question = at("question");
@@ -23,6 +24,10 @@ let chat = null; // what openConversation gave
 let unsubscribe = () => {};
 let shownId = null; // the conversation that the address names
 let conversations = [];
+const writing = new Map(); // message to conversation, of answers that were seen to begin
+let loading = false; // the list
+let again = false; // it is out of date already
+let watch = null; // of all conversations, while somebody looks
 let following = true; // whether the reader is at the end
 let busy = false; // a conversation is being begun
 let drawing = 0;
@@ -31,7 +36,7 @@ const list = new MessageList(at("messages"), {
   retry: (message) => act(() => chat.retry(message.id), "The answer could not be given again."),
   resend: (message) => act(() => chat.resend(message.id), "The message could not be sent."),
   ended: announce,
-  started: () => loadConversations(),
+  left: () => question.focus(),
 });
 
 // The conversation that is shown
@@ -174,7 +179,6 @@ function drawComposer() {
     send.hidden = writes;
     if (focused) question.focus();
   }
-  stop.disabled = false;
   send.disabled = busy || lost || question.value.trim() === "";
   question.disabled = lost;
 }
@@ -193,7 +197,7 @@ async function submit(text) {
     draw();
     try {
       const begun = await request("/api/conversations", { method: "POST", body: "{}" });
-      conversations = [begun, ...conversations];
+      takeNews({ type: "conversation.created", conversation_id: begun.id, title: begun.title });
       go(begun.id);
     } catch (error) {
       complain(sentence(error));
@@ -212,7 +216,6 @@ async function submit(text) {
   const sent = act(() => chat.send(text));
   draw();
   await sent;
-  loadConversations();
 }
 
 at("composer").addEventListener("submit", (event) => {
@@ -236,7 +239,6 @@ question.addEventListener("input", () => {
 at("stop").addEventListener("click", async () => {
   const message = streaming();
   if (!message) return;
-  at("stop").disabled = true;
   await act(() => chat.stop(message.id), "The answer could not be stopped.");
 });
 
@@ -261,40 +263,95 @@ function complain(text) {
 function announce(message, text) {
   const part = element("p", { textContent: text });
   at("announcer").replaceChildren(part);
-  loadConversations();
 }
 
 // The list of conversations
 
 async function loadConversations() {
+  again = loading;
+  if (loading) return;
+  loading = true;
   try {
-    ({ conversations } = await request("/api/conversations"));
+    do {
+      again = false;
+      const listed = await request("/api/conversations");
+      if (!again) ({ conversations } = listed);
+    } while (again);
   } catch {
-    return; // what is shown is older, and still true
+    // What is shown is older, and still true.
+  } finally {
+    loading = false;
   }
   drawConversations();
   drawTitle();
 }
 
+/** Follows all conversations, in this tab or others, to keep the list as it is. */
+function followConversations() {
+  if (document.hidden) {
+    // A browser opens six connections to a host: a tab that nobody sees does with one.
+    watch?.close();
+    watch = null;
+  } else if (watch === null) {
+    const begun = watchOwner({
+      url: "/api",
+      onOpened: () => {
+        writing.clear();
+        loadConversations();
+      },
+      onEvent: takeNews,
+    });
+    watch = begun;
+    begun.closed.then(() => {
+      if (watch === begun) watch = null;
+    });
+  }
+}
+
+/** Takes what happened since the list was asked for; one that is on its way may not have it. */
+function takeNews({ type, conversation_id: id, message_id: message, title, role, streaming }) {
+  const known = conversations.find((each) => each.id === id);
+  const others = conversations.filter((each) => each.id !== id);
+  if (type === "conversation.deleted") conversations = others;
+  else if (type === "conversation.updated" && known) known.title = title;
+  else if (type === "conversation.created") conversations = [{ id, title, ...known }, ...others];
+  else if (type === "message.created" && known) conversations = [known, ...others];
+  else if (!known) loadConversations();
+  again = loading;
+  if (type === "message.created" && role === "assistant" && streaming) writing.set(message, id);
+  else if (ENDS.has(type)) writing.delete(message);
+  drawConversations();
+  drawTitle();
+}
+
 function drawConversations() {
+  const busy = new Set(writing.values());
   const place = at("conversations");
   const nodes = new Map([...place.children].map((node) => [node.dataset.id, node]));
   conversations.forEach(({ id, title }, index) => {
     let node = nodes.get(id);
     nodes.delete(id);
     if (!node) {
-      node = element("li", {}, element("a", { href: `#${id}` }));
+      node = element("li", {}, element("a", { href: `#${id}` }, element("span")));
       node.dataset.id = id;
     }
     const link = node.firstChild;
     const text = title ?? "New conversation";
-    if (link.textContent !== text) link.textContent = text;
+    const [name, sign] = link.childNodes;
+    if (name.textContent !== text) name.textContent = text;
+    if (!busy.has(id)) sign?.remove();
+    else if (!sign) link.append(busySign());
     if (id === shownId) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
     if (place.children[index] !== node) place.insertBefore(node, place.children[index] ?? null);
   });
   for (const node of nodes.values()) node.remove();
   at("no-conversations").hidden = conversations.length > 0;
+}
+
+function busySign() {
+  const text = element("span", { className: "unseen", textContent: ", is being answered" });
+  return element("span", { className: "busy" }, text);
 }
 
 at("conversations").addEventListener("click", (event) => {
@@ -399,8 +456,8 @@ addEventListener("offline", draw);
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden) {
     draw();
-    loadConversations();
   }
+  followConversations();
 });
 
 async function begin() {
@@ -418,6 +475,7 @@ async function begin() {
   } catch (error) {
     complain(sentence(error));
   }
+  followConversations();
   await loadConversations();
   fromAddress();
   question.focus();

@@ -9,8 +9,9 @@ const LONGEST_ANNOUNCEMENT = 1500;
 /**
  * A list of messages.
  *
- * `actions` are `retry(message)` and `resend(message)`, which the reader asks for; `started(message)`
- * and `ended(message, text)`, of answers that were seen to begin and to end.
+ * `actions` are `retry(message)` and `resend(message)`, which the reader asks for;
+ * `ended(message, text)`, of answers that were seen to end; and `left()`, when what had the focus is
+ * gone.
  */
 export class MessageList {
   constructor(place, actions) {
@@ -22,6 +23,7 @@ export class MessageList {
   clear() {
     this.views = new Map();
     this.waiting = null;
+    this.awaited = false; // the reader is waiting for an answer
     this.place.replaceChildren();
   }
 
@@ -29,15 +31,20 @@ export class MessageList {
     const replaced = new Set(messages.map((each) => each.replaces).filter(Boolean));
     const shown = messages.filter((each) => !replaced.has(each.id));
     const last = shown.at(-1);
+    const focused = this.place.contains(document.activeElement) ? document.activeElement : null;
     const gone = new Map(this.views);
     shown.forEach((message, index) => {
       let view = this.views.get(message.id);
       gone.delete(message.id);
-      if (!view) {
+      const isNew = !view;
+      if (isNew) {
         view = new MessageView(message, this.actions);
         this.views.set(message.id, view);
       }
       view.draw(message, message === last);
+      // It was over before it was drawn for the first time.
+      const awaited = this.awaited || gone.has(message.replaces);
+      if (isNew && message === last && awaited && view.isEnded()) view.tellEnd();
       const here = this.place.children[index];
       if (here !== view.node) this.place.insertBefore(view.node, here ?? null);
     });
@@ -45,7 +52,9 @@ export class MessageList {
       view.node.remove();
       this.views.delete(id);
     }
+    this.awaited = last?.role === "user" || last?.status === "streaming";
     this.drawWaiting(waiting && last?.role === "user");
+    if (focused !== null && !focused.checkVisibility()) this.actions.left();
   }
 
   /** The sign that an answer is on its way, until it is there to say so itself. */
@@ -88,10 +97,15 @@ class MessageView {
 
   button(label, onClick) {
     const button = element("button", { type: "button", className: "quiet", textContent: label });
+    let busy = false;
     button.addEventListener("click", async () => {
-      button.disabled = true;
+      if (busy) return;
+      // It is not disabled, since that takes the focus away from who uses keys.
+      busy = true;
+      button.setAttribute("aria-disabled", "true");
       await onClick();
-      button.disabled = false;
+      busy = false;
+      button.removeAttribute("aria-disabled");
     });
     return button;
   }
@@ -122,11 +136,15 @@ class MessageView {
     this.foot.hidden = [...this.foot.children].every((each) => each.hidden || each === this.facts) &&
       facts === "";
 
-    if (!answer || !before || before.status !== "streaming") {
-      if (answer && !before && streams) this.actions.started(message);
-    } else if (ENDS.has(status)) {
-      this.actions.ended(message, this.spoken());
-    }
+    if (before?.status === "streaming" && this.isEnded()) this.tellEnd();
+  }
+
+  isEnded() {
+    return this.message.role === "assistant" && ENDS.has(this.message.status);
+  }
+
+  tellEnd() {
+    this.actions.ended(this.message, this.spoken());
   }
 
   /** What those who hear the page are told at the end of an answer. */

@@ -1,0 +1,236 @@
+"""A browser loses its network, or the chat its process, and nothing is missing or doubled."""
+
+import signal
+
+from playwright.sync_api import Request, expect
+
+from tests.browser.conftest import OpenLine, OpenTab, Shoot, StartChat
+from tests.browser.site import Chat, Complaints, Model, Tab, until, words
+from tests.example.fake_openai import ANSWER
+
+TEXT = "".join(ANSWER)
+INTERRUPTED = "The answer broke off, since the process that wrote it is gone. Try again."
+
+
+def is_stream(request: Request) -> bool:
+    """Whether it asks for the stream of a conversation."""
+    path = request.url.partition("?")[0]
+    return path.endswith("/events") and "/conversations/" in path
+
+
+class Streams:
+    """The streams that a tab has asked for, each with the place to begin at."""
+
+    def __init__(self, tab: Tab) -> None:
+        self.asked: list[str] = []
+        tab.page.on("request", self._note)
+
+    def _note(self, request: Request) -> None:
+        if is_stream(request):
+            self.asked.append(request.url.partition("?")[2])
+
+
+# The network
+
+
+def test_offline__is_said_and_nothing_is_missing(
+    open_tab: OpenTab,
+    open_line: OpenLine,
+    chat: Chat,
+    model: Model,
+    complaints: Complaints,
+    shoot: Shoot,
+) -> None:
+    complaints.allow_network_trouble()
+    line = open_line(chat)
+    tab = open_tab(line.address).open()
+    streams = Streams(tab)
+    tokens = words(40)
+    text = model.will(*tokens, slowly=True)
+    tab.ask("Count")
+    model.go_on(10)
+    expect(tab.text).to_contain_text("w9")
+    [first] = streams.asked
+
+    # Chromium leaves connections alone that it has when it is told to be offline.
+    tab.page.context.set_offline(True)
+    line.lose()
+    expect(tab.connection).to_have_text("Offline")
+    model.go_on(10)
+    expect(tab.typing).to_have_count(0)
+    shoot(tab, "offline")
+    # The service goes on without this reader: it has stored what the page has not got.
+    until(lambda: "w19 " in tab.stored(chat.address)[-1]["content"])
+    assert tab.shown_text() == "".join(tokens[:10])
+
+    line.come_back()
+    tab.page.context.set_offline(False)
+    expect(tab.connection).to_have_text("")
+    expect(tab.text).to_contain_text("w19")
+    assert tab.shown_text() == "".join(tokens[:20])
+    assert len(streams.asked) > 1
+    assert first not in streams.asked[1:]  # it went on from where it was
+    model.go_on(20)
+    tab.expect_end("completed", text, tokens=40)
+
+
+def test_connection__cut_again_and_again__misses_and_doubles_nothing(
+    open_tab: OpenTab, open_line: OpenLine, chat: Chat, model: Model, complaints: Complaints
+) -> None:
+    complaints.allow_network_trouble()
+    line = open_line(chat)
+    tab = open_tab(line.address).open()
+    streams = Streams(tab)
+    tokens = words(250)
+    text = model.will(*tokens, pace=0.01)
+    tab.ask("Count")
+    for seen in range(30, 191, 40):
+        expect(tab.text).to_contain_text(f"w{seen} ")
+        with tab.page.expect_request(is_stream):
+            line.cut()
+    expect(tab.connection).to_have_text("")
+    tab.expect_end("completed", text, tokens=250)
+    assert len(set(streams.asked)) > 5  # each time it went on from another place
+
+
+def test_question__asked_without_a_network__is_sent_once(
+    open_tab: OpenTab,
+    open_line: OpenLine,
+    chat: Chat,
+    model: Model,
+    complaints: Complaints,
+    shoot: Shoot,
+) -> None:
+    complaints.allow_network_trouble()
+    line = open_line(chat)
+    tab = open_tab(line.address).open()
+    tab.ask("What is MongoDB?")
+    tab.expect_end("completed", TEXT)
+    line.lose()
+    expect(tab.connection).to_have_text("Reconnecting")
+    tab.ask("And what is a document?")
+    asked = tab.page.locator(".message.user").last
+    expect(asked).to_have_attribute("data-status", "pending")
+    expect(asked).to_contain_text("Sending")
+    shoot(tab, "sending-without-a-network")
+    line.come_back()
+    expect(tab.messages).to_have_count(4)
+    tab.expect_end("completed", TEXT)
+    assert [each["content"] for each in tab.stored()] == [
+        *("What is MongoDB?", TEXT, "And what is a document?", TEXT)
+    ]
+    expect(tab.messages).to_have_count(4)
+    assert len(model.fake.asked) == 2
+
+
+# The process
+
+
+def test_killed_process__leaves_an_answer_that_can_be_given_again(
+    open_tab: OpenTab,
+    start_chat: StartChat,
+    model: Model,
+    complaints: Complaints,
+    shoot: Shoot,
+) -> None:
+    complaints.allow_network_trouble()
+    chat = start_chat(CHAT_LEASE="3")
+    tab = open_tab(chat).open()
+    tokens = words(20)
+    model.will(*tokens, slowly=True)
+    tab.ask("Count")
+    model.go_on(10)
+    expect(tab.text).to_contain_text("w9")
+
+    chat.kill()
+    expect(tab.connection).to_have_text("Reconnecting")
+    assert tab.shown_text() == "".join(tokens[:10])
+    shoot(tab, "reconnecting")
+    chat.start()
+    expect(tab.connection).to_have_text("")
+    assert tab.shown_text() == "".join(tokens[:10])
+    # Nobody knows yet that the writer is gone, and not only slow.
+    tab.expect_end("failed", "".join(tokens[:10]))
+    expect(tab.error).to_have_text(INTERRUPTED)
+    shoot(tab, "interrupted")
+
+    text = model.will(*tokens)
+    tab.again.click()
+    tab.expect_end("completed", text, tokens=20)
+    expect(tab.answers).to_have_count(1)
+    expect(tab.error).to_be_hidden()
+
+
+def test_killed_process__is_followed_by_pages_that_are_loaded_meanwhile(
+    open_tab: OpenTab, start_chat: StartChat, model: Model, complaints: Complaints
+) -> None:
+    complaints.allow_network_trouble()
+    chat = start_chat(CHAT_LEASE="3")
+    tab = open_tab(chat).open()
+    model.will(*ANSWER, slowly=True)
+    tab.ask("What is MongoDB?")
+    model.go_on(2)
+    expect(tab.text).to_have_text("It is")
+    chat.kill()
+    chat.start()
+    tab.page.reload()
+    expect(tab.text).to_have_text("It is")
+    tab.expect_end("failed", "It is ")
+    expect(tab.error).to_have_text(INTERRUPTED)
+
+
+def test_deploy__in_mid_answer__goes_on_with_the_next_process(
+    open_tab: OpenTab,
+    open_line: OpenLine,
+    start_chat: StartChat,
+    model: Model,
+    complaints: Complaints,
+) -> None:
+    complaints.allow_network_trouble()
+    old = start_chat()
+    new = start_chat(database=old.database)
+    line = open_line(old)
+    tab = open_tab(line.address).open()
+    streams = Streams(tab)
+    text = model.will(*ANSWER, slowly=True)
+    tab.ask("What is MongoDB?")
+    model.go_on(2)
+    expect(tab.text).to_have_text("It is")
+
+    # The old process takes no more connections, but has some seconds for what it has begun.
+    line.lead_to(new)
+    with tab.page.expect_request(is_stream):
+        old.terminate()
+    for count in range(3, len(ANSWER)):
+        model.go_on()
+        expect(tab.text).to_have_text("".join(ANSWER[:count]))
+        expect(tab.answer).to_have_attribute("data-status", "streaming")
+    model.go_on()
+    tab.expect_end("completed", text, tokens=len(ANSWER))
+    expect(tab.connection).to_have_text("")
+    assert len(set(streams.asked)) > 1
+    assert old.wait() == 128 + signal.SIGTERM
+    assert "Traceback" not in old.log
+
+
+def test_deploy__that_an_answer_outlasts__keeps_its_text(
+    open_tab: OpenTab, start_chat: StartChat, model: Model, complaints: Complaints
+) -> None:
+    complaints.allow_network_trouble()
+    old = start_chat()
+    tab = open_tab(old).open()
+    model.will(*ANSWER, slowly=True)
+    tab.ask("What is MongoDB?")
+    model.go_on(4)
+    expect(tab.text).to_have_text("It is a database")
+    old.terminate()
+    expect(tab.connection).to_have_text("Reconnecting")
+    start_chat(database=old.database, port=old.port)
+    tab.expect_end("cancelled", "It is a database ")
+    model.wait_until_left()
+    assert old.wait() == 128 + signal.SIGTERM
+    assert "Traceback" not in old.log
+    expect(tab.connection).to_have_text("")
+    tab.again.click()
+    tab.expect_end("completed", TEXT)
+    expect(tab.answers).to_have_count(1)
