@@ -323,6 +323,7 @@ def test_stop__in_one_tab__ends_the_answer_in_the_other(
 
 def test_stopped_answer__is_followed_by_a_question_and_another_answer(tab: Tab, talk: Talk) -> None:
     tab.ask("Count")
+    expect(tab.answers).to_have_count(1)  # a stop must not overtake what it is to stop
     tab.expect_status("submitted")
     tab.stop.click()  # before the first token
     tab.expect_status("ready")

@@ -541,11 +541,11 @@ async def test_lease__of_a_writer_that_was_only_slow(facade: Facade) -> None:
         await asleep.wait()
         return await real(*arguments)
 
-    store.leases.renew = renew
     with pytest.raises(WriterFencedError, match="orphan") as fenced:
         async with message.writer(flush_interval=60) as writer:
             await writer.write("stored ")
             await writer.flush()
+            store.leases.renew = renew  # not before: a writer that renews does not flush
             await expired(other, message)
             assert [event.message_id for event in await other.recover_stale()] == [message.id]
             asleep.set()

@@ -7,7 +7,7 @@ import { afterEach, beforeEach, mock, test } from "node:test";
 
 import { ConverseError } from "converse-mongo";
 import { useConversation, useStreamingMessage } from "converse-mongo/react";
-import { StrictMode, createElement, useEffect } from "react";
+import { Activity, StrictMode, createElement, useEffect } from "react";
 import { flushSync } from "react-dom";
 import { createRoot, hydrateRoot } from "react-dom/client";
 import { renderToString } from "react-dom/server";
@@ -57,8 +57,8 @@ function probe(use) {
     container,
     renders,
     latest: () => renders.at(-1),
-    strict() {
-      wrapper = (element) => createElement(StrictMode, null, element);
+    wrap(next) {
+      wrapper = next;
       return this;
     },
     render(props = {}) {
@@ -87,11 +87,14 @@ function probe(use) {
   };
 }
 
+const strict = (element) => createElement(StrictMode, null, element);
 const options = () => ({ url: service.url, retry: 8, interval: 0 });
 const conversationProbe = () =>
   probe(({ id = ID, ...more }) => useConversation(id, { ...options(), ...more }));
 const messageProbe = () =>
-  probe(({ id = ID, messageId }) => useStreamingMessage(id, messageId, options()));
+  probe(({ id = ID, messageId, ...more }) =>
+    useStreamingMessage(id, messageId, { ...options(), ...more }),
+  );
 const contents = ({ messages }) => messages.map(({ content }) => content);
 const isOpen = ({ status }) => status === "open";
 const streaming = (count = 1) => service.until(() => service.streams.size === count);
@@ -135,15 +138,33 @@ test("a conversation is followed while the component is mounted", async () => {
 });
 
 test("in strict mode it is opened once, and closed", async () => {
-  const component = conversationProbe().strict();
-  component.render();
+  const component = conversationProbe().wrap(strict);
+  const fetch = mock.fn(globalThis.fetch);
+  component.render({ fetch });
   await component.until(isOpen);
   await streaming();
   await barrier();
-  assert.equal(service.of("page").length, 2); // one, and that of the other
-  assert.equal(service.of("events").length, 2);
+  assert.equal(fetch.mock.callCount(), 2); // the page and the stream
   component.unmount();
   await streaming(0);
+});
+
+test("hidden, it is closed; shown again, it opens again", async () => {
+  let mode = "visible";
+  const component = conversationProbe().wrap((element) =>
+    createElement(Activity, { mode }, element),
+  );
+  component.render();
+  await component.until(isOpen);
+  await streaming();
+  mode = "hidden";
+  component.render();
+  await streaming(0);
+  service.say("meanwhile");
+  mode = "visible";
+  component.render();
+  await component.until((value) => contents(value).length === 1);
+  await streaming();
 });
 
 test("unmounted while it loads, it gives up; mounted again, it opens again", async () => {
@@ -431,10 +452,11 @@ test("what goes wrong while a message loads is told, and tried again", async () 
 
 test("a message in strict mode is opened once; unmounted, it is closed", async () => {
   const message = service.begin();
-  const component = messageProbe().strict();
-  component.render({ messageId: message.id });
+  const component = messageProbe().wrap(strict);
+  const fetch = mock.fn(globalThis.fetch);
+  component.render({ messageId: message.id, fetch });
   await streaming();
-  assert.equal(service.of("message").length, 1);
+  assert.equal(fetch.mock.callCount(), 2); // the message and its stream
   component.unmount();
   await streaming(0);
   service.append(message, "unheard");
