@@ -39,6 +39,7 @@ async def write(database: str, question: str, tokens_per_second: float) -> None:
                 sent_at = time.time()
                 chunk = await message.append_chunk(token)
                 tell(Appended(chunk.sequence, sent_at))
+                _heed_cancellation()
             await message.complete_streaming({"total_tokens": len(tokens), "finish_reason": "stop"})
             tell(Finished(len(tokens)))
 
@@ -51,6 +52,13 @@ async def _failed_if_interrupted(message: Message) -> AsyncIterator[None]:
     except asyncio.CancelledError:
         await asyncio.shield(message.fail_streaming("The demonstration was interrupted."))
         raise
+
+
+def _heed_cancellation() -> None:
+    """Raises a cancellation that asyncio.wait_for, which PyMongo uses, swallowed on Python 3.11."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _paced(tokens: Sequence[str], per_second: float) -> AsyncIterator[str]:
