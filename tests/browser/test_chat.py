@@ -95,16 +95,18 @@ def test_code__is_shown_as_code_and_can_be_copied(
 
 
 def test_reload__misses_and_doubles_nothing(tab: Tab, model: Model, shoot: Shoot) -> None:
-    tokens = words(200)
-    text = model.will(*tokens, pace=0.01)
+    tokens = words(100)
+    text = model.will(*tokens, slowly=True)
     tab.ask("Count")
-    for seen in ("w20 ", "w60 ", "w100 "):
-        expect(tab.text).to_contain_text(seen)
-        if seen == "w60 ":
+    for given in (0, 30, 60):
+        model.go_on(20)
+        expect(tab.text).to_contain_text(f"w{given + 19} ")
+        expect(tab.stop).to_be_visible()
+        if given == 30:
             shoot(tab, "streaming")
+        model.go_on(10)  # they come while the page is loaded
         tab.page.reload()
-    # It was in mid-answer each time.
-    expect(tab.stop).to_be_visible()
+    model.go_on(10)
     tab.expect_end("completed", text, tokens=len(tokens))
     expect(tab.messages).to_have_count(2)
     tab.page.reload()

@@ -82,12 +82,15 @@ def test_connection__cut_again_and_again__misses_and_doubles_nothing(
     tab = open_tab(line.address).open()
     streams = Streams(tab)
     tokens = words(250)
-    text = model.will(*tokens, pace=0.01)
+    text = model.will(*tokens, slowly=True)
     tab.ask("Count")
-    for seen in range(30, 191, 40):
-        expect(tab.text).to_contain_text(f"w{seen} ")
+    for given in range(0, 200, 40):
+        model.go_on(30)
+        expect(tab.text).to_contain_text(f"w{given + 29} ")
+        model.go_on(10)  # they come while the line is cut
         with tab.page.expect_request(is_stream):
             line.cut()
+    model.go_on(50)
     expect(tab.connection).to_have_text("")
     tab.expect_end("completed", text, tokens=250)
     assert len(set(streams.asked)) > 5  # each time it went on from another place
