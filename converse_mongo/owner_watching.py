@@ -192,7 +192,10 @@ class OwnerWatcher:
         if self._saves != topic.window.head:
             save = topic.window.get(max(self._saves, topic.window.first))
             self._saves = max(self._saves, topic.window.first) + 1
-            return save if save is not None and self._tells(save) else None
+            # One that went to another owner meanwhile is no business of this one any more.
+            if save is None or save.conversation_id not in self._known:
+                return None
+            return save if self._tells(save) else None
         self._rest()
         await _wait([topic.window, *windows])
         return None
