@@ -290,6 +290,11 @@ def test_narrow_screen__has_its_list_behind_a_button(
     expect(hide).to_be_focused()
     assert tab.page.evaluate(TOO_WIDE) == []
     shoot(tab, "narrow-list")
+    # What is below the list cannot be reached while it is open.
+    for _ in range(8):
+        tab.page.keyboard.press("Tab")
+        assert tab.page.evaluate("document.activeElement.closest('#page')") is None
+    hide.focus()
     hide.tap()
     expect(tab.sidebar).to_be_hidden()
     expect(show).to_be_focused()

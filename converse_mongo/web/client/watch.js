@@ -215,13 +215,9 @@ function connect(options, target, take) {
   const closing = new AbortController();
   let retry = options.retry ?? DEFAULT_RETRY;
   let failures = 0;
-  /** @type {State | null} */
-  let state = null;
 
   /** @type {(next: State, error?: Error | null) => void} */
   const enter = (next, error = null) => {
-    if (state === next || state === "closed") return;
-    state = next;
     try {
       options.onState?.(next, error);
     } catch (thrown) {
@@ -320,7 +316,6 @@ function connect(options, target, take) {
   // A moment later, so that who is called has what is returned here.
   const closed = Promise.resolve().then(run).then((error) => {
     options.signal?.removeEventListener("abort", close);
-    closing.abort();
     try {
       enter("closed", error);
     } catch (thrown) {

@@ -408,6 +408,36 @@ test("chunks of a message that are missing are loaded", async () => {
   assert.equal(service.of("message").length, 3);
 });
 
+test("a lost connection of a message is told, and one that was made again", async () => {
+  const message = service.begin();
+  const component = messageProbe();
+  component.render({ messageId: message.id });
+  await streaming();
+  service.next("message events", drop);
+  service.breakStreams();
+  await component.until((value) => value.status === "reconnecting" && value.error !== null);
+  const { error } = await component.until((value) => value.status === "open");
+  assert.equal(error, null);
+});
+
+test("a message that was loaded after its end has no trouble any more", async () => {
+  const message = service.begin();
+  const component = messageProbe();
+  component.render({ messageId: message.id });
+  await streaming();
+  const [, behind] = service.silently(() => service.append(message, "a", "b"));
+  const end = service.silently(() => service.end(message));
+  service.tell(behind);
+  const ended = await component.until((value) => value.status === "ended");
+  assert.deepEqual(ended.message, message);
+  service.next("message events", drop);
+  service.breakStreams();
+  await service.requested("message events", 3);
+  service.tell(end);
+  await streaming(0);
+  assert.equal(component.latest(), ended);
+});
+
 test("told that nothing is left, it loads the message once more", async () => {
   const message = service.begin();
   service.append(message, "a");
@@ -437,6 +467,12 @@ test("a message that is not there, or not any more, is an error", async () => {
   service.endStreams();
   const gone = await other.until((value) => value.status === "error");
   assert.deepEqual([gone.error.status, gone.message.content], [404, "a"]);
+
+  service.next("message events", refuse(403, "forbidden"));
+  const forbidden = messageProbe();
+  forbidden.render({ messageId: service.begin().id });
+  const refused = await forbidden.until((value) => value.status === "error");
+  assert.equal(refused.error.status, 403);
 });
 
 test("what goes wrong while a message loads is told, and tried again", async () => {

@@ -322,6 +322,58 @@ test("it waits longer and longer, and begins anew once all is well", async () =>
   assert.deepEqual(waits, [200, 400, 800, 2, 4]);
 });
 
+test("each sign of life tells that the connection lives", async () => {
+  let write;
+  const { url } = await serve((response) => {
+    stream(["a"], "stay")(response);
+    write = (text) => response.write(text);
+  });
+  const timers = mock.method(globalThis, "setTimeout");
+  try {
+    const { watch, complete } = collect(url, 2, {
+      silence: 12_345,
+      onState: (state) => state === "open" && write(`: ping\n\n${sent("b")}`),
+    });
+    await complete;
+    watch.close();
+  } finally {
+    mock.restoreAll();
+  }
+  const watchdogs = timers.mock.calls.filter(({ arguments: [, time] }) => time === 12_345);
+  assert.ok(watchdogs.length >= 2, `${watchdogs.length}`); // one is the first
+});
+
+test("a connection on which little is said is well after a while", async () => {
+  let later = 0;
+  let end;
+  const quiet = (response) => {
+    stream([], "stay")(response);
+    end = () => response.end();
+  };
+  const { url } = await serve(refuse(502), refuse(502), quiet, stream(["a"], "stay"));
+  const waits = recordWaits();
+  const { now } = performance;
+  mock.method(performance, "now", () => now.call(performance) + later);
+  try {
+    const { watch, complete } = collect(url, 1, {
+      retry: 8,
+      silence: 1_000_000,
+      onState: (state) => {
+        if (state !== "open") return;
+        setImmediate(() => {
+          later += 31_000;
+          end();
+        });
+      },
+    });
+    await complete;
+    watch.close();
+  } finally {
+    mock.restoreAll();
+  }
+  assert.deepEqual(waits, [2, 4, 2]);
+});
+
 // All conversations
 
 /** Watches all conversations of a service; keeps what is called, in order. */
