@@ -236,7 +236,11 @@ class Watcher(Generic[E]):
     async def _read_behind(self, topic: Topic[E, Any]) -> None:
         """Reads a batch of what is not in the window, or finds the place in it to go on from."""
         state = self._state(topic)
-        index = topic.locate(state)
+        if self._goal is not None and state == self._goal[0]:
+            # Not where the window is by now: saves of messages move it, and no state tells of them.
+            index: int | None = self._goal[1]
+        else:
+            index = topic.locate(state)
         if index is None:
             # The window moves on meanwhile: read up to a place that was in it just now.
             self._goal = self._goal or topic.here()

@@ -32,6 +32,7 @@ from converse_mongo._topics import WINDOW_EVENTS
 from converse_mongo.embedded import EmbeddedServer
 from tests.conftest import Commands, Facade
 from tests.streams import (
+    SOON,
     assert_conversation_exact,
     assert_exact,
     collect,
@@ -425,6 +426,22 @@ async def test_conversation__cursor_ahead_of_the_hub(facade: Facade) -> None:
         rest = await collect_conversation(behind, conversation.id, 1, after=seen[-2].cursor)
     assert sequences(rest) == [2]
     assert isinstance(rest[-1], MessageCompleted)
+
+
+async def test_conversation__of_a_save_while_it_reads_what_it_missed(facade: Facade) -> None:
+    converse = await facade(check_interval=3600.0)
+    conversation = await converse.start_conversation()
+    message = await conversation.create_user_message("old")
+    async with converse.watch_conversation(conversation.id) as ahead:
+        assert (await anext(ahead)).type == "message.created"
+        async with converse.watch_conversation(conversation.id) as events:
+            assert (await anext(events)).type == "message.created"  # read, not told
+            await until(lambda: converse.statistics().streams_opened == 1)
+            message.metadata = {"liked": True}
+            await message.save()
+            async with asyncio.timeout(SOON):
+                assert (await anext(ahead)).type == "message.updated"
+                assert (await anext(events)).type == "message.updated"
 
 
 async def test_conversation__deleted_messages_are_passed_over(converse: Converse) -> None:
