@@ -52,6 +52,8 @@ def pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
             "ns.coll": conversations,
             "updateDescription.updatedFields.revision": {"$exists": True},
         },
+        # One that takes the place of another.
+        {"to.coll": {"$in": [messages, conversations]}},
         # They concern no collection.
         {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
     ]

@@ -29,7 +29,15 @@ NEVER = datetime(1970, 1, 2, tzinfo=UTC)
 def owner_key(stored: Mapping[str, Any]) -> OwnerKey | None:
     """Whose a stored conversation is."""
     owner = stored.get("owner")
-    return (owner["type"], owner["id"]) if owner else None
+    if not isinstance(owner, Mapping):
+        return None
+    kind, name = owner.get("type"), owner.get("id")
+    return (kind, name) if isinstance(kind, str) and isinstance(name, str) else None
+
+
+def _moment(stored: Mapping[str, Any], name: str) -> datetime:
+    found = stored.get(name)
+    return aware(found) if isinstance(found, datetime) else NEVER
 
 
 class Marks(NamedTuple):
@@ -45,7 +53,7 @@ class Marks(NamedTuple):
         return cls(
             stored.get("next_position", 0),
             stored.get("revision", 0),
-            aware(stored.get("updated_at") or NEVER),
+            _moment(stored, "updated_at"),
         )
 
 
@@ -69,7 +77,7 @@ class OwnedConversation:
             owner=owner_key(stored),
             title=stored.get("title"),
             metadata=stored.get("metadata") or {},
-            created_at=aware(stored.get("created_at") or NEVER),
+            created_at=_moment(stored, "created_at"),
             next_position=stored.get("next_position", 0),
             revision=stored.get("revision", 0),
         )

@@ -5,6 +5,7 @@ read it, or watch it. So there is nothing to lose and nothing that grows with th
 """
 
 import asyncio
+import random
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -13,7 +14,15 @@ from bson import ObjectId
 
 from converse_mongo._changes import Updated
 from converse_mongo._fanout import Window
-from converse_mongo._owned import MARKS, NEVER, OWNED, Marks, OwnedConversation, OwnerKey
+from converse_mongo._owned import (
+    MARKS,
+    NEVER,
+    OWNED,
+    Marks,
+    OwnedConversation,
+    OwnerKey,
+    owner_key,
+)
 from converse_mongo._reader import IDS_PER_QUERY, Reader
 from converse_mongo.events import MessageUpdated
 from converse_mongo.types import MessageStatus
@@ -54,8 +63,9 @@ class OwnerReader:
         for offset in range(0, len(clauses), OWNERS_PER_QUERY):
             match = {"$or": clauses[offset : offset + OWNERS_PER_QUERY]}
             async for stored in self._conversations.find(match, MARKS):
-                whose = stored["owner"]["type"], stored["owner"]["id"]
-                found[whose][stored["_id"]] = Marks.from_stored(stored)
+                whose = owner_key(stored)
+                if whose in found:
+                    found[whose][stored["_id"]] = Marks.from_stored(stored)
         return found
 
     async def conversations(self, ids: list[ObjectId]) -> dict[ObjectId, OwnedConversation]:
@@ -71,6 +81,7 @@ class OwnerReader:
             match = {
                 "conversation_id": {"$in": ids[offset : offset + IDS_PER_QUERY]},
                 "status": MessageStatus.STREAMING.value,
+                "position": {"$gte": 0},  # what has none is not the library's own
             }
             async for stored in self._messages.find(match, projection):
                 messages = found.setdefault(stored["conversation_id"], {})
@@ -101,6 +112,7 @@ class OwnerTopic:
         key: The owner.
         window: Recent saves of messages; it also wakes who waits for news of any kind.
         serial: The number of the last news.
+        forgotten: Who knows only older news than that has to compare all conversations.
         cut: Where more conversations are there than are known: the last change of the oldest known.
         stale: Whether conversations may have changed unheard of.
         ready: Whether the database was read at least once.
@@ -117,6 +129,7 @@ class OwnerTopic:
         self.reader = reader
         self.window: Window[MessageUpdated] = Window(SAVES_KEPT, SAVES_KEPT)
         self.serial = 0
+        self.forgotten = 0
         self.cut: datetime | None = None
         self.stale = True
         self.ready = False
@@ -125,9 +138,14 @@ class OwnerTopic:
         self._routes = routes
         self._marks: dict[ObjectId, Marks] = {}
         self._news: dict[ObjectId, News] = {}  # in the order of their serials
-        self._checks = 0
+        self._serial_before = 0
+        # Not all owners at once.
+        self._checks = random.randrange(CHECKS_PER_FULL_CHECK)
         self._latest = NEVER
         self._reading = asyncio.Lock()
+        self._looking = asyncio.Lock()
+        self._looked: tuple[int, Mapping[ObjectId, News], dict[ObjectId, OwnedConversation]]
+        self._looked = 0, {}, {}
 
     def mark_stale(self) -> None:
         """Says that there may be news in the database; whoever waits wakes and reads it."""
@@ -158,6 +176,11 @@ class OwnerTopic:
         """Has what is heard of a conversation led here: it is this owner's, not one's before."""
         self._routes[conversation_id] = self
 
+    def disown(self, conversation_id: ObjectId) -> None:
+        """The opposite: it is not there any more, or not this owner's."""
+        if self._routes.get(conversation_id) is self:
+            del self._routes[conversation_id]
+
     def saved(self, conversation_id: ObjectId, hint: Updated) -> None:
         """Says that a message was saved."""
         event = MessageUpdated(
@@ -165,14 +188,29 @@ class OwnerTopic:
         )
         self.window.put(event, 1)
 
-    def news_after(self, serial: int, limit: int) -> list[tuple[ObjectId, News]]:
+    def news_after(self, serial: int, limit: int) -> dict[ObjectId, News]:
         """The first ``limit`` news behind a serial, in their order."""
         found: list[tuple[ObjectId, News]] = []
         for conversation_id, news in reversed(self._news.items()):
             if news.serial <= serial:
                 break
             found.append((conversation_id, news))
-        return found[::-1][:limit]
+        return dict(found[: -limit - 1 : -1])
+
+    async def look(self, news: Mapping[ObjectId, News]) -> dict[ObjectId, OwnedConversation]:
+        """Reads the conversations that there are news of; one reads for all who ask for the same.
+
+        Raises:
+            PyMongoError: The database could not be read.
+        """
+        async with self._looking:
+            serial, ids, found = self._looked
+            if not ids.keys() >= news.keys() or any(n.serial > serial for n in news.values()):
+                serial = self.serial  # before the read, so that it is behind all that it names
+                found = await self.reader.conversations(list(news))
+                # What one has read is of use to another; who is alone needs no memory.
+                self._looked = (serial, news, found) if self.watchers > 1 else (0, {}, {})
+            return found
 
     # The comparison with the database
 
@@ -197,6 +235,7 @@ class OwnerTopic:
             if not self.stale or self.failure:
                 return
             self.stale = False  # news that come while reading make it stale again
+            serial = self.serial
             try:
                 marks = await self.reader.marks(self.key, MAX_CONVERSATIONS)
             except BaseException:
@@ -217,7 +256,20 @@ class OwnerTopic:
             for conversation_id in self._marks.keys() - marks.keys():
                 if oldest is None or self._marks[conversation_id].updated_at > oldest:
                     del self._marks[conversation_id]
+                    self.disown(conversation_id)
                     self.tell(conversation_id)
+            self._forget_news(serial)
+
+    def _forget_news(self, serial: int) -> None:
+        """Forgets news of conversations that were gone when all were read the last two times."""
+        for conversation_id, news in list(self._news.items()):
+            if news.serial > self._serial_before:
+                break
+            if conversation_id not in self._marks:
+                self.forgotten = news.serial
+                self.disown(conversation_id)
+                del self._news[conversation_id]
+        self._serial_before = serial
 
     def compare(self, marks: Mapping[ObjectId, Marks]) -> None:
         """Tells of each conversation that is not as it was known."""

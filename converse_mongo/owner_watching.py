@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
@@ -31,6 +32,8 @@ __all__ = ["OwnerWatcher"]
 logger = logging.getLogger("converse_mongo")
 
 NEWS_PER_READ = 64
+NEWS_PAUSE_SECONDS = 0.02
+"""How long messages come first after news were read, so that no flood of news holds them up."""
 MAX_AT_REST = 8
 """How many conversations stay watched in which nothing streams, since more may be said in them."""
 SAVES_KNOWN = 256
@@ -42,6 +45,10 @@ class _Seen:
 
     end: int
     revision: int
+
+    def is_all_of(self, marks: Marks) -> bool:
+        """Whether a conversation with these marks has nothing new."""
+        return self.end >= marks.next_position and self.revision >= marks.revision
 
 
 class OwnerWatcher:
@@ -72,9 +79,11 @@ class OwnerWatcher:
         self._serial = 0
         self._saves = 0
         self._seen: dict[ObjectId, _Seen] | None = None
-        self._backlog: deque[tuple[ObjectId, News]] = deque()
+        self._backlog: dict[ObjectId, News] = {}
+        self._read_again_at = 0.0
         self._watchers: dict[ObjectId, Watcher[ConversationEvent]] = {}
-        self._streaming: set[ObjectId] = set()
+        self._streaming: dict[ObjectId, Mapping[int, int]] = {}
+        """Of the watched conversations in which something streams, the open part of the cursor."""
         self._ready: deque[OwnerEvent] = deque()
         self._revisions: dict[ObjectId, int] = {}
         self._iterating = False
@@ -142,7 +151,15 @@ class OwnerWatcher:
 
     async def _enter(self) -> OwnerTopic:
         topic = self._topic = self._hub.join_owner(self._owner)
+        await self._look(topic)
+        self._saves = topic.window.head
+        return topic
+
+    async def _look(self, topic: OwnerTopic) -> None:
+        """Begins with the conversations as they are, or finds those that are not as they were."""
         serial, marks = await patiently(topic, topic.attach)
+        if topic.failure is not None:
+            raise topic.failure
         if self._seen is None:
             streaming = await patiently(topic, lambda: topic.reader.streaming(list(marks)))
             self._seen = {
@@ -151,20 +168,12 @@ class OwnerWatcher:
             for conversation_id, messages in streaming.items():
                 self._watch(conversation_id, messages)
         else:
-            self._backlog.extend(
-                (key, News(serial, said=True)) for key in self._changed(topic, marks)
-            )
-        self._serial, self._saves = serial, topic.window.head
-        return topic
-
-    def _changed(self, topic: OwnerTopic, marks: Mapping[ObjectId, Marks]) -> Iterator[ObjectId]:
-        """Conversations in which something happened since it was attached the last time."""
-        for key, each in marks.items():
-            seen = self._known.get(key)
-            if seen is None or each.next_position > seen.end or each.revision > seen.revision:
-                yield key
-        if topic.cut is None:
-            yield from self._known.keys() - marks.keys()
+            unread = News(topic.serial + 1, said=False)  # later than whatever was read of them
+            for key in dict.fromkeys([*self._known, *marks]):
+                seen, now = self._known.get(key), marks.get(key)
+                if not (seen and now and seen.is_all_of(now)):
+                    self._backlog.setdefault(key, unread)
+        self._serial = serial
 
     @property
     def _known(self) -> dict[ObjectId, _Seen]:
@@ -174,11 +183,10 @@ class OwnerWatcher:
         """The next event, or ``None`` when it is to be asked for again."""
         if self._ready:
             return self._ready.popleft()
-        if topic.stale:
-            await patiently(topic, topic.catch_up)
-            return None
-        if self._backlog or self._serial != topic.serial:
+        news = topic.stale or bool(self._backlog) or self._serial != topic.serial
+        if news and monotonic() >= self._read_again_at:
             await self._read_news(topic)
+            self._read_again_at = monotonic() + NEWS_PAUSE_SECONDS
             return None
         windows: list[Window[ConversationEvent]] = []
         for conversation_id, watcher in list(self._watchers.items()):
@@ -189,16 +197,25 @@ class OwnerWatcher:
                     return event
                 return None
             windows.append(window)
+        if news:
+            self._read_again_at = 0.0
+            return None
         if self._saves != topic.window.head:
-            save = topic.window.get(max(self._saves, topic.window.first))
-            self._saves = max(self._saves, topic.window.first) + 1
-            # One that went to another owner meanwhile is no business of this one any more.
-            if save is None or save.conversation_id not in self._known:
-                return None
-            return save if self._tells(save) else None
+            return self._next_save(topic)
         self._rest()
         await _wait([topic.window, *windows])
         return None
+
+    def _next_save(self, topic: OwnerTopic) -> OwnerEvent | None:
+        index = max(self._saves, topic.window.first)
+        self._saves = index + 1
+        save = topic.window.get(index)
+        # One that went to another owner meanwhile is no business of this one any more.
+        if save is None or save.conversation_id not in self._known or not self._tells(save):
+            return None
+        conversation_id = save.conversation_id
+        end, opened = self._known[conversation_id].end, self._streaming.get(conversation_id, {})
+        return replace(save, cursor=str(ConversationCursor(conversation_id, end, opened)))
 
     def _tells(self, event: OwnerEvent) -> bool:
         """Whether an event is to be yielded: a save is heard of in two ways."""
@@ -206,27 +223,30 @@ class OwnerWatcher:
             return self._chunks
         if not isinstance(event, MessageUpdated):
             return True
-        if self._revisions.get(event.message_id, 0) >= event.revision:
-            return False
-        self._revisions[event.message_id] = event.revision
+        known = self._revisions.pop(event.message_id, 0)  # put back as the last to be forgotten
+        self._revisions[event.message_id] = max(known, event.revision)
         if len(self._revisions) > SAVES_KNOWN:
             del self._revisions[next(iter(self._revisions))]
-        return True
+        return event.revision > known
 
     # The conversations themselves
 
     async def _read_news(self, topic: OwnerTopic) -> None:
+        if topic.stale:
+            await patiently(topic, topic.catch_up)
+        if self._serial < topic.forgotten:
+            await self._look(topic)
         if not self._backlog:
-            self._backlog.extend(topic.news_after(self._serial, NEWS_PER_READ))
-            self._serial = self._backlog[-1][1].serial if self._backlog else topic.serial
+            self._backlog = topic.news_after(self._serial, NEWS_PER_READ)
+            told = [news.serial for news in self._backlog.values()]
+            self._serial = told[-1] if told else topic.serial
         # Taken out once it was read: who is cancelled meanwhile reads it again.
-        some = list(islice(self._backlog, NEWS_PER_READ))
-        ids = [conversation_id for conversation_id, _ in some]
-        found = await patiently(topic, lambda: topic.reader.conversations(ids))
+        some = dict(islice(self._backlog.items(), NEWS_PER_READ))
+        found = await patiently(topic, lambda: topic.look(some))
         older = [key for key in found.keys() - self._known.keys() if _is_older(topic, found[key])]
         streaming = await patiently(topic, lambda: topic.reader.streaming(older))
-        for conversation_id, news in some:
-            self._backlog.popleft()
+        for conversation_id, news in some.items():
+            del self._backlog[conversation_id]
             there = found.get(conversation_id)
             if there is None or there.owner != self._owner:
                 self._end(conversation_id)
@@ -247,8 +267,14 @@ class OwnerWatcher:
         elif found.revision > seen.revision:
             seen.revision = found.revision
             self._ready.append(found.updated())
-        if (news.said or found.next_position > seen.end) and conversation_id not in self._watchers:
-            self._watch(conversation_id, {})
+        behind = found.next_position > seen.end
+        watcher = self._watchers.get(conversation_id)
+        if watcher is None:
+            if news.said or behind:
+                self._watch(conversation_id, {})
+        elif behind and watcher.window is not None:
+            # It has not heard of that message, and is not to be let go of before it has.
+            self._hub.look_again(conversation_id)
 
     def _end(self, conversation_id: ObjectId) -> None:
         """Takes leave of a conversation that is not there any more, or not this owner's."""
@@ -262,7 +288,7 @@ class OwnerWatcher:
         end = self._known[conversation_id].end
         opened = {position: sequence for position, sequence in streaming.items() if position < end}
         if opened:
-            self._streaming.add(conversation_id)
+            self._streaming[conversation_id] = opened
         self._watchers[conversation_id] = Watcher(
             self._hub,
             Hub.join_conversation,
@@ -271,7 +297,7 @@ class OwnerWatcher:
         )
 
     def _unwatch(self, conversation_id: ObjectId) -> None:
-        self._streaming.discard(conversation_id)
+        self._streaming.pop(conversation_id, None)
         watcher = self._watchers.pop(conversation_id, None)
         if watcher is not None:
             watcher.detach()
@@ -284,7 +310,7 @@ class OwnerWatcher:
         except NotFoundError:
             self._end(conversation_id)
             return None
-        except WatchError:
+        except (WatchError, KeyError, TypeError, ValueError, AttributeError):
             if self._topic is None or self._topic.failure is not None:
                 raise
             # What is wrong with one conversation is not to be in the way of the others.
@@ -300,9 +326,9 @@ class OwnerWatcher:
         cursor = ConversationCursor.parse(event.cursor, conversation_id)
         self._known[conversation_id].end = cursor.end
         if cursor.open:
-            self._streaming.add(conversation_id)
+            self._streaming[conversation_id] = cursor.open
         else:
-            self._streaming.discard(conversation_id)
+            self._streaming.pop(conversation_id, None)
         self._watchers[conversation_id] = self._watchers.pop(conversation_id)
         self._rest()
 

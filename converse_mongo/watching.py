@@ -195,7 +195,10 @@ class Watcher(Generic[E]):
         self._leave()
 
     def detach(self) -> None:
-        """Lets go of all that it holds; iterating again goes on where it was."""
+        """Lets go of all that it holds; iterating again goes on where it was.
+
+        Not for a watcher that another task iterates: :meth:`aclose` ends that.
+        """
         self._leave()
 
     def __del__(self) -> None:
@@ -261,9 +264,14 @@ class Watcher(Generic[E]):
 async def patiently(topic: Watched, read: Callable[[], Awaitable[T]]) -> T:
     """Awaits ``read()`` again and again while MongoDB is not to be reached."""
     wait = RETRY_SECONDS
+    before = _cancellations()
     while True:
         try:
-            return await read()
+            found = await read()
+            if _cancellations() > before:
+                # On Python 3.11, asyncio.wait_for, which PyMongo uses, may swallow a cancellation.
+                raise asyncio.CancelledError
+            return found
         except PyMongoError as error:
             if topic.failure is not None:
                 raise topic.failure from error
@@ -274,3 +282,8 @@ async def patiently(topic: Watched, read: Callable[[], Awaitable[T]]) -> T:
             raise topic.failure
         await asyncio.sleep(random.uniform(wait / 2, wait))
         wait = min(wait * 2, MAX_RETRY_SECONDS)
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0

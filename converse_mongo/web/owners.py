@@ -45,13 +45,17 @@ class OwnerEndpoint:
         await watcher.__aenter__()
         visibility, wire = _OwnerVisibility(self._edge, request), self._edge.wire
 
+        async def shown() -> AsyncGenerator[OwnerEvent, None]:
+            async for event in watcher:
+                if await visibility.shows(event):
+                    yield event
+
         async def events() -> AsyncGenerator[ServerSentEvent, None]:
             # From here on nothing is missed: now is the time to list.
             yield ServerSentEvent(to_json({"type": OPENED}), event=OPENED, sep="\n")
-            async for event in until_cut(watcher):
-                if await visibility.shows(event):
-                    fields = {**wire.event(event), "cursor": event.cursor}
-                    yield ServerSentEvent(to_json(fields), event=event.type, sep="\n")
+            async for event in until_cut(shown()):
+                fields = {**wire.event(event), "cursor": event.cursor}
+                yield ServerSentEvent(to_json(fields), event=event.type, sep="\n")
 
         return EventStream(watcher, events, self._edge.streams)
 
@@ -93,4 +97,5 @@ class _OwnerVisibility:
             conversation = await self._access.conversation(self._request, conversation_id)
         except UnknownError:
             return None
-        return Visibility(self._access, conversation)
+        # Without its context and metadata: a stream may keep many.
+        return Visibility(self._access, type(conversation).model_construct(id=conversation.id))

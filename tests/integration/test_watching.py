@@ -295,6 +295,22 @@ async def test_watch__the_collection_is_dropped(facade: Facade, client: Any) -> 
     assert_exact(await again, await converse.get_message(other.id))
 
 
+async def test_watch__the_collection_is_renamed_and_back(facade: Facade, client: Any) -> None:
+    converse = await facade(check_interval=3600.0, poll_interval=3600.0)
+    message = await start(converse)
+    database = client[converse.database_name]
+    async with converse.watch_message(message.id) as events:
+        await until(lambda: converse.statistics().streams_opened == 1)
+        await database["messages"].rename("another")
+        await until(lambda: converse.statistics().streams_opened == 2)
+        await database["another"].rename("messages")
+        # What comes into the place of the collection may hold what no change told of.
+        await until(lambda: converse.statistics().streams_opened == 3)
+        await message.append_chunk("Hi")
+        async with asyncio.timeout(SOON):
+            assert (await anext(events)).type == "chunk.received"
+
+
 async def test_watch__without_change_streams_on_a_real_server(
     start_server: Callable[..., EmbeddedServer], facade: Facade
 ) -> None:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from pymongo.errors import AutoReconnect
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
@@ -131,6 +132,25 @@ async def test_stream__shows_only_what_is_authorized(make_site: MakeSite) -> Non
         seen += await take(events, 1)
     assert {each.data["conversation_id"] for each in seen} == {str(open_one.id)}
     assert sorted(asked, key=str) == ["locked", "open"]  # once for a stream
+
+
+async def test_stream__whose_access_cannot_be_told_is_cut_off(
+    make_site: MakeSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    def authorize(request: HTTPConnection, conversation: Conversation) -> bool:
+        if conversation.title == "trouble":
+            raise AutoReconnect("the database of rights is away")
+        return is_owner(request, conversation)
+
+    site = await make_site(owner=owner, authorize=authorize)
+    async with stream(site) as events:
+        await site.conversation()
+        (created,) = await take(events, 1)
+        assert created.event == "conversation.created"
+        await site.converse.start_conversation("trouble", owner=("user", "ada"))
+        assert [event async for event in events] == []
+    assert "A stream to a client was cut off" in caplog.text
+    await watchers_are_gone(site)
 
 
 @pytest.mark.parametrize("how", ["nobody", "refused", "not offered"])

@@ -1,0 +1,129 @@
+"""The comparison with the database: what is watched or written, and not as it is stored.
+
+A change stream can skip events without saying so, and where there is none nothing tells of news.
+"""
+
+import logging
+from collections.abc import Mapping
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from converse_mongo._conversation_topic import ConversationTopic
+from converse_mongo._cursors import ConversationCursor
+from converse_mongo._owner_topic import OwnerReader
+from converse_mongo._reader import Reader
+from converse_mongo._watched import Watched
+from converse_mongo.errors import ConversationNotFoundError, StoreUnavailableError
+from converse_mongo.store import Store
+
+__all__ = ["Comparison"]
+
+logger = logging.getLogger("converse_mongo")
+
+
+class Comparison:
+    """Compares all topics with the database: a few queries for all of them together.
+
+    A topic that is behind becomes stale. Running writers hear of stops, and a message whose writer
+    is dead is ended.
+    """
+
+    def __init__(self, watched: Watched, reader: Reader, store: Store) -> None:
+        self._watched = watched
+        self._reader = reader
+        self._owner_reader = OwnerReader(reader)
+        self._signals = store.signals
+        self._leases = store.leases
+
+    async def run(self) -> None:
+        """Compares all once.
+
+        Raises:
+            PyMongoError: The database could not be read.
+            StoreUnavailableError: A message of a dead writer could not be ended.
+            KeyError: A document is not the library's own; as ``TypeError`` and ``ValueError``.
+        """
+        conversations = {
+            topic: topic.cursor
+            for topic in self._watched.conversations.values()
+            if topic.cursor and not topic.stale
+        }
+        orphans = await self._compare_messages(conversations)
+        if conversations:
+            await self._compare_conversations(conversations)
+        await self._compare_owners()
+        for message_id, conversation_id in orphans.items():
+            await self._settle(message_id, conversation_id)
+
+    async def _compare_messages(
+        self, conversations: Mapping[ConversationTopic, ConversationCursor]
+    ) -> dict[ObjectId, ObjectId]:
+        """Compares counters; the messages whose writers may be dead, with their conversations."""
+        messages = {
+            topic: topic.state
+            for topic in self._watched.messages.values()
+            if topic.state and not (topic.stale or topic.ended)
+        }
+        keys = {topic.key: state.conversation_id for topic, state in messages.items()}
+        for conversation in conversations:
+            keys |= dict.fromkeys(conversation.open, conversation.key)
+        written = dict(self._signals.messages)
+        keys |= written
+        if not keys:
+            return {}
+        counters = await self._reader.counters(keys)
+        for message in messages:
+            found = counters.get(message.key)
+            if found is None or found.ended or found.next_sequence > message.window.head:
+                message.mark_stale()
+        for conversation in conversations:
+            if conversation.is_behind(counters):
+                conversation.mark_stale()
+        for message_id in written:
+            found = counters.get(message_id)
+            if found is None or found.ended or found.stop_requested:
+                self._signals.tell(message_id)
+        leases = {key: found.lease for key, found in counters.items() if not found.ended}
+        return {key: keys[key] for key in await self._leases.find_expired(leases, keys)}
+
+    async def _compare_conversations(
+        self, conversations: Mapping[ConversationTopic, ConversationCursor]
+    ) -> None:
+        """Finds new messages, saved ones, and conversations that are gone."""
+        ends = {topic.key: cursor.end for topic, cursor in conversations.items()}
+        behind = await self._reader.behind(ends)
+        there = await self._reader.existing_conversations(list(ends))
+        revisions = await self._reader.revisions(list(ends))
+        for conversation in conversations:
+            if conversation.key not in there:
+                conversation.fail(ConversationNotFoundError(conversation.key))
+            if conversation.key in behind:
+                conversation.mark_stale()
+            for message_id, saved in revisions.get(conversation.key, {}).items():
+                conversation.saved(message_id, saved.revision, saved.position)
+
+    async def _compare_owners(self) -> None:
+        owners = {topic: since for topic in self._watched.owners.values() if (since := topic.due())}
+        if not owners:
+            return
+        changed = await self._owner_reader.changed(
+            {topic.key: since for topic, since in owners.items()}
+        )
+        for owner in owners:
+            owner.compare(changed[owner.key])
+
+    async def _settle(self, message_id: ObjectId, conversation_id: ObjectId) -> None:
+        """Ends a message whose writer may be dead; whoever waits for it hears of it."""
+        try:
+            state = await self._leases.settle_orphan(message_id, conversation_id)
+        except (PyMongoError, StoreUnavailableError):
+            raise
+        except Exception:
+            # One that is not as the library writes it must not be in the way of the others.
+            logger.exception("Message %s could not be looked at", message_id)
+            return
+        if state is None or state.status.is_final:
+            for topic in self._watched.all():
+                if topic.key in (message_id, conversation_id):
+                    topic.mark_stale()
