@@ -19,7 +19,6 @@ from converse_mongo.web.bodies import read_object, text_field
 from converse_mongo.web.edge import NO_STORE, Edge
 from converse_mongo.web.errors import RequestError, UnknownError, answer_errors
 from converse_mongo.web.streams import EventStream, until_cut
-from converse_mongo.web.visibility import Visibility
 from converse_mongo.web.wire import ENDED, Json, event_id, parse_event_id, to_json
 
 __all__ = ["ConversationEndpoints", "cursor_of", "number_of", "watch_conversation"]
@@ -73,12 +72,11 @@ class ConversationEndpoints:
         """GET: the stream of a conversation, which has no end of its own."""
         conversation = await self._conversation(request)
         watcher = await watch_conversation(self._edge, request, conversation)
-        visibility, wire = Visibility(self._edge.access, conversation), self._edge.wire
+        shown, wire = self._edge.visibility.shown(conversation, watcher), self._edge.wire
 
         async def events() -> AsyncGenerator[ServerSentEvent, None]:
-            async for event in until_cut(watcher):
-                if await visibility.shows(event):
-                    yield _sent(event, wire.event(event))
+            async for event in until_cut(shown):
+                yield _sent(event, wire.event(event))
 
         return EventStream(watcher, events, self._edge.streams)
 

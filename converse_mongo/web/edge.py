@@ -7,6 +7,7 @@ from converse_mongo.web.access import Access
 from converse_mongo.web.answers import Answers
 from converse_mongo.web.bodies import Limits
 from converse_mongo.web.streams import StreamOptions
+from converse_mongo.web.visibility import Visibility
 from converse_mongo.web.wire import Wire
 
 __all__ = ["NO_STORE", "Edge"]
@@ -20,6 +21,7 @@ class Edge:
 
     converse: Converse
     access: Access
+    visibility: Visibility
     answers: Answers
     wire: Wire
     streams: StreamOptions

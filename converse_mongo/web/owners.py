@@ -10,11 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
+from converse_mongo.conversations import Conversation
 from converse_mongo.events import ConversationDeleted, OwnerEvent
 from converse_mongo.web.edge import Edge
 from converse_mongo.web.errors import RequestError, UnknownError, answer_errors
 from converse_mongo.web.streams import EventStream, until_cut
-from converse_mongo.web.visibility import Visibility
 from converse_mongo.web.wire import to_json
 
 __all__ = ["OwnerEndpoint", "OwnerOf"]
@@ -76,8 +76,9 @@ class _OwnerVisibility:
 
     def __init__(self, edge: Edge, request: Request) -> None:
         self._access = edge.access
+        self._visibility = edge.visibility
         self._request = request
-        self._known: dict[ObjectId, Visibility | None] = {}
+        self._known: dict[ObjectId, Conversation | None] = {}
 
     async def shows(self, event: OwnerEvent) -> bool:
         """Whether to send an event."""
@@ -89,13 +90,13 @@ class _OwnerVisibility:
             if len(self._known) >= MAX_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[conversation_id] = await self._look(str(conversation_id))
-        visibility = self._known[conversation_id]
-        return visibility is not None and await visibility.shows(event)
+        conversation = self._known[conversation_id]
+        return conversation is not None and await self._visibility.shows(conversation, event)
 
-    async def _look(self, conversation_id: str) -> Visibility | None:
+    async def _look(self, conversation_id: str) -> Conversation | None:
         try:
             conversation = await self._access.conversation(self._request, conversation_id)
         except UnknownError:
             return None
         # Without its context and metadata: a stream may keep many.
-        return Visibility(self._access, type(conversation).model_construct(id=conversation.id))
+        return type(conversation).model_construct(id=conversation.id)

@@ -19,6 +19,7 @@ from converse_mongo.web.generations import Generations
 from converse_mongo.web.owners import OwnerEndpoint, OwnerOf
 from converse_mongo.web.sockets import ConversationSocket
 from converse_mongo.web.streams import StreamOptions
+from converse_mongo.web.visibility import Visibility
 from converse_mongo.web.wire import Wire
 
 __all__ = ["routes"]
@@ -98,9 +99,11 @@ def routes(
     ):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigurationError(f"{name}={size!r}: pass a number of bytes from 1 on.")
+    access = Access(converse, authorize, shown)
     edge = Edge(
         converse=converse,
-        access=Access(converse, authorize, shown),
+        access=access,
+        visibility=Visibility(access),
         answers=Answers(generations),
         wire=Wire(show_errors, show_metadata or (lambda metadata: metadata)),
         streams=options,

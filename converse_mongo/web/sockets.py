@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from converse_mongo.conversations import Conversation
 from converse_mongo.errors import ConverseError
 from converse_mongo.watching import Watcher
 from converse_mongo.web.conversations import watch_conversation
 from converse_mongo.web.edge import Edge
 from converse_mongo.web.errors import UnknownError, error_response
 from converse_mongo.web.streams import until_cut
-from converse_mongo.web.visibility import Visibility
 from converse_mongo.web.wire import event_id, to_json
 
 __all__ = ["ConversationSocket"]
@@ -50,10 +50,9 @@ class ConversationSocket:
         except ConverseError as error:
             await websocket.send_denial_response(error_response(error))
             return
-        visibility = Visibility(self._edge.access, conversation)
         async with contextlib.aclosing(watcher):
             await websocket.accept()
-            await self._serve(websocket, watcher, visibility)
+            await self._serve(websocket, watcher, conversation)
 
     def _may_come_from(self, websocket: WebSocket) -> bool:
         origin = websocket.headers.get("origin")
@@ -62,7 +61,7 @@ class ConversationSocket:
         return urlsplit(origin).netloc == websocket.headers.get("host")
 
     async def _serve(
-        self, websocket: WebSocket, watcher: Watcher[Any], visibility: Visibility
+        self, websocket: WebSocket, watcher: Watcher[Any], conversation: Conversation
     ) -> None:
         listening = asyncio.create_task(_listen(websocket), name="converse_mongo-socket")
         # Whoever comes to an end first ends the other: a client that leaves, or the watching.
@@ -71,10 +70,9 @@ class ConversationSocket:
             self._edge.streams.lifetime, lambda: asyncio.ensure_future(watcher.aclose())
         )
         try:
-            async for event in until_cut(watcher):
-                if await visibility.shows(event):
-                    fields = {"id": event_id(event), **self._edge.wire.event(event)}
-                    await websocket.send_text(to_json(fields))
+            async for event in until_cut(self._edge.visibility.shown(conversation, watcher)):
+                fields = {"id": event_id(event), **self._edge.wire.event(event)}
+                await websocket.send_text(to_json(fields))
             if websocket.application_state is WebSocketState.CONNECTED and not listening.done():
                 await websocket.close(GOING_AWAY)
         except WebSocketDisconnect:
