@@ -1,16 +1,18 @@
-// Follows a conversation and prints what it is told, a line of JSON for each event and state.
+// Follows a conversation, or all of the user, and prints what it is told, a line of JSON each.
 //
-//   node follow.mjs URL CONVERSATION_ID
+//   node follow.mjs URL [CONVERSATION_ID]
 
-import { watchConversation } from "../../../converse_mongo/web/client/index.js";
+import { watchConversation, watchOwner } from "../../../converse_mongo/web/client/index.js";
 
 const [url, conversationId] = process.argv.slice(2);
 const print = (value) => console.log(JSON.stringify(value));
-const watch = watchConversation({
+const options = {
   url,
-  conversationId,
   headers: { authorization: "ada" },
   onEvent: print,
   onState: (state, error) => print({ state, error: error?.message ?? null }),
-});
+};
+const watch = conversationId
+  ? watchConversation({ ...options, conversationId })
+  : watchOwner({ ...options, onOpened: () => print({ type: "opened" }) });
 print({ closed: (await watch.closed)?.message ?? null });
