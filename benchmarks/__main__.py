@@ -27,6 +27,7 @@ from benchmarks import (
     plain_array,
     reads,
     resume,
+    sse_clients,
     whole_job,
     writer_speed,
 )
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "plain_array": plain_array.run,
     "long_message": long_message.run,
     "fan_out": fan_out.run,
+    "sse_clients": sse_clients.run,
     "resume": resume.run,
     "reads": reads.run,
     "live_latency": live_latency.run,
