@@ -127,10 +127,10 @@ class Hub:
         """The topic of an owner, with one more watcher; :meth:`leave` it in the end."""
         return self._join(self._watched.owner(owner))
 
-    def look_again(self, conversation_id: ObjectId) -> None:
-        """Has a watched conversation read once more: something in it was not heard of."""
+    def expect(self, conversation_id: ObjectId, end: int) -> None:
+        """Has a watched conversation read if it has not heard of all messages before ``end``."""
         topic = self._watched.conversations.get(conversation_id)
-        if topic is not None:
+        if topic is not None and topic.cursor is not None and topic.cursor.end < end:
             topic.mark_stale()
 
     def _join(self, topic: T) -> T:

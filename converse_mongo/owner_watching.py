@@ -63,7 +63,7 @@ class OwnerWatcher:
     those that were streaming already, the chunks from then on and the end. Messages of different
     conversations mingle. It holds no queue, and may be as slow as it likes: it watches those
     conversations in which something happens, and reads what it missed. Saves are news for who
-    listens: several may come as one event.
+    listens: several may come as one event, and that may come before messages that were added first.
 
     Iterating raises:
         ConverseClosedError: The facade was closed.
@@ -268,13 +268,12 @@ class OwnerWatcher:
             seen.revision = found.revision
             self._ready.append(found.updated())
         behind = found.next_position > seen.end
-        watcher = self._watchers.get(conversation_id)
-        if watcher is None:
+        if conversation_id not in self._watchers:
             if news.said or behind:
                 self._watch(conversation_id, {})
-        elif behind and watcher.window is not None:
-            # It has not heard of that message, and is not to be let go of before it has.
-            self._hub.look_again(conversation_id)
+        elif behind:
+            # It is not to be let go of before it has heard of that message.
+            self._hub.expect(conversation_id, found.next_position)
 
     def _end(self, conversation_id: ObjectId) -> None:
         """Takes leave of a conversation that is not there any more, or not this owner's."""

@@ -125,6 +125,8 @@ async def test_owner__hears_of_all_that_happens_in_all_conversations(
         assert (updated.conversation_id, updated.title) == (new.id, "A title")
         assert (updated.owner, updated.metadata) == (ADA, {"tag": 1})
         assert updated.revision == new.revision == 1
+        await new.add_user_message("More")
+        assert isinstance(await soon(watcher), MessageCreated)  # and of the save no second time
 
 
 async def test_owner__of_many_writers_at_once_sees_each_conversation_exactly(
@@ -198,6 +200,9 @@ async def test_owner__hears_of_a_conversation_that_goes_and_comes(
     viewer = await facade(writer.database_name, **how)
     given, deleted = [await writer.start_conversation(owner=ADA) for _ in range(2)]
     async with watching(viewer) as adas, watching(viewer, EVE) as eves:
+        for conversation in (given, deleted):
+            await conversation.add_user_message("Hello")
+            assert isinstance(await soon(adas), MessageCreated)
         await deleted.delete()
         assert await take(adas, ConversationDeleted) == [
             ConversationDeleted(conversation_id=deleted.id)
@@ -209,8 +214,11 @@ async def test_owner__hears_of_a_conversation_that_goes_and_comes(
         ]
         (created,) = await take(eves, ConversationCreated)
         assert created.conversation_id == given.id
-        await given.add_user_message("Hello")
-        assert isinstance(await soon(eves), MessageCreated)
+        await given.add_user_message("a secret")
+        for content in ("Hello", "a secret"):
+            message = await soon(eves)
+            assert isinstance(message, MessageCreated)
+            assert message.content == content
         last = await end(ADA, writer)
         assert (await soon(adas)).conversation_id == last
 
@@ -267,6 +275,17 @@ async def test_owner__that_is_slow_misses_nothing(facade: Facade, how: dict[str,
         if len(events) < count:  # the end of the test overtook the message
             events += [await soon(watcher) for _ in range(count + 1 - len(events))]
         assert sequences(events) == list(range(count))
+
+
+async def test_owner__takes_turns_between_conversations(facade: Facade) -> None:
+    converse = await facade(**NEVER)
+    conversations = [await converse.start_conversation(owner=ADA) for _ in range(2)]
+    answers = [await each.start_streaming_assistant() for each in conversations]
+    async with watching(converse) as watcher:
+        for answer in answers:
+            await answer.append_chunks(["a"] * 50)
+        seen = {(await soon(watcher)).conversation_id for _ in range(10)}
+        assert seen == {each.id for each in conversations}
 
 
 async def test_owner__that_gives_up_waiting_goes_on_where_it_was(

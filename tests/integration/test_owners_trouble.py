@@ -25,8 +25,9 @@ from converse_mongo import (
 )
 from converse_mongo import _owner_topic as owner_topic
 from converse_mongo._driver import collection_of
+from converse_mongo._watched import Watched
 from tests.conftest import Commands, Facade
-from tests.integration.test_owners import ADA, EVE, NEVER, OFTEN, end, kinds, soon, take, watching
+from tests.integration.test_owners import ADA, EVE, NEVER, OFTEN, end, soon, take, watching
 from tests.streams import sequences, until
 
 POLLING: dict[str, Any] = {**OFTEN, "change_streams": False}
@@ -63,8 +64,10 @@ async def test_owner__hears_nothing_of_what_was_given_away(
         message.metadata = {"saved": "after"}
         await message.save()
         await given.add_user_message("a secret")
+        waiting = asyncio.create_task(soon(watcher))
+        await until(lambda: topic_of(watcher).window.waiting == 1)  # it has nothing left to tell
         last = await end(ADA, writer)
-        assert (await soon(watcher)).conversation_id == last
+        assert (await waiting).conversation_id == last
         assert str(given.id) not in str(commands.named("find"))  # and nothing is read of it
 
 
@@ -87,6 +90,18 @@ async def test_owner__forgets_what_is_gone_but_tells_who_is_slow(facade: Facade)
         assert (await soon(fast)).conversation_id == last
         assert await soon(slow) == ConversationDeleted(conversation_id=known.id)
         assert (await soon(slow)).conversation_id == last
+
+
+async def test_owner__hears_of_what_was_added_while_it_was_away(facade: Facade) -> None:
+    converse = await facade(**NEVER)
+    conversation = await converse.start_conversation(owner=ADA)
+    async with watching(converse) as watcher:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await anext(watcher)
+        assert converse.statistics().watchers == 0
+        await conversation.add_user_message("Hello")
+        assert isinstance(await soon(watcher), MessageCreated)
 
 
 async def test_owner__of_many_hears_of_a_deletion_while_it_was_away(
@@ -225,28 +240,18 @@ async def test_owner__hears_of_messages_in_a_flood_of_news(
         flooding.cancel()
 
 
-async def test_owner__is_not_let_go_of_what_the_conversation_has_not_heard_of(
+async def test_owner__leads_to_what_the_conversation_has_not_heard_of(
     facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner_watching, "MAX_AT_REST", 1)
-    converse = await facade(poll_interval=0.1, change_streams=False)
-    one, other = [await converse.start_conversation(owner=ADA) for _ in range(2)]
-    compare = owner_topic.OwnerReader.changed
-    between: list[Conversation] = []
-
-    async def changed(self: Any, owners: Any) -> Any:
-        while between:  # behind the comparison of conversations, before that of owners
-            await between.pop().add_user_message("Again")
-        return await compare(self, owners)
-
-    monkeypatch.setattr(owner_topic.OwnerReader, "changed", changed)
+    converse = await facade(**NEVER)
+    conversation = await converse.start_conversation(owner=ADA)
+    monkeypatch.setattr(Watched, "_topics_of", lambda _self, _hint: set())  # they are deaf
     async with watching(converse) as watcher:
-        await one.add_user_message("Hello")
-        assert isinstance(await soon(watcher), MessageCreated)
-        between += [one, other]
-        events = [await soon(watcher) for _ in range(2)]
-        assert {event.conversation_id for event in events} == {one.id, other.id}
-        assert kinds(events) == ["message.created"] * 2
+        for position in range(3):
+            await conversation.add_user_message("Hello")
+            created = await soon(watcher)
+            assert isinstance(created, MessageCreated)
+            assert created.position == position
 
 
 async def test_owner__whose_cancellation_was_swallowed_does_not_wait(
