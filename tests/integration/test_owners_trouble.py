@@ -21,6 +21,7 @@ from converse_mongo import (
     MessageUpdated,
     OwnerEvent,
     OwnerWatcher,
+    hub,
     owner_watching,
 )
 from converse_mongo import _owner_topic as owner_topic
@@ -254,6 +255,33 @@ async def test_owner__leads_to_what_the_conversation_has_not_heard_of(
             assert created.position == position
 
 
+async def test_owner__hears_on_of_what_no_change_told(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade(**NEVER)
+    async with watching(converse) as watcher:
+        with monkeypatch.context() as patch:
+            unheard: list[Any] = []
+            patch.setattr(hub.Hub, "_take", lambda _self, change: unheard.append(change))
+            conversation = await converse.start_conversation(owner=ADA)
+            await until(lambda: len(unheard) > 0)
+            topic_of(watcher).mark_stale()
+            assert isinstance(await soon(watcher), ConversationCreated)
+        await conversation.add_user_message("Hello")
+        assert isinstance(await soon(watcher), MessageCreated)
+
+
+async def test_news__of_a_message_are_not_lost_in_others(facade: Facade) -> None:
+    converse = await facade(**NEVER)
+    conversation_id = ObjectId()
+    async with watching(converse) as watcher:
+        topic = topic_of(watcher)
+        topic.tell(conversation_id, said=True)
+        topic.tell(conversation_id)
+        # The counter of the conversation may be behind an insert for a moment.
+        assert topic.news_after(0, 10)[conversation_id].said
+
+
 async def test_owner__whose_cancellation_was_swallowed_does_not_wait(
     facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +443,12 @@ async def test_owner__with_many_watchers_is_read_once_for_all(
             ("conversation.updated", conversation.id)
         }
         assert len(commands.named("find")) < 5
+        waiting = [asyncio.create_task(soon(each)) for each in watchers]
+        conversation.title = "Another"
+        await conversation.save()
+        for event in await asyncio.gather(*waiting):
+            assert isinstance(event, ConversationUpdated)
+            assert event.title == "Another"  # what was read for the news before is not enough
 
 
 async def test_owners__are_not_all_compared_in_full_at_once(facade: Facade) -> None:
