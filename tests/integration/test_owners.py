@@ -126,7 +126,9 @@ async def test_owner__hears_of_all_that_happens_in_all_conversations(
         assert (updated.owner, updated.metadata) == (ADA, {"tag": 1})
         assert updated.revision == new.revision == 1
         await new.add_user_message("More")
-        assert isinstance(await soon(watcher), MessageCreated)  # and of the save no second time
+        assert isinstance(await soon(watcher), MessageCreated)
+        last = await end(ADA, writer)  # and of the save no second time
+        assert (await soon(watcher)).conversation_id == last
 
 
 async def test_owner__of_many_writers_at_once_sees_each_conversation_exactly(
