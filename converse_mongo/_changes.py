@@ -60,6 +60,9 @@ def pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
     return [{"$match": {"$or": wanted}}, LEFT_OUT]
 
 
+OwnerKey: TypeAlias = tuple[str, str]
+"""The type and the id of an owner."""
+
 _WRITER_FIELDS = frozenset({"status", "stop_requested_at"})
 _INVALIDATING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})
 
@@ -114,7 +117,7 @@ class ConversationChanged:
     """
 
     conversation_id: ObjectId
-    owner: tuple[str, str] | None = None
+    owner: OwnerKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +154,20 @@ def decode(change: Mapping[str, Any], conversations: str) -> Hint | None:
     return None
 
 
+def owner_key(stored: Mapping[str, Any]) -> OwnerKey | None:
+    """Whose a stored conversation is."""
+    owner = stored.get("owner")
+    if not isinstance(owner, Mapping):
+        return None
+    kind, name = owner.get("type"), owner.get("id")
+    return (kind, name) if isinstance(kind, str) and isinstance(name, str) else None
+
+
 def _decode_conversation(change: Mapping[str, Any]) -> ConversationChanged:
     document = change.get("fullDocument") or {}
     changed = (change.get("updateDescription") or {}).get("updatedFields") or {}
-    owner = document.get("owner") or changed.get("owner")
     return ConversationChanged(
-        change["documentKey"]["_id"], (owner["type"], owner["id"]) if owner else None
+        change["documentKey"]["_id"], owner_key(document) or owner_key(changed)
     )
 
 

@@ -11,7 +11,6 @@ from pymongo.errors import PyMongoError
 
 from converse_mongo._conversation_topic import ConversationTopic
 from converse_mongo._cursors import ConversationCursor
-from converse_mongo._owner_topic import OwnerReader
 from converse_mongo._reader import Reader
 from converse_mongo._watched import Watched
 from converse_mongo.errors import ConversationNotFoundError, StoreUnavailableError
@@ -32,7 +31,6 @@ class Comparison:
     def __init__(self, watched: Watched, reader: Reader, store: Store) -> None:
         self._watched = watched
         self._reader = reader
-        self._owner_reader = OwnerReader(reader)
         self._signals = store.signals
         self._leases = store.leases
 
@@ -107,7 +105,7 @@ class Comparison:
         owners = {topic: since for topic in self._watched.owners.values() if (since := topic.due())}
         if not owners:
             return
-        changed = await self._owner_reader.changed(
+        changed = await self._watched.owner_reader.changed(
             {topic.key: since for topic, since in owners.items()}
         )
         for owner in owners:

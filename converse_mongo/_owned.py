@@ -3,18 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from bson import ObjectId
 
+from converse_mongo._changes import OwnerKey, owner_key
 from converse_mongo._cursors import ConversationCursor
 from converse_mongo.chunks import aware
 from converse_mongo.events import ConversationCreated, ConversationUpdated
 
-__all__ = ["MARKS", "NEVER", "OWNED", "Marks", "OwnedConversation", "OwnerKey", "owner_key"]
-
-OwnerKey: TypeAlias = tuple[str, str]
-"""The type and the id of an owner."""
+__all__ = ["MARKS", "NEVER", "OWNED", "Marks", "OwnedConversation"]
 
 MARKS = {"owner": 1, "next_position": 1, "revision": 1, "updated_at": 1}
 """The projection that tells whether something happened in a conversation."""
@@ -24,15 +22,6 @@ OWNED = MARKS | {"title": 1, "metadata": 1, "created_at": 1}
 
 NEVER = datetime(1970, 1, 2, tzinfo=UTC)
 """When a document was changed that does not say so: the library has not written it."""
-
-
-def owner_key(stored: Mapping[str, Any]) -> OwnerKey | None:
-    """Whose a stored conversation is."""
-    owner = stored.get("owner")
-    if not isinstance(owner, Mapping):
-        return None
-    kind, name = owner.get("type"), owner.get("id")
-    return (kind, name) if isinstance(kind, str) and isinstance(name, str) else None
 
 
 def _moment(stored: Mapping[str, Any], name: str) -> datetime:

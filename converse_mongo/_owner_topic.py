@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bson import ObjectId
 
-from converse_mongo._changes import Updated
+from converse_mongo._changes import OwnerKey, Updated, owner_key
 from converse_mongo._fanout import Window
 from converse_mongo._owned import (
     MARKS,
@@ -20,8 +20,6 @@ from converse_mongo._owned import (
     OWNED,
     Marks,
     OwnedConversation,
-    OwnerKey,
-    owner_key,
 )
 from converse_mongo._reader import IDS_PER_QUERY, Reader
 from converse_mongo.events import MessageUpdated

@@ -5,9 +5,8 @@ from typing import Any, TypeAlias
 
 from bson import ObjectId
 
-from converse_mongo._changes import ConversationChanged, Inserted, MessageHint, Updated
+from converse_mongo._changes import ConversationChanged, Inserted, MessageHint, OwnerKey, Updated
 from converse_mongo._conversation_topic import ConversationTopic, Routes
-from converse_mongo._owned import OwnerKey
 from converse_mongo._owner_topic import OwnerReader, OwnerTopic
 from converse_mongo._reader import Reader
 from converse_mongo._topics import MessageTopic, Topic
@@ -26,6 +25,7 @@ class Watched:
         messages: By the id of the message.
         conversations: By the id of the conversation.
         owners: By the type and the id of the owner.
+        owner_reader: Reads for them.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -33,7 +33,7 @@ class Watched:
         self.conversations: dict[ObjectId, ConversationTopic] = {}
         self.owners: dict[OwnerKey, OwnerTopic] = {}
         self._reader = reader
-        self._owner_reader = OwnerReader(reader)
+        self.owner_reader = OwnerReader(reader)
         self._routes = Routes()
         self._owned: dict[ObjectId, OwnerTopic] = {}  # conversation to watched owner
 
@@ -60,7 +60,7 @@ class Watched:
         """The topic of an owner, made where there is none."""
         topic = self.owners.get(key)
         if topic is None:
-            topic = self.owners[key] = OwnerTopic(key, self._owner_reader, self._owned)
+            topic = self.owners[key] = OwnerTopic(key, self.owner_reader, self._owned)
         return topic
 
     def forget(self, topic: AnyTopic) -> None:

@@ -12,6 +12,7 @@ from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from converse_mongo import _changes
+from converse_mongo._changes import OwnerKey
 from converse_mongo._comparison import Comparison
 from converse_mongo._conversation_topic import ConversationTopic
 from converse_mongo._driver import (
@@ -21,7 +22,6 @@ from converse_mongo._driver import (
     is_transient,
     lacks_change_streams,
 )
-from converse_mongo._owned import OwnerKey
 from converse_mongo._owner_topic import OwnerTopic
 from converse_mongo._reader import Reader
 from converse_mongo._topics import MessageTopic

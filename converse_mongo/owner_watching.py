@@ -12,9 +12,10 @@ from typing import Self
 
 from bson import ObjectId
 
+from converse_mongo._changes import OwnerKey
 from converse_mongo._cursors import ConversationCursor
 from converse_mongo._fanout import Window
-from converse_mongo._owned import Marks, OwnedConversation, OwnerKey
+from converse_mongo._owned import Marks, OwnedConversation
 from converse_mongo._owner_topic import News, OwnerTopic
 from converse_mongo.errors import NotFoundError, WatchError
 from converse_mongo.events import (

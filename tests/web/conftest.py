@@ -59,6 +59,11 @@ class Model:
             writer.metadata["finish_reason"] = "stop"
 
 
+def owner(request: HTTPConnection) -> tuple[str, str] | None:
+    user = request.headers.get("authorization")
+    return None if user is None else ("user", user)
+
+
 @dataclass
 class Site:
     """A running application and a client of it."""

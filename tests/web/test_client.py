@@ -12,22 +12,17 @@ from typing import Any
 import pytest
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
 from converse_mongo import Converse
 from converse_mongo.embedded import free_port
 from converse_mongo.web import routes
-from tests.web.conftest import Server, is_owner
+from tests.web.conftest import Server, is_owner, owner
 
 FOLLOW = Path(__file__).parent / "client" / "follow.mjs"
 SECONDS = 60
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
-
-
-def owner(request: HTTPConnection) -> tuple[str, str]:
-    return "user", request.headers["authorization"]
 
 
 class Service:
@@ -45,7 +40,11 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         config = uvicorn.Config(
-            *(self._app, "127.0.0.1", self.port), log_config=None, timeout_graceful_shutdown=1
+            self._app,
+            host="127.0.0.1",
+            port=self.port,
+            log_config=None,
+            timeout_graceful_shutdown=1,
         )
         server = Server(config)
         running = asyncio.create_task(server.serve())

@@ -12,13 +12,8 @@ from starlette.requests import HTTPConnection
 
 from converse_mongo import ConfigurationError, Conversation, Converse
 from converse_mongo.web import routes
-from tests.web.conftest import OWNER, STRANGER, MakeSite, Sent, Site, is_owner, read_events
+from tests.web.conftest import OWNER, STRANGER, MakeSite, Sent, Site, is_owner, owner, read_events
 from tests.web.test_sockets import watchers_are_gone
-
-
-def owner(request: HTTPConnection) -> tuple[str, str] | None:
-    user = request.headers.get("authorization")
-    return None if user is None else ("user", user)
 
 
 @asynccontextmanager
