@@ -48,7 +48,11 @@ class OwnerReader:
         """The marks of the conversations of an owner, up to ``limit``, the last changed first."""
         cursor = self._conversations.find(_whose(owner), MARKS)
         cursor = cursor.sort([("updated_at", -1), ("_id", -1)]).limit(limit)
-        return {stored["_id"]: Marks.from_stored(stored) async for stored in cursor}
+        return {
+            stored["_id"]: Marks.from_stored(stored)
+            async for stored in cursor
+            if owner_key(stored) == owner  # a query for a value finds it in an array, too
+        }
 
     async def changed(
         self, owners: Mapping[OwnerKey, datetime]
