@@ -4,7 +4,8 @@ A change stream can skip events without saying so, and where there is none nothi
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import TypeVar
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
@@ -12,13 +13,15 @@ from pymongo.errors import PyMongoError
 from converse_mongo._conversation_topic import ConversationTopic
 from converse_mongo._cursors import ConversationCursor
 from converse_mongo._reader import Reader
-from converse_mongo._watched import Watched
+from converse_mongo._watched import AnyTopic, Watched
 from converse_mongo.errors import ConversationNotFoundError, StoreUnavailableError
 from converse_mongo.store import Store
 
 __all__ = ["Comparison"]
 
 logger = logging.getLogger("converse_mongo")
+
+T = TypeVar("T")
 
 
 class Comparison:
@@ -40,19 +43,36 @@ class Comparison:
         Raises:
             PyMongoError: The database could not be read.
             StoreUnavailableError: A message of a dead writer could not be ended.
-            KeyError: A document is not the library's own; as ``TypeError`` and ``ValueError``.
         """
         conversations = {
             topic: topic.cursor
             for topic in self._watched.conversations.values()
             if topic.cursor and not topic.stale
         }
-        orphans = await self._compare_messages(conversations)
+        watched = self._watched
+        orphans = await self._attempt(
+            self._compare_messages(conversations), [*watched.messages.values(), *conversations]
+        )
         if conversations:
-            await self._compare_conversations(conversations)
-        await self._compare_owners()
-        for message_id, conversation_id in orphans.items():
+            await self._attempt(self._compare_conversations(conversations), conversations)
+        await self._attempt(self._compare_owners(), watched.owners.values())
+        for message_id, conversation_id in (orphans or {}).items():
             await self._settle(message_id, conversation_id)
+
+    async def _attempt(self, step: Awaitable[T], topics: Iterable[AnyTopic]) -> T | None:
+        """Awaits a step. If a document cannot be read, the watchers of ``topics`` find out which.
+
+        The other steps go on: one document that another application wrote must not stop them.
+        """
+        try:
+            return await step
+        except (PyMongoError, StoreUnavailableError):
+            raise
+        except Exception:
+            logger.exception("Could not compare what is watched with the database")
+            for topic in topics:
+                topic.mark_stale()
+            return None
 
     async def _compare_messages(
         self, conversations: Mapping[ConversationTopic, ConversationCursor]

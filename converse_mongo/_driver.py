@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 from beanie import Document
 from beanie.odm.actions import ActionRegistry
 from beanie.odm.utils.init import Initializer
+from bson import DatetimeConversion, Timestamp
 from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.errors import (
     ConnectionFailure,
@@ -50,6 +51,7 @@ __all__ = [
     "bound_subclass",
     "close_client",
     "collection_of",
+    "committed_time",
     "driver_name",
     "driver_versions",
     "has_change_streams",
@@ -295,7 +297,12 @@ def collection_of(model: type[Document], *, majority: bool = False) -> Collectio
     if _is_mock(collection):  # its with_options forgets that it is asynchronous
         return collection
     return collection.with_options(
-        codec_options=collection.codec_options.with_options(tz_aware=True),
+        codec_options=collection.codec_options.with_options(
+            tz_aware=True,
+            # A date that Python does not have, which another application wrote, must not keep the
+            # documents beside it from being read.
+            datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+        ),
         read_preference=ReadPreference.PRIMARY,
         read_concern=ReadConcern("majority" if majority else "local"),
     )
@@ -385,17 +392,33 @@ def _is_mock(collection: Collection) -> bool:
 
 
 async def open_change_feed(database: Database, pipeline: list[dict[str, Any]]) -> ChangeFeed:
-    """Opens a change stream on ``database``: it holds every change from this moment on.
+    """Opens a change stream on ``database``.
+
+    The stream holds every change that a majority read made from now on does not show yet. Without
+    a start time the server would begin behind the last entry that it has applied, and skip what is
+    applied but not yet majority-committed. Such a write would be neither in the stream nor in the
+    read.
 
     Raises:
         PyMongoError: The server refused it or could not be reached.
     """
-    # The server refuses to watch with the read concern "local", which a URI may ask for.
-    concern = ReadConcern("majority")
+    committed = await committed_time(database)
+    # The tick behind it, as the server itself does where it is given no time: what is committed is
+    # read, and a change that cannot be decoded is not delivered again.
+    start = None if committed is None else Timestamp(committed.time, committed.inc + 1)
+    # The server refuses to watch with the read concern "local", which a URI may ask for. Hints are
+    # decoded leniently: what another application wrote must not end the stream.
+    options: Any = {
+        "read_concern": ReadConcern("majority"),
+        "codec_options": database.codec_options.with_options(
+            datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+            unicode_decode_error_handler="replace",
+        ),
+    }
     feed: ChangeFeed = (
-        ThreadFeed(database.delegate.with_options(read_concern=concern), pipeline)
+        ThreadFeed(database.delegate.with_options(**options), pipeline, start)
         if _BEANIE_SPEAKS_MOTOR
-        else TaskFeed(database.with_options(read_concern=concern), pipeline)
+        else TaskFeed(database.with_options(**options), pipeline, start)
     )
     opening = asyncio.create_task(feed.open(), name="converse_mongo-open")
     try:
@@ -407,3 +430,22 @@ async def open_change_feed(database: Database, pipeline: list[dict[str, Any]]) -
         await asyncio.shield(feed.aclose())
         raise
     return feed
+
+
+async def committed_time(database: Database) -> Timestamp | None:
+    """The time of the last majority-committed write; ``None`` if the server does not tell.
+
+    A member of a replica set tells in its ``hello``
+    (https://www.mongodb.com/docs/manual/reference/command/hello/). A mongos does not; there it is
+    the ``operationTime`` of a majority read.
+
+    Raises:
+        PyMongoError: The server could not be reached.
+    """
+    hello = await database.client.admin.command("hello")
+    committed = hello.get("lastWrite", {}).get("majorityOpTime", {}).get("ts")
+    if committed is None:
+        read = {"find": "messages", "limit": 1, "singleBatch": True, "projection": {"_id": 1}}
+        reply = await database.command({**read, "readConcern": {"level": "majority"}})
+        committed = reply.get("operationTime")
+    return committed if isinstance(committed, Timestamp) else None

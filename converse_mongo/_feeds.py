@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from bson import Timestamp
 from pymongo.errors import AutoReconnect, PyMongoError
 
 __all__ = ["CLOSE_SECONDS", "Change", "ChangeFeed", "TaskFeed", "ThreadFeed", "in_thread"]
@@ -51,7 +52,7 @@ class ChangeFeed(Protocol):
     """A change stream."""
 
     async def open(self) -> None:
-        """Opens it: it holds every change from this moment on.
+        """Opens the stream.
 
         Raises:
             PyMongoError: The server refused it or could not be reached.
@@ -62,6 +63,7 @@ class ChangeFeed(Protocol):
 
         Raises:
             PyMongoError: The stream is lost; the driver has tried to resume it.
+            BSONError: The stream is lost: the driver could not decode a change.
         """
 
     async def aclose(self) -> None:
@@ -71,14 +73,19 @@ class ChangeFeed(Protocol):
 class TaskFeed:
     """A change stream of PyMongo Async."""
 
-    def __init__(self, database: Any, pipeline: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, database: Any, pipeline: list[dict[str, Any]], start: Timestamp | None = None
+    ) -> None:
         self._database = database
         self._pipeline = pipeline
+        self._start = start
         self._stream: Any = None
 
     async def open(self) -> None:
         self._stream = await self._database.watch(
-            self._pipeline, max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000)
+            self._pipeline,
+            max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000),
+            start_at_operation_time=self._start,
         )
 
     async def next_batch(self) -> Sequence[Change]:
@@ -102,9 +109,12 @@ class ThreadFeed:
     leaves the pool to the writes, and costs one hop a batch instead of one an event.
     """
 
-    def __init__(self, database: Any, pipeline: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, database: Any, pipeline: list[dict[str, Any]], start: Timestamp | None = None
+    ) -> None:
         self._database = database
         self._pipeline = pipeline
+        self._start = start
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
@@ -157,7 +167,9 @@ class ThreadFeed:
     def _run(self) -> None:
         try:
             self._stream = self._database.watch(
-                self._pipeline, max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000)
+                self._pipeline,
+                max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000),
+                start_at_operation_time=self._start,
             )
             self._tell(self._finish_opening, None)
             while not self._closing and self._stream.alive:

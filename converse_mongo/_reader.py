@@ -40,6 +40,16 @@ class Counters:
     lease: LeaseState
     stop_requested: bool
 
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "Counters":
+        """The counters in a document, or in its projection ``COUNTERS``."""
+        return cls(
+            stored.get("next_sequence", 0),
+            stored["status"] != MessageStatus.STREAMING.value,
+            LeaseState.from_stored(stored.get("lease")),
+            stored.get("stop_requested_at") is not None,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class MessageRow:
@@ -311,12 +321,12 @@ class Reader:
                 "conversation_id": {"$in": list({keys[message_id] for message_id in some})},
             }
             async for stored in self.messages.find(match, COUNTERS):
-                found[stored["_id"]] = Counters(
-                    stored.get("next_sequence", 0),
-                    stored["status"] != MessageStatus.STREAMING.value,
-                    LeaseState.from_stored(stored.get("lease")),
-                    stored.get("stop_requested_at") is not None,
-                )
+                try:
+                    found[stored["_id"]] = Counters.from_stored(stored)
+                except (KeyError, TypeError, ValueError, AttributeError):
+                    # Counts as ended, so that its watchers read it and find out.
+                    logger.exception("Message %s is not as the library writes it", stored["_id"])
+                    found[stored["_id"]] = Counters(0, True, LeaseState(), False)
         return found
 
     async def streaming_anywhere(self, after: ObjectId | None) -> list[MessageState | ObjectId]:
@@ -341,7 +351,7 @@ class Reader:
         for stored in await cursor.limit(STATES_PER_READ).to_list(STATES_PER_READ):
             try:
                 found.append(MessageState.from_stored(stored))
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, AttributeError):
                 logger.exception("Message %s is not as the library writes it", stored["_id"])
                 found.append(stored["_id"])
         return found

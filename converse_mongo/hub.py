@@ -196,7 +196,7 @@ class Hub:
         while self._open_feed is not None and not self._closing:
             try:
                 feed = await self._open_feed()
-            except PyMongoError as error:
+            except Exception as error:  # noqa: BLE001 - polling goes on, and it is tried again
                 if lacks_change_streams(error):
                     logger.warning("No change stream is to be had (%s); polling instead", error)
                     self._open_feed = None
@@ -213,7 +213,7 @@ class Hub:
                         for change in await feed.next_batch():
                             failures = 0
                             self._take(change)
-                except (PyMongoError, _StreamLostError) as error:
+                except Exception as error:  # noqa: BLE001 - hints are read again from the database
                     logger.warning("The change stream was lost (%s); opening a new one", error)
                 finally:
                     self._live = False
@@ -259,10 +259,6 @@ class Hub:
             except (PyMongoError, StoreUnavailableError) as error:
                 log = logger.debug if is_transient(error) else logger.warning
                 log("Could not compare the watched messages with the database: %s", error)
-            except (KeyError, TypeError, ValueError):
-                # Something in the database is not the library's own: who watches it finds out.
-                logger.exception("Could not compare the watched messages with the database")
-                self._watched.mark_all_stale()
 
     def _check_soon(self, topic: MessageTopic | ConversationTopic) -> None:
         """Has a topic that is new compared once it was read: its writer may have died long ago."""
