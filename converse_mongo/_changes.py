@@ -52,8 +52,9 @@ def pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
             "ns.coll": conversations,
             "updateDescription.updatedFields.revision": {"$exists": True},
         },
-        # One that takes the place of another.
-        {"to.coll": {"$in": [messages, conversations]}},
+        # One that takes the place of another. Atlas's shared tiers take no $in on a namespace.
+        {"to.coll": messages},
+        {"to.coll": conversations},
         # They concern no collection.
         {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
     ]

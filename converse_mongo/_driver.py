@@ -58,11 +58,11 @@ __all__ = [
     "is_aborted",
     "is_too_large",
     "is_transient",
-    "lacks_change_streams",
     "majority_of",
     "open_change_feed",
     "open_client",
     "open_database",
+    "refuses_change_streams",
     "release_documents",
     "server_time",
     "sibling",
@@ -80,16 +80,37 @@ D = TypeVar("D", bound=Document)
 
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
 _TRANSIENT_CODES = frozenset(
-    # The network, time-outs, a primary that is none any more, a cursor that a restart took along.
-    {6, 7, 43, 50, 89, 91, 134, 175, 189, 237, 262}
-    | {9001, 10107, 11600, 11602, 13435, 13436, 13388}
+    # The network, and members, config servers or signing keys that are not available yet.
+    {6, 7, 89, 94, 133, 145, 149, 172, 173, 174, 199, 211, 303, 317, 384, 9001, 56846, 91331}
+    # No primary, an election, a shutdown.
+    | {91, 95, 189, 190, 216, 333, 372, 10058, 10107, 11600, 11602, 13435, 13436}
+    # Time limits and interruptions, a slow majority, a lock that was not to be had.
+    | {24, 46, 50, 64, 90, 107, 134, 202, 262, 279, 281, 282, 290, 310, 355, 407, 453}
+    | {11601, 46841, 10045600}
+    # Conflicts with other writes, with transactions and with operations on the collection.
+    | {112, 117, 215, 267, 314, 319, 338, 342, 363, 365, 371, 406, 412, 12586, 12587, 50915}
+    # A router or a shard that has to refresh what it knows, and snapshots that are gone.
+    | {63, 150, 239, 246, 249, 250, 272, 343, 9996, 13388}
+    # A cursor that a restart took along.
+    | {43, 136, 175, 237}
+    # An overloaded server.
+    | {208, 261, 402, 433, 449, 450, 462}
+)
+# Each says that the server, or the driver, takes a repeated call for worthwhile.
+_TRANSIENT_LABELS = (
+    "RetryableWriteError",
+    "RetryableError",
+    "SystemOverloadedError",
+    "ResumableChangeStreamError",
 )
 # WriteConflict, NoSuchTransaction
 _ABORTED_CODES = frozenset({112, 251})
-_CANNOT_SATISFY_WRITE_CONCERN = 100
+# UnknownReplWriteConcern, UnsatisfiableWriteConcern: the set has no such members, now or later.
+_REFUSED_CONCERN_CODES = frozenset({79, 100})
 _TOO_LARGE_CODES = frozenset({10334, 17419})
-# Unauthorized, CommandNotSupported, a stage that is unknown, no replica set to stream from.
-_NO_CHANGE_STREAM_CODES = frozenset({13, 115, 40324, 40573})
+# What ends one change stream, while a new one can be had: a token that is of no use any more
+# (260, 280, 286), an invalidation, a change of shards (222, 234, 346, 348, 351), a large event.
+_LOST_STREAM_CODES = frozenset({222, 234, 260, 280, 286, 346, 348, 351, 401, 10334})
 
 _BEANIE_SPEAKS_MOTOR = version("beanie").startswith("1.")
 
@@ -204,25 +225,35 @@ async def server_time(database: Database) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
-def lacks_change_streams(error: BaseException) -> bool:
-    """Whether ``error`` means that no change stream is to be had here, now or later."""
-    return isinstance(error, OperationFailure) and (
-        error.code in _NO_CHANGE_STREAM_CODES or "only supported on replica sets" in str(error)
+def refuses_change_streams(error: BaseException) -> bool:
+    """Whether ``error`` means that a new change stream would be refused as this one was.
+
+    Rights, the topology, the tier of a hosted service or an API version forbid it. Any of these may
+    change, but not within seconds.
+    """
+    return (
+        isinstance(error, PyMongoError)
+        and not is_transient(error)
+        and not error.has_error_label("NonResumableChangeStreamError")
+        and not (isinstance(error, OperationFailure) and error.code in _LOST_STREAM_CODES)
     )
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed a moment later: the network, a failover, a slow majority.
 
-    A write that raised so may have been applied or not.
+    A write that raised so may have been applied or not. What ended a transaction is not transient:
+    the call must not be repeated, but the transaction may be; see :func:`is_aborted`.
     """
+    if not isinstance(error, PyMongoError) or error.has_error_label("TransientTransactionError"):
+        return False
+    if any(error.has_error_label(label) for label in _TRANSIENT_LABELS):
+        return True
     if isinstance(error, WriteConcernError):
-        return error.code != _CANNOT_SATISFY_WRITE_CONCERN
+        return error.code not in _REFUSED_CONCERN_CODES
     if isinstance(error, ConnectionFailure):
         return True
-    if isinstance(error, OperationFailure) and error.code in _TRANSIENT_CODES:
-        return True
-    return isinstance(error, PyMongoError) and error.has_error_label("RetryableWriteError")
+    return isinstance(error, OperationFailure) and error.code in _TRANSIENT_CODES
 
 
 def is_too_large(error: BaseException) -> bool:

@@ -258,7 +258,11 @@ class Converse:
 
     @property
     def watch_mode(self) -> WatchMode:
-        """Whether watchers follow a ``"change_stream"``, or use ``"polling"`` without one."""
+        """How watchers learn of news right now: by a ``"change_stream"``, or by ``"polling"``.
+
+        On a replica set or sharded cluster it is ``"polling"`` while the change stream is lost or
+        refused.
+        """
         return self._open_parts.hub.mode
 
     @property

@@ -216,17 +216,26 @@ async def _check_change_streams(database: _driver.Database) -> AsyncIterator[Fin
     try:
         feed = await _driver.open_change_feed(database, told)
     except PyMongoError as error:
-        if not _driver.lacks_change_streams(error):
+        if not _driver.refuses_change_streams(error):
             raise
-        advice = (
-            "Let the user of the URI find and changeStream on this database (the role read)"
-            if await _driver.has_change_streams(database)
-            else "Watchers poll instead: same events, up to poll_interval later"
+        yield Finding(
+            Level.WARN,
+            "change streams",
+            f"none: {_reason(error)}",
+            _advice_on_refusal(error, await _driver.has_change_streams(database)),
         )
-        yield Finding(Level.WARN, "change streams", f"none: {_reason(error)}", advice)
     else:
         await feed.aclose()
         yield Finding(Level.OK, "change streams", "opened one")
+
+
+def _advice_on_refusal(error: PyMongoError, replicated: bool) -> str:
+    polling = "Watchers poll instead: same events, up to poll_interval later"
+    if not replicated:
+        return polling
+    if "not authorized" in str(error) or "not allowed to do action" in str(error):
+        return "Let the user of the URI find and changeStream on this database (the role read)"
+    return f"{polling}. What is known of servers: the page 'Servers and services' of the docs"
 
 
 async def _check_indexes(database: _driver.Database) -> AsyncIterator[Finding]:

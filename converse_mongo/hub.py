@@ -20,7 +20,7 @@ from converse_mongo._driver import (
     Change,
     ChangeFeed,
     is_transient,
-    lacks_change_streams,
+    refuses_change_streams,
 )
 from converse_mongo._owner_topic import OwnerTopic
 from converse_mongo._reader import Reader
@@ -36,6 +36,12 @@ logger = logging.getLogger("converse_mongo")
 
 FIRST_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 5.0
+REFUSED_SECONDS = 600.0
+"""The longest time until a change stream that was refused is asked for again."""
+LOSSES_IN_A_ROW = 2
+"""How many failures that no retry cures may come in a row before they count as a refusal."""
+STEADY_SECONDS = 60.0
+"""How long a change stream has to last, with no change in it, to count as one that works."""
 
 T = TypeVar("T", bound=AnyTopic)
 
@@ -91,14 +97,16 @@ class Hub:
         self._soon: asyncio.TimerHandle | None = None
         self._check_now = asyncio.Event()
         self._live = False
+        self._polls = open_feed is None
+        self._refusal: tuple[type[Exception], Any] | None = None
         self._closing = False
         self._failure: BaseException | None = None
         self._streams_opened = self._changes = self._checks = 0
 
     @property
     def mode(self) -> WatchMode:
-        """How watchers learn of news."""
-        return WatchMode.POLLING if self._open_feed is None else WatchMode.CHANGE_STREAM
+        """How watchers learn of news right now."""
+        return WatchMode.POLLING if self._polls else WatchMode.CHANGE_STREAM
 
     def statistics(self) -> HubStatistics:
         """What there is to do right now."""
@@ -192,36 +200,56 @@ class Hub:
     # The change stream
 
     async def _follow(self) -> None:
-        failures = 0
+        failures = losses = 0
+        time = asyncio.get_running_loop().time
         while self._open_feed is not None and not self._closing:
+            refused = False
             try:
                 feed = await self._open_feed()
             except Exception as error:  # noqa: BLE001 - polling goes on, and it is tried again
-                if lacks_change_streams(error):
-                    logger.warning("No change stream is to be had (%s); polling instead", error)
-                    self._open_feed = None
-                    self._check_now.set()
-                    return
-                logger.warning("Could not open a change stream (%s); polling until then", error)
+                losses = losses + 1 if _is_lasting(error) else 0
+                refused = refuses_change_streams(error) or losses > LOSSES_IN_A_ROW
+                self._note_loss("Could not open a change stream", error, refused)
             else:
+                began = time()
                 self._streams_opened += 1
-                self._live = True
+                self._live, self._polls = True, False
                 # What was written before the stream opened is read, not hoped for.
                 self._watched.mark_all_stale()
                 try:
                     while not self._closing:
                         for change in await feed.next_batch():
-                            failures = 0
+                            failures, losses, self._refusal = 0, 0, None
                             self._take(change)
                 except Exception as error:  # noqa: BLE001 - hints are read again from the database
-                    logger.warning("The change stream was lost (%s); opening a new one", error)
+                    if time() - began >= STEADY_SECONDS:
+                        failures, losses, self._refusal = 0, 0, None
+                    losses = losses + 1 if _is_lasting(error) else 0
+                    refused = losses > LOSSES_IN_A_ROW
+                    self._note_loss("The change stream was lost", error, refused)
                 finally:
-                    self._live = False
+                    self._live, self._polls = False, True
                     self._check_now.set()
                     await asyncio.shield(feed.aclose())
             longest = min(FIRST_BACKOFF_SECONDS * 2 ** min(failures, 10), MAX_BACKOFF_SECONDS)
+            if refused:
+                longest = REFUSED_SECONDS
             failures += 1
             await asyncio.sleep(random.uniform(longest / 2, longest))
+
+    def _note_loss(self, what: str, error: Exception, refused: bool) -> None:
+        """Logs that there is no change stream for now; a refusal only once."""
+        self._polls = True
+        self._check_now.set()
+        if not refused:
+            logger.warning("%s (%s). Watchers poll until a new one is open", what, error)
+            return
+        known, self._refusal = self._refusal, (type(error), getattr(error, "code", None))
+        logger.log(
+            logging.DEBUG if known == self._refusal else logging.WARNING,
+            "%s (%s). This is a refusal: watchers poll, and the next try is made after %d s",
+            *(what, error, REFUSED_SECONDS / 2),
+        )
 
     def _take(self, change: Change) -> None:
         self._changes += 1
@@ -272,6 +300,11 @@ class Hub:
         if self._soon is None and not self._closing:
             loop = asyncio.get_running_loop()
             self._soon = loop.call_later(min(self._poll_interval, self._check_interval), check)
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether MongoDB says something that it may say again each time."""
+    return isinstance(error, PyMongoError) and not is_transient(error)
 
 
 class _StreamLostError(Exception):
