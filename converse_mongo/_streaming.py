@@ -122,7 +122,7 @@ class StreamingMessage(StoredMessage):
         next token. There is never more than one write in flight.
 
         Args:
-            metadata: Merged into the metadata of the message when it ends.
+            metadata: Merged into the metadata of the message when it ends, however it ends.
             flush_interval: Seconds from the beginning of a write to that of the next.
             max_buffered: How many bytes of text may wait to be stored; beyond it ``write`` waits.
             granularity: ``"flush"`` makes one chunk of adjacent tokens that are written together,
@@ -199,7 +199,8 @@ class StreamingMessage(StoredMessage):
 
         Args:
             tokens: Any asynchronous iterable of text.
-            metadata: Merged into the metadata of the message.
+            metadata: Merged into the metadata of the message when it completes. Nothing of it is
+                stored when the message fails or is stopped.
             flush_interval: As for :meth:`writer`, like the rest.
             max_buffered: See there.
             granularity: See there.
@@ -207,7 +208,8 @@ class StreamingMessage(StoredMessage):
                 :meth:`resume_writer` does, and go on behind its text.
 
         Raises:
-            InvalidInputError: These are no tokens, or an option makes no sense.
+            InvalidInputError: These are no tokens, an option makes no sense, or the metadata cannot
+                be stored. No token was taken.
             StreamStoppedError: Somebody asked for a stop; the message is cancelled.
 
         Beside these it raises what a writer does, and what ``tokens`` do.
@@ -218,13 +220,15 @@ class StreamingMessage(StoredMessage):
                 "use append_chunks for texts that are all there. Nothing was written."
             )
         try:
-            make = self.resume_writer if resume else self.writer
-            async with make(
-                metadata=metadata,
+            options = WriterOptions(
                 flush_interval=flush_interval,
                 max_buffered=max_buffered,
                 granularity=granularity,
                 interrupt=True,
+            )
+            target = self._writer_target()
+            async with MessageWriter(
+                target, options, completion=metadata, take_over=resume
             ) as writer:
                 async for token in tokens:
                     await writer.write(token)
@@ -239,8 +243,11 @@ class StreamingMessage(StoredMessage):
     async def complete_streaming(self, metadata: Metadata | None = None) -> Self:
         """Ends the stream well; ``metadata`` is merged into the message's, key by key.
 
+        The metadata is stored with the completion and only with it: nothing of it is stored when
+        this call raises.
+
         Raises:
-            InvalidMetadataError: The metadata cannot be stored.
+            InvalidMetadataError: The metadata cannot be stored; the message goes on streaming.
             MessageNotStreamingError: The message has ended already; nothing was changed.
             MessageNotFoundError: There is no such message.
             StoreUnavailableError: MongoDB gave no answer.

@@ -89,7 +89,8 @@ class MessageWriter:
     it cancelled. Whichever it is, the text that was written is stored first.
 
     Attributes:
-        metadata: Merged into the metadata of the message when it ends; yours to fill.
+        metadata: Merged into the metadata of the message when it ends, however it ends; yours to
+            fill.
 
     Entering raises:
         WriterExistsError: ``Message.writer`` only: the message has, or had, another writer.
@@ -110,9 +111,11 @@ class MessageWriter:
         options: WriterOptions,
         metadata: Metadata | None = None,
         *,
+        completion: Metadata | None = None,
         take_over: bool = False,
     ) -> None:
-        self.metadata: dict[str, Any] = dict(check_metadata(metadata))
+        self.metadata: dict[str, Any] = check_metadata(metadata)
+        self._completion = check_metadata(completion)
         self._target = target
         self._interrupts = options.interrupt
         self._take_over = take_over
@@ -374,7 +377,8 @@ class MessageWriter:
 
     def _end_for(self, exc: BaseException | None) -> End:
         if exc is None:
-            return End(MessageStatus.COMPLETED, check_metadata(self.metadata))
+            metadata = check_metadata(self.metadata) | self._completion
+            return End(MessageStatus.COMPLETED, metadata)
         metadata = self._final_metadata()
         if isinstance(exc, Exception):
             return End(MessageStatus.FAILED, metadata, _error_text(exc))

@@ -14,10 +14,12 @@ from converse_mongo import (
     Converse,
     ConverseClosedError,
     Message,
+    MessageNotStreamingError,
     MessageStatus,
     StreamStoppedError,
     WriterError,
     WriterFailedError,
+    WriterFencedError,
 )
 from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.store import Store
@@ -332,6 +334,85 @@ async def test_pipe__says_that_it_was_stopped_behind_the_last_token(converse: Co
     with pytest.raises(StreamStoppedError, match="enough"):
         await soon(message.pipe(tokens(1)))
     assert (message.status, message.content) == (MessageStatus.CANCELLED, text_of(1))
+
+
+# What is said of a completion
+
+
+@pytest.mark.parametrize("how", ["raises", "is cancelled", "is stopped", "is fenced"])
+async def test_pipe__that_does_not_complete_stores_nothing_of_its_metadata(
+    converse: Converse, how: str
+) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant({"model": "small"})
+    silence = asyncio.Event()
+
+    async def generate() -> AsyncIterator[str]:
+        yield "text"
+        silence.set()
+        if how == "raises":
+            raise ValueError("no more")
+        await asyncio.sleep(3600)
+
+    piping = asyncio.create_task(message.pipe(generate(), {"finish_reason": "stop", "model": "x"}))
+    await soon(silence.wait())
+    if how == "is cancelled":
+        piping.cancel()
+    elif how == "is stopped":
+        await message.request_stop()
+    elif how == "is fenced":
+        other = await stored(converse, message)
+        async with other.resume_writer(metadata={"by": "another"}) as writer:
+            await writer.write(" and more")
+    with pytest.raises((ValueError, asyncio.CancelledError, StreamStoppedError, WriterFencedError)):
+        await soon(piping)
+    read = await stored(converse, message)
+    by = {"by": "another"} if how == "is fenced" else {}
+    assert read.metadata == {"model": "small", "chunks": len(read.chunks)} | by
+
+
+async def test_pipe__cancelled_before_its_first_token_stores_nothing_of_its_metadata(
+    converse: Converse,
+) -> None:
+    message = await start(converse)
+    late = Late()
+    Between(message.store(), find_one_and_update=late)
+    piping = asyncio.create_task(message.pipe(tokens(1), {"finish_reason": "stop"}))
+    await soon(late.held.wait())
+    piping.cancel()
+    late.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(piping)
+    read = await stored(converse, message)
+    assert (read.status, read.metadata) == (MessageStatus.CANCELLED, {"chunks": 0})
+
+
+@pytest.mark.parametrize("raised", [ValueError, asyncio.CancelledError, None])
+async def test_writer__stores_its_metadata_however_it_ends(
+    converse: Converse, raised: type[BaseException] | None
+) -> None:
+    message = await start(converse)
+    with contextlib.suppress(ValueError, asyncio.CancelledError):
+        async with message.writer(metadata={"model": "small"}) as writer:
+            writer.metadata["usage"] = 3
+            if raised is not None:
+                raise raised
+    read = await stored(converse, message)
+    assert read.metadata == {"model": "small", "usage": 3, "chunks": 0}
+
+
+async def test_complete__that_loses_a_race_stores_nothing_of_its_metadata(
+    converse: Converse,
+) -> None:
+    message = await start(converse)
+    with pytest.raises(MessageNotStreamingError):
+        async with message.writer() as writer:
+            await writer.write("text")
+            await writer.flush()
+            await (await stored(converse, message)).cancel_streaming("enough")
+            await message.complete_streaming({"finish_reason": "stop"})
+    read = await stored(converse, message)
+    assert (read.status, read.metadata) == (MessageStatus.CANCELLED, {"chunks": 1})
 
 
 # The buffer and the wire
