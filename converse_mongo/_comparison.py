@@ -4,15 +4,18 @@ A change stream can skip events without saying so, and where there is none nothi
 """
 
 import logging
+from bisect import bisect_left
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import TypeVar
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
+from converse_mongo import _driver
 from converse_mongo._conversation_topic import ConversationTopic
 from converse_mongo._cursors import ConversationCursor
-from converse_mongo._reader import Reader
+from converse_mongo._driver import Mark
+from converse_mongo._reader import IDS_PER_QUERY, Reader
 from converse_mongo._watched import AnyTopic, Watched
 from converse_mongo.errors import ConversationNotFoundError, StoreUnavailableError
 from converse_mongo.store import Store
@@ -20,6 +23,10 @@ from converse_mongo.store import Store
 __all__ = ["Comparison"]
 
 logger = logging.getLogger("converse_mongo")
+
+PLACES_PER_CHECK = 8
+SAVES_OVERLAP_SECONDS = 2
+"""For how long a write may be on its way that has got its mark; and some servers round it down."""
 
 T = TypeVar("T")
 
@@ -36,6 +43,7 @@ class Comparison:
         self._reader = reader
         self._signals = store.signals
         self._leases = store.leases
+        self._next_place = 0
 
     async def run(self) -> None:
         """Compares all once.
@@ -55,6 +63,8 @@ class Comparison:
         )
         if conversations:
             await self._attempt(self._compare_conversations(conversations), conversations)
+        elif not watched.conversations:
+            watched.routes.saves_since = None
         await self._attempt(self._compare_owners(), watched.owners.values())
         for message_id, conversation_id in (orphans or {}).items():
             await self._settle(message_id, conversation_id)
@@ -108,18 +118,48 @@ class Comparison:
     async def _compare_conversations(
         self, conversations: Mapping[ConversationTopic, ConversationCursor]
     ) -> None:
-        """Finds new messages, saved ones, and conversations that are gone."""
+        """Finds new messages, saved ones, and conversations that are gone.
+
+        Each query is answered by an index alone, at some keys for each conversation.
+        """
         ends = {topic.key: cursor.end for topic, cursor in conversations.items()}
-        behind = await self._reader.behind(ends)
-        there = await self._reader.existing_conversations(list(ends))
-        revisions = await self._reader.revisions(list(ends))
+        moment = await self._reader.moment()
+        counted = await self._reader.next_positions(list(ends))
+        behind = {key for key, end in ends.items() if counted.get(key, 0) > end}
+        behind |= await self._reader.having(self._some_places(ends))
         for conversation in conversations:
-            if conversation.key not in there:
+            if conversation.key not in counted:
                 conversation.fail(ConversationNotFoundError(conversation.key))
             if conversation.key in behind:
                 conversation.mark_stale()
-            for message_id, saved in revisions.get(conversation.key, {}).items():
-                conversation.saved(message_id, saved.revision, saved.position)
+        await self._find_saves(conversations, moment)
+
+    def _some_places(self, ends: Mapping[ObjectId, int]) -> dict[int, list[ObjectId]]:
+        """By the position that comes next, conversations to be looked at there; each has its turn.
+
+        Only where a writer died between its message and the counter is a message there that the
+        counter does not tell of.
+        """
+        places: dict[int, list[ObjectId]] = {}
+        for conversation_id, end in ends.items():
+            places.setdefault(end, []).append(conversation_id)
+        order = sorted(places)
+        start = bisect_left(order, self._next_place)
+        chosen = (order[start:] + order[:start])[:PLACES_PER_CHECK]
+        self._next_place = chosen[-1] + 1
+        return {position: places[position][:IDS_PER_QUERY] for position in chosen}
+
+    async def _find_saves(
+        self, conversations: Mapping[ConversationTopic, ConversationCursor], moment: Mark
+    ) -> None:
+        routes = self._watched.routes
+        if routes.saves_since is None:
+            return  # the next topic to be read notes it
+        since = _driver.earlier(routes.saves_since, SAVES_OVERLAP_SECONDS)
+        topics = {topic.key: topic for topic in conversations}
+        for save in await self._reader.saves(list(topics), since):
+            topics[save.conversation_id].find_saved(save)
+        routes.saves_since = moment
 
     async def _compare_owners(self) -> None:
         owners = {topic: since for topic in self._watched.owners.values() if (since := topic.due())}

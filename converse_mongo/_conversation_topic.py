@@ -8,7 +8,8 @@ from bson import ObjectId
 
 from converse_mongo._changes import Deleted, Inserted, MessageHint, Updated
 from converse_mongo._cursors import NOW, ConversationCursor
-from converse_mongo._reader import Counters, MessageRow, Reader
+from converse_mongo._driver import Mark
+from converse_mongo._reader import Counters, MessageRow, Reader, Saved
 from converse_mongo._state import MessageState
 from converse_mongo._topics import CHUNKS_PER_READ, WINDOW_EVENTS, Topic, check_run, hole
 from converse_mongo.chunks import MessageChunk
@@ -24,6 +25,7 @@ from converse_mongo.events import (
 __all__ = ["ConversationTopic", "Routes"]
 
 ROWS_PER_READ = 64
+SAVES_KNOWN = 256
 
 Step: TypeAlias = tuple[ConversationEvent, ConversationCursor]
 """An event, and where a watcher of the conversation stands behind it."""
@@ -40,6 +42,14 @@ class Routes:
         """Message id to topic, of all streaming messages of all watched conversations."""
         self.reading: set[ConversationTopic] = set()
         """Topics that are finding out which messages stream."""
+        self.saves_since: Mark | None = None
+        """Up to when all topics know of all saves; a topic knows those before it was first read."""
+
+    async def begin_saves(self, reader: Reader) -> None:
+        """Notes the moment before the first of all topics is read."""
+        if self.saves_since is None:
+            moment = await reader.moment()
+            self.saves_since = self.saves_since or moment
 
 
 class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
@@ -54,6 +64,7 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
         self._routes = routes
         self._forgotten = False
         self._revisions: dict[ObjectId, int] = {}
+        self._oldest_save: Mark | None = None
         self._early_saves: dict[ObjectId, int] = {}
 
     def state_at(self, after: object) -> ConversationCursor:
@@ -88,6 +99,11 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
                 return True
         return False
 
+    def find_saved(self, save: Saved) -> None:
+        """Takes a save that a look at the database found."""
+        if self._oldest_save is None or save.mark >= self._oldest_save:
+            self.saved(save.message_id, save.revision, save.position)
+
     def saved(self, message_id: ObjectId, revision: int, position: int | None = None) -> None:
         """Takes the news that a message of the conversation was saved."""
         if self._revisions.get(message_id, 0) >= revision:
@@ -97,7 +113,10 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
             self._early_saves[message_id] = revision
             self.mark_stale()
             return
+        self._revisions.pop(message_id, None)  # put back as the last to be forgotten
         self._revisions[message_id] = revision
+        if len(self._revisions) > SAVES_KNOWN:
+            del self._revisions[next(iter(self._revisions))]
         event = MessageUpdated(
             conversation_id=self.key,
             message_id=message_id,
@@ -180,8 +199,11 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
         if end is None:
             raise ConversationNotFoundError(self.key)
         if self.cursor is None:
-            revisions = (await reader.revisions([self.key])).get(self.key, {})
-            self._revisions = {key: saved.revision for key, saved in revisions.items()}
+            await self._routes.begin_saves(reader)
+            known = await reader.last_saves(self.key, SAVES_KNOWN)
+            self._revisions = {save.message_id: save.revision for save in reversed(known)}
+            # Where there are more, those before are old as well.
+            self._oldest_save = known[-1].mark if len(known) == SAVES_KNOWN else None
         streaming = await reader.streaming(self.key, end)
         target = ConversationCursor(
             self.key, end, {position: found[1] for position, found in streaming.items()}

@@ -44,6 +44,7 @@ RESERVED = frozenset(
         "end_id",
         "last_save",
         "recent_appends",
+        "save_mark",
         "stop_requested_at",
     }
 )

@@ -10,7 +10,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any, TypeAlias, TypeVar, cast
 
@@ -37,28 +37,35 @@ from converse_mongo._feeds import (
     ThreadFeed,
     in_thread,
 )
+from converse_mongo._validation import EPOCH
 from converse_mongo.errors import ConfigurationError
 
 __all__ = [
     "CLOSE_SECONDS",
+    "FIRST_MARK",
     "Change",
     "ChangeFeed",
     "Client",
     "Collection",
     "Database",
+    "Mark",
     "SessionCollection",
     "bind_documents",
     "bound_subclass",
     "close_client",
+    "cluster_time",
     "collection_of",
     "committed_time",
     "driver_name",
     "driver_versions",
+    "earlier",
+    "first_mark",
     "has_change_streams",
     "is_aborted",
     "is_too_large",
     "is_transient",
     "majority_of",
+    "mark_type",
     "open_change_feed",
     "open_client",
     "open_database",
@@ -76,7 +83,13 @@ Client: TypeAlias = Any
 Database: TypeAlias = Any
 Collection: TypeAlias = Any
 """The asynchronous collection of either driver, where both take the same calls the same way."""
+Mark: TypeAlias = Timestamp | datetime
+"""A moment in the cluster's logical time, which no failover and no clock sets back; a date where
+there is no cluster (a mock). The server sets it, see
+https://www.mongodb.com/docs/manual/reference/operator/update/currentDate/."""
 D = TypeVar("D", bound=Document)
+
+FIRST_MARK = Timestamp(0, 0)
 
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
 _TRANSIENT_CODES = frozenset(
@@ -223,6 +236,40 @@ async def server_time(database: Database) -> datetime:
         return datetime.now(UTC)
     moment: datetime = hello["localTime"]
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def mark_type(collection: Collection) -> Any:
+    """What ``$currentDate`` is to store as a :data:`Mark`."""
+    return True if _is_mock(collection) else {"$type": "timestamp"}
+
+
+def first_mark(collection: Collection) -> Mark:
+    """A mark before all others."""
+    return EPOCH if _is_mock(collection) else FIRST_MARK
+
+
+def earlier(mark: Mark, seconds: int) -> Mark:
+    """The mark of a moment some seconds before."""
+    if isinstance(mark, Timestamp):
+        return Timestamp(max(mark.time - seconds, 0), 0)
+    return mark - timedelta(seconds=seconds)
+
+
+async def cluster_time(database: Database) -> Mark:
+    """A moment up to which a majority read that begins now shows every write.
+
+    What is written later gets a later mark, but for writes that are about to be stored.
+    """
+    try:
+        hello = await database.client.admin.command("hello")
+    except NotImplementedError:
+        return datetime.now(UTC)
+    committed: Timestamp | None = (
+        hello.get("lastWrite", {}).get("majorityOpTime", {}).get("ts")
+        # A mongos says what it has heard of, and tells the shards of that in the next query.
+        or hello.get("operationTime")
+    )
+    return committed or Timestamp(int(hello["localTime"].replace(tzinfo=UTC).timestamp()), 0)
 
 
 def refuses_change_streams(error: BaseException) -> bool:

@@ -105,6 +105,8 @@ async def list_conversations(
             return
         left = None if left is None else left - size
         last = page[-1]
+        # The range besides, so that the scan begins there whatever the server makes of $or.
+        match["updated_at"] = {"$lte": last["updated_at"]}
         match["$or"] = [
             {"updated_at": {"$lt": last["updated_at"]}},
             {"updated_at": last["updated_at"], "_id": {"$lt": last["_id"]}},
@@ -185,7 +187,9 @@ class MessageList:
         order = [("position", DESCENDING if wanted.newest_first else ASCENDING)]
 
         async def read(match: dict[str, Any], projection: Any) -> list[dict[str, Any]]:
-            cursor = self._source.find(match, projection).sort(order)
+            cursor = self._source.find(match, projection)
+            if "_id" not in match:  # one for some ids needs no order: no index has both
+                cursor = cursor.sort(order)
             found: list[dict[str, Any]] = await cursor.limit(size).to_list(size)
             return found
 

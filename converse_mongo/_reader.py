@@ -4,19 +4,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from bson import ObjectId
 
 from converse_mongo import _driver
 from converse_mongo._compaction import expand
-from converse_mongo._driver import Collection
+from converse_mongo._driver import Collection, Mark
 from converse_mongo._state import COUNTERS, STATE, LeaseState, MessageState
-from converse_mongo._validation import PAGE_CHUNKS
+from converse_mongo._validation import EPOCH, PAGE_CHUNKS
 from converse_mongo.chunks import MessageChunk, StoredChunk
 from converse_mongo.types import MessageStatus
 
-__all__ = ["Counters", "MessageRow", "Reader", "Saved"]
+__all__ = ["Counters", "Found", "MessageRow", "Place", "Reader", "Saved"]
 
 logger = logging.getLogger("converse_mongo")
 
@@ -27,6 +27,9 @@ MERGED_CHUNKS_PER_READ = 8192
 
 USUAL_PAGE = 2 * PAGE_CHUNKS
 """More chunks are in a page only where moving them failed for a while."""
+
+SAVE = {"conversation_id": 1, "save_mark": 1, "revision": 1, "position": 1}
+"""The projection of all that a :class:`Saved` holds; the index ``conversation_saves`` has it."""
 
 _MERGED = {"content": 1, "chunk_lengths": 1, "completed_at": 1}
 
@@ -61,10 +64,43 @@ class MessageRow:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """How often a message was saved, and where it is in its conversation."""
+    """How often a message was saved, when it was last, and where it is in its conversation."""
 
+    conversation_id: ObjectId
+    message_id: ObjectId
     revision: int
     position: int
+    mark: Mark
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "Saved":
+        """The save in the projection :data:`SAVE`."""
+        return cls(
+            stored["conversation_id"],
+            stored["_id"],
+            stored.get("revision", 0),
+            stored.get("position", 0),
+            stored["save_mark"],
+        )
+
+
+class Place(NamedTuple):
+    """A message in a listing that goes over all conversations."""
+
+    message_id: ObjectId
+    compact_at: datetime | None
+
+
+class Found(NamedTuple):
+    """Some messages of such a listing, without those that are not as the library writes them.
+
+    Attributes:
+        states: The messages.
+        last: Where to go on; ``None`` at the end.
+    """
+
+    states: list[MessageState]
+    last: Place | None
 
 
 class Reader:
@@ -329,32 +365,36 @@ class Reader:
                     found[stored["_id"]] = Counters(0, True, LeaseState(), False)
         return found
 
-    async def streaming_anywhere(self, after: ObjectId | None) -> list[MessageState | ObjectId]:
-        """Some messages that are streaming, in the order of their ids; none behind the last.
+    async def streaming_anywhere(self, after: "Place | None") -> "Found":
+        """Some messages that are streaming, in the order of their ids."""
+        behind = {} if after is None else {"_id": {"$gt": after.message_id}}
+        match = {"status": MessageStatus.STREAMING.value, **behind}
+        return await self._states(match, [("_id", 1)])
 
-        The bare id stands for one that is not as the library writes it.
-        """
-        return await self._states({"status": MessageStatus.STREAMING.value}, after)
+    async def to_compact(self, after: "Place | None", moment: datetime) -> "Found":
+        """The same for messages whose chunks may be merged away by now, the longest due first."""
+        match: dict[str, Any] = {"compact_at": {"$gt": EPOCH, "$lte": moment}}
+        if after is not None:
+            # The range besides, so that the scan begins there whatever the server makes of $or.
+            match["compact_at"]["$gte"] = after.compact_at
+            match["$or"] = [
+                {"compact_at": {"$gt": after.compact_at}},
+                {"compact_at": after.compact_at, "_id": {"$gt": after.message_id}},
+            ]
+        return await self._states(match, [("compact_at", 1), ("_id", 1)])
 
-    async def to_compact(
-        self, after: ObjectId | None, moment: datetime
-    ) -> list[MessageState | ObjectId]:
-        """The same for messages whose chunks may be merged away by now."""
-        return await self._states({"compact_at": {"$lte": moment}}, after)
-
-    async def _states(
-        self, match: Mapping[str, Any], after: ObjectId | None
-    ) -> list[MessageState | ObjectId]:
-        behind = {} if after is None else {"_id": {"$gt": after}}
-        cursor = self.messages.find({**match, **behind}, STATE).sort([("_id", 1)])
-        found: list[MessageState | ObjectId] = []
-        for stored in await cursor.limit(STATES_PER_READ).to_list(STATES_PER_READ):
+    async def _states(self, match: Mapping[str, Any], order: list[tuple[str, int]]) -> "Found":
+        cursor = self.messages.find(match, {**STATE, "compact_at": 1}).sort(order)
+        page = await cursor.limit(STATES_PER_READ).to_list(STATES_PER_READ)
+        found: list[MessageState] = []
+        for stored in page:
             try:
                 found.append(MessageState.from_stored(stored))
             except (KeyError, TypeError, ValueError, AttributeError):
                 logger.exception("Message %s is not as the library writes it", stored["_id"])
-                found.append(stored["_id"])
-        return found
+        if len(page) < STATES_PER_READ:
+            return Found(found, None)
+        return Found(found, Place(page[-1]["_id"], page[-1].get("compact_at")))
 
     # Conversations
 
@@ -368,18 +408,24 @@ class Reader:
         if found is None:
             return None
         last = await self.messages.find_one(
-            {"conversation_id": conversation_id}, {"position": 1}, sort=[("position", -1)]
+            {"conversation_id": conversation_id},
+            {"_id": 0, "position": 1},
+            sort=[("position", -1)],
         )
         counted: int = found["next_position"]
         return max(counted, last["position"] + 1) if last else counted
 
-    async def existing_conversations(self, conversation_ids: Sequence[ObjectId]) -> set[ObjectId]:
-        """Which of these conversations there are."""
-        found: set[ObjectId] = set()
+    async def next_positions(self, conversation_ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
+        """The position that comes next in each of these conversations that there are.
+
+        For a moment after a message was added it may be too low; for longer, where its writer died
+        in that moment.
+        """
+        found: dict[ObjectId, int] = {}
         for offset in range(0, len(conversation_ids), IDS_PER_QUERY):
             match = {"_id": {"$in": list(conversation_ids[offset : offset + IDS_PER_QUERY])}}
-            async for stored in self.conversations.find(match, {"_id": 1}):
-                found.add(stored["_id"])
+            async for stored in self.conversations.find(match, {"next_position": 1}):
+                found[stored["_id"]] = stored.get("next_position", 0)
         return found
 
     async def streaming(
@@ -404,32 +450,38 @@ class Reader:
         cursor = self.messages.find(match, {**STATE, "content": 1}).sort([("position", 1)])
         return [_row(stored) for stored in await cursor.limit(limit).to_list(limit)]
 
-    async def behind(self, ends: Mapping[ObjectId, int]) -> set[ObjectId]:
-        """Which of these conversations have messages at or behind the given position."""
+    async def having(self, places: Mapping[int, Sequence[ObjectId]]) -> set[ObjectId]:
+        """Which conversations, given by position, have a message at that position."""
         clauses = [
-            {"conversation_id": conversation_id, "position": {"$gte": position}}
-            for conversation_id, position in ends.items()
+            {"conversation_id": {"$in": list(ids)}, "position": position}
+            for position, ids in places.items()
         ]
-        found: set[ObjectId] = set()
-        for offset in range(0, len(clauses), IDS_PER_QUERY):
-            match = {"$or": clauses[offset : offset + IDS_PER_QUERY]}
-            async for stored in self.messages.find(match, {"conversation_id": 1}):
-                found.add(stored["conversation_id"])
-        return found
+        if not clauses:
+            return set()
+        match = clauses[0] if len(clauses) == 1 else {"$or": clauses}
+        cursor = self.messages.find(match, {"_id": 0, "conversation_id": 1})
+        return {stored["conversation_id"] async for stored in cursor}
 
-    async def revisions(
-        self, conversation_ids: Sequence[ObjectId]
-    ) -> dict[ObjectId, dict[ObjectId, Saved]]:
-        """Conversation id to message id to what is known of its saves, where there were any."""
-        found: dict[ObjectId, dict[ObjectId, Saved]] = {}
-        projection = {"conversation_id": 1, "revision": 1, "position": 1}
+    async def moment(self) -> Mark:
+        """A moment before which every save is seen by what is read from now on."""
+        return await _driver.cluster_time(self.messages.database)
+
+    async def saves(self, conversation_ids: Sequence[ObjectId], since: Mark) -> list[Saved]:
+        """The last saves of all messages of these conversations that were saved since a moment."""
+        found: list[Saved] = []
         for offset in range(0, len(conversation_ids), IDS_PER_QUERY):
             some = list(conversation_ids[offset : offset + IDS_PER_QUERY])
-            match = {"conversation_id": {"$in": some}, "revision": {"$gte": 1}}
-            async for stored in self.messages.find(match, projection):
-                messages = found.setdefault(stored["conversation_id"], {})
-                messages[stored["_id"]] = Saved(stored["revision"], stored["position"])
+            match = {"conversation_id": {"$in": some}, "save_mark": {"$gt": since}}
+            cursor = self.messages.find(match, SAVE)
+            found.extend([Saved.from_stored(stored) async for stored in cursor])
         return found
+
+    async def last_saves(self, conversation_id: ObjectId, limit: int) -> list[Saved]:
+        """The messages of a conversation that were saved last, the very last first."""
+        first = _driver.first_mark(self.messages)
+        match = {"conversation_id": conversation_id, "save_mark": {"$gt": first}}
+        cursor = self.messages.find(match, SAVE).sort([("save_mark", -1)])
+        return [Saved.from_stored(stored) for stored in await cursor.limit(limit).to_list(limit)]
 
 
 def _chunks(

@@ -26,6 +26,7 @@ __all__ = [
     "find_append",
     "finish_compaction",
     "mark_edited",
+    "mark_saved",
     "message_key",
     "move_next_position",
     "page",
@@ -342,9 +343,14 @@ def save(changed: Mapping[str, Any], removed: Sequence[str], saved_at: datetime)
 
 
 def mark_edited(update: Document, conversation_id: ObjectId, edited_at: datetime) -> Document:
-    """The same for a message, with a mark that leads a watcher of its conversation to it."""
+    """The same for a message, with what leads a watcher of its conversation to it."""
     update["$set"]["last_save"] = {"conversation_id": conversation_id, "at": edited_at}
     return update
+
+
+def mark_saved(update: Document, mark_type: Any) -> Document:
+    """The same with the moment of the save in the server's logical time."""
+    return {**update, "$currentDate": {"save_mark": mark_type}}
 
 
 def move_next_position(position: int, updated_at: datetime) -> Document:

@@ -21,6 +21,7 @@ from converse_mongo.types import MessageStatus
 __all__ = [
     "BSON_OPTIONS",
     "CHUNK_OVERHEAD",
+    "EPOCH",
     "MAX_APPEND_BYTES",
     "MAX_APPEND_CHUNKS",
     "MAX_CHUNK_BYTES",
@@ -76,6 +77,8 @@ rest is room for metadata, and for the joined text at the end."""
 
 MAX_CONTENT_BYTES = 8 * 1024 * 1024
 """The largest content of a message that is added whole, in bytes of UTF-8: 8 MiB."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 MAX_SECONDS = 100 * 366 * 24 * 3600
 """The longest duration: about a hundred years, so that dates do not end before it does."""

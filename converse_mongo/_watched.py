@@ -26,6 +26,7 @@ class Watched:
         conversations: By the id of the conversation.
         owners: By the type and the id of the owner.
         owner_reader: Reads for them.
+        routes: What all watched conversations share.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -34,7 +35,7 @@ class Watched:
         self.owners: dict[OwnerKey, OwnerTopic] = {}
         self._reader = reader
         self.owner_reader = OwnerReader(reader)
-        self._routes = Routes()
+        self.routes = Routes()
         self._owned: dict[ObjectId, OwnerTopic] = {}  # conversation to watched owner
 
     def all(self) -> list[AnyTopic]:
@@ -52,7 +53,7 @@ class Watched:
         """The topic of a conversation, made where there is none."""
         topic = self.conversations.get(conversation_id)
         if topic is None:
-            topic = ConversationTopic(conversation_id, self._reader, self._routes)
+            topic = ConversationTopic(conversation_id, self._reader, self.routes)
             self.conversations[conversation_id] = topic
         return topic
 
@@ -123,8 +124,8 @@ class Watched:
         if hint.conversation_id is not None:
             if conversation := self.conversations.get(hint.conversation_id):
                 found.add(conversation)
-        elif conversation := self._routes.open.get(hint.message_id):
+        elif conversation := self.routes.open.get(hint.message_id):
             found.add(conversation)
         else:
-            found |= self._routes.reading
+            found |= self.routes.reading
         return found

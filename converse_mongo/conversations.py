@@ -92,6 +92,8 @@ class Conversation(StoredDocument, Document):
                 ],
                 name="owner_updated",
             ),
+            # Whether watched conversations are there and have new messages: one covered query.
+            IndexModel([("_id", ASCENDING), ("next_position", ASCENDING)], name="next_position"),
         ]
 
     _library_settings = Settings

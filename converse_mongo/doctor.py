@@ -17,7 +17,7 @@ from converse_mongo import _driver
 from converse_mongo._changes import pipeline
 from converse_mongo.conversations import Conversation
 from converse_mongo.errors import ConfigurationError
-from converse_mongo.messages import Message
+from converse_mongo.messages import SUPERSEDED_INDEXES, Message
 from converse_mongo.pages import MessageChunkPage
 
 __all__ = ["Finding", "Level", "examine", "run"]
@@ -177,6 +177,17 @@ def missing_indexes(wanted: Iterable[IndexModel], present: Mapping[str, Any]) ->
             yield document["name"]
 
 
+def superseded_indexes(
+    known: Mapping[str, Sequence[tuple[str, int]]], present: Mapping[str, Any]
+) -> list[str]:
+    """The names of the indexes in ``present`` that only an earlier version used."""
+    return [
+        name
+        for name, key in known.items()
+        if name in present and list(map(tuple, present[name]["key"])) == list(key)
+    ]
+
+
 def check_oplog_window(seconds: Sequence[int]) -> Finding:
     """Whether the oplog reaches back far enough; ``seconds`` are the first and last entry's."""
     hours = (seconds[1] - seconds[0]) / _SECONDS_PER_HOUR
@@ -247,7 +258,8 @@ async def _check_indexes(database: _driver.Database) -> AsyncIterator[Finding]:
                 Level.WARN, "indexes", f"{where} does not exist yet", "Converse.open() makes it"
             )
             continue
-        missing = list(missing_indexes(settings.indexes, await database[name].index_information()))
+        there = await database[name].index_information()
+        missing = list(missing_indexes(settings.indexes, there))
         if missing:
             yield Finding(
                 Level.FAIL,
@@ -257,6 +269,15 @@ async def _check_indexes(database: _driver.Database) -> AsyncIterator[Finding]:
             )
         else:
             yield Finding(Level.OK, "indexes", f"{where} has all {len(settings.indexes)}")
+        superseded = superseded_indexes(SUPERSEDED_INDEXES, there)
+        if superseded and name == Message.Settings.name:
+            yield Finding(
+                Level.WARN,
+                "indexes",
+                f"{where} has {', '.join(superseded)}, which only earlier versions use",
+                "Once no process runs an earlier version, drop them (dropIndex): each write to "
+                "them costs time and room",
+            )
 
 
 async def _check_oplog(database: _driver.Database) -> AsyncIterator[Finding]:

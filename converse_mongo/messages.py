@@ -9,10 +9,12 @@ from beanie.odm.utils.parsing import parse_obj
 from pymongo import ASCENDING, IndexModel
 
 from converse_mongo import _updates
+from converse_mongo._driver import FIRST_MARK
 from converse_mongo._state import MessageState
 from converse_mongo._stored_message import Lease, generated_id
 from converse_mongo._streaming import StreamingMessage
 from converse_mongo._validation import (
+    EPOCH,
     PAGE_CHUNKS,
     check_content,
     check_metadata,
@@ -28,11 +30,19 @@ from converse_mongo.errors import (
 from converse_mongo.events import MessageCreated
 from converse_mongo.types import MessageStatus
 
-__all__ = ["Message", "load_message"]
+__all__ = ["SUPERSEDED_INDEXES", "Message", "load_message"]
 
 M = TypeVar("M", bound="Message")
 
 CHUNKS_PER_READ = 8 * PAGE_CHUNKS
+
+SUPERSEDED_INDEXES = {
+    "conversation_revision": [("conversation_id", 1), ("revision", 1)],
+    "streaming": [("status", 1)],
+    "compact_at": [("compact_at", 1)],
+}
+"""Name to key of the indexes of earlier versions. A changed index gets a new name and a new key:
+MongoDB refuses one with the name, or the key, of another that has other options."""
 
 
 class Message(StreamingMessage, Document):
@@ -95,19 +105,30 @@ class Message(StreamingMessage, Document):
                 ],
                 name="conversation_status",
             ),
-            # What was edited in a conversation, for watchers that poll.
+            # What was saved in a conversation and when, for watchers: one covered query.
             IndexModel(
-                [("conversation_id", ASCENDING), ("revision", ASCENDING)],
-                name="conversation_revision",
+                [
+                    ("conversation_id", ASCENDING),
+                    ("save_mark", ASCENDING),
+                    ("_id", ASCENDING),
+                    ("revision", ASCENDING),
+                    ("position", ASCENDING),
+                ],
+                name="conversation_saves",
+                partialFilterExpression={"save_mark": {"$gt": FIRST_MARK}},
             ),
             # What streams anywhere, for who looks for orphans. No append changes it.
             IndexModel(
-                [("status", ASCENDING)],
-                name="streaming",
+                [("status", ASCENDING), ("_id", ASCENDING)],
+                name="streaming_by_id",
                 partialFilterExpression={"status": MessageStatus.STREAMING.value},
             ),
-            # What is to be merged, for the sweeper.
-            IndexModel([("compact_at", ASCENDING)], name="compact_at", sparse=True),
+            # What is to be merged, for the sweeper. Not sparse: every message has an _id.
+            IndexModel(
+                [("compact_at", ASCENDING), ("_id", ASCENDING)],
+                name="compact_at_by_id",
+                partialFilterExpression={"compact_at": {"$gt": EPOCH}},
+            ),
         ]
 
     _library_settings = Settings

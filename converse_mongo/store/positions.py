@@ -87,7 +87,7 @@ class Positions:
                     elif await call(
                         self._calls.messages.find_one,
                         {"conversation_id": conversation_id, "position": position},
-                        {"_id": 1},
+                        {"_id": 0, "position": 1},
                     ):
                         inserted = False
                     else:  # a unique index of the application's

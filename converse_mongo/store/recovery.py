@@ -5,9 +5,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from bson import ObjectId
 from pymongo.errors import PyMongoError
 
+from converse_mongo._reader import Found
 from converse_mongo._state import MessageState
 from converse_mongo._validation import now
 from converse_mongo.events import FinalEvent
@@ -62,16 +62,15 @@ class Recovery:
         return compacted
 
     async def _each(
-        self, read: Callable[..., Awaitable[list[MessageState | ObjectId]]], *arguments: Any
+        self, read: Callable[..., Awaitable[Found]], *arguments: Any
     ) -> AsyncIterator[MessageState]:
-        after: ObjectId | None = None
-        while found := await self._calls.call(
-            read, after, *arguments, what="look for messages that were left behind"
-        ):
-            for state in found:
-                after = state.message_id if isinstance(state, MessageState) else state
-                if isinstance(state, MessageState):
-                    yield state
+        what, after = "look for messages that were left behind", None
+        while True:
+            states, after = await self._calls.call(read, after, *arguments, what=what)
+            for state in states:
+                yield state
+            if after is None:
+                return
 
     async def sweep(self, interval: float) -> None:
         """Does both every ``interval`` seconds, until the store is closed."""

@@ -7,7 +7,7 @@ from bson import ObjectId
 from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure
 
-from converse_mongo import _updates
+from converse_mongo import _driver, _updates
 from converse_mongo._driver import is_too_large
 from converse_mongo._owned import OWNED, OwnedConversation
 from converse_mongo.errors import (
@@ -57,6 +57,7 @@ class Saves:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         key = _updates.message_key(message_id, conversation_id)
+        update = _updates.mark_saved(update, _driver.mark_type(self._calls.messages))
         save = partial(
             self._calls.messages.find_one_and_update,
             projection={"revision": 1},

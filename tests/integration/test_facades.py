@@ -26,6 +26,7 @@ from converse_mongo import (
     StoreUnavailableError,
 )
 from converse_mongo._driver import driver_name
+from converse_mongo.doctor import examine
 from tests.conftest import Commands, Facade
 from tests.streams import assert_exact, collect
 
@@ -232,15 +233,44 @@ async def test_open__makes_the_indexes_unless_told_not_to(facade: Facade) -> Non
     assert set(await messages.index_information()) == {
         "_id_",
         "conversation_position",
-        "conversation_revision",
+        "conversation_saves",
         "conversation_status",
-        "streaming",
-        "compact_at",
+        "streaming_by_id",
+        "compact_at_by_id",
     }
     assert set(await without.message_model.store().pages.index_information()) == {
         "_id_",
         "message_pages",
     }
+
+
+async def test_open__beside_the_indexes_of_an_earlier_version(
+    facade: Facade, client: Any, server_uri: str
+) -> None:
+    before = await facade(create_indexes=False)
+    name = before.database_name
+    await client[name]["messages"].create_indexes(
+        [
+            IndexModel(
+                [("conversation_id", 1), ("position", 1)], unique=True, name="conversation_position"
+            ),
+            IndexModel([("conversation_id", 1), ("revision", 1)], name="conversation_revision"),
+            IndexModel(
+                [("status", 1)],
+                name="streaming",
+                partialFilterExpression={"status": "streaming"},
+            ),
+            IndexModel([("compact_at", 1)], name="compact_at", sparse=True),
+            IndexModel([("role", 1)], name="mine"),
+        ]
+    )
+    converse = await facade(name)
+    await converse.create_indexes()
+    findings = [str(finding) async for finding in examine(server_uri, name)]
+    [told] = [finding for finding in findings if "only earlier versions use" in finding]
+    assert "messages has conversation_revision, streaming, compact_at, which" in told
+    assert told.startswith("warn")
+    assert any("messages has all" in finding for finding in findings)
 
 
 def collection_scans(plan: Any) -> bool:

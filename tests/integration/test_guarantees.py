@@ -71,7 +71,7 @@ async def test_save__leaves_what_the_library_counts_as_it_is(facade: Facade) -> 
     await stale.save()
     after = await collection.find_one({"_id": message.id})
     changed = {name for name in before | after if before.get(name) != after.get(name)}
-    assert changed == {"metadata", "revision", "last_save", "updated_at"}
+    assert changed == {"metadata", "revision", "last_save", "save_mark", "updated_at"}
     assert after["metadata"] == {**before["metadata"], "x": 1}
 
 
