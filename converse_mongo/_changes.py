@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from bson import ObjectId
+from bson import ObjectId, Timestamp
 
 from converse_mongo.chunks import StoredChunk
 
@@ -89,6 +89,7 @@ class Updated:
         epoch: That of a new writer, where there is one.
         conversation_id: The conversation, known only when fields of the message were saved.
         revision: How often they were, then.
+        time: When, by the server's clock.
     """
 
     message_id: ObjectId
@@ -99,6 +100,7 @@ class Updated:
     epoch: int | None = None
     conversation_id: ObjectId | None = None
     revision: int = 0
+    time: Timestamp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +117,12 @@ class ConversationChanged:
 
     Attributes:
         owner: The type and the id of its owner, where the event says so.
+        deleted: Whether it was removed.
     """
 
     conversation_id: ObjectId
     owner: OwnerKey | None = None
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,8 @@ def decode(change: Mapping[str, Any], conversations: str) -> Hint | None:
         return _decode_conversation(change)
     message_id = change["documentKey"]["_id"]
     if operation == "update":
-        return _decode_update(message_id, change["updateDescription"].get("updatedFields") or {})
+        fields = change["updateDescription"].get("updatedFields") or {}
+        return _decode_update(message_id, fields, change.get("clusterTime"))
     if operation == "delete":
         return Deleted(message_id)
     if operation in ("insert", "replace"):
@@ -168,11 +173,15 @@ def _decode_conversation(change: Mapping[str, Any]) -> ConversationChanged:
     document = change.get("fullDocument") or {}
     changed = (change.get("updateDescription") or {}).get("updatedFields") or {}
     return ConversationChanged(
-        change["documentKey"]["_id"], owner_key(document) or owner_key(changed)
+        change["documentKey"]["_id"],
+        owner_key(document) or owner_key(changed),
+        deleted=change["operationType"] == "delete",
     )
 
 
-def _decode_update(message_id: ObjectId, fields: Mapping[str, Any]) -> Updated:
+def _decode_update(
+    message_id: ObjectId, fields: Mapping[str, Any], time: Timestamp | None
+) -> Updated:
     chunks: list[StoredChunk] = []
     for path, value in fields.items():
         # A push arrives as "chunks.7"; into an empty array, some servers send the whole array.
@@ -190,4 +199,5 @@ def _decode_update(message_id: ObjectId, fields: Mapping[str, Any]) -> Updated:
         epoch=fields.get("lease.epoch"),
         conversation_id=save["conversation_id"] if save else None,
         revision=fields.get("revision", 0),
+        time=time,
     )

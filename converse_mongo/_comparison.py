@@ -17,7 +17,7 @@ from converse_mongo._cursors import ConversationCursor
 from converse_mongo._driver import Mark
 from converse_mongo._reader import IDS_PER_QUERY, Reader
 from converse_mongo._watched import AnyTopic, Watched
-from converse_mongo.errors import ConversationNotFoundError, StoreUnavailableError
+from converse_mongo.errors import StoreUnavailableError
 from converse_mongo.store import Store
 
 __all__ = ["Comparison"]
@@ -128,9 +128,7 @@ class Comparison:
         behind = {key for key, end in ends.items() if counted.get(key, 0) > end}
         behind |= await self._reader.having(self._some_places(ends))
         for conversation in conversations:
-            if conversation.key not in counted:
-                conversation.fail(ConversationNotFoundError(conversation.key))
-            if conversation.key in behind:
+            if conversation.key in behind or conversation.key not in counted:
                 conversation.mark_stale()
         await self._find_saves(conversations, moment)
 

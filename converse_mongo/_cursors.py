@@ -13,7 +13,8 @@ __all__ = ["NOW", "ConversationCursor"]
 NOW = "now"
 """As ``after`` of ``watch_conversation``: start behind all that is stored."""
 
-_FORM = re.compile(r"([0-9a-f]{24})\.([0-9]{1,18})((?:\.[0-9]{1,18}-[0-9]{1,18})*)")
+_COUNT = r"(?:0|[1-9][0-9]{0,17})"
+_FORM = re.compile(rf"([0-9a-f]{{24}})\.({_COUNT})((?:\.{_COUNT}-{_COUNT})*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,15 @@ class ConversationCursor:
                 f"after={text!r} is a cursor of conversation {found[1]}, not of {conversation_id}."
             )
         pairs = [part.split("-") for part in found[3].split(".") if part]
-        cursor = cls(conversation_id, int(found[2]), {int(p): int(s) for p, s in pairs})
-        if any(position >= cursor.end for position in cursor.open):
+        end, opened = int(found[2]), {int(p): int(s) for p, s in pairs}
+        positions = list(opened)
+        if (
+            len(pairs) > len(opened)
+            or positions != sorted(positions)
+            or max(opened, default=-1) >= end
+        ):
             raise InvalidCursorError(f"after={text!r} contradicts itself: it was not made here.")
-        return cursor
+        return cls(conversation_id, end, opened)
 
     def covers(self, other: "ConversationCursor") -> bool:
         """Whether nothing was seen at ``other`` that was not seen here."""

@@ -69,6 +69,7 @@ __all__ = [
     "open_change_feed",
     "open_client",
     "open_database",
+    "read_linearizable",
     "refuses_change_streams",
     "release_documents",
     "server_time",
@@ -120,6 +121,7 @@ _TRANSIENT_LABELS = (
 _ABORTED_CODES = frozenset({112, 251})
 # UnknownReplWriteConcern, UnsatisfiableWriteConcern: the set has no such members, now or later.
 _REFUSED_CONCERN_CODES = frozenset({79, 100})
+LINEARIZABLE_MS = 5000
 _TOO_LARGE_CODES = frozenset({10334, 17419})
 # What ends one change stream, while a new one can be had: a token that is of no use any more
 # (260, 280, 286), an invalidation, a change of shards (222, 234, 346, 348, 351), a large event.
@@ -384,6 +386,25 @@ def collection_of(model: type[Document], *, majority: bool = False) -> Collectio
         read_preference=ReadPreference.PRIMARY,
         read_concern=ReadConcern("majority" if majority else "local"),
     )
+
+
+async def read_linearizable(collection: Collection, key: Mapping[str, Any]) -> bool:
+    """Reads a document in a way that only a primary can answer that a majority still follows.
+
+    Returns:
+        ``False`` if the server refuses such a read.
+
+    Raises:
+        PyMongoError: It was not answered in time.
+    """
+    confirmed = collection.with_options(read_concern=ReadConcern("linearizable"))
+    try:
+        await confirmed.find_one(key, {"_id": 1}, max_time_ms=LINEARIZABLE_MS)
+    except OperationFailure as error:
+        if is_transient(error):
+            raise
+        return False
+    return True
 
 
 def majority_of(collection: Collection) -> Collection:

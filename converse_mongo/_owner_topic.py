@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from bson import ObjectId
 
 from converse_mongo._changes import OwnerKey, Updated, owner_key
+from converse_mongo._doubts import OutdatedReadError
+from converse_mongo._driver import Collection
 from converse_mongo._fanout import Window
 from converse_mongo._owned import (
     MARKS,
@@ -43,6 +45,7 @@ class OwnerReader:
     def __init__(self, reader: Reader) -> None:
         self._messages = reader.messages
         self._conversations = reader.conversations
+        self._local = reader.local and reader.local.conversations
 
     async def marks(self, owner: OwnerKey, limit: int) -> dict[ObjectId, Marks]:
         """The marks of the conversations of an owner, up to ``limit``, the last changed first."""
@@ -71,9 +74,17 @@ class OwnerReader:
         return found
 
     async def conversations(self, ids: list[ObjectId]) -> dict[ObjectId, OwnedConversation]:
-        """Those of these conversations that there are."""
-        cursor = self._conversations.find({"_id": {"$in": ids}}, OWNED)
-        return {stored["_id"]: OwnedConversation.from_stored(stored) async for stored in cursor}
+        """Those of these conversations that there are.
+
+        Raises:
+            OutdatedReadError: The primary has one that the majority does not show.
+            PyMongoError: The database could not be read.
+        """
+        found = await _owned(self._conversations, ids)
+        missing = [key for key in ids if key not in found]
+        if missing and self._local is not None and await _owned(self._local, missing):
+            raise OutdatedReadError
+        return found
 
     async def streaming(self, ids: list[ObjectId]) -> dict[ObjectId, dict[int, int]]:
         """Conversation to position to next sequence, of their messages that stream."""
@@ -89,6 +100,13 @@ class OwnerReader:
                 messages = found.setdefault(stored["conversation_id"], {})
                 messages[stored["position"]] = stored.get("next_sequence", 0)
         return found
+
+
+async def _owned(
+    conversations: Collection, ids: list[ObjectId]
+) -> dict[ObjectId, OwnedConversation]:
+    cursor = conversations.find({"_id": {"$in": ids}}, OWNED)
+    return {stored["_id"]: OwnedConversation.from_stored(stored) async for stored in cursor}
 
 
 def _whose(owner: OwnerKey) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from bson import ObjectId
+from bson import ObjectId, Timestamp
 
 from converse_mongo import _driver
 from converse_mongo._compaction import expand
@@ -104,18 +104,43 @@ class Found(NamedTuple):
 
 
 class Reader:
-    """Reads from one pair of collections. A read may always be repeated."""
+    """Reads from one pair of collections. A read may always be repeated.
 
-    def __init__(self, messages: Collection, conversations: Collection, pages: Collection) -> None:
+    Attributes:
+        local: Where these are majority reads, reads of what the primary has; else ``None``. An
+            older majority snapshot of a new primary can lack what was seen before. The primary
+            itself cannot.
+    """
+
+    def __init__(
+        self,
+        messages: Collection,
+        conversations: Collection,
+        pages: Collection,
+        local: "Reader | None" = None,
+    ) -> None:
         self.messages = messages
         self.conversations = conversations
         self.pages = pages
+        self.local = local
 
     async def server_time(self) -> datetime:
         """What the clock of the server says."""
         return await _driver.server_time(self.messages.database)
 
+    async def committed_time(self) -> Timestamp | None:
+        """A time by which all was written that majority reads have shown so far, if there is one.
+
+        Raises:
+            PyMongoError: The server could not be reached.
+        """
+        return await _driver.committed_time(self.messages.database) if self.local else None
+
     # One message
+
+    async def has_message(self, message_id: ObjectId) -> bool:
+        """Whether there is such a message."""
+        return await self.messages.find_one({"_id": message_id}, {"_id": 1}) is not None
 
     async def state(self, message_id: ObjectId, conversation_id: ObjectId) -> MessageState | None:
         """The state of a message; ``None`` when there is no such one."""
@@ -182,6 +207,7 @@ class Reader:
     ) -> tuple[MessageState, list[MessageChunk]] | None:
         merged_limit = MERGED_CHUNKS_PER_READ
         if stop is not None:
+            stop = max(stop, start + 1)  # MongoDB takes no $slice of nothing
             limit, merged_limit = min(limit, stop - start), min(merged_limit, stop - start)
         while True:
             embedded = {"chunks": {"$slice": [start - page_start, limit]}}
@@ -414,6 +440,40 @@ class Reader:
         )
         counted: int = found["next_position"]
         return max(counted, last["position"] + 1) if last else counted
+
+    async def has_conversation(self, conversation_id: ObjectId) -> bool:
+        """Whether there is such a conversation."""
+        found = await self.conversations.find_one({"_id": conversation_id}, {"_id": 1})
+        return found is not None
+
+    async def has_messages(self, conversation_id: ObjectId, start: int, stop: int) -> bool:
+        """Whether there is a message at a position from ``start`` to before ``stop``."""
+        match = {"conversation_id": conversation_id, "position": {"$gte": start, "$lt": stop}}
+        return await self.messages.find_one(match, {"_id": 1}) is not None
+
+    async def messages_at(
+        self, conversation_id: ObjectId, positions: Sequence[int]
+    ) -> list[MessageState]:
+        """The messages at these positions of a conversation, without their text."""
+        found: list[MessageState] = []
+        for offset in range(0, len(positions), IDS_PER_QUERY):
+            some = list(positions[offset : offset + IDS_PER_QUERY])
+            match = {"conversation_id": conversation_id, "position": {"$in": some}}
+            cursor = self.messages.find(match, STATE)
+            found += [MessageState.from_stored(stored) async for stored in cursor]
+        return found
+
+    async def confirm_primary(self, conversation_id: ObjectId) -> bool:
+        """Waits until the server that answers knows that it is the primary.
+
+        Returns:
+            ``False`` where a server does not know linearizable reads
+            (https://www.mongodb.com/docs/manual/reference/read-concern-linearizable/).
+
+        Raises:
+            PyMongoError: It could not be confirmed; a later try may succeed.
+        """
+        return await _driver.read_linearizable(self.conversations, {"_id": conversation_id})
 
     async def next_positions(self, conversation_ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
         """The position that comes next in each of these conversations that there are.

@@ -7,14 +7,16 @@ A watcher that is behind the window reads the same way, from its own state to th
 """
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from typing import Generic, TypeVar, cast
+from typing import Generic, NoReturn, TypeVar, cast
 
-from bson import ObjectId
+from bson import ObjectId, Timestamp
 
 from converse_mongo._changes import MessageHint, Updated
+from converse_mongo._doubts import Doubts, OutdatedReadError
 from converse_mongo._fanout import Window
 from converse_mongo._reader import Reader
 from converse_mongo._state import MessageState
@@ -36,6 +38,8 @@ WINDOW_EVENTS = 512
 WINDOW_BYTES = 2 * 1024 * 1024
 CHUNKS_PER_READ = 256
 HELD_HINTS = 1000
+AGAIN_SECONDS = 0.02
+"""The shortest time between a read that was outdated and the next one."""
 
 E = TypeVar("E", bound=Event)
 S = TypeVar("S")
@@ -56,6 +60,7 @@ class Topic(ABC, Generic[E, S]):
 
     def __init__(self, key: ObjectId, reader: Reader) -> None:
         self.key = key
+        self.doubts = Doubts() if reader.local else Doubts(0)
         self.window: Window[E] = Window(WINDOW_EVENTS, WINDOW_BYTES)
         self.stale = True
         self.ready = False
@@ -63,8 +68,10 @@ class Topic(ABC, Generic[E, S]):
         self.failure: BaseException | None = None
         self.watchers = 0
         self._reader = reader
+        self._local = reader.local or reader
         self._reading = asyncio.Lock()
         self._held: deque[MessageHint] | None = deque()
+        self._again_at = 0.0
 
     def mark_stale(self) -> None:
         """Says that there may be news in the database; whoever waits wakes and reads it."""
@@ -77,9 +84,16 @@ class Topic(ABC, Generic[E, S]):
         self.window.wake()
 
     def receive(self, hint: MessageHint) -> None:
-        """Takes a hint; while the database is being read it is held until that is done."""
-        if self._held is None:
+        """Takes a hint. While the topic is stale or is being read, it is held until that is done.
+
+        What is stored may not be what the window continues: after a lost stream, a message may
+        have been deleted and started anew.
+        """
+        self._note(hint)
+        if self._held is None and not self.stale:
             self._apply(hint)
+        elif self._held is None:
+            self._held = deque([hint])
         elif len(self._held) < HELD_HINTS:
             self._held.append(hint)
         else:
@@ -90,24 +104,47 @@ class Topic(ABC, Generic[E, S]):
 
         Raises:
             NotFoundError: What is watched is not in the database (any more).
+            OutdatedReadError: What was read is older than what is known; the topic stays stale.
             PyMongoError: The database could not be read; the topic stays stale.
         """
         async with self._reading:
             if not self.stale or self.ended or self.failure:
                 return
+            if time.monotonic() < self._again_at:
+                raise OutdatedReadError
             self.stale = False  # news that come while reading make it stale again
-            if self._held is None:
-                self._held = deque()
+            self._held = deque()  # what was told before is among what is read
             try:
                 await self._read_news()
-            except BaseException:
+            except BaseException as error:
                 self.stale = True
                 self.window.wake()
+                if isinstance(error, OutdatedReadError):  # however many ask
+                    self._again_at = time.monotonic() + AGAIN_SECONDS
                 raise
             self.ready = True
+            if self.stale:
+                return  # hints stay held until the next read
             held, self._held = self._held, None
             for hint in held:
                 self._apply(hint)
+
+    async def reach(self, state: S) -> None:
+        """Catches up until the window covers ``state``, which a caller has had elsewhere.
+
+        Raises:
+            InvalidCursorError: It is ahead of what is stored.
+            OutdatedReadError: What was read is behind it, and is to be read again.
+            PyMongoError: The database could not be read.
+        """
+
+    async def begin(self, after: object) -> S:
+        """The state from which a watcher begins that a caller gave ``after``.
+
+        Raises:
+            PyMongoError: The database could not be read.
+        """
+        return self.state_at(after)
 
     @abstractmethod
     def state_at(self, after: object) -> S:
@@ -116,6 +153,14 @@ class Topic(ABC, Generic[E, S]):
     def covers(self, state: S) -> bool:  # noqa: ARG002
         """Whether the window has brought all that a watcher in ``state`` has had."""
         return True
+
+    async def check(self, state: S) -> None:
+        """Checks that a watcher can be in ``state``.
+
+        Raises:
+            InvalidCursorError: Nobody can: the library has not given it to anybody.
+            PyMongoError: The database could not be read.
+        """
 
     @abstractmethod
     def state_behind(self, event: E) -> S:
@@ -139,11 +184,16 @@ class Topic(ABC, Generic[E, S]):
 
         Raises:
             NotFoundError: What is watched is not in the database any more.
+            OutdatedReadError: What was read is older than what is known.
             PyMongoError: The database could not be read.
         """
 
     def forget(self) -> None:
         """Takes it out of what it has put itself into; nobody watches it any more."""
+
+    @abstractmethod
+    def _note(self, hint: MessageHint) -> None:
+        """Remembers what a hint tells, so that an older read is not taken for the truth."""
 
     @abstractmethod
     def _apply(self, hint: MessageHint) -> None:
@@ -161,6 +211,11 @@ class MessageTopic(Topic[MessageEvent, int]):
         super().__init__(key, reader)
         self.state: MessageState | None = None
         """The message as it was last read."""
+        self._since: Timestamp | None = None
+        """When it was first read: updates before may be of a message that had the same id."""
+        self._told = 0
+        """The highest counter that a hint told since."""
+        self._end_told = self._deletion_told = False
 
     def state_at(self, after: object) -> int:
         return check_sequence(after)
@@ -189,25 +244,31 @@ class MessageTopic(Topic[MessageEvent, int]):
             page_start=known.page_start,
             stop=goal,
         )
-        if found is None:
-            raise MessageNotFoundError(self.key)
-        chunks = found[1]
-        check_run(self.key, state, chunks)
+        chunks = run_from(state, (await self._accept(found))[1])
         if not chunks:
-            raise hole(self.key, state)
+            self._refuse_hole(state)
         return [known.chunk_received(chunk) for chunk in chunks]
 
     @property
     def _known(self) -> MessageState:
         return cast(MessageState, self.state)
 
+    def _note(self, hint: MessageHint) -> None:
+        if isinstance(hint, Updated):
+            if self.state is not None and is_after(hint, self._since):
+                self._told = max(self._told, hint.next_sequence or 0)
+                self._end_told = self._end_told or hint.ended
+        else:
+            # Deleted, or started anew: what was told before is of no use.
+            self._told, self._end_told, self._deletion_told = 0, False, True
+
     def _apply(self, hint: MessageHint) -> None:
         if self.ended:
             return
         if not isinstance(hint, Updated):
-            self.mark_stale()  # deleted, or replaced as a whole
+            self.mark_stale()
             return
-        for stored in hint.chunks:
+        for stored in hint.chunks if is_after(hint, self._since) else ():
             if stored["sequence"] == self.window.head:
                 self._put(MessageChunk.from_stored(stored))
         if hint.ended or (hint.next_sequence or 0) > self.window.head:
@@ -224,34 +285,83 @@ class MessageTopic(Topic[MessageEvent, int]):
                 *(self.key, self.state.conversation_id, self.window.head, WINDOW_EVENTS),
                 page_start=self.state.page_start,
             )
-        if found is None:
-            raise MessageNotFoundError(self.key)
+        state, chunks = await self._accept(found)
+        self._refuse_older(state)
         first_time = self.state is None
-        self.state, chunks = found
-        end = self.state.next_sequence
+        if first_time:
+            self._since = await self._reader.committed_time()
+        self.state = state
+        end = state.next_sequence
         if first_time:
             self.window.jump(end - len(chunks))
         elif end > self.window.head + len(chunks):
             # Too much for the window: each watcher reads it at its own pace.
             self.window.jump(end)
             chunks = []
-        check_run(self.key, self.window.head, chunks)
-        for chunk in chunks:
+        for chunk in run_from(self.window.head, chunks):
             self._put(chunk)
-        if self.state.status.is_final:
+        if self.window.head != end:
+            self._refuse_hole(self.window.head)
+        if state.status.is_final:
             self.ended = True
-            self.window.put(self.state.ended(), 0)
+            self.window.put(state.ended(), 0)
+
+    async def _accept(
+        self, found: tuple[MessageState, list[MessageChunk]] | None
+    ) -> tuple[MessageState, list[MessageChunk]]:
+        """What was read, if it is of the message that is watched.
+
+        Raises:
+            MessageNotFoundError: It is not there, or was deleted and started anew.
+            OutdatedReadError: That is to be seen for longer until it is believed.
+        """
+        same = self.state is None or (found and found[0].log_id == self.state.log_id)
+        if found is not None and same:
+            self.doubts.dispel("gone")
+            self._deletion_told = False
+            return found
+        error = MessageNotFoundError(self.key)
+        if self.state is None:
+            # Never seen before: it may be too new for the majority, but not for the primary.
+            if self._reader.local and await self._local.has_message(self.key):
+                raise OutdatedReadError
+            raise error
+        if not self._deletion_told and not self.doubts.stands("gone"):
+            raise OutdatedReadError
+        self.fail(error)
+        raise error
+
+    def _refuse_older(self, state: MessageState) -> None:
+        """Refuses a state that is behind what is known."""
+        known, final = self.window.head if self.state else 0, state.status.is_final
+        behind = state.next_sequence < max(self._told, known) or (self._end_told and not final)
+        if behind and not self.doubts.stands("behind"):
+            raise OutdatedReadError
+        if state.next_sequence < known:
+            raise hole(self.key, state.next_sequence)
+        if behind:
+            self._told, self._end_told = 0, False
+        else:
+            self.doubts.dispel("behind")
+
+    def _refuse_hole(self, sequence: int) -> NoReturn:
+        """Refuses a read that does not show a chunk which there must be."""
+        if not self.doubts.stands(("hole", sequence)):
+            raise OutdatedReadError
+        raise hole(self.key, sequence)
 
 
-def check_run(message_id: ObjectId, start: int, chunks: Sequence[MessageChunk]) -> None:
-    """Checks that ``chunks`` go on from ``start`` without a gap.
+def is_after(hint: Updated, moment: Timestamp | None) -> bool:
+    """Whether an update was made after a moment of the server's clock."""
+    return hint.time is None or moment is None or hint.time > moment
 
-    Raises:
-        WatchError: They do not: something other than this library wrote to the message.
-    """
-    for sequence, chunk in enumerate(chunks, start):
-        if chunk.sequence != sequence:
-            raise hole(message_id, sequence)
+
+def run_from(start: int, chunks: Sequence[MessageChunk]) -> Sequence[MessageChunk]:
+    """Those of ``chunks`` that go on from ``start`` without a gap."""
+    for index, chunk in enumerate(chunks):
+        if chunk.sequence != start + index:
+            return chunks[:index]
+    return chunks
 
 
 def hole(message_id: ObjectId, sequence: int) -> WatchError:

@@ -45,14 +45,14 @@ class Watched:
     def message(self, message_id: ObjectId) -> MessageTopic:
         """The topic of a message, made where there is none."""
         topic = self.messages.get(message_id)
-        if topic is None:
+        if topic is None or topic.failure is not None:
             topic = self.messages[message_id] = MessageTopic(message_id, self._reader)
         return topic
 
     def conversation(self, conversation_id: ObjectId) -> ConversationTopic:
         """The topic of a conversation, made where there is none."""
         topic = self.conversations.get(conversation_id)
-        if topic is None:
+        if topic is None or topic.failure is not None:
             topic = ConversationTopic(conversation_id, self._reader, self.routes)
             self.conversations[conversation_id] = topic
         return topic
@@ -91,6 +91,8 @@ class Watched:
         """Hands a hint to all topics that it concerns."""
         if isinstance(hint, ConversationChanged):
             self._tell_owners(hint)
+            if hint.deleted and (gone := self.conversations.get(hint.conversation_id)):
+                gone.note_deleted()
             return
         conversation_id = hint.conversation_id
         if conversation_id is not None and (owner := self._owned.get(conversation_id)):

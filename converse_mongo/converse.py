@@ -195,6 +195,7 @@ class Converse:
             messages,
             _driver.collection_of(conversation, majority=replicated),
             _driver.sibling(messages, PAGES),
+            local=store.reader if replicated else None,
         )
         told = _changes.pipeline(reader.messages.name, reader.conversations.name)
         hub = Hub(

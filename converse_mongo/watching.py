@@ -11,6 +11,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar, cast
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
+from converse_mongo._cursors import NOW
+from converse_mongo._doubts import OutdatedReadError
 from converse_mongo._driver import is_transient
 from converse_mongo._fanout import Window
 from converse_mongo._topics import Topic
@@ -25,8 +27,9 @@ logger = logging.getLogger("converse_mongo")
 E = TypeVar("E", bound=Event)
 T = TypeVar("T")
 
-RETRY_SECONDS = 0.1
+FIRST_RETRY_SECONDS = 0.02
 MAX_RETRY_SECONDS = 2.0
+MAX_OUTDATED_SECONDS = 0.3
 _BEHIND = -1
 
 
@@ -217,17 +220,17 @@ class Watcher(Generic[E]):
         if topic.failure is not None:
             raise topic.failure
         if self._start is None:
-            self._start = topic.state_at(self._after)
+            self._start = await patiently(topic, lambda: topic.begin(self._after))
         state = self._state(topic)
         if not topic.covers(state):
             # The caller was further in another process: this one has not heard of it yet.
-            topic.mark_stale()
-            await self._catch_up(topic)
-            if not topic.covers(state):
-                raise InvalidCursorError(
-                    f"after={self._after!r} is ahead of what is stored: it was not made here, or "
-                    "the database was set back."
-                )
+            try:
+                await patiently(topic, lambda: topic.reach(state))
+            except InvalidCursorError:
+                if self._after != NOW or self._last is not None:
+                    raise
+                self._start = state = topic.here()[0]  # a failover took back what there was
+        await patiently(topic, lambda: topic.check(state))
         index = topic.locate(state)
         self._index = _BEHIND if index is None else index
         self._goal = None
@@ -263,7 +266,7 @@ class Watcher(Generic[E]):
 
 async def patiently(topic: Watched, read: Callable[[], Awaitable[T]]) -> T:
     """Awaits ``read()`` again and again while MongoDB is not to be reached."""
-    wait = RETRY_SECONDS
+    wait = FIRST_RETRY_SECONDS
     before = _cancellations()
     while True:
         try:
@@ -278,10 +281,14 @@ async def patiently(topic: Watched, read: Callable[[], Awaitable[T]]) -> T:
             if not is_transient(error):
                 raise
             logger.warning("Could not read what is watched (%s); trying again", error)
+            longest = MAX_RETRY_SECONDS
+        except OutdatedReadError:
+            logger.debug("What was read is older than what is known; reading again")
+            longest = MAX_OUTDATED_SECONDS
         if topic.failure is not None:
             raise topic.failure
+        wait = min(wait * 2, longest)
         await asyncio.sleep(random.uniform(wait / 2, wait))
-        wait = min(wait * 2, MAX_RETRY_SECONDS)
 
 
 def _cancellations() -> int:

@@ -13,10 +13,37 @@ from pymongo import monitoring
 from converse_mongo import Converse
 from converse_mongo._driver import close_client, driver_name, open_client
 from converse_mongo.embedded import EmbeddedServer
+from tests.majority import Majority, behind
 
 USES_MOTOR = driver_name() == "motor"
 
 Facade = Callable[..., Any]
+
+
+LAG = "--majority-lag"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        LAG,
+        type=float,
+        default=0.0,
+        help="seconds by which the majority is behind the primary, as with the write concern w:1",
+    )
+
+
+@pytest.fixture(autouse=True)
+def majority_lag(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, Majority]]:
+    """Has the majority lag behind the primary in each test, where the option asks for it."""
+    lag = request.config.getoption(LAG)
+    if not lag or request.node.get_closest_marker("commits_at_once"):
+        yield {}
+        return
+    # Servers of a test's own are harmed, and nobody could follow them.
+    with behind(monkeypatch, request.getfixturevalue("server_uri"), lag) as majorities:
+        yield majorities
 
 
 @pytest.fixture(scope="session")

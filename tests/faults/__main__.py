@@ -9,6 +9,9 @@ import time
 from collections import Counter
 
 from converse_mongo._driver import driver_name
+from converse_mongo.embedded import EmbeddedServer
+from converse_mongo.errors import ConverseError
+from tests.faults.failover import run_failovers
 from tests.faults.runner import Outcome, ScheduleFailedError, run_schedule
 from tests.faults.servers import Server
 
@@ -26,14 +29,34 @@ def main() -> int:
     )
     parser.add_argument("--jobs", type=int, default=2, help="how many to run at once")
     parser.add_argument("--keep-going", action="store_true", help="go on behind a failure")
+    parser.add_argument(
+        "--failovers", type=int, metavar="COUNT", help="run so many schedules of failovers instead"
+    )
     arguments = parser.parse_args()
     logging.getLogger("converse_mongo").addHandler(logging.NullHandler())
     first = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+    if arguments.failovers:
+        say(f"{arguments.failovers} schedules of failovers from seed {first} on")
+        return asyncio.run(fail_over(first, arguments.failovers))
     say(f"{arguments.schedules} schedules from seed {first} on, with {driver_name()}")
     series = Series(first, arguments.schedules, keep_going=arguments.keep_going)
     asyncio.run(series.run(arguments.jobs))
     say(series.summary())
     return 1 if series.failed else 0
+
+
+async def fail_over(first: int, count: int) -> int:
+    """Runs schedules of failovers; 1 means that one of them failed."""
+    with EmbeddedServer() as server:
+        for seed in range(first, first + count):
+            started = time.monotonic()
+            try:
+                events = await run_failovers(seed, f"{server.uri}?retryWrites=false")
+            except (AssertionError, TimeoutError, ConverseError) as error:
+                say(f"seed {seed} failed: {error!r}")
+                return 1
+            say(f"seed {seed}  {time.monotonic() - started:5.1f} s  {events} events")
+    return 0
 
 
 def say(text: str) -> None:

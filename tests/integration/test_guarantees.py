@@ -159,7 +159,7 @@ def feeds(converse: Converse, *how: Any) -> None:
 async def test_watch__what_was_written_before_the_stream_opened_is_read(
     facade: Facade, what: str
 ) -> None:
-    writer = await facade()
+    writer = await facade(client_options={"w": "majority"})
     viewer = await facade(writer.database_name, **NEVER)
     message = await start(writer)
     silent, first, second = SilentFeed(), asyncio.Event(), asyncio.Event()
@@ -181,7 +181,7 @@ async def test_watch__what_was_written_before_the_stream_opened_is_read(
 
 
 async def test_watch__a_lost_stream_is_replaced_by_polling_at_once(facade: Facade) -> None:
-    writer = await facade()
+    writer = await facade(client_options={"w": "majority"})
     viewer = await facade(writer.database_name, check_interval=3600, poll_interval=0.02)
     message = await start(writer)
     silent = SilentFeed()

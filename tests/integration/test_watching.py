@@ -295,6 +295,7 @@ async def test_watch__the_collection_is_dropped(facade: Facade, client: Any) -> 
     assert_exact(await again, await converse.get_message(other.id))
 
 
+@pytest.mark.commits_at_once
 async def test_watch__the_collection_is_renamed_and_back(facade: Facade, client: Any) -> None:
     converse = await facade(check_interval=3600.0, poll_interval=3600.0)
     message = await start(converse)
@@ -425,7 +426,7 @@ async def test_conversation__polled(facade: Facade) -> None:
 
 
 async def test_conversation__cursor_ahead_of_the_hub(facade: Facade) -> None:
-    writer = await facade()
+    writer = await facade(client_options={"w": "majority"})
     ahead = await facade(writer.database_name)
     behind = await facade(
         writer.database_name, change_streams=False, poll_interval=3600, check_interval=3600
@@ -465,6 +466,11 @@ async def test_conversation__deleted_messages_are_passed_over(converse: Converse
     messages = [await conversation.create_user_message(str(number)) for number in range(5)]
     for number in (0, 2, 4):
         await messages[number].delete()
+    # With the write concern w:1 the majority hears of it a little later.
+    committed = converse.message_model.store().committed
+    async with asyncio.timeout(SOON):
+        while [each["position"] async for each in committed.find({})] != [1, 3]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     async with converse.watch_conversation(conversation.id) as events:
         seen = [await anext(events), await anext(events)]
         await conversation.add_user_message("5")
@@ -611,6 +617,7 @@ async def test_bounded__window_of_a_topic(converse: Converse) -> None:
     assert sequences(seen) == list(range(3004))
 
 
+@pytest.mark.commits_at_once
 async def test_close__ends_watchers_and_frees_everything(server_uri: str) -> None:
     before = set(threading.enumerate())
     converse = await Converse(server_uri, database="test_close").open()

@@ -86,8 +86,10 @@ class Process:
 
 
 def _reader(database: RemoteDatabase, concern: ReadConcern | None = None) -> Reader:
-    names = (MESSAGES, "conversations", PAGES)
-    return Reader(*[RemoteCollection(database, name, concern) for name in names])
+    messages, conversations, pages = (
+        RemoteCollection(database, name, concern) for name in (MESSAGES, "conversations", PAGES)
+    )
+    return Reader(messages, conversations, pages)
 
 
 class Simulation:
