@@ -31,6 +31,11 @@ logger = logging.getLogger("converse_mongo")
 
 HEARTBEATS_PER_LEASE = 3
 
+TURNS = 3
+"""How often the event loop must have turned to count as free."""
+CATCH_UP_SECONDS = 0.05
+"""How long a call of ``write`` waits for what is due, in a loop that is not free otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class WriterTarget:
@@ -54,6 +59,35 @@ class WriterTarget:
     taken_over: Callable[[], Awaitable[Any]]
     written: Callable[[Sequence[MessageChunk]], None]
     end: Callable[[End, int, ObjectId], Awaitable[Any]]
+
+
+class Turns:
+    """Tells whether the event loop was free: whether it turned since it was last asked to.
+
+    It does not where whoever writes never awaits anything else, as a synchronous SDK does not.
+    """
+
+    def __init__(self) -> None:
+        self._left = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the loop has turned a few times since :meth:`watch`."""
+        return not self._left
+
+    def watch(self) -> None:
+        """Begins to count, if it does not count already."""
+        if not self._left:
+            self._left = TURNS
+            self._go_on()
+
+    def _go_on(self) -> None:
+        asyncio.get_running_loop().call_soon(self._count)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left:
+            self._go_on()
 
 
 class Appender:
@@ -84,6 +118,8 @@ class Appender:
         self._stopped = stopped
         self._refused = refused
         self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._next_renewal = self._deadline = 0.0
         self._hurry = self._draining = self._look = False
         self._epoch = 0
         self._append_id = ObjectId()
@@ -98,6 +134,7 @@ class Appender:
         """Begins to append, as the writer of an epoch; returns what ends its listening."""
         target = self._target
         self._epoch = epoch
+        self._next_renewal = asyncio.get_running_loop().time() + self._silence
         self._task = Persistent(
             self._run, f"converse_mongo-writer-{target.message_id}", self._hasten
         )
@@ -112,6 +149,28 @@ class Appender:
         """Has all that gathers written without a pause."""
         self._hurry = True
         self._wake.set()
+
+    @property
+    def _silence(self) -> float:
+        """Seconds without a sign of life until one is due."""
+        return self._target.store.options.lease / HEARTBEATS_PER_LEASE
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it should have gone on by itself by now, and had no turn to."""
+        late = asyncio.get_running_loop().time() - self._deadline
+        return self._settled.is_set() and late > CATCH_UP_SECONDS
+
+    async def catch_up(self) -> None:
+        """Waits a moment for what is due to be done; longer if a sign of life is among it."""
+        if self.done:
+            return
+        overdue = asyncio.get_running_loop().time() >= self._next_renewal
+        self._settled.clear()
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._silence if overdue else CATCH_UP_SECONDS):
+                await self._settled.wait()
 
     async def drain(self) -> None:
         """Waits until everything is stored, or it cannot be; nothing is appended after it."""
@@ -145,30 +204,35 @@ class Appender:
         except Exception as error:  # noqa: BLE001 - the generation loop gets it
             self._fail(error)
         finally:
+            self._settled.set()
             self.buffer.wake_waiters()
 
     async def _append_until_drained(self) -> None:
         time, buffer = asyncio.get_running_loop().time, self.buffer
-        silence = self._target.store.options.lease / HEARTBEATS_PER_LEASE
-        next_flush, next_renewal = time(), time() + silence
+        next_flush = time()
         while True:
             self._wake.clear()
-            if self._look or time() >= next_renewal:
+            if self._draining:
+                buffer.end_half()
+            if self._look or time() >= self._next_renewal:
                 await self._renew()
-                next_renewal = time() + silence
+                self._next_renewal = time() + self._silence
             elif buffer and (
                 self._draining or self._hurry or buffer.is_urgent or time() >= next_flush
             ):
                 next_flush = time() + self._flush_interval
                 await self._flush()
-                next_renewal = time() + silence
+                self._next_renewal = time() + self._silence
             elif self._draining and not buffer:
                 return
             else:
-                deadline = min(next_flush, next_renewal) if buffer else next_renewal
+                renewal = self._next_renewal
+                self._deadline = min(next_flush, renewal) if buffer else renewal
+                self._settled.set()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(deadline):
+                    async with asyncio.timeout_at(self._deadline):
                         await self._wake.wait()
+                self._settled.clear()
 
     async def _flush(self) -> None:
         if not self.buffer.in_flight:  # else it was cancelled there, and is to go on

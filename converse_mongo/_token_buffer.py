@@ -6,11 +6,18 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from converse_mongo._surrogates import (
+    REPLACEMENT,
+    begins_with_second_half,
+    mend,
+    split_first_half,
+)
 from converse_mongo._validation import (
     CHUNK_OVERHEAD,
     MAX_APPEND_BYTES,
     MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
+    utf8_size,
 )
 from converse_mongo.chunks import NO_METADATA
 
@@ -51,12 +58,12 @@ class Run:
         self.encoded = encoded
         self.tokens = self.text_size = 0
 
-    def add(self, content: str, text_size: int) -> None:
-        """Adds a token of ``text_size`` bytes."""
+    def add(self, content: str, text_size: int, tokens: int = 1) -> None:
+        """Adds a token of ``text_size`` bytes, or the text of several."""
         self._parts.append(content)
         if len(self._parts) == MAX_PARTS:
             self._parts = [self.text]  # many small strings take many times what their text does
-        self.tokens += 1
+        self.tokens += tokens
         self.text_size += text_size
 
     @property
@@ -65,12 +72,26 @@ class Run:
         return "".join(self._parts)
 
 
+class _Addition(NamedTuple):
+    """Text to add, what is said of it, and how many tokens it stands for."""
+
+    content: str
+    metadata: Mapping[str, Any]
+    encoded: bytes
+    tokens: int
+
+
 class TokenBuffer:
     """Tokens in order: first those of the write that is in flight, then those that gather.
 
+    The first half of a character at the end of a token waits for the next token, which has the
+    other half. The whole character is part of that token, and has its metadata. A half that stays
+    alone is replaced, under the metadata of its own token.
+
     Attributes:
-        accepted: How many tokens were put in.
+        accepted: How many tokens were put in, without one of which all is half a character.
         stored: How many of them were confirmed.
+        replaced: How many halves of characters stayed alone.
         batch: What the write in flight is made of, or was last.
         in_flight: The runs of tokens of that; empty when no write is in flight.
         waits: How often somebody had to wait for room.
@@ -86,9 +107,10 @@ class TokenBuffer:
         self._queue = asyncio.Lock()
         self._queued = 0
         self._waiters: list[asyncio.Future[None]] = []
+        self._half: _Addition | None = None
         self.in_flight: list[Run] = []
         self.batch: list[Piece] = []
-        self.accepted = self.stored = self.waits = 0
+        self.accepted = self.stored = self.replaced = self.waits = 0
 
     def __bool__(self) -> bool:
         """Whether anything is not stored yet."""
@@ -107,13 +129,51 @@ class TokenBuffer:
 
         Args:
             content: The text.
-            text_size: Its size, in bytes of UTF-8.
+            text_size: Its size, in bytes of UTF-8; -1 if it holds halves of characters.
             metadata: What is said of it.
             encoded: That in BSON.
             in_turn: Whether those who wait for room come later.
         """
         if self._queued and not in_turn:
             return False
+        if text_size < 0 or self._half is not None:
+            return self._add_halves(content, metadata, encoded)
+        return self._add(content, text_size, metadata, encoded)
+
+    def extend(self, content: str) -> bool:
+        """Adds a token that has no metadata to the text that gathers, if nothing speaks against it.
+
+        A short way for most tokens. If it returns ``False``, :meth:`add` decides.
+        """
+        run = self._last
+        if run is None or run.encoded or not (self._merges and content and content.isascii()):
+            return False
+        size = len(content)
+        gathering = self._gathering_bytes + size
+        if (
+            2 * gathering >= self._max_bytes
+            or gathering + self._in_flight_bytes > self._max_bytes
+            or run.text_size + size > MAX_CHUNK_BYTES
+            or self._half is not None
+            or self._queued
+            or self._waiters
+        ):
+            return False
+        run.add(content, size)
+        self.accepted += 1
+        self._gathering_bytes = gathering
+        return True
+
+    def _add(
+        self,
+        content: str,
+        text_size: int,
+        metadata: Mapping[str, Any],
+        encoded: bytes,
+        tokens: int = 1,
+        *,
+        has_room: bool = False,
+    ) -> bool:
         run, size = self._last, text_size
         if (
             run is None
@@ -124,18 +184,61 @@ class TokenBuffer:
             run = None
             size += self._cost_of_run(encoded)
         gathering = self._gathering_bytes + size
-        held = gathering + self._in_flight_bytes
-        if held > self._max_bytes and held > size:
+        if not (has_room or self._has_room(size)):
             return False
         if run is None:
             run = self._last = Run(metadata, encoded)
             self._gathering.append(run)
-        run.add(content, text_size)
-        self.accepted += 1
+        run.add(content, text_size, tokens)
+        self.accepted += tokens
         self._gathering_bytes = gathering
         if gathering == size or self._waiters or 2 * gathering >= self._max_bytes:
             self._wake()
         return True
+
+    def _has_room(self, size: int) -> bool:
+        held = self._gathering_bytes + self._in_flight_bytes
+        return not held or held + size <= self._max_bytes
+
+    def _add_halves(self, content: str, metadata: Mapping[str, Any], encoded: bytes) -> bool:
+        """Adds a token that begins or ends inside a character, or comes behind one that did."""
+        half, tokens, replaced = self._half, 1, 0
+        additions: list[_Addition] = []
+        if half is not None and begins_with_second_half(content):
+            content, tokens = half.content + content, 1 + half.tokens
+        elif half is not None:
+            additions.append(half._replace(content=REPLACEMENT))
+            replaced = 1
+        text, first_half = split_first_half(content)
+        text, alone = mend(text)
+        if text:
+            additions.append(_Addition(text, metadata, encoded, tokens))
+            tokens = 0
+        sizes = [utf8_size(addition.content) for addition in additions]
+        costs = [self._cost_of_run(addition.encoded) for addition in additions]
+        if additions and not self._has_room(sum(sizes) + sum(costs)):
+            return False
+        self._half = _Addition(first_half, metadata, encoded, tokens) if first_half else None
+        self.replaced += replaced + alone
+        for addition, size in zip(additions, sizes, strict=True):
+            self._force(addition, size)
+        return True
+
+    def _force(self, addition: _Addition, size: int) -> None:
+        content, metadata, encoded, tokens = addition
+        self._add(content, size, metadata, encoded, tokens, has_room=True)
+
+    def end_half(self) -> None:
+        """Replaces half a character that waits for the other half, since none comes any more."""
+        half, self._half = self._half, None
+        if half is not None:
+            self.replaced += 1
+            self._force(half._replace(content=REPLACEMENT), len(REPLACEMENT.encode()))
+
+    @property
+    def taken(self) -> int:
+        """How many tokens were put in, with one of which all is half a character."""
+        return self.accepted + (self._half.tokens if self._half is not None else 0)
 
     def _cost_of_run(self, encoded: bytes) -> int:
         """What counts for a run beside its text: many small ones take more than that."""
@@ -209,6 +312,7 @@ class TokenBuffer:
     def clear(self) -> tuple[list[str], str]:
         """Lets go of everything; returns the chunks that were in flight and the text behind."""
         chunks = [piece.content for piece in self.batch] if self.in_flight else []
+        self.end_half()
         behind = "".join([run.text for run in self._gathering])
         self.in_flight.clear()
         self._gathering.clear()

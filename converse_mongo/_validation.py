@@ -42,6 +42,7 @@ __all__ = [
     "check_seconds",
     "check_sequence",
     "check_status",
+    "check_token",
     "now",
     "object_id",
 ]
@@ -135,12 +136,31 @@ def check_content(content: object, limit: int = MAX_CONTENT_BYTES) -> int:
             "clean it, for example with content.encode('utf-8', 'replace').decode(). "
             "Nothing was written."
         ) from error
+    return _check_size(size, limit)
+
+
+def _check_size(size: int, limit: int) -> int:
     if size > limit:
         raise InvalidContentError(
             f"Content of {size} bytes is over the limit of {limit} bytes: split it. "
             "Nothing was written."
         )
     return size
+
+
+def check_token(token: object) -> int:
+    """The size of a token in bytes of UTF-8; -1 if it holds halves of characters.
+
+    Raises:
+        InvalidContentError: It is not text, or larger than ``MAX_CHUNK_BYTES``.
+    """
+    if isinstance(token, str) and not token.isascii():
+        try:
+            return _check_size(len(token.encode()), MAX_CHUNK_BYTES)
+        except UnicodeEncodeError:
+            _check_size(len(token.encode("utf-8", "surrogatepass")), MAX_CHUNK_BYTES)
+            return -1
+    return check_content(token, MAX_CHUNK_BYTES)
 
 
 def check_chunk_contents(contents: object) -> list[str]:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,14 +13,13 @@ import bson
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo._appender import Appender, WriterTarget
+from converse_mongo._appender import Appender, Turns, WriterTarget
 from converse_mongo._persistence import Persistent
 from converse_mongo._state import MessageState
 from converse_mongo._validation import (
-    MAX_CHUNK_BYTES,
-    check_content,
     check_metadata,
     check_seconds,
+    check_token,
 )
 from converse_mongo.chunks import NO_METADATA
 from converse_mongo.errors import (
@@ -38,6 +38,9 @@ logger = logging.getLogger("converse_mongo")
 
 MAX_ERROR_LENGTH = 10_000
 
+LOOK_SECONDS = 0.05
+"""How often a call of ``write`` looks whether the event loop is free."""
+
 
 @dataclass(frozen=True, slots=True)
 class WriterStatistics:
@@ -50,6 +53,7 @@ class WriterStatistics:
         retries: Times that one of those had to be tried again.
         bytes: The text that it stored, in bytes of UTF-8.
         waits: Calls of ``write`` that had to wait, since the buffer was full.
+        replaced: Halves of characters that stayed alone, each stored as U+FFFD.
     """
 
     tokens: int = 0
@@ -58,6 +62,7 @@ class WriterStatistics:
     retries: int = 0
     bytes: int = 0
     waits: int = 0
+    replaced: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +132,9 @@ class MessageWriter:
             stopped=self._end_stopped,
             refused=self._refuse,
         )
+        self._buffer = self._appender.buffer
+        self._turns = Turns()
+        self._look_at = 0.0
         self._epoch = 0
         self._end_id = ObjectId()
         self._refusal: ConverseError | None = WriterError(
@@ -145,10 +153,14 @@ class MessageWriter:
     async def write(self, token: str, metadata: Metadata | None = None) -> None:
         """Takes a token; returns at once unless the buffer is full.
 
-        Cancelled while it waits for room, it has not taken the token.
+        In a loop that never awaits anything else, such as that of a synchronous SDK, it waits a
+        moment so that what came before is stored. Cancelled while it waits, it has not taken the
+        token.
 
         Args:
-            token: Text, at most ``MAX_CHUNK_BYTES`` in UTF-8; an empty one is nothing.
+            token: Text, at most ``MAX_CHUNK_BYTES`` in UTF-8; an empty one is nothing. Half of a
+                character at its end, a lone surrogate, waits for the next token; halves that stay
+                alone are stored as U+FFFD.
             metadata: What BSON can hold, said of this token. Tokens become one chunk only where
                 theirs are equal.
 
@@ -162,14 +174,26 @@ class MessageWriter:
         """
         if self._refusal is not None:
             raise self._refusal
-        size = check_content(token, MAX_CHUNK_BYTES)
+        if monotonic() >= self._look_at:
+            await self._let_others_run()
+        buffer = self._buffer
+        if metadata is None and isinstance(token, str) and buffer.extend(token):
+            return
+        size = check_token(token)
         checked, encoded = NO_METADATA, b""
         if metadata:
             checked = check_metadata(metadata, "chunk metadata")
             encoded = bson.encode(checked)
-        buffer = self._appender.buffer
         if size and not buffer.add(token, size, checked, encoded):
             await buffer.put(token, size, checked, encoded, self._check)
+
+    async def _let_others_run(self) -> None:
+        """Gives the background task its turn where the generation loop never awaits anything."""
+        if not self._turns.passed or self._appender.overdue:
+            await self._appender.catch_up()
+            self._check()
+        self._turns.watch()
+        self._look_at = monotonic() + LOOK_SECONDS
 
     def _check(self) -> None:
         if self._refusal is not None:
@@ -232,12 +256,13 @@ class MessageWriter:
         """What was done so far."""
         appender = self._appender
         return WriterStatistics(
-            tokens=appender.buffer.accepted,
+            tokens=appender.buffer.taken,
             chunks=appender.chunks,
             writes=appender.writes,
             retries=appender.retries,
             bytes=appender.bytes,
             waits=appender.buffer.waits,
+            replaced=appender.buffer.replaced,
         )
 
     # Lifetime
@@ -265,6 +290,7 @@ class MessageWriter:
         if self._surrounding is not None:
             self._cancelling = self._surrounding.cancelling()
         self._unlisten = self._appender.start(self._epoch)
+        self._turns.watch()
         target.store.writers.add(self)
         return self
 

@@ -1,10 +1,14 @@
 """The writer: tokens in, batched appends out; nothing waits, nothing grows, nothing is lost."""
 
 import asyncio
+import contextlib
+import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 from pymongo.errors import AutoReconnect
 
 from converse_mongo import (
@@ -22,9 +26,11 @@ from converse_mongo import (
     WriterError,
     WriterExistsError,
     WriterFailedError,
+    WriterFencedError,
 )
+from converse_mongo.types import Granularity
 from tests.conftest import Facade
-from tests.streams import assert_exact, collect, until
+from tests.streams import SOON, assert_exact, collect, until
 
 
 async def start(converse: Converse) -> Message:
@@ -444,7 +450,7 @@ async def test_pipe__closes_its_tokens(converse: Converse) -> None:
     async def broken() -> AsyncIterator[str]:
         try:
             yield "a"
-            yield "\udc80"
+            yield b"b"  # type: ignore[misc]
         finally:
             closed.set()
 
@@ -465,6 +471,161 @@ async def test_pipe__writes_all_and_completes(converse: Converse) -> None:
     assert read.metadata["finish_reason"] == "stop"
 
 
+# Halves of characters
+
+
+@pytest.mark.parametrize("granularity", ["flush", "token"])
+async def test_halves__of_an_emoji_are_joined(converse: Converse, granularity: Granularity) -> None:
+    deltas = ["Great ", "\ud83d", "", "\ude80", " job \ud83d", "\ude80\ud83d"]
+    text = "Great \U0001f680 job \U0001f680"
+
+    async def generate() -> AsyncIterator[str]:
+        for delta in deltas:
+            yield delta
+
+    message = await start(converse)
+    await message.pipe(generate(), granularity=granularity)
+    read = await stored(converse, message)
+    assert (read.status, read.content) == (MessageStatus.COMPLETED, text + "\ufffd")
+    assert read.content == message.content == "".join(chunk.content for chunk in read.chunks)
+
+    message = await start(converse)
+    async with message.writer(granularity=granularity) as writer:
+        for delta in deltas:
+            await writer.write(delta)
+        await writer.flush()  # does not wait for the half
+        assert (await stored(converse, message)).content == text
+        assert (writer.statistics().tokens, writer.statistics().replaced) == (5, 0)
+        await writer.write("\udc80")
+    read = await stored(converse, message)
+    assert (read.status, read.content) == (MessageStatus.COMPLETED, text + "\U0001f480")
+    with pytest.raises(InvalidContentError, match="surrogate"):
+        await (await start(converse)).append_chunk("\ud83d")
+
+
+@pytest.mark.parametrize("how", ["raises", "is stopped", "detaches", "is fenced"])
+async def test_halves__that_stay_are_replaced_however_it_ends(converse: Converse, how: str) -> None:
+    message = await start(converse)
+    with (
+        pytest.raises((ValueError, WriterFencedError))
+        if how
+        in (
+            "raises",
+            "is fenced",
+        )
+        else contextlib.nullcontext() as raised
+    ):
+        async with message.writer() as writer:
+            await writer.write("\udc80text")
+            await writer.flush()
+            await writer.write("\ud83d")
+            if how == "raises":
+                raise ValueError
+            if how == "detaches":
+                await writer.detach()
+            elif how == "is stopped":
+                await message.request_stop()
+                await until(lambda: writer.stopping)
+            elif how == "is fenced":
+                async with (await stored(converse, message)).resume_writer():
+                    pass
+    assert writer.statistics().replaced == 2
+    read = await stored(converse, message)
+    if how == "is fenced":
+        assert raised is not None
+        assert raised.value.text == "\ufffd"  # type: ignore[attr-defined]
+        assert read.content == "\ufffdtext"
+    else:
+        assert read.content == "\ufffdtext\ufffd"
+
+
+# A generation loop that awaits nothing else
+
+
+async def test_write__stores_while_the_loop_blocks_between_tokens(
+    facade: Facade, server_uri: str
+) -> None:
+    converse = await facade()
+    message = await start(converse)
+    count = shown = 0
+    with MongoClient[dict[str, Any]](server_uri) as client:
+        messages = client[converse.database_name].messages
+        async with message.writer() as writer:
+            for count in range(200):
+                await writer.write(f"{count} ")
+                time.sleep(0.02)  # noqa: ASYNC251 - a synchronous SDK waits for the model
+                found = messages.find_one({"_id": message.id})
+                if found and (shown := found["next_sequence"]) > 2:
+                    break
+    assert shown > 2, "nothing was stored before the end of the block"
+    assert (await stored(converse, message)).content == text_of(count + 1)
+
+
+async def test_write__stores_while_the_loop_never_waits(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer(max_buffered=2**30) as writer:
+        until_then = time.monotonic() + SOON
+        while not writer.statistics().chunks and time.monotonic() < until_then:
+            await writer.write("token ")
+        assert writer.statistics().chunks
+    assert (await stored(converse, message)).is_completed
+
+
+async def test_write__gives_signs_of_life_while_the_loop_blocks(
+    facade: Facade, server_uri: str
+) -> None:
+    converse = await facade(lease=2)
+    message = await start(converse)
+    with MongoClient[dict[str, Any]](server_uri) as client:
+        messages = client[converse.database_name].messages
+        seen = set()
+        async with message.writer(flush_interval=3600) as writer:
+            for _ in range(100):
+                await writer.write("token ")
+                time.sleep(0.11)  # noqa: ASYNC251
+                found = messages.find_one({"_id": message.id}) or {}
+                seen.add(found["lease"]["renewed_at"])
+                if len(seen) > 2:
+                    break
+    assert len(seen) > 2
+
+
+def recover(uri: str, database: str) -> None:
+    """Ends an orphan, in an event loop of its own."""
+
+    async def until_it_is_ended() -> None:
+        async with Converse(uri, database=database, create_indexes=False) as converse:
+            recovered = False
+            while not recovered:
+                recovered = bool(await converse.recover_stale())
+
+    asyncio.run(asyncio.wait_for(until_it_is_ended(), SOON))
+
+
+async def test_write__says_what_is_lost_if_the_loop_blocks_for_too_long(
+    facade: Facade, server_uri: str
+) -> None:
+    converse = await facade(lease=0.2)
+    message = await start(converse)
+    taken = ""
+    with pytest.raises(WriterFencedError) as fenced:
+        async with message.writer(flush_interval=3600) as writer:
+            await writer.write("stored ")
+            await writer.flush()
+            await writer.write("lost ")
+            time.sleep(0.3)  # noqa: ASYNC251
+            elsewhere = threading.Thread(target=recover, args=(server_uri, converse.database_name))
+            elsewhere.start()
+            elsewhere.join(SOON)
+            for _ in range(100):  # a busy server may take a while to say so
+                await writer.write("too late ")
+                taken += "too late "
+                time.sleep(0.06)  # noqa: ASYNC251
+            pytest.fail("the writer goes on")
+    assert fenced.value.text == "lost " + taken
+    assert (await stored(converse, message)).content == "stored "
+
+
 # Use
 
 
@@ -483,7 +644,7 @@ async def test_writer__refuses_what_makes_no_sense(converse: Converse) -> None:
     with pytest.raises(WriterError, match="async with"):
         await writer.write("too early")
     async with writer:
-        for token in (None, b"bytes", "\udc80", "x" * (1024 * 1024 + 1)):
+        for token in (None, b"bytes", "x" * (1024 * 1024 + 1)):
             with pytest.raises(InvalidContentError):
                 await writer.write(token)  # type: ignore[arg-type]
         await writer.write("fine")

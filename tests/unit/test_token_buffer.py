@@ -6,7 +6,12 @@ import sys
 import pytest
 
 from converse_mongo._token_buffer import MAX_PARTS, Run, TokenBuffer
-from converse_mongo._validation import CHUNK_OVERHEAD, MAX_APPEND_CHUNKS, MAX_CHUNK_BYTES
+from converse_mongo._validation import (
+    CHUNK_OVERHEAD,
+    MAX_APPEND_CHUNKS,
+    MAX_CHUNK_BYTES,
+    check_token,
+)
 
 
 class Wakes:
@@ -155,3 +160,99 @@ def test_run__takes_about_what_its_text_takes() -> None:
     assert len(parts) < MAX_PARTS
     assert run.text == "".join(tokens)
     assert (run.tokens, run.text_size) == (len(tokens), 4 * len(tokens))
+
+
+# Halves of characters
+
+HIGH, LOW = "\ud83d", "\ude80"
+ROCKET = "\U0001f680"
+
+
+def put_halves(buffer: TokenBuffer, *tokens: str) -> None:
+    for token in tokens:
+        assert buffer.add(token, check_token(token))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "replaced"),
+    [
+        (["Great ", HIGH, LOW, " job"], f"Great {ROCKET} job", 0),
+        ([f"Great {HIGH}", f"{LOW} job"], f"Great {ROCKET} job", 0),
+        ([HIGH + LOW, "é" + HIGH, LOW], f"{ROCKET}é{ROCKET}", 0),
+        ([HIGH, LOW + HIGH, LOW + HIGH, LOW], ROCKET * 3, 0),
+        ([HIGH, "é"], "\ufffdé", 1),
+        ([HIGH, HIGH, LOW], f"\ufffd{ROCKET}", 1),
+        ([LOW, LOW + "a" + LOW, "b" + HIGH], "\ufffd\ufffda\ufffdb\ufffd", 4),
+        (["\ufffd" + HIGH + "\ufffd"], "\ufffd\ufffd\ufffd", 1),
+    ],
+)
+@pytest.mark.parametrize("merges", [True, False])
+async def test_halves__are_joined_or_replaced(
+    tokens: list[str], text: str, replaced: int, merges: bool
+) -> None:
+    buffer = make(merges=merges)
+    put_halves(buffer, *tokens)
+    assert buffer.taken == len(tokens)
+    buffer.end_half()
+    assert (buffer.taken, buffer.accepted, buffer.replaced) == (len(tokens), len(tokens), replaced)
+    pieces = buffer.take()
+    assert "".join(piece.content for piece in pieces) == text
+    assert [piece.text_size for piece in pieces] == [len(each.content.encode()) for each in pieces]
+    buffer.confirm()
+    assert (buffer.stored, bool(buffer)) == (len(tokens), False)
+
+
+async def test_halves__belong_to_the_token_that_completes_them() -> None:
+    buffer = make()
+    assert buffer.add("a" + HIGH, -1, {"n": 1}, b"one")
+    assert buffer.add(LOW + HIGH, -1, {"n": 2}, b"two")
+    assert buffer.add("b", 1, {"n": 3}, b"three")
+    assert [(piece.content, dict(piece.metadata)) for piece in buffer.take()] == [
+        ("a", {"n": 1}),
+        (ROCKET + "\ufffd", {"n": 2}),
+        ("b", {"n": 3}),
+    ]
+
+
+async def test_halves__are_a_chunk_only_with_the_token_that_completes_them() -> None:
+    buffer = make(merges=False)
+    put_halves(buffer, "a", HIGH, LOW, "b" + HIGH, LOW + "c")
+    assert contents(buffer) == ["a", ROCKET, "b", ROCKET + "c"]
+
+
+async def test_halves__wait_until_there_is_room_for_the_character() -> None:
+    buffer = make(4)
+    put_halves(buffer, "abc", HIGH)
+    assert not buffer.add(LOW, -1), "the character takes four bytes"
+    assert not buffer.add("de", 2), "a replacement takes three"
+    assert (buffer.taken, buffer.replaced) == (2, 0)
+    assert contents(buffer) == ["abc"]
+    buffer.confirm()
+    put_halves(buffer, LOW)
+    assert contents(buffer) == [ROCKET]
+
+
+async def test_halves__that_wait_are_given_back_with_the_rest() -> None:
+    buffer = make()
+    put_halves(buffer, "a" + HIGH)
+    buffer.take()
+    assert buffer.clear() == (["a"], "\ufffd")
+    assert buffer.clear() == ([], "")
+
+
+async def test_extend__adds_to_what_gathers_and_leaves_the_rest_to_add() -> None:
+    buffer = make(1000)
+    assert not buffer.extend("a"), "nothing gathers"
+    fill(buffer, "a")
+    assert buffer.extend("b")
+    assert (buffer.accepted, buffer.taken) == (2, 2)
+    for token in ("", "é", "x" * 500):
+        assert not buffer.extend(token)
+    put_halves(buffer, HIGH)
+    assert not buffer.extend("c"), "half a character comes before it"
+    put_halves(buffer, LOW)
+    assert buffer.extend("c")
+    assert contents(buffer) == [f"ab{ROCKET}c"]
+    assert not buffer.extend("d"), "what is in flight does not change"
+    assert buffer.add("d", 1, {"n": 1}, b"one")
+    assert not buffer.extend("e"), "it says nothing of itself"
