@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bson import ObjectId
 
 from converse_mongo._persistence import Persistent
-from converse_mongo._state import MessageState
+from converse_mongo._state import LeaseState, MessageState
 from converse_mongo._token_buffer import TokenBuffer
 from converse_mongo.chunks import MessageChunk
 from converse_mongo.errors import (
@@ -44,21 +44,26 @@ class WriterTarget:
     Attributes:
         store: Where.
         lane: The queue of the message's writers.
-        message_id: The message.
-        conversation_id: Its conversation.
-        taken_over: Told after a take-over, when no other writer can add anything any more.
+        key: The filter that finds the message.
+        taken_over: Loads the message after a take-over, as the writer with the given lease finds
+            it.
         written: Told of chunks that are stored.
-        end: Ends the message, if the writer's epoch still is the given one; a second call with the
+        end: Ends the message, if the given lease still is the writer's; a second call with the
             same id is the same end.
     """
 
     store: Store
     lane: Lane
-    message_id: ObjectId
-    conversation_id: ObjectId
-    taken_over: Callable[[], Awaitable[Any]]
+    key: Mapping[str, Any]
+    taken_over: Callable[[LeaseState], Awaitable[Any]]
     written: Callable[[Sequence[MessageChunk]], None]
-    end: Callable[[End, int, ObjectId], Awaitable[Any]]
+    end: Callable[[End, LeaseState, ObjectId], Awaitable[Any]]
+
+    @property
+    def message_id(self) -> ObjectId:
+        """The id of the message."""
+        message_id: ObjectId = self.key["_id"]
+        return message_id
 
 
 class Turns:
@@ -121,7 +126,7 @@ class Appender:
         self._settled = asyncio.Event()
         self._next_renewal = self._deadline = 0.0
         self._hurry = self._draining = self._look = False
-        self._epoch = 0
+        self._lease = LeaseState()
         self._append_id = ObjectId()
         self._tried = False
         self._task: Persistent | None = None
@@ -130,15 +135,17 @@ class Appender:
         self.failure: ConverseError | None = None
         self.chunks = self.writes = self.retries = self.bytes = 0
 
-    def start(self, epoch: int) -> Callable[[], None]:
-        """Begins to append, as the writer of an epoch; returns what ends its listening."""
+    def start(self, lease: LeaseState) -> Callable[[], None]:
+        """Begins to append, as the writer with a lease; returns what ends its listening."""
         target = self._target
-        self._epoch = epoch
+        self._lease = lease
         self._next_renewal = asyncio.get_running_loop().time() + self._silence
         self._task = Persistent(
             self._run, f"converse_mongo-writer-{target.message_id}", self._hasten
         )
-        return target.store.signals.listen(target.message_id, target.conversation_id, self._notice)
+        return target.store.signals.listen(
+            target.message_id, target.key["conversation_id"], self._notice
+        )
 
     @property
     def done(self) -> bool:
@@ -186,9 +193,9 @@ class Appender:
         self._refused()
         self.buffer.wake_waiters()
 
-    def _notice(self, epoch: int | None) -> None:
+    def _notice(self, holder: ObjectId | None) -> None:
         """Takes a hint that there may be news of the message."""
-        if epoch != self._epoch:  # its own coming is none
+        if holder is None or holder != self._lease.holder:  # its own coming is none
             self._look = True
             self._wake.set()
 
@@ -252,13 +259,12 @@ class Appender:
 
     async def _append(self) -> list[MessageChunk]:
         target, again = self._target, self._tried
-        claim = WriterClaim(self._epoch, unless_stopped=not self.stop, on_retry=self._count_retry)
+        claim = WriterClaim(self._lease, unless_stopped=not self.stop, on_retry=self._count_retry)
         self._tried = True  # if this is cancelled, it is not known whether it was stored
         try:
             return await target.store.appends.append(
                 target.lane,
-                target.message_id,
-                target.conversation_id,
+                target.key,
                 self.buffer.batch,
                 self._append_id,
                 claim,
@@ -275,17 +281,16 @@ class Appender:
         self._look = False
         target = self._target
         try:
-            state = await target.store.leases.renew(
-                target.message_id, target.conversation_id, self._epoch
-            )
+            state = await target.store.leases.renew(target.key, self._lease)
         except StoreUnavailableError as error:
             # What is written decides; and the lease may outlive the trouble.
             logger.warning("Message %s: no sign of life was given (%s)", target.message_id, error)
             return
-        self._judge(state)
+        if state is not None:
+            self._judge(state)
 
     def _judge(self, state: MessageState) -> None:
-        if state.lease.epoch != self._epoch:
+        if not state.lease.is_held_by(self._lease):
             raise fenced(state.message_id, state.status)
         if state.status.is_final:
             raise MessageNotStreamingError(state.message_id, state.status)

@@ -86,7 +86,7 @@ class Updated:
         next_sequence: The counter after the append, where it changed.
         ended: Whether the state changed; a message leaves ``streaming`` only once.
         concerns_writer: Whether its writer is to stop.
-        epoch: That of a new writer, where there is one.
+        holder: The id that a new writer gave itself, where there is one.
         conversation_id: The conversation, known only when fields of the message were saved.
         revision: How often they were, then.
         time: When, by the server's clock.
@@ -97,7 +97,7 @@ class Updated:
     next_sequence: int | None = None
     ended: bool = False
     concerns_writer: bool = False
-    epoch: int | None = None
+    holder: ObjectId | None = None
     conversation_id: ObjectId | None = None
     revision: int = 0
     time: Timestamp | None = None
@@ -196,7 +196,7 @@ def _decode_update(
         next_sequence=fields.get("next_sequence"),
         ended="status" in fields,
         concerns_writer=not _WRITER_FIELDS.isdisjoint(fields),
-        epoch=fields.get("lease.epoch"),
+        holder=fields.get("lease.holder") or (fields.get("lease") or {}).get("holder"),
         conversation_id=save["conversation_id"] if save else None,
         revision=fields.get("revision", 0),
         time=time,

@@ -458,7 +458,7 @@ class SessionCollection:
 
 
 _SESSION_CALLS = frozenset(
-    {"delete_many", "find", "find_one", "find_one_and_update", "insert_one", "update_one"}
+    {"delete_many", "find", "find_one", "insert_one", "update_many", "update_one"}
 )
 
 

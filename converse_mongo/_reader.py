@@ -11,7 +11,7 @@ from bson import ObjectId, Timestamp
 from converse_mongo import _driver
 from converse_mongo._compaction import expand
 from converse_mongo._driver import Collection, Mark
-from converse_mongo._state import COUNTERS, STATE, LeaseState, MessageState
+from converse_mongo._state import COUNTERS, STATE, LeaseState, MessageState, message_key
 from converse_mongo._validation import EPOCH, PAGE_CHUNKS
 from converse_mongo.chunks import MessageChunk, StoredChunk
 from converse_mongo.types import MessageStatus
@@ -231,7 +231,7 @@ class Reader:
         self, state: MessageState, start: int, limit: int, merged_limit: int
     ) -> list[MessageChunk] | None:
         """Chunks that are not in the message any more; ``None`` if they just went elsewhere."""
-        key = {"_id": state.message_id, "conversation_id": state.conversation_id}
+        key = state.key
         if state.compacted:
             merged = await self.messages.find_one(key, _MERGED)
             if merged is None:
@@ -312,11 +312,11 @@ class Reader:
         return sequence
 
     async def stored_chunks(
-        self, message_id: ObjectId, conversation_id: ObjectId
+        self, message_id: ObjectId, conversation_id: ObjectId, log_id: ObjectId | None
     ) -> list[StoredChunk]:
         """All chunks of a message; none if there is no such message."""
         stored = await self.messages.find_one(
-            {"_id": message_id, "conversation_id": conversation_id},
+            message_key(message_id, conversation_id, log_id),
             {
                 "conversation_id": 1,
                 "log_id": 1,
@@ -342,7 +342,9 @@ class Reader:
                 stored["chunks"] = moved + list(stored.get("chunks") or ())
                 return
             # Merged in between, or pages are missing, which the length then shows.
-            again = await self.messages.find_one({"_id": stored["_id"]})
+            again = await self.messages.find_one(
+                message_key(stored["_id"], stored["conversation_id"], stored.get("log_id"))
+            )
             if again is None or not again.get("compacted"):
                 stored["chunks"] = moved + list(stored.get("chunks") or ())
                 return

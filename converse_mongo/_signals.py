@@ -7,8 +7,8 @@ from bson import ObjectId
 
 __all__ = ["Listener", "Signals"]
 
-Listener: TypeAlias = Callable[[int | None], None]
-"""Takes the epoch of a new writer, or ``None`` for other news."""
+Listener: TypeAlias = Callable[[ObjectId | None], None]
+"""Takes the holder of a new lease, or ``None`` for other news."""
 
 
 class Signals:
@@ -43,7 +43,7 @@ class Signals:
 
         return stop
 
-    def tell(self, message_id: ObjectId, epoch: int | None = None) -> None:
-        """Says that there may be news of a message, such as the epoch of a new writer."""
+    def tell(self, message_id: ObjectId, holder: ObjectId | None = None) -> None:
+        """Says that there may be news of a message, such as the holder of a new lease."""
         for listener in list(self._listeners.get(message_id, ())):
-            listener(epoch)
+            listener(holder)

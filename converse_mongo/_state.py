@@ -17,10 +17,11 @@ from converse_mongo.events import (
 )
 from converse_mongo.types import MessageRole, MessageStatus
 
-__all__ = ["COUNTERS", "STATE", "LeaseState", "MessageState", "with_chunk_count"]
+__all__ = ["COUNTERS", "STATE", "LeaseState", "MessageState", "message_key", "with_chunk_count"]
 
 COUNTERS = {
     "conversation_id": 1,
+    "log_id": 1,
     "status": 1,
     "next_sequence": 1,
     "lease": 1,
@@ -32,7 +33,6 @@ STATE = COUNTERS | {
     "position": 1,
     "role": 1,
     "page_start": 1,
-    "log_id": 1,
     "content_bytes": 1,
     "metadata": 1,
     "error": 1,
@@ -44,6 +44,17 @@ STATE = COUNTERS | {
     "compacted": 1,
 }
 """The projection of all that a :class:`MessageState` holds: neither text nor chunks."""
+
+
+def message_key(
+    message_id: ObjectId, conversation_id: ObjectId, log_id: ObjectId | None
+) -> dict[str, Any]:
+    """The filter that finds one message: not a later one that was given the same id.
+
+    A generation that is deleted and started anew has the same ``_id``. Its ``log_id`` is new. A
+    message that an earlier version stored may have none, which ``None`` matches.
+    """
+    return {"_id": message_id, "conversation_id": conversation_id, "log_id": log_id}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,10 @@ class LeaseState:
             aware(renewed_at) if renewed_at else None,
             stored.get("duration"),
         )
+
+    def is_held_by(self, other: "LeaseState") -> bool:
+        """Whether the writer that was given ``other`` is still the writer."""
+        return (self.epoch, self.holder) == (other.epoch, other.holder)
 
     def has_expired(self, server_time: datetime) -> bool:
         """Whether it has run out, when the server's clock says ``server_time``."""
@@ -131,6 +146,11 @@ class MessageState:
             end_id=stored.get("end_id"),
             compacted=bool(stored.get("compacted")),
         )
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The filter that finds this message."""
+        return message_key(self.message_id, self.conversation_id, self.log_id)
 
     @property
     def streamed(self) -> bool:

@@ -9,7 +9,7 @@ from bson import ObjectId
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from converse_mongo._document import JsonableDict, StoredDocument, UtcDatetime
-from converse_mongo._state import with_chunk_count
+from converse_mongo._state import message_key, with_chunk_count
 from converse_mongo._validation import MAX_CONTENT_BYTES, PAGE_CHUNKS, now
 from converse_mongo.chunks import ChunkLog, MessageChunk
 from converse_mongo.errors import InvalidInputError, ProtectedFieldError
@@ -205,6 +205,11 @@ class StoredMessage(StoredDocument):
                 "while it streams. Nothing was written."
             )
 
+    def _load(self, stored: dict[str, Any]) -> None:
+        super()._load(stored)
+        self._lane = None  # the message may be another one with the same id
+        self._follows = self._unconfirmed = False
+
     def __copy__(self) -> Self:
         copied = super().__copy__()
         copied.chunks = self.chunks.copy()
@@ -216,11 +221,15 @@ class StoredMessage(StoredDocument):
             raise InvalidInputError("This message is not stored yet: await insert() first.")
         return own_id
 
+    def _own_key(self) -> dict[str, Any]:
+        """The filter that finds this message, and no later one with the same id."""
+        return message_key(self._own_id(), self.conversation_id, self.log_id)
+
     def _own_lane(self, store: Store) -> Lane:
         private: dict[str, Any] = self._private()
         lane: Lane | None = private["_lane"] if store.session is None else None
         if lane is None:
-            lane = store.lane(self._own_id())
+            lane = store.lane((self._own_id(), self.log_id))
             if store.session is None:
                 private["_lane"] = lane
         fields = self.__dict__

@@ -5,6 +5,7 @@ from typing import Self
 
 from bson import ObjectId
 
+from converse_mongo._state import LeaseState
 from converse_mongo._stored_message import StoredMessage
 from converse_mongo._token_buffer import Piece
 from converse_mongo._validation import (
@@ -36,8 +37,13 @@ __all__ = ["StreamingMessage"]
 class StreamingMessage(StoredMessage):
     """The methods of a message that grows; :class:`converse_mongo.Message` has the others."""
 
-    async def _reload(self, longest: int | None) -> Self:
-        """Loads the message again, without moved chunks where the text is over ``longest``."""
+    async def _reload(self, longest: int | None = None, lease: LeaseState | None = None) -> Self:
+        """Loads the message again.
+
+        Args:
+            longest: Leave out moved chunks where the text takes more bytes.
+            lease: That of a writer, which is shown only what it was given to go on from.
+        """
         raise NotImplementedError
 
     # Chunks by hand
@@ -95,10 +101,8 @@ class StreamingMessage(StoredMessage):
         if append_id is not None:
             append_id = object_id(append_id, "append")
         store = self.store()
-        lane, message_id = self._own_lane(store), self._own_id()
-        chunks = await store.appends.append(
-            lane, message_id, self.conversation_id, pieces, append_id
-        )
+        lane, key = self._own_lane(store), self._own_key()
+        chunks = await store.appends.append(lane, key, pieces, append_id)
         if store.session is not None:
             self._unconfirmed = True
         self._take_appended(chunks)
@@ -175,9 +179,8 @@ class StreamingMessage(StoredMessage):
         return WriterTarget(
             store=store,
             lane=self._own_lane(store),
-            message_id=self._own_id(),
-            conversation_id=self.conversation_id,
-            taken_over=lambda: self._reload(MAX_CONTENT_BYTES),
+            key=self._own_key(),
+            taken_over=lambda lease: self._reload(MAX_CONTENT_BYTES, lease),
             written=self._take_written,
             end=self._end,
         )
@@ -298,23 +301,20 @@ class StreamingMessage(StoredMessage):
             MessageNotFoundError: There is no such message.
             StoreUnavailableError: MongoDB gave no answer.
         """
-        state = await self.store().leases.request_stop(
-            self._own_id(), self.conversation_id, check_reason(reason)
-        )
+        state = await self.store().leases.request_stop(self._own_key(), check_reason(reason))
         return state.status
 
     async def _end(
-        self, end: End, epoch: int | None = None, end_id: ObjectId | None = None
+        self, end: End, lease: LeaseState | None = None, end_id: ObjectId | None = None
     ) -> Self:
         store = self.store()
         ended = await store.ends.end(
             self._own_lane(store),
-            self._own_id(),
-            self.conversation_id,
+            self._own_key(),
             end,
             retention=self.retention,
             known=(self.next_sequence, self.content) if self._knows_text else None,
-            epoch=epoch,
+            lease=lease,
             end_id=end_id,
         )
         self._take_end(ended)

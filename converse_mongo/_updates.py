@@ -1,7 +1,8 @@
 """Builds the filters and updates of every write. Pure: nothing here does I/O.
 
 Each filter carries ``conversation_id``, the shard key, so that a sharded cluster sends the write to
-one shard; each also says what must still be true for the write to happen.
+one shard. It carries ``log_id``, so that it never matches another message with the same id: see
+``_state.message_key``. Each also says what must still be true for the write to happen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,21 +20,23 @@ from converse_mongo.types import MessageStatus
 __all__ = [
     "Document",
     "acquire_lease",
+    "any_log",
     "append",
     "compact",
     "end",
     "fill",
     "find_append",
     "finish_compaction",
+    "held_by",
     "mark_edited",
     "mark_saved",
-    "message_key",
     "move_next_position",
     "page",
+    "pages_of",
     "release_lease",
     "renew_lease",
     "request_stop",
-    "same_epoch",
+    "same_writer",
     "save",
     "start_lease",
     "take_over",
@@ -49,9 +52,9 @@ _SIGN_OF_LIFE: Document = {"lease.renewed_at": True}
 """For ``$currentDate``: the lease runs by the server's clock and nobody else's."""
 
 
-def message_key(message_id: ObjectId, conversation_id: ObjectId) -> Document:
-    """Names one message, and the shard it is on."""
-    return {"_id": message_id, "conversation_id": conversation_id}
+def any_log(key: Mapping[str, Any]) -> Document:
+    """The filter for whichever message has the id now: it explains why ``key`` did not match."""
+    return {name: value for name, value in key.items() if name != "log_id"}
 
 
 def _streaming(key: Mapping[str, Any]) -> Document:
@@ -67,7 +70,7 @@ def append(
     append_id: ObjectId,
     size: int,
     text_size: int,
-    epoch: int | None = None,
+    lease: LeaseState | None = None,
     *,
     unless_stopped: bool = False,
 ) -> tuple[Document, Document]:
@@ -80,7 +83,7 @@ def append(
     Args:
         size: What the chunks take in the document, in bytes.
         text_size: The size of their text, in bytes of UTF-8.
-        epoch: That of the writer who appends; it matches until another takes the message over.
+        lease: That of the writer who appends. It matches until another takes the message over.
         unless_stopped: Whether a stop that was asked for keeps the chunks out.
     """
     stored = [chunk.to_stored() for chunk in chunks]
@@ -89,8 +92,8 @@ def append(
         "next_sequence": chunks[0].sequence,
         "chunk_bytes": {"$not": {"$gt": MAX_LIVE_BYTES - size}},
     }
-    if epoch is not None:
-        match["lease.epoch"] = epoch
+    if lease is not None:
+        match |= held_by(lease)
     if unless_stopped:
         match["stop_requested_at"] = None
     return match, {
@@ -123,9 +126,7 @@ def find_append(append_id: ObjectId) -> Document:
 # Pages
 
 
-def page(
-    key: Mapping[str, Any], log_id: ObjectId | None, chunks: Sequence[StoredChunk]
-) -> Document:
+def page(key: Mapping[str, Any], chunks: Sequence[StoredChunk]) -> Document:
     """The page that takes ``chunks``, the first of what is embedded, out of a message.
 
     Its id says what it holds, so that of two who seal the same page one finds it done. The id of
@@ -133,14 +134,21 @@ def page(
     """
     first = chunks[0]["sequence"]
     return {
-        "_id": f"{log_id or key['_id']}-{first}",
-        "conversation_id": key["conversation_id"],
-        "message_id": key["_id"],
-        "log_id": log_id,
+        "_id": f"{key['log_id'] or key['_id']}-{first}",
+        **pages_of(key),
         "first_sequence": first,
         "next_sequence": first + len(chunks),
         "chunk_bytes": sum([MessageChunk.from_stored(chunk).stored_size for chunk in chunks]),
         "chunks": list(chunks),
+    }
+
+
+def pages_of(key: Mapping[str, Any]) -> Document:
+    """The filter for the pages of a message, and of no other with the same id."""
+    return {
+        "conversation_id": key["conversation_id"],
+        "message_id": key["_id"],
+        "log_id": key["log_id"],
     }
 
 
@@ -169,12 +177,21 @@ def unchanged_lease(lease: LeaseState) -> Document:
     """Matches a message whose lease is still what it was: no writer came, none gave a sign."""
     # "Not later" and by a millisecond, the step of BSON's dates: a mock keeps microseconds.
     seen = lease.renewed_at and {"$lt": lease.renewed_at + timedelta(milliseconds=1)}
-    return same_epoch(lease) | {"lease.renewed_at": seen}
+    return same_writer(lease) | {"lease.renewed_at": seen}
 
 
-def same_epoch(lease: LeaseState) -> Document:
-    """Matches a message that has had no other writer since."""
-    return {"lease.epoch": lease.epoch or {"$in": [0, None]}}
+def same_writer(lease: LeaseState) -> Document:
+    """Matches a message that has had no other writer since, and whose writer did not let go."""
+    return {"lease.epoch": lease.epoch or {"$in": [0, None]}, "lease.holder": lease.holder}
+
+
+def held_by(lease: LeaseState) -> Document:
+    """Matches while the writer that was given ``lease`` is the writer.
+
+    The holder is unique for each claim. An epoch may be given twice, when a failover takes a claim
+    back that a majority did not have.
+    """
+    return {"lease.epoch": lease.epoch, "lease.holder": lease.holder}
 
 
 def _hold(holder: ObjectId, duration: float) -> Document:
@@ -199,7 +216,7 @@ def take_over(
 ) -> tuple[Document, Document]:
     """Makes ``holder`` the next writer: from here on no append of an earlier epoch matches."""
     return (
-        _streaming(key) | same_epoch(seen),
+        _streaming(key) | same_writer(seen),
         {
             "$set": {**_hold(holder, duration), "lease.epoch": seen.epoch + 1},
             "$currentDate": _SIGN_OF_LIFE,
@@ -207,17 +224,23 @@ def take_over(
     )
 
 
-def renew_lease(key: Mapping[str, Any], epoch: int) -> tuple[Document, Document]:
-    """Gives a sign of life of a writer that has nothing to write."""
-    return _streaming(key) | {"lease.epoch": epoch}, {"$currentDate": _SIGN_OF_LIFE}
+def renew_lease(key: Mapping[str, Any], lease: LeaseState) -> tuple[Document, Document]:
+    """Gives a sign of life of a writer that has nothing to write.
+
+    It matches only while there is no news for the writer.
+    """
+    return (
+        _streaming(key) | held_by(lease) | {"stop_requested_at": None},
+        {"$currentDate": _SIGN_OF_LIFE},
+    )
 
 
 def release_lease(
-    key: Mapping[str, Any], epoch: int, duration: float | None
+    key: Mapping[str, Any], lease: LeaseState, duration: float | None
 ) -> tuple[Document, Document]:
     """Lets go of a message that another writer is to go on with."""
     return (
-        _streaming(key) | {"lease.epoch": epoch},
+        _streaming(key) | held_by(lease),
         {
             "$set": {"lease.duration": duration, "lease.holder": None},
             "$currentDate": _SIGN_OF_LIFE,

@@ -219,7 +219,7 @@ class Conversation(StoredDocument, Document):
             raise InvalidInputError("generation_id is empty: pass a name, or None for none.")
         store, message_id = self.store(), generated_id(self._own_id(), generation_id)
         what = f"look for the generation {generation_id!r}"
-        key = _updates.message_key(message_id, self._own_id())
+        key = {"_id": message_id, "conversation_id": self._own_id()}
         stored: Any = await store.call(store.messages.find_one, key, what=what)
         if stored is None:
             return None
@@ -400,7 +400,7 @@ class Conversation(StoredDocument, Document):
             MessageNotFoundError: No message of this conversation has it.
             StoreUnavailableError: MongoDB gave no answer.
         """
-        key = _updates.message_key(object_id(message_id, "message"), self._own_id())
+        key = {"_id": object_id(message_id, "message"), "conversation_id": self._own_id()}
         return await load_message(self.message_model, key)
 
     async def refresh(self) -> Self:

@@ -367,7 +367,7 @@ class Converse:
             StoreUnavailableError: MongoDB gave no answer.
         """
         leases, key = self._open_parts.store.leases, object_id(message_id, "message")
-        return (await leases.request_stop(key, None, check_reason(reason))).status
+        return (await leases.request_stop({"_id": key}, check_reason(reason))).status
 
     async def recover_stale(self, *, complete_partial: bool = False) -> list[FinalEvent]:
         """Ends all messages of the database whose writer is taken for dead.

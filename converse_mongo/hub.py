@@ -264,8 +264,8 @@ class Hub:
     def _lead(self, hint: _changes.Hint) -> None:
         if isinstance(hint, _changes.StreamInvalidated):
             raise _StreamLostError(hint.operation)
-        if isinstance(hint, _changes.Updated) and (hint.concerns_writer or hint.epoch is not None):
-            self._signals.tell(hint.message_id, hint.epoch)
+        if isinstance(hint, _changes.Updated) and (hint.concerns_writer or hint.holder is not None):
+            self._signals.tell(hint.message_id, hint.holder)
         self._watched.take(hint)
 
     # The comparison with the database

@@ -1,6 +1,8 @@
 """Messages: what was said, whole or while it streams."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 from beanie import Document, PydanticObjectId
@@ -10,7 +12,7 @@ from pymongo import ASCENDING, IndexModel
 
 from converse_mongo import _updates
 from converse_mongo._driver import FIRST_MARK
-from converse_mongo._state import MessageState
+from converse_mongo._state import LeaseState, MessageState
 from converse_mongo._stored_message import Lease, generated_id
 from converse_mongo._streaming import StreamingMessage
 from converse_mongo._validation import (
@@ -28,6 +30,7 @@ from converse_mongo.errors import (
     WatchError,
 )
 from converse_mongo.events import MessageCreated
+from converse_mongo.store.appends import refuse_overtaken
 from converse_mongo.types import MessageStatus
 
 __all__ = ["SUPERSEDED_INDEXES", "Message", "load_message"]
@@ -43,6 +46,18 @@ SUPERSEDED_INDEXES = {
 }
 """Name to key of the indexes of earlier versions. A changed index gets a new name and a new key:
 MongoDB refuses one with the name, or the key, of another that has other options."""
+
+_own_key: ContextVar[dict[str, Any] | None] = ContextVar("converse_mongo_own_key", default=None)
+"""The filter of a message that Beanie is about to find by its id alone, to update or delete it."""
+
+
+@contextmanager
+def _finding_only(key: dict[str, Any]) -> Iterator[None]:
+    token = _own_key.set(key)
+    try:
+        yield
+    finally:
+        _own_key.reset(token)
 
 
 class Message(StreamingMessage, Document):
@@ -64,7 +79,9 @@ class Message(StreamingMessage, Document):
         next_sequence: The sequence of the chunk that comes next, which is their number.
         page_start: The sequence of the first chunk that its document embeds; those before it are in
             pages.
-        log_id: The id of its chunks, which its pages carry; ``None`` if it never streamed.
+        log_id: Tells it from another message with the same ``_id``, which a generation gets again
+            when it is deleted and started anew. Its pages carry it. ``None`` for some messages of
+            earlier versions.
         chunk_bytes: What the embedded chunks take in the document, in bytes, counted generously.
         content_bytes: The size of the streamed text, in bytes of UTF-8.
         metadata: What the application says of it; an ended stream adds the number of ``chunks``.
@@ -160,6 +177,8 @@ class Message(StreamingMessage, Document):
             if found is None:
                 raise MessageNotFoundError(self._own_id())
             state, chunks = found
+            if state.log_id != self.log_id:
+                raise MessageNotFoundError(self._own_id())
             for chunk in chunks:
                 yield chunk
             start += len(chunks)
@@ -187,25 +206,26 @@ class Message(StreamingMessage, Document):
     async def refresh(self) -> Self:
         """Loads the message again into this object; unsaved changes are lost.
 
+        If the message was deleted and its generation was started anew, this becomes a copy of the
+        new message. Until then, every call on this copy raises :class:`MessageNotFoundError`.
+
         Raises:
             MessageNotFoundError: There is no such message.
         """
-        return await self._reload(None)
+        return await self._reload()
 
-    async def _reload(self, longest: int | None) -> Self:
-        """Loads the message again, without moved chunks where the text is over ``longest``."""
-        store = self.store()
+    async def _reload(self, longest: int | None = None, lease: LeaseState | None = None) -> Self:
+        store, key = self.store(), self._own_key()
         stored: Any = await store.call(
-            store.messages.find_one,
-            _updates.message_key(self._own_id(), self.conversation_id),
-            what=f"read message {self.id}",
+            store.messages.find_one, _updates.any_log(key), what=f"read message {self.id}"
         )
         if stored is None:
             raise MessageNotFoundError(self._own_id())
         if longest is None or stored.get("content_bytes", 0) <= longest:
             await store.call(store.reader.add_moved_chunks, stored, what=f"read message {self.id}")
+        if lease is not None:
+            refuse_overtaken(MessageState.from_stored(stored), key, lease)
         self._load(stored)
-        self._follows = self._unconfirmed = False
         return self
 
     @wrap_with_actions(EventTypes.SAVE)
@@ -230,9 +250,7 @@ class Message(StreamingMessage, Document):
             saved_at = now()
             update = _updates.save(changed, removed, saved_at)
             self.revision = await self.store().saves.save_message(
-                self.id,
-                self.conversation_id,
-                _updates.mark_edited(update, self.conversation_id, saved_at),
+                self._own_key(), _updates.mark_edited(update, self.conversation_id, saved_at)
             )
             self.updated_at = saved_at
             self._remember()
@@ -261,7 +279,7 @@ class Message(StreamingMessage, Document):
             self.completed_at = self.created_at
         if self.is_streaming:
             self.lease = self.lease or Lease(duration=store.options.idle_timeout)
-            self.log_id = PydanticObjectId()
+        self.log_id = PydanticObjectId()
         if self.generation_id is not None:
             self.id = new_id = generated_id(self.conversation_id, self.generation_id)
         elif self.id is None:
@@ -296,10 +314,36 @@ class Message(StreamingMessage, Document):
             )
         return self
 
+    @classmethod
+    def find_one(cls, *args: Any, **kwargs: Any) -> Any:
+        """Finds one message, as Beanie does."""
+        own = _own_key.get()
+        if own is not None and args and args[0] == {"_id": own["_id"]}:
+            args = (own, *args[1:])
+        return super().find_one(*args, **kwargs)
+
+    async def update(self, *args: Any, **kwargs: Any) -> Self:
+        """Applies update operators, as Beanie does, to fields that are not the library's.
+
+        Beanie's ``set``, ``inc`` and ``current_date`` come here, too.
+
+        Raises:
+            ProtectedFieldError: One of the fields is written by the library only.
+            MessageNotFoundError: There is no such message.
+        """
+        store, key = self.store(), self._own_key()
+        what = f"read message {self.id}"
+        if await store.call(store.messages.find_one, key, {"_id": 1}, what=what) is None:
+            raise MessageNotFoundError(self._own_id())
+        with _finding_only(key):
+            return await super().update(*args, **kwargs)
+
     async def delete(self, *args: Any, **kwargs: Any) -> Any:
         """Deletes the message, as Beanie does, and its pages."""
-        deleted = await super().delete(*args, **kwargs)
-        await self.store().paging.delete(_updates.message_key(self._own_id(), self.conversation_id))
+        key = self._own_key()
+        with _finding_only(key):
+            deleted = await super().delete(*args, **kwargs)
+        await self.store().paging.delete(key)
         return deleted
 
 

@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 
 from converse_mongo._appender import Appender, Turns, WriterTarget
 from converse_mongo._persistence import Persistent
-from converse_mongo._state import MessageState
+from converse_mongo._state import LeaseState, MessageState
 from converse_mongo._validation import (
     check_metadata,
     check_seconds,
@@ -100,6 +100,7 @@ class MessageWriter:
     Entering raises:
         WriterExistsError: ``Message.writer`` only: the message has, or had, another writer.
         StreamStoppedError: Somebody asked for a stop before; the message is cancelled.
+        WriterFencedError: Another writer took the message over while this one entered.
         MessageNotStreamingError: The message has ended.
         MessageNotFoundError: There is no such message.
         StoreUnavailableError: MongoDB gave no answer.
@@ -135,7 +136,7 @@ class MessageWriter:
         self._buffer = self._appender.buffer
         self._turns = Turns()
         self._look_at = 0.0
-        self._epoch = 0
+        self._lease = LeaseState()
         self._end_id = ObjectId()
         self._refusal: ConverseError | None = WriterError(
             "This writer is not open: use it in 'async with'.", target.message_id
@@ -248,9 +249,7 @@ class MessageWriter:
         if appender.failure is not None:
             raise appender.failure
         if appender.stop is None:
-            await target.store.leases.release(
-                target.message_id, target.conversation_id, self._epoch
-            )
+            await target.store.leases.release(target.key, self._lease)
 
     def statistics(self) -> WriterStatistics:
         """What was done so far."""
@@ -269,7 +268,7 @@ class MessageWriter:
 
     async def __aenter__(self) -> Self:
         target = self._target
-        if self._closing is not None or self._epoch:
+        if self._closing is not None or self._lease.epoch:
             raise WriterError("A writer is used once: make a new one.", target.message_id)
         opening = asyncio.create_task(self._open(), name="converse_mongo-writer-open")
         try:
@@ -289,7 +288,7 @@ class MessageWriter:
         self._surrounding = asyncio.current_task()
         if self._surrounding is not None:
             self._cancelling = self._surrounding.cancelling()
-        self._unlisten = self._appender.start(self._epoch)
+        self._unlisten = self._appender.start(self._lease)
         self._turns.watch()
         target.store.writers.add(self)
         return self
@@ -298,11 +297,11 @@ class MessageWriter:
         target = self._target
         leases = target.store.leases
         lease = leases.take_over if self._take_over else leases.acquire
-        state = await lease(target.message_id, target.conversation_id)
-        self._epoch = state.lease.epoch
+        state = await lease(target.key)
+        self._lease = state.lease
         if self._take_over:
             try:
-                await target.taken_over()
+                await target.taken_over(self._lease)
             except BaseException:
                 await self._release()
                 raise
@@ -312,9 +311,7 @@ class MessageWriter:
         """Lets go of the message, as far as that goes."""
         target = self._target
         with contextlib.suppress(ConverseError, PyMongoError):
-            await target.store.leases.release(
-                target.message_id, target.conversation_id, self._epoch
-            )
+            await target.store.leases.release(target.key, self._lease)
 
     async def _give_back(self, opening: "asyncio.Task[MessageState]") -> None:
         await asyncio.wait({opening})
@@ -417,7 +414,7 @@ class MessageWriter:
         return {}
 
     async def _end(self, end: End) -> None:
-        await self._target.end(end, self._epoch, self._end_id)
+        await self._target.end(end, self._lease, self._end_id)
 
     async def _end_stopped(self) -> None:
         await self._end(End(MessageStatus.CANCELLED, self._final_metadata()))

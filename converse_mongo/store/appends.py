@@ -10,7 +10,7 @@ from pymongo.errors import OperationFailure
 
 from converse_mongo import _updates
 from converse_mongo._driver import is_too_large
-from converse_mongo._state import LeaseState
+from converse_mongo._state import LeaseState, MessageState
 from converse_mongo._token_buffer import Piece
 from converse_mongo._validation import MAX_LIVE_BYTES, now
 from converse_mongo.chunks import MessageChunk, stored_size
@@ -28,7 +28,7 @@ from converse_mongo.store.calls import Calls, Lane, back_off
 from converse_mongo.store.pages import Pages
 from converse_mongo.types import MessageStatus
 
-__all__ = ["Appends", "WriterClaim", "fenced"]
+__all__ = ["Appends", "WriterClaim", "fenced", "refuse_overtaken", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class WriterClaim:
     """What an append by a writer insists on.
 
     Attributes:
-        epoch: That the writer is still the one of this epoch.
+        lease: That the writer still holds this lease.
         unless_stopped: That nobody asked for a stop.
         on_retry: Called each time that the write is tried again.
     """
 
-    epoch: int
+    lease: LeaseState
     unless_stopped: bool
     on_retry: Callable[[], None]
 
@@ -93,8 +93,7 @@ class Appends:
     async def append(
         self,
         lane: Lane,
-        message_id: ObjectId,
-        conversation_id: ObjectId,
+        key: Mapping[str, Any],
         pieces: Sequence[Piece],
         append_id: ObjectId | None = None,
         claim: WriterClaim | None = None,
@@ -104,6 +103,9 @@ class Appends:
         """Appends one chunk for each of ``pieces``, all or none, and returns them.
 
         Args:
+            lane: The queue of those who write to the message.
+            key: The filter that finds the message.
+            pieces: Texts and metadata.
             append_id: The id of this append, where the caller chose one.
             claim: What a writer insists on.
             again: Whether an append with that id may have been tried before.
@@ -112,11 +114,11 @@ class Appends:
             InvalidInputError: The pieces are too large for one write.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: There is no such message.
-            WriterFencedError: The writer's epoch is over; nothing was stored.
+            WriterFencedError: Another writer came, or another message with this id; nothing was
+                stored.
             StreamStoppedError: The writer is to stop; nothing was stored.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds; carries the append id.
         """
-        key = _updates.message_key(message_id, conversation_id)
         wanted = _Append(key, pieces, append_id or ObjectId(), claim)
         if wanted.size > MAX_LIVE_BYTES:
             raise InvalidInputError(
@@ -140,7 +142,7 @@ class Appends:
             for chunk in chunks:
                 await handlers.publish(
                     ChunkReceived(
-                        conversation_id=conversation_id, message_id=message_id, chunk=chunk
+                        conversation_id=key["conversation_id"], message_id=key["_id"], chunk=chunk
                     )
                 )
         return chunks
@@ -171,7 +173,7 @@ class Appends:
         claim, message_id = wanted.claim, wanted.key["_id"]
         match, update = _updates.append(
             *(wanted.key, chunks, wanted.append_id, wanted.size, wanted.text_size),
-            epoch=claim.epoch if claim else None,
+            lease=claim.lease if claim else None,
             unless_stopped=claim is not None and claim.unless_stopped,
         )
         try:
@@ -199,7 +201,7 @@ class Appends:
         message_id = key["_id"]
         found = await self._calls.call(
             self._calls.messages.find_one,
-            key,
+            _updates.any_log(key),
             _updates.find_append(append_id),
             what=f"read message {message_id}",
             append_id=append_id,
@@ -207,6 +209,8 @@ class Appends:
         )
         if found is None:
             raise MessageNotFoundError(message_id)
+        if found.get("log_id") != key["log_id"]:
+            raise MessageNotFoundError(message_id) if claim is None else replaced(message_id)
         # The chunk itself, or what a merge leaves of the last appends.
         stored = found.get("chunks") or found.get("recent_appends")
         if stored:
@@ -223,7 +227,7 @@ class Appends:
                 return {**found, "stored_at": stored_at}
         status = MessageStatus(found["status"])
         if claim is not None:
-            if LeaseState.from_stored(found.get("lease")).epoch != claim.epoch:
+            if not LeaseState.from_stored(found.get("lease")).is_held_by(claim.lease):
                 raise fenced(message_id, status)
             stopped = found.get("stop_requested_at") is not None
             if stopped and claim.unless_stopped and not status.is_final:
@@ -244,7 +248,7 @@ class Appends:
                 *(key["_id"], key["conversation_id"], start, len(pieces) - len(chunks)),
                 what=f"read message {key['_id']}",
             )
-            if read is None:
+            if read is None or read[0].log_id != key["log_id"]:
                 raise MessageNotFoundError(key["_id"])
             if not read[1]:
                 break
@@ -258,8 +262,17 @@ class Appends:
         return chunks
 
 
+def replaced(message_id: ObjectId) -> WriterFencedError:
+    """The error of a writer whose message was deleted and started anew."""
+    return WriterFencedError(
+        f"Message {message_id} was deleted, and another one with this id was started. Nothing more "
+        "is stored by this writer: leave the loop.",
+        message_id,
+    )
+
+
 def fenced(message_id: ObjectId, status: MessageStatus) -> WriterFencedError:
-    """The error of a writer whose epoch is over."""
+    """The error of a writer that does not hold its lease any more."""
     how = (
         f"is {status.value}: it was taken over by another writer, or ended as an orphan since this "
         "one gave no sign of life"
@@ -270,3 +283,23 @@ def fenced(message_id: ObjectId, status: MessageStatus) -> WriterFencedError:
         f"Message {message_id} {how}. Nothing more is stored by this one: leave the loop.",
         message_id,
     )
+
+
+def refuse_overtaken(state: MessageState, key: Mapping[str, Any], lease: LeaseState) -> None:
+    """Refuses a message to who was to go on with it.
+
+    Args:
+        state: What is stored.
+        key: The filter that finds the message that the writer was given.
+        lease: What the writer was given.
+
+    Raises:
+        WriterFencedError: Another writer took it over, or another message has its id.
+        MessageNotStreamingError: It has ended.
+    """
+    if state.log_id != key["log_id"]:
+        raise replaced(state.message_id)
+    if not state.lease.is_held_by(lease):
+        raise fenced(state.message_id, state.status)
+    if state.status.is_final:
+        raise MessageNotStreamingError(state.message_id, state.status)

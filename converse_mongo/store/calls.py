@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -101,10 +101,15 @@ class Calls:
         self.closed = False
         self.session: Any = None
         """The session that every call is to carry, in a transaction."""
-        self.lanes: WeakValueDictionary[ObjectId, Lane] = WeakValueDictionary()
+        self.lanes: WeakValueDictionary[Hashable, Lane] = WeakValueDictionary()
 
-    def lane(self, key: ObjectId) -> Lane:
-        """The lane of a message or conversation; it lives as long as somebody holds it."""
+    def lane(self, key: Hashable) -> Lane:
+        """The lane of a conversation, or of a message; it lives as long as somebody holds it.
+
+        Args:
+            key: The id of a conversation; of a message, its id and its ``log_id``, since what is
+                known of one says nothing of another with the same id.
+        """
         lane = self.lanes.get(key)
         if lane is None:
             lane = self.lanes[key] = Lane()

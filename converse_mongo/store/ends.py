@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any
 
 from bson import ObjectId
-from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure, PyMongoError
 
 from converse_mongo import _updates
 from converse_mongo._driver import is_too_large
-from converse_mongo._state import STATE, MessageState, with_chunk_count
+from converse_mongo._state import STATE, LeaseState, MessageState, with_chunk_count
 from converse_mongo._validation import MAX_CONTENT_BYTES, MAX_SECONDS, now
 from converse_mongo.chunks import StoredChunk
 from converse_mongo.errors import (
@@ -22,8 +21,8 @@ from converse_mongo.errors import (
     StoreUnavailableError,
 )
 from converse_mongo.events import MessageCancelled, MessageCompleted, MessageFailed
-from converse_mongo.store.appends import fenced
-from converse_mongo.store.calls import Calls, Lane
+from converse_mongo.store.appends import refuse_overtaken
+from converse_mongo.store.calls import Calls, Lane, back_off
 from converse_mongo.store.pages import Pages
 from converse_mongo.types import MessageStatus
 
@@ -71,13 +70,12 @@ class Ends:
     async def end(
         self,
         lane: Lane,
-        message_id: ObjectId,
-        conversation_id: ObjectId,
+        key: Mapping[str, Any],
         end: End,
         *,
         retention: float | None = None,
         known: tuple[int, str] | None = None,
-        epoch: int | None = None,
+        lease: LeaseState | None = None,
         end_id: ObjectId | None = None,
     ) -> EndedMessage:
         """Takes a message out of ``streaming``; only one call ever does.
@@ -87,29 +85,37 @@ class Ends:
         write by the same caller; should it never come, readers join the chunks instead.
 
         Args:
+            lane: The queue of those who write to the message.
+            key: The filter that finds the message.
+            end: How it ends.
             retention: Seconds until the chunks are merged away; ``None`` for never.
             known: A chunk count and the text up to it, where the caller has them: when that turns
                 out to be all, the text need not be read back.
-            epoch: That of the writer who ends it, to do so only while it is the writer.
+            lease: That of the writer who ends it, to do so only while it is the writer.
             end_id: That of an end whose outcome is unknown, to try the same one again.
 
         Raises:
             MessageNotStreamingError: Another call ended the message first.
             MessageNotFoundError: There is no such message.
-            WriterFencedError: The writer's epoch is over.
+            WriterFencedError: Another writer came, or another message with this id.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        key = _updates.message_key(message_id, conversation_id)
-        end_id = end_id or ObjectId()
-        condition = {} if epoch is None else {"lease.epoch": epoch}
+        end_id, attempt = end_id or ObjectId(), 0
+        condition = {} if lease is None else _updates.held_by(lease)
         async with lane.lock:
-            state = await self._end(key, end_id, end, retention, condition)
-            if state is None:
-                raise MessageNotFoundError(message_id)
-            if state.end_id != end_id:
-                if epoch is not None and state.lease.epoch != epoch:
-                    raise fenced(message_id, state.status)
-                raise MessageNotStreamingError(message_id, state.status)
+            while True:
+                state = await self._end(key, end_id, end, retention, condition)
+                if state is None or (lease is None and state.log_id != key["log_id"]):
+                    raise MessageNotFoundError(key["_id"])
+                if state.log_id == key["log_id"] and state.end_id == end_id:
+                    break
+                if lease is not None:
+                    refuse_overtaken(state, key, lease)
+                if state.status.is_final:
+                    raise MessageNotStreamingError(key["_id"], state.status)
+                # A failover took back what was in the way, or the end itself.
+                attempt += 1
+                await back_off(attempt)
         return await self._finish(state, known)
 
     async def settle(
@@ -120,10 +126,11 @@ class Ends:
         Returns:
             The state of the message now; ``None`` when it is gone.
         """
-        key = _updates.message_key(state.message_id, state.conversation_id)
         end_id = ObjectId()
-        ended = await self._end(key, end_id, end, state.retention, condition, fence=True)
-        if ended is None or ended.end_id != end_id:
+        ended = await self._end(state.key, end_id, end, state.retention, condition, fence=True)
+        if ended is None or ended.log_id != state.log_id:
+            return None
+        if ended.end_id != end_id:
             return ended
         return (await self._finish(ended, None)).state
 
@@ -137,7 +144,7 @@ class Ends:
         *,
         fence: bool = False,
     ) -> MessageState | None:
-        """Tries to end a message, and returns what it then is; ``None`` when there is none."""
+        """Tries to end a message, and returns what then has its id; ``None`` when nothing has."""
         match, update = _updates.end(
             key,
             end_id,
@@ -150,16 +157,12 @@ class Ends:
             condition=condition,
             fence=fence,
         )
-        change = partial(
-            self._calls.messages.find_one_and_update,
-            projection=STATE,
-            return_document=ReturnDocument.AFTER,
-        )
-        what = f"end message {key['_id']}"
-        stored: Any = await self._calls.call(change, match, update, what=what, bounded=True)
-        if stored is None:
-            find = self._calls.messages.find_one
-            stored = await self._calls.call(find, key, STATE, what=what, bounded=True)
+        what, messages = f"end message {key['_id']}", self._calls.messages
+        call = partial(self._calls.call, what=what, bounded=True)
+        # Whoever gets the document back from an update has its image written into the oplog. And a
+        # try whose answer was lost may have been the one that did it: the id says whose end it is.
+        await call(messages.update_one, match, update)
+        stored: Any = await call(messages.find_one, _updates.any_log(key), STATE)
         return MessageState.from_stored(stored) if stored else None
 
     async def _finish(self, state: MessageState, known: tuple[int, str] | None) -> EndedMessage:
@@ -173,7 +176,7 @@ class Ends:
             else:
                 chunks = await self._calls.call(
                     self._calls.reader.stored_chunks,
-                    *(state.message_id, state.conversation_id),
+                    *(state.message_id, state.conversation_id, state.log_id),
                     what=f"read message {state.message_id}",
                 )
                 if [chunk["sequence"] for chunk in chunks] == list(range(state.next_sequence)):
@@ -198,7 +201,7 @@ class Ends:
 
     async def _fill(self, state: MessageState, content: str | None) -> None:
         """Stores what readers would else work out from the chunks."""
-        key = _updates.message_key(state.message_id, state.conversation_id)
+        key = state.key
         fill = partial(
             self._calls.call,
             self._calls.messages.update_one,

@@ -5,22 +5,24 @@ asked whether one is too long ago. What a process believes in between is only a 
 whoever ends an orphan ends it only if there was no sign of life since it looked.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
 from bson import ObjectId
-from pymongo import ReturnDocument
+from pymongo.errors import PyMongoError
 
 from converse_mongo import _updates
 from converse_mongo._state import STATE, LeaseState, MessageState
 from converse_mongo.errors import (
+    ConverseError,
     MessageNotFoundError,
     MessageNotStreamingError,
     WriterExistsError,
 )
+from converse_mongo.store.appends import fenced, replaced
 from converse_mongo.store.calls import Calls
 from converse_mongo.store.ends import End, Ends
 from converse_mongo.types import MessageStatus
@@ -44,109 +46,134 @@ class Leases:
 
     # Writers
 
-    async def acquire(self, message_id: ObjectId, conversation_id: ObjectId) -> MessageState:
+    async def acquire(self, key: Mapping[str, Any]) -> MessageState:
         """Makes the caller the first writer of a message.
+
+        Args:
+            key: The filter that finds the message.
+
+        Returns:
+            The message, with the lease of the caller.
 
         Raises:
             WriterExistsError: There is or was one already.
+            WriterFencedError: Another writer took the message over meanwhile.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: There is no such message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        key, holder = _updates.message_key(message_id, conversation_id), ObjectId()
-        state = await self._change(
-            key, _updates.acquire_lease(key, holder, self._calls.options.lease)
-        )
+        holder = ObjectId()
+        change = _updates.acquire_lease(key, holder, self._calls.options.lease)
+        acquired = await self._change(key, change)
+        state = await self._look_after_claim(key, LeaseState(1, holder))
+        self._refuse_overtaken(state, holder, claimed=acquired)
         # A try whose answer was lost may have been the one that did it.
-        self._refuse_ended(state)
         if state.lease.holder != holder:
             raise WriterExistsError(
-                f"Message {message_id} has a writer already, or had one: if that is dead or is to "
-                "be replaced, use resume_writer(). Nothing was written.",
-                message_id,
+                f"Message {state.message_id} has a writer already, or had one: if that is dead or "
+                "is to be replaced, use resume_writer(). Nothing was written.",
+                state.message_id,
             )
         return state
 
-    async def take_over(self, message_id: ObjectId, conversation_id: ObjectId) -> MessageState:
+    async def take_over(self, key: Mapping[str, Any]) -> MessageState:
         """Makes the caller the next writer of a message; the one before is fenced off.
 
         Raises:
+            WriterFencedError: Yet another writer took the message over meanwhile.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: There is no such message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        key, holder = _updates.message_key(message_id, conversation_id), ObjectId()
-        state = await self._calls.call(
-            self._calls.reader.state,
-            *(message_id, conversation_id),
-            what=f"read message {message_id}",
-        )
-        if state is None:
-            raise MessageNotFoundError(message_id)
-        while True:
-            self._refuse_ended(state)
-            # From the epoch that was seen to the next: a repeat that comes late changes nothing.
-            seen = state.lease
-            change = _updates.take_over(key, seen, holder, self._calls.options.lease)
-            state = await self._change(key, change)
-            if state.lease.holder == holder:
-                self._refuse_ended(state)
-                return state
+        state, holder, taken = await self._look(key), ObjectId(), False
+        while state.lease.holder != holder:
+            self._refuse_overtaken(state, holder, claimed=taken)
+            # From the lease that was seen to the next: a repeat that comes late changes nothing.
+            change = _updates.take_over(key, state.lease, holder, self._calls.options.lease)
+            taken = await self._change(key, change)
+            state = await self._look_after_claim(key, LeaseState(state.lease.epoch + 1, holder))
+        self._refuse_overtaken(state, holder, claimed=taken)
+        return state
 
-    async def renew(
-        self, message_id: ObjectId, conversation_id: ObjectId, epoch: int
-    ) -> MessageState:
-        """Gives a sign of life, and returns what has become of the message.
+    async def renew(self, key: Mapping[str, Any], lease: LeaseState) -> MessageState | None:
+        """Gives a sign of life of the writer that was given ``lease``.
+
+        Returns:
+            The message, if there may be news for the writer; ``None`` if there are none.
 
         Raises:
+            WriterFencedError: Another message has the id.
             MessageNotFoundError: There is no such message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        key = _updates.message_key(message_id, conversation_id)
-        return await self._change(key, _updates.renew_lease(key, epoch))
+        if await self._change(key, _updates.renew_lease(key, lease)):
+            return None
+        return await self._look(key, for_writer=True)
 
-    async def release(self, message_id: ObjectId, conversation_id: ObjectId, epoch: int) -> None:
+    async def release(self, key: Mapping[str, Any], lease: LeaseState) -> None:
         """Gives a message the time that one without a writer has until it is an orphan.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        key = _updates.message_key(message_id, conversation_id)
-        await self._calls.call(
-            self._calls.messages.update_one,
-            *_updates.release_lease(key, epoch, self._calls.options.idle_timeout),
-            what=f"release the lease of message {message_id}",
+        await self._change(
+            key, _updates.release_lease(key, lease, self._calls.options.idle_timeout)
         )
 
     async def _change(
         self, key: Mapping[str, Any], change: tuple[_updates.Document, _updates.Document]
-    ) -> MessageState:
-        """Changes the lease if ``change`` matches, and returns the message as it then is."""
-        update = partial(
-            self._calls.messages.find_one_and_update,
-            projection=STATE,
-            return_document=ReturnDocument.AFTER,
-        )
-        what = f"change the lease of message {key['_id']}"
-        stored: Any = await self._calls.call(update, *change, what=what, bounded=True)
-        if stored is None:
-            stored = await self._calls.call(
-                self._calls.messages.find_one, key, STATE, what=what, bounded=True
-            )
-        if stored is None:
-            raise MessageNotFoundError(key["_id"])
-        return MessageState.from_stored(stored)
+    ) -> bool:
+        """Changes the lease of a message, and says whether the change matched.
 
-    def _refuse_ended(self, state: MessageState) -> None:
+        It may not match because an earlier try, whose answer was lost, was performed.
+        """
+        result = await self._calls.call(
+            self._calls.messages.update_one,
+            *change,
+            what=f"change the lease of message {key['_id']}",
+            bounded=True,
+        )
+        return bool(result.matched_count)
+
+    async def _look(self, key: Mapping[str, Any], *, for_writer: bool = False) -> MessageState:
+        """The message as it is now."""
+        message_id = key["_id"]
+        stored = await self._calls.call(
+            self._calls.messages.find_one,
+            *(_updates.any_log(key), STATE),
+            what=f"read message {message_id}",
+            bounded=True,
+        )
+        if stored is None:
+            raise MessageNotFoundError(message_id)
+        state = MessageState.from_stored(stored)
+        if state.log_id != key.get("log_id", state.log_id):
+            raise replaced(message_id) if for_writer else MessageNotFoundError(message_id)
+        return state
+
+    async def _look_after_claim(self, key: Mapping[str, Any], lease: LeaseState) -> MessageState:
+        """The message as it is now, for who may have the given lease by now."""
+        try:
+            return await self._look(key)
+        except (PyMongoError, ConverseError):
+            with contextlib.suppress(PyMongoError, ConverseError):
+                await self.release(key, lease)  # else nobody could write until it runs out
+            raise
+
+    def _refuse_overtaken(self, state: MessageState, holder: ObjectId, *, claimed: bool) -> None:
+        if claimed and state.lease.holder != holder:
+            raise fenced(state.message_id, state.status)
         if state.status.is_final:
             raise MessageNotStreamingError(state.message_id, state.status)
 
     # Stops
 
-    async def request_stop(
-        self, message_id: ObjectId, conversation_id: ObjectId | None, reason: str | None
-    ) -> MessageState:
+    async def request_stop(self, key: Mapping[str, Any], reason: str | None) -> MessageState:
         """Asks the writer of a message to stop; ends the message where there is no writer.
+
+        Args:
+            key: The filter that finds the message; the id alone will do.
+            reason: Kept as the reason of the stop.
 
         Returns:
             The message as it is then: cancelled, or streaming until its writer has heard of it, or
@@ -156,31 +183,18 @@ class Leases:
             MessageNotFoundError: There is no such message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        if conversation_id is None:
-            conversation_id = await self._conversation_of(message_id)
-        key = _updates.message_key(message_id, conversation_id)
-        state = await self._change(key, _updates.request_stop(key, reason))
+        if "conversation_id" not in key:
+            key = (await self._look(key)).key
+        await self._change(key, _updates.request_stop(key, reason))
+        state = await self._look(key)
         if state.status.is_final:
             return state
         if state.lease.holder is None:
             # Appends by hand, which may go on all the time, do not listen.
-            condition = _updates.same_epoch(state.lease) | {"lease.holder": None}
-            return await self._settle(state, condition) or state
+            return await self._settle(state, _updates.same_writer(state.lease)) or state
         if await self._has_expired(state.lease):
             return await self._settle(state) or state
         return state
-
-    async def _conversation_of(self, message_id: ObjectId) -> ObjectId:
-        found = await self._calls.call(
-            self._calls.messages.find_one,
-            {"_id": message_id},
-            {"conversation_id": 1},
-            what=f"read message {message_id}",
-        )
-        if found is None:
-            raise MessageNotFoundError(message_id)
-        conversation_id: ObjectId = found["conversation_id"]
-        return conversation_id
 
     # Orphans
 
@@ -247,10 +261,9 @@ class Leases:
         if state.status.is_final or lease.duration is None:
             return state
         if lease.renewed_at is None:
-            key = _updates.message_key(state.message_id, state.conversation_id)
             await self._calls.call(
                 self._calls.messages.update_one,
-                *_updates.start_lease(key),
+                *_updates.start_lease(state.key),
                 what=f"start the lease of message {state.message_id}",
             )
             return state

@@ -60,7 +60,7 @@ class Pages:
         found = await call(
             messages.find_one,
             key,
-            {"page_start": 1, "log_id": 1, "chunks": 1, "chunk_bytes": 1},
+            {"page_start": 1, "chunks": 1, "chunk_bytes": 1},
             what=what,
         )
         if found is None:
@@ -76,7 +76,7 @@ class Pages:
                 f"The chunks of message {message_id} are not in order: something other than "
                 "converse_mongo has written to the message."
             )
-        page = _updates.page(key, found.get("log_id"), chunks)
+        page = _updates.page(key, chunks)
         page_key = {"_id": page["_id"], "conversation_id": page["conversation_id"]}
         try:
             await call(pages.insert_one, page, what=what)
@@ -92,8 +92,10 @@ class Pages:
         )
         if not trimmed.matched_count:
             # Another trimmed it, which is as good; unless its chunks were merged or deleted.
-            left = await call(messages.find_one, key, {"compacted": 1, "log_id": 1}, what=what)
-            if left is None or left.get("compacted") or left.get("log_id") != found.get("log_id"):
+            left = await call(
+                messages.find_one, _updates.any_log(key), {"compacted": 1, "log_id": 1}, what=what
+            )
+            if left is None or left.get("compacted") or left.get("log_id") != key["log_id"]:
                 await call(pages.delete_many, page_key, what=what)
             return
         lane.page_start = page["next_sequence"]
@@ -121,12 +123,14 @@ class Pages:
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds; it is done later.
         """
-        calls, key = self._calls, _updates.message_key(state.message_id, state.conversation_id)
+        calls, key = self._calls, state.key
         what = f"merge the chunks of message {state.message_id}"
         possible = state.end_id is not None and state.content_bytes <= MAX_CONTENT_BYTES
         if possible and not state.compacted:
             chunks = await calls.call(
-                calls.reader.stored_chunks, state.message_id, state.conversation_id, what=what
+                calls.reader.stored_chunks,
+                *(state.message_id, state.conversation_id, state.log_id),
+                what=what,
             )
             if [chunk["sequence"] for chunk in chunks] != list(range(state.next_sequence)):
                 return False  # merged by another just now, or not what the library wrote
@@ -148,20 +152,16 @@ class Pages:
         what = f"merge the chunks of message {state.message_id}"
         messages, pages = await self._durable()
         call = self._calls.call
-        merged = await call(messages.find_one, key, {"compacted": 1, "log_id": 1}, what=what)
+        merged = await call(messages.find_one, key, {"compacted": 1}, what=what)
         if merged is None or not merged.get("compacted"):
             return False
-        gone = {
-            "conversation_id": state.conversation_id,
-            "message_id": state.message_id,
-            "log_id": merged.get("log_id"),
-        }
-        await call(pages.delete_many, gone, what=what)
+        await call(pages.delete_many, _updates.pages_of(key), what=what)
         return True
 
     async def delete(self, key: Mapping[str, Any]) -> None:
         """Deletes the pages of a message that is no more."""
-        gone = {"conversation_id": key["conversation_id"], "message_id": key["_id"]}
         await self._calls.call(
-            self._calls.pages.delete_many, gone, what=f"delete the pages of message {key['_id']}"
+            self._calls.pages.delete_many,
+            _updates.pages_of(key),
+            what=f"delete the pages of message {key['_id']}",
         )

@@ -79,7 +79,7 @@ class Positions:
                 except DuplicateKeyError:
                     stored: Any = new_id and await call(
                         self._calls.messages.find_one,
-                        _updates.message_key(new_id, conversation_id),
+                        {"_id": new_id, "conversation_id": conversation_id},
                         {"position": 1},
                     )
                     if stored:

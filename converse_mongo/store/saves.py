@@ -1,10 +1,10 @@
 """Saves: fields that the application changed."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from bson import ObjectId
-from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure
 
 from converse_mongo import _driver, _updates
@@ -28,53 +28,46 @@ class Saves:
         self._calls = calls
 
     async def save_conversation(self, conversation_id: ObjectId, update: _updates.Document) -> int:
-        """Applies ``update`` to a conversation, and returns the revision it made.
+        """Applies ``update`` to a conversation, and returns the revision that it then has.
 
         Raises:
             ConversationNotFoundError: There is no such conversation.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        save = partial(
-            self._calls.conversations.find_one_and_update,
-            projection=OWNED,
-            return_document=ReturnDocument.AFTER,
-        )
-        what = f"save conversation {conversation_id}"
-        stored: Any = await self._calls.call(save, {"_id": conversation_id}, update, what=what)
-        if stored is None:
+        key, conversations = {"_id": conversation_id}, self._calls.conversations
+        call = partial(self._calls.call, what=f"save conversation {conversation_id}")
+        # Whoever gets the document back from an update has its image written into the oplog.
+        result = await call(conversations.update_one, key, update)
+        stored: Any = await call(conversations.find_one, key, OWNED)
+        if stored is None or not result.matched_count:
             raise ConversationNotFoundError(conversation_id)
         saved = OwnedConversation.from_stored(stored)
         await self._calls.handlers.publish(saved.updated())
         return saved.revision
 
-    async def save_message(
-        self, message_id: ObjectId, conversation_id: ObjectId, update: _updates.Document
-    ) -> int:
-        """Applies ``update`` to a message, and returns the revision it made.
+    async def save_message(self, key: Mapping[str, Any], update: _updates.Document) -> int:
+        """Applies ``update`` to a message, and returns the revision that it then has.
 
         Raises:
             MessageNotFoundError: There is no such message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        key = _updates.message_key(message_id, conversation_id)
-        update = _updates.mark_saved(update, _driver.mark_type(self._calls.messages))
-        save = partial(
-            self._calls.messages.find_one_and_update,
-            projection={"revision": 1},
-            return_document=ReturnDocument.AFTER,
-        )
+        message_id, messages = key["_id"], self._calls.messages
+        update = _updates.mark_saved(update, _driver.mark_type(messages))
+        call = partial(self._calls.call, what=f"save message {message_id}")
         try:
-            stored = await self._calls.call(save, key, update, what=f"save message {message_id}")
+            await call(messages.update_one, key, update)
         except OperationFailure as error:
             if is_too_large(error):
                 raise MessageTooLargeError(message_id) from error
             raise
+        stored: Any = await call(messages.find_one, key, {"revision": 1})
         if stored is None:
             raise MessageNotFoundError(message_id)
         revision: int = stored["revision"]
         await self._calls.handlers.publish(
             MessageUpdated(
-                conversation_id=conversation_id, message_id=message_id, revision=revision
+                conversation_id=key["conversation_id"], message_id=message_id, revision=revision
             )
         )
         return revision

@@ -8,7 +8,6 @@ from bson import ObjectId
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
-from converse_mongo import _updates
 from converse_mongo._validation import object_id
 from converse_mongo.conversations import Conversation
 from converse_mongo.converse import Converse
@@ -101,7 +100,7 @@ class Access:
 
     async def shows_message(self, conversation: Conversation, message_id: ObjectId) -> bool:
         """Whether a message is one of a conversation, and browsers are shown such messages."""
-        store, key = conversation.store(), _updates.message_key(message_id, conversation.id)
+        store, key = conversation.store(), {"_id": message_id, "conversation_id": conversation.id}
         stored: Any = await store.call(
             store.messages.find_one, key, {"role": 1}, what=f"read message {message_id}"
         )

@@ -15,6 +15,7 @@ from converse_mongo.errors import (
     ConfigurationError,
     ConverseClosedError,
     ConverseError,
+    MessageNotFoundError,
     MessageNotStreamingError,
     StreamStoppedError,
     WriterExistsError,
@@ -29,6 +30,14 @@ logger = logging.getLogger("converse_mongo")
 
 Respond: TypeAlias = Callable[[Conversation, Message], Awaitable[None]]
 """Writes the answer of the model into a message that streams."""
+
+_Key: TypeAlias = tuple[ObjectId, ObjectId | None]
+"""A message that was deleted and started anew has the same id, and needs a writer of its own."""
+
+
+def _key(message: Message) -> _Key:
+    return message.id, message.log_id
+
 
 UNFINISHED = "The answer could not be generated."
 SHUT_DOWN = "The service was shut down."
@@ -62,7 +71,7 @@ class Generations:
         self._respond = respond
         self._limit = limit
         self._grace = grace
-        self._running: dict[ObjectId, asyncio.Task[None]] = {}
+        self._running: dict[_Key, asyncio.Task[None]] = {}
         self._beginning: set[asyncio.Task[Message]] = set()
         self._closed = False
 
@@ -112,16 +121,16 @@ class Generations:
         Raises:
             BusyError: ``limit`` run already, or it is closed.
         """
-        if message.is_streaming and message.id not in self._running:
+        if message.is_streaming and _key(message) not in self._running:
             self.check_room()
             self._start(conversation, message)
 
     def _start(self, conversation: Conversation, message: Message) -> None:
-        key = message.id
+        key = _key(message)
         if not message.is_streaming or key in self._running:
             return
         task = asyncio.create_task(
-            self._write(conversation, message), name=f"converse_mongo-generation-{key}"
+            self._write(conversation, message), name=f"converse_mongo-generation-{message.id}"
         )
         self._running[key] = task
         task.add_done_callback(lambda _: self._running.pop(key, None))
@@ -159,6 +168,8 @@ class Generations:
             await end()
         except MessageNotStreamingError:
             pass  # its writer ended it
+        except MessageNotFoundError:
+            logger.info("Message %s was deleted while it was generated", message.id)
         except (ConverseError, PyMongoError):
             logger.exception("Message %s could not be ended", message.id)
 

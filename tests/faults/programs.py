@@ -141,7 +141,7 @@ class Writing:
         except ConverseError as error:
             tell("refused", error=type(error).__name__)
             return
-        tell("entered", length=len(message.content), epoch=writer._epoch)
+        tell("entered", length=len(message.content), epoch=writer._lease.epoch)
         generation = Generation(self, message, writer, detaching, tell)
         left = await generation.run()
         tell("left", **left)

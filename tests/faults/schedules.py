@@ -68,8 +68,8 @@ FAILPOINTS: dict[str, dict[str, Any]] = {
     "unknown": {"errorCode": 8000},
 }
 _STREAM_ONLY = ("history-lost", "cursor-lost", "unknown")
-_WRITES = (("update",), ("update", "findAndModify"), ("findAndModify",), ("insert",))
-_READS = (("find",), ("find", "update", "findAndModify", "insert"))
+_WRITES = (("update",), ("update", "insert"), ("update",), ("insert",))
+_READS = (("find",), ("find", "update", "insert"))
 _STREAMS = (("getMore",), ("getMore", "aggregate"))
 
 

@@ -338,8 +338,6 @@ async def test_indexes__serve_every_query(facade: Facade, commands: Commands) ->
             query = {key: command[key] for key in ("find", "filter", "sort") if key in command}
         elif name == "update":
             query = {"find": command["update"], "filter": command["updates"][0]["q"]}
-        elif name == "findAndModify":
-            query = {"find": command["findAndModify"], "filter": command["query"]}
         else:
             continue
         for branch in branches(query["filter"]):

@@ -36,7 +36,7 @@ async def start(converse: Converse, **options: Any) -> Message:
 async def die(converse: Converse, message: Message, *words: str) -> None:
     """Writes some words as a writer that then gives no sign of life any more."""
     store = converse.message_model.store()
-    await store.leases.acquire(message.id, message.conversation_id)
+    await store.leases.acquire(message._own_key())
     for word in words:
         await message.append_chunk(word)
 

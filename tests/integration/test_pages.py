@@ -300,7 +300,7 @@ async def test_seal__by_several_at_once(facade: Facade) -> None:
     converse = await facade()
     facades = [converse, *[await facade(converse.database_name) for _ in range(3)]]
     message = await start(converse)
-    key = {"_id": message.id, "conversation_id": message.conversation_id}
+    key = message._own_key()
     real = converse.message_model.store().paging.seal_if_possible
     for turn in range(1, 4):
         store = converse.message_model.store()
@@ -315,7 +315,7 @@ async def test_seal__by_several_at_once(facade: Facade) -> None:
         await asyncio.gather(
             *[
                 one.message_model.store().paging.seal(
-                    one.message_model.store().lane(message.id), key
+                    one.message_model.store().lane((message.id, message.log_id)), key
                 )
                 for one in facades
                 for _ in range(3)

@@ -79,7 +79,7 @@ async def test_stop__of_a_message_that_is_appended_to_by_hand(facade: Facade) ->
     await theirs.append_chunk("some ")
     Between(
         message.store(),
-        find_one_and_update=Meanwhile(lambda: theirs.append_chunk("text")),
+        update_one=Meanwhile(lambda: theirs.append_chunk("text")),
     )
     assert await message.request_stop("enough") is MessageStatus.CANCELLED
     with pytest.raises(MessageNotStreamingError):
@@ -110,14 +110,14 @@ async def test_take_over__that_arrives_again_late_changes_nothing(
         sent.append((call, *arguments))
         return await call(*arguments, **options)
 
-    Between(message.store(), find_one_and_update=note)
+    Between(message.store(), update_one=note)
     writer = await message.resume_writer().__aenter__()
     call, *arguments = sent[0]
     if further:
         await writer.detach()
         await writer.__aexit__(None, None, None)
         writer = await message.resume_writer().__aenter__()
-    assert await call(*arguments) is None
+    assert not (await call(*arguments)).matched_count
     await writer.write("text")
     await writer.__aexit__(None, None, None)
     read = await stored(converse, message)
@@ -141,7 +141,7 @@ async def test_take_over__that_cannot_load_the_message_lets_go_of_it(facade: Fac
             raise AutoReconnect("the network is down")
         return await call(*arguments, **options)
 
-    Between(message.store(), find_one_and_update=take, find_one=find)
+    Between(message.store(), update_one=take, find_one=find)
     with pytest.raises(StoreUnavailableError):
         await message.resume_writer().__aenter__()
     read = await stored(other, message)
@@ -159,7 +159,7 @@ async def test_open__of_a_message_that_ended_before_the_answer_came(
     message = await start(converse)
     theirs = await stored(other, message)
     end = Meanwhile(theirs.complete_streaming, lost=True)
-    Between(message.store(), find_one_and_update=end)
+    Between(message.store(), update_one=end)
     with pytest.raises(MessageNotStreamingError):
         await (message.resume_writer() if take_over else message.writer()).__aenter__()
     assert end.happened
@@ -176,7 +176,7 @@ async def test_append__is_recognised_after_its_message_was_merged(
     other = await facade(converse.database_name)
     message = await start(converse)
     theirs = await stored(other, message)
-    Between(message.store(), update_one=Meanwhile(theirs.complete_streaming, lost=True))
+    Between(message.store(), append=Meanwhile(theirs.complete_streaming, lost=True))
     if by_writer:
         with pytest.raises(MessageNotStreamingError):  # and not that text may not be stored
             async with message.writer() as writer:
@@ -243,7 +243,7 @@ async def test_append__is_recognised_though_its_lane_was_ahead(facade: Facade) -
         return answer
 
     store = message.store()
-    store.lane(message.id).next_sequence += PAGE_CHUNKS  # as a failover leaves it
+    store.lane((message.id, message.log_id)).next_sequence += PAGE_CHUNKS  # as a failover leaves it
     Between(store, update_one=lose)
     chunk = await message.append_chunk("once ")
     assert chunk.sequence == PAGE_CHUNKS - 1

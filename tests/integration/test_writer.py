@@ -52,7 +52,7 @@ def text_of(count: int) -> str:
 
 
 class Gate:
-    """A collection whose ``update_one`` waits until it is let through, and can fail."""
+    """A collection whose appends wait until they are let through, and can fail."""
 
     def __init__(self, converse: Converse) -> None:
         store = converse.message_model.store()
@@ -66,7 +66,9 @@ class Gate:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._collection, name)
 
-    async def update_one(self, *arguments: Any, **options: Any) -> Any:
+    async def update_one(self, match: Any, update: Any) -> Any:
+        if "$push" not in update:
+            return await self._collection.update_one(match, update)
         self.arrived += 1
         self.running += 1
         self.most = max(self.most, self.running)
@@ -74,7 +76,7 @@ class Gate:
             await self.open.wait()
             if self.failing:
                 raise AutoReconnect("the network is down")
-            return await self._collection.update_one(*arguments, **options)
+            return await self._collection.update_one(match, update)
         finally:
             self.running -= 1
 

@@ -34,7 +34,7 @@ class Between:
     """The messages of a store, with a test between it and some of its calls.
 
     ``Between(store, update_one=between)`` makes of each ``update_one(*arguments)`` a
-    ``between(update_one, *arguments)``.
+    ``between(update_one, *arguments)``. ``append=`` is for those updates that append.
     """
 
     def __init__(self, store: Store, **between: Call) -> None:
@@ -43,29 +43,39 @@ class Between:
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._real, name)
+        if name == "update_one" and "append" in self._between:
+            return partial(self._update, real)
         return partial(self._between[name], real) if name in self._between else real
+
+    async def _update(self, real: Call, match: Any, update: Any) -> Any:
+        if "$push" in update:
+            return await self._between["append"](real, match, update)
+        return await real(match, update)
 
 
 class Late:
-    """For a :class:`Between`: holds a call, which is answered already, once it is ``armed``."""
+    """For a :class:`Between`: holds an update, which is answered already, once it is ``armed``.
 
-    def __init__(self, *, armed: bool = True) -> None:
-        self.armed = armed
+    Args:
+        armed: Whether it is armed from the beginning.
+        sets: Hold only updates that set this field.
+    """
+
+    def __init__(self, *, armed: bool = True, sets: str | None = None) -> None:
+        self.armed, self._sets = armed, sets
         self.held, self.go = asyncio.Event(), asyncio.Event()
 
-    async def __call__(self, call: Call, *arguments: Any, **options: Any) -> Any:
-        answer = await call(*arguments, **options)
-        if self.armed:
+    async def __call__(self, call: Call, match: Any, update: Any) -> Any:
+        answer = await call(match, update)
+        if self.armed and (self._sets is None or self._sets in update.get("$set", {})):
             self.held.set()
             await self.go.wait()
         return answer
 
 
 async def refuse(call: Call, match: Any, update: Any) -> Any:
-    """Refuses appends as a server does; takes whatever else."""
-    if "$push" in update:
-        raise OperationFailure("not authorized", 13)
-    return await call(match, update)
+    """Refuses an append as a server does."""
+    raise OperationFailure("not authorized", 13)
 
 
 async def soon(awaitable: Awaitable[Any]) -> Any:
@@ -139,7 +149,7 @@ async def test_cancel_all__stores_what_is_in_flight_once(
 
     async def generate() -> None:
         async with copy_of(message, server_uri, converse.database_name) as copy:
-            Between(copy.store(), update_one=hold)
+            Between(copy.store(), append=hold)
             async with copy.writer() as writer:
                 await writer.write("text")
                 await asyncio.sleep(3600)
@@ -154,8 +164,8 @@ async def test_cancel_all__stores_what_is_in_flight_once(
 
 async def test_write__while_the_block_is_left_is_refused(converse: Converse) -> None:
     message = await start(converse)
-    late = Late(armed=False)
-    Between(message.store(), find_one_and_update=late)
+    late = Late(armed=False, sets="status")
+    Between(message.store(), update_one=late)
     writer = await message.writer().__aenter__()
     await writer.write("text")
     late.armed = True  # for the end
@@ -177,8 +187,8 @@ async def test_aclose__while_a_block_is_left_lets_it_complete(facade: Facade, wh
     converse = await facade()
     other = await facade(converse.database_name)
     message = await start(converse)
-    store, late = message.store(), Late(armed=False)
-    Between(store, **{"update_one" if what == "text" else "find_one_and_update": late})
+    store, late = message.store(), Late(armed=False, sets=None if what == "text" else "status")
+    Between(store, update_one=late)
 
     async def generate() -> None:
         async with message.writer() as writer:
@@ -202,7 +212,7 @@ async def test_open__that_is_cancelled_leaves_no_message_streaming(
 ) -> None:
     message = await start(converse)
     late = Late()
-    Between(message.store(), find_one_and_update=late)
+    Between(message.store(), update_one=late)
     writer = message.resume_writer() if take_over else message.writer()
     entering = asyncio.create_task(writer.__aenter__())
     await soon(late.held.wait())
@@ -218,7 +228,7 @@ async def test_open__that_is_cancelled_leaves_no_message_streaming(
 
 async def test_failure__of_a_pipe_keeps_its_cause(converse: Converse) -> None:
     message = await start(converse)
-    Between(message.store(), update_one=refuse)
+    Between(message.store(), append=refuse)
 
     async def silent() -> AsyncIterator[str]:
         yield "text"
@@ -236,7 +246,7 @@ async def test_failure__is_told_beside_another_error(
     converse: Converse, raised: type[BaseException]
 ) -> None:
     message = await start(converse)
-    Between(message.store(), update_one=refuse)
+    Between(message.store(), append=refuse)
     with pytest.raises(raised) as told:
         async with message.writer() as writer:
             await writer.write("precious text")
@@ -262,7 +272,7 @@ async def test_failure__gives_text_back_that_can_be_stored_once(facade: Facade) 
         await written.wait()
         raise AutoReconnect("the answer is lost")
 
-    Between(message.store(), update_one=lose)
+    Between(message.store(), append=lose)
     with pytest.raises(WriterFailedError) as failed:
         async with message.writer() as writer:
             await writer.write("one ")
@@ -330,7 +340,7 @@ async def test_pipe__says_that_it_was_stopped_behind_the_last_token(converse: Co
         await message.request_stop("enough")
         return await call(*arguments)
 
-    Between(message.store(), update_one=stop)
+    Between(message.store(), append=stop)
     with pytest.raises(StreamStoppedError, match="enough"):
         await soon(message.pipe(tokens(1)))
     assert (message.status, message.content) == (MessageStatus.CANCELLED, text_of(1))

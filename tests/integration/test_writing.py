@@ -193,7 +193,7 @@ async def test_once__an_append_given_up_is_tried_again(facade: Facade, applied: 
 async def test_once__answer_of_an_end_is_lost(converse: Converse, applied: bool) -> None:
     message = await start(converse)
     await message.append_chunk("a")
-    break_messages(converse, "find_one_and_update", applied=applied)
+    break_messages(converse, "update_one", applied=applied)
     await message.complete_streaming({"n": 1})
     stored = await converse.get_message(message.id)
     assert stored.is_completed
@@ -413,7 +413,6 @@ async def test_shards__every_write_names_the_shard_key(facade: Facade, commands:
         if command["update"] == "messages"
         for update in command["updates"]
     ]
-    filters += [command["query"] for command in commands.named("findAndModify")]
     filters += [
         command["filter"] for command in commands.named("find") if command["find"] == "messages"
     ]

@@ -7,12 +7,13 @@ from typing import Any
 from bson import ObjectId
 
 from converse_mongo._reader import Reader
+from converse_mongo._state import LeaseState, message_key
 from converse_mongo._token_buffer import Piece
 from converse_mongo.errors import StoreUnavailableError, StreamStoppedError, WatchError
 from converse_mongo.store.appends import WriterClaim
 from converse_mongo.store.ends import End
 from converse_mongo.types import MessageStatus
-from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, broken
+from tests.model.contract import CONVERSATION_ID, LOG_ID, MESSAGE, MESSAGE_ID, broken
 from tests.model.server import Operation
 from tests.model.simulation import Process, Simulation
 
@@ -34,8 +35,9 @@ __all__ = [
 
 IDS = (MESSAGE_ID, CONVERSATION_ID)
 CHUNKS_PER_READ = 2
-NOBODY = -1
-"""The epoch of a writer that came too late."""
+KEY = message_key(MESSAGE_ID, CONVERSATION_ID, LOG_ID)
+NOBODY = LeaseState(-1)
+"""The lease of a writer that came too late."""
 
 
 def append(simulation: Simulation, process: Process, endings: Sequence[str]) -> Operation:
@@ -63,7 +65,7 @@ def _append_by_hand(
     async def work(operation: Operation) -> Any:
         chunks = await process.store.appends.append(
             process.lane,
-            *IDS,
+            KEY,
             [Piece(text, {}, len(text.encode())) for text in contents],
             append_id,
         )
@@ -79,12 +81,12 @@ def _append_by_hand(
 
 def write(simulation: Simulation, process: Process, endings: Sequence[str]) -> Operation:
     """Appends a chunk for each of ``endings`` as the writer of this process does."""
-    contents, epoch = _contents(simulation, endings), _epoch(simulation, process)
+    contents, lease = _contents(simulation, endings), _lease_of(simulation, process)
 
     async def try_once(operation: Operation, *, again: bool) -> Any:
-        claim = WriterClaim(epoch, operation.unless_stopped, lambda: None)
+        claim = WriterClaim(lease, operation.unless_stopped, lambda: None)
         return await process.store.appends.append(
-            *(process.lane, *IDS, [Piece(text, {}, len(text.encode())) for text in contents]),
+            *(process.lane, KEY, [Piece(text, {}, len(text.encode())) for text in contents]),
             *(operation.append_id, claim),
             again=again,
         )
@@ -108,36 +110,36 @@ def write(simulation: Simulation, process: Process, endings: Sequence[str]) -> O
 
     return simulation.begin(
         *(process, "append", work, simulation.contract.appended),
-        epoch=epoch,
+        epoch=lease.epoch,
         unless_stopped=not process.stopped,
         contents=contents,
         append_id=ObjectId(),
     )
 
 
-def _epoch(simulation: Simulation, process: Process) -> int:
-    """The epoch of the writer of this process, which becomes one if it is none."""
-    if process.epoch is None:
+def _lease_of(simulation: Simulation, process: Process) -> LeaseState:
+    """The lease of the writer of this process, which becomes one if it is none."""
+    if process.lease is None:
         simulation.finish(acquire(simulation, process))
-    if process.epoch is None:
+    if process.lease is None:
         simulation.finish(take_over(simulation, process))
-    return process.epoch or NOBODY
+    return process.lease or NOBODY
 
 
 def acquire(simulation: Simulation, process: Process) -> Operation:
     """Makes this process the first writer."""
-    return _lease(simulation, process, "acquire")
+    return _claim(simulation, process, "acquire")
 
 
 def take_over(simulation: Simulation, process: Process) -> Operation:
     """Makes this process the next writer."""
-    return _lease(simulation, process, "take_over")
+    return _claim(simulation, process, "take_over")
 
 
-def _lease(simulation: Simulation, process: Process, kind: str) -> Operation:
+def _claim(simulation: Simulation, process: Process, kind: str) -> Operation:
     async def work(operation: Operation) -> Any:
-        state = await getattr(process.store.leases, kind)(*IDS)
-        process.epoch, process.stopped = state.lease.epoch, state.stop_requested
+        state = await getattr(process.store.leases, kind)(KEY)
+        process.lease, process.stopped = state.lease, state.stop_requested
         return state
 
     return simulation.begin(process, kind, work, simulation.contract.leased)
@@ -145,32 +147,36 @@ def _lease(simulation: Simulation, process: Process, kind: str) -> Operation:
 
 def renew(simulation: Simulation, process: Process) -> Operation:
     """Gives a sign of life."""
-    epoch = _epoch(simulation, process)
+    lease = _lease_of(simulation, process)
 
     async def work(operation: Operation) -> Any:
-        state = await process.store.leases.renew(*IDS, epoch)
-        if epoch == process.epoch == state.lease.epoch:
+        state = await process.store.leases.renew(KEY, lease)
+        if state is not None and process.lease == lease and state.lease.is_held_by(lease):
             process.stopped = process.stopped or state.stop_requested
         return state
 
-    return simulation.begin(process, "renew", work, simulation.contract.succeeded, epoch=epoch)
+    return simulation.begin(
+        process, "renew", work, simulation.contract.succeeded, epoch=lease.epoch
+    )
 
 
 def release(simulation: Simulation, process: Process) -> Operation:
     """Lets go of the message."""
-    epoch = _epoch(simulation, process)
+    lease = _lease_of(simulation, process)
 
     async def work(operation: Operation) -> None:
-        await process.store.leases.release(*IDS, epoch)
+        await process.store.leases.release(KEY, lease)
 
-    return simulation.begin(process, "release", work, simulation.contract.succeeded, epoch=epoch)
+    return simulation.begin(
+        process, "release", work, simulation.contract.succeeded, epoch=lease.epoch
+    )
 
 
 def end(
     simulation: Simulation, process: Process, status: MessageStatus, *, by_writer: bool
 ) -> Operation:
     """Ends the message, as the writer of this process or by hand."""
-    epoch = process.epoch if by_writer else None
+    lease = process.lease if by_writer else None
     error = "it broke" if status is MessageStatus.FAILED else None
 
     async def work(operation: Operation) -> Any:
@@ -179,11 +185,11 @@ def end(
             try:
                 return await process.store.ends.end(
                     process.lane,
-                    *IDS,
+                    KEY,
                     End(status, {"by": operation.label}, error),
                     retention=simulation.retention,
                     known=(len(process.copy), "".join(process.copy)) if process.copy else None,
-                    epoch=epoch,
+                    lease=lease,
                     end_id=end_id,
                 )
             except asyncio.CancelledError:
@@ -191,6 +197,7 @@ def end(
                     raise
                 operation.interrupted = False
 
+    epoch = None if lease is None else lease.epoch
     return simulation.begin(process, "end", work, simulation.contract.ended, epoch=epoch)
 
 
@@ -207,7 +214,7 @@ def stop(simulation: Simulation, process: Process) -> Operation:
     """Asks for a stop."""
 
     async def work(operation: Operation) -> Any:
-        return await process.store.leases.request_stop(*IDS, operation.label)
+        return await process.store.leases.request_stop(KEY, operation.label)
 
     return simulation.begin(process, "stop", work, simulation.contract.stopped)
 
@@ -223,7 +230,8 @@ def compact(simulation: Simulation, process: Process) -> Operation:
 
 def load(simulation: Simulation, process: Process) -> Operation:
     """Reads the whole message; who appends here goes on from what it says."""
-    reader, epoch = process.reader, process.epoch
+    reader = process.reader
+    epoch = None if process.lease is None else process.lease.epoch
 
     async def work(operation: Operation) -> Any:
         async def read() -> Any:

@@ -19,6 +19,7 @@ from tests.model.server import CLOCK, MESSAGES, PAGES, Operation, Server, docume
 __all__ = ["CONVERSATION_ID", "MESSAGE", "MESSAGE_ID", "Broken", "Contract", "View", "broken"]
 
 MESSAGE_ID, CONVERSATION_ID = ObjectId("5" * 24), ObjectId("c" * 24)
+LOG_ID = ObjectId("1" * 24)
 MESSAGE = {"_id": MESSAGE_ID, "conversation_id": CONVERSATION_ID}
 
 FINAL = {"completed", "failed", "cancelled"}
@@ -236,7 +237,10 @@ class Contract:
                 return after.log != before.log
             case "acquire" | "take_over":
                 return after.epoch != before.epoch
-            case "renew" | "release":
+            case "renew":
+                living = not before.ended and not before.stop[0]
+                return living and operation.epoch == before.epoch
+            case "release":
                 return not before.ended and operation.epoch == before.epoch
             case "sweep":
                 return before.renewed_at is None and after.renewed_at is not None
@@ -290,7 +294,9 @@ class Contract:
 
     def refused_justly(self, operation: Operation, error: object) -> None:
         """Judges an error that says that nothing was done, and why."""
-        replaced = operation.epoch is not None and operation.epoch != self.now.epoch
+        # One that let go of the message is its writer no more.
+        holds = self.now.holder is not None and operation.epoch == self.now.epoch
+        replaced = operation.epoch is not None and not holds
         match error:
             case errors.WriterFencedError():
                 just = replaced
@@ -313,6 +319,9 @@ class Contract:
             self._judge_trouble(operation)
         elif isinstance(outcome, errors.MessageNotStreamingError):
             if not self.now.ended and not self.server.lagging:
+                broken("Who is refused is told why", operation, outcome)
+        elif isinstance(outcome, errors.WriterFencedError):
+            if self.now.epoch <= 1 and not self.server.lagging:
                 broken("Who is refused is told why", operation, outcome)
         elif isinstance(outcome, errors.WriterError):
             if operation.kind == "take_over":

@@ -11,14 +11,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from bson import ObjectId
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from converse_mongo._reader import Reader
+from converse_mongo._state import LeaseState
 from converse_mongo.chunks import MessageChunk
 from converse_mongo.store import Options, Store
-from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, Contract, broken
+from tests.model.contract import CONVERSATION_ID, LOG_ID, MESSAGE, MESSAGE_ID, Contract, broken
 from tests.model.server import (
     CLOCK,
     MESSAGES,
@@ -37,7 +37,6 @@ __all__ = ["Process", "Simulation"]
 T = TypeVar("T")
 
 IDS = (MESSAGE_ID, CONVERSATION_ID)
-LOG_ID = ObjectId("1" * 24)
 LEASE, IDLE_TIMEOUT = 30.0, 60.0
 RECENT_CHUNKS = 4
 CALLS_AT_MOST = 200
@@ -50,7 +49,7 @@ class Process:
     """A process of the application; what it knows is gone when it crashes.
 
     Attributes:
-        epoch: That of its writer, if it has one.
+        lease: That of its writer, if it has one.
         stopped: Whether its writer has heard of a stop.
         reads_what_is_safe: Whether it reads only what no failover takes back, as who watches does.
         copy: The texts of the chunks that its copy of the message has.
@@ -71,11 +70,11 @@ class Process:
             RemoteCollection(self._database, "conversations"),
             options=Options(retry_timeout=0, lease=LEASE, idle_timeout=IDLE_TIMEOUT),
         )
-        self.lane = self.store.lane(MESSAGE_ID)
+        self.lane = self.store.lane((MESSAGE_ID, LOG_ID))
         level = "majority" if self.reads_what_is_safe else "local"
         self.reader = _reader(self._database, ReadConcern(level))
         self.tasks: dict[Operation, asyncio.Task[None]] = {}
-        self.epoch: int | None = None
+        self.lease: LeaseState | None = None
         self.stopped = False
         self.copy: list[str] = []
 
