@@ -48,7 +48,7 @@ async def test_writer__goes_on_after_an_error_that_passes(
         await writer.write("a")
         await writer.flush()
         # More often than a driver tries again by itself.
-        with failing(server, ["update", "findAndModify"], {"times": 4}, **ERRORS[why]):
+        with failing(server, ["update"], {"times": 4}, **ERRORS[why]):
             await writer.write("b")
             async with asyncio.timeout(SOON):
                 await writer.flush()
@@ -66,7 +66,7 @@ async def test_writer__that_gives_up_leaves_its_message_streaming(
     message = await (await converse.start_conversation()).start_streaming_assistant()
     with pytest.raises(WriterFailedError) as caught:
         async with message.writer() as writer:
-            with failing(server, ["update", "findAndModify"], **ERRORS[why]):
+            with failing(server, ["update"], **ERRORS[why]):
                 await writer.write("lost")
                 async with asyncio.timeout(SOON):
                     await writer.flush()

@@ -386,7 +386,7 @@ async def test_pipe__cancelled_before_its_first_token_stores_nothing_of_its_meta
 ) -> None:
     message = await start(converse)
     late = Late()
-    Between(message.store(), find_one_and_update=late)
+    Between(message.store(), update_one=late)
     piping = asyncio.create_task(message.pipe(tokens(1), {"finish_reason": "stop"}))
     await soon(late.held.wait())
     piping.cancel()
