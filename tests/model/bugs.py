@@ -44,6 +44,9 @@ class Bug:
 
 BUGS: list[Bug] = []
 
+HELD = ("lease.epoch", "lease.holder")
+"""The conditions that a writer still holds its lease."""
+
 
 def bug(topics: str) -> Callable[[Plant], Plant]:
     """Adds a bug that is named as its function is."""
@@ -85,7 +88,7 @@ def named(name: str, topics: str, plant: Plant) -> None:
 # Appends
 
 named("append_anywhere", "append", forget("append", "next_sequence"))
-named("append_when_replaced", "write lease", forget("append", "lease.epoch"))
+named("append_when_replaced", "write lease", forget("append", *HELD))
 named("append_after_the_end", "append end", forget("append", "status"))
 named("append_despite_a_stop", "write stop", forget("append", "stop_requested_at"))
 named("append_without_a_bound", "append append crash trouble", forget("append", "chunk_bytes"))
@@ -191,9 +194,9 @@ def page_of_what_a_failover_takes_back(patch: pytest.MonkeyPatch) -> None:
 # Leases
 
 named("acquire_what_has_a_writer", "lease", forget("acquire_lease", "lease.epoch"))
-named("take_over_from_anybody", "lease trouble", forget("take_over", "lease.epoch"))
-named("renew_when_replaced", "lease time", forget("renew_lease", "lease.epoch"))
-named("release_when_replaced", "lease", forget("release_lease", "lease.epoch"))
+named("take_over_from_anybody", "lease trouble", forget("take_over", *HELD))
+named("renew_when_replaced", "lease time", forget("renew_lease", *HELD))
+named("release_when_replaced", "lease", forget("release_lease", *HELD))
 named(
     "start_what_has_started", "append sweep sweep time", forget("start_lease", "lease.renewed_at")
 )
@@ -224,7 +227,7 @@ def settle_without_telling(patch: pytest.MonkeyPatch) -> None:
 
 @bug("lease end trouble")
 def lease_what_has_ended(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Leases, "_refuse_ended", lambda self, state: None)
+    patch.setattr(Leases, "_refuse_overtaken", lambda self, state, holder, claimed: None)
 
 
 @bug("lease sweep time trouble")
@@ -258,7 +261,7 @@ def stop_a_writer_that_just_came(patch: pytest.MonkeyPatch) -> None:
 # Ends
 
 named("end_twice", "append end", forget("end", "status"))
-named("end_when_replaced", "lease end", forget("end", "lease.epoch"))
+named("end_when_replaced", "lease end", forget("end", *HELD))
 
 
 @bug("end")
