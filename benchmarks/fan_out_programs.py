@@ -21,7 +21,7 @@ from benchmarks.children import SERVER_VARIABLE, tell, wait_for_parent
 from benchmarks.figures import BenchmarkError
 from benchmarks.meters import memory
 from converse_mongo import ChunkReceived, Converse
-from converse_mongo._changes import LEFT_OUT
+from converse_mongo._changes import SHORTENED
 from converse_mongo._driver import close_client, open_client
 
 __all__ = ["text"]
@@ -201,7 +201,7 @@ async def _follow(
     messages: Any, queues: Mapping[ObjectId, Sequence[asyncio.Queue[Any]]], opened: asyncio.Event
 ) -> None:
     heads: defaultdict[ObjectId, int] = defaultdict(int)
-    stream = messages.watch([LEFT_OUT], max_await_time_ms=AWAIT_MS)
+    stream = messages.watch(SHORTENED, max_await_time_ms=AWAIT_MS)
     if inspect.isawaitable(stream):  # PyMongo's
         stream = await stream
     async with stream:

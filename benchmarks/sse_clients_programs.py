@@ -28,7 +28,7 @@ from benchmarks.children import SERVER_VARIABLE, tell
 from benchmarks.meters import forget_peak, memory
 from benchmarks.sse_clients_viewers import COMPLETED, view
 from converse_mongo import Converse
-from converse_mongo._changes import LEFT_OUT
+from converse_mongo._changes import SHORTENED
 from converse_mongo._driver import close_client, open_client
 from converse_mongo.web import routes
 
@@ -142,7 +142,7 @@ async def _follow(
     messages: Any, queues: set[asyncio.Queue[dict[str, Any]]], opened: asyncio.Event
 ) -> None:
     heads: defaultdict[ObjectId, int] = defaultdict(int)
-    stream = messages.watch([LEFT_OUT], max_await_time_ms=AWAIT_MS)
+    stream = messages.watch(SHORTENED, max_await_time_ms=AWAIT_MS)
     if inspect.isawaitable(stream):  # PyMongo's
         stream = await stream
     async with stream:

@@ -10,10 +10,11 @@ from typing import Any, TypeAlias
 
 from bson import ObjectId, Timestamp
 
+from converse_mongo._state import STATE
 from converse_mongo.chunks import StoredChunk
 
 __all__ = [
-    "LEFT_OUT",
+    "SHORTENED",
     "ConversationChanged",
     "Deleted",
     "Hint",
@@ -23,17 +24,55 @@ __all__ = [
     "Updated",
     "decode",
     "pipeline",
+    "writers_pipeline",
 ]
 
-LEFT_OUT: dict[str, Any] = {
-    "$project": {
-        "updateDescription.updatedFields.content": 0,
-        "updateDescription.updatedFields.chunk_lengths": 0,
-        "fullDocument.context": 0,
-    }
-}
-"""What a change stream shall leave out: the joined text of an ended message, which every watcher
-has had chunk by chunk, and what a conversation has for the model."""
+_UPDATED = "updateDescription.updatedFields"
+
+SHORTENED: list[dict[str, Any]] = [
+    # In three stages, since one cannot include and exclude. First, what is used of an event.
+    {
+        "$project": {
+            **dict.fromkeys(("operationType", "clusterTime", "ns", "to", "documentKey"), 1),
+            # Of documents: what is told of a new message, and whose a conversation is.
+            **{f"fullDocument.{name}": 1 for name in ("_id", *STATE, "content", "owner")},
+            _UPDATED: 1,
+        }
+    },
+    # Of updated fields an inclusion would drop those with a dot in the name, such as "chunks.7".
+    # A save and an end have some of these that nobody uses, "context.x" and "metadata.x", and none
+    # that somebody does.
+    {
+        "$addFields": {
+            _UPDATED: {
+                "$switch": {
+                    "branches": [
+                        {
+                            "case": {"$gt": [f"${_UPDATED}.{mark}", None]},
+                            "then": {name: f"${_UPDATED}.{name}" for name in used},
+                        }
+                        for mark, used in (
+                            ("revision", ("revision", "last_save", "owner")),
+                            ("status", ("status", "next_sequence", "stop_requested_at")),
+                        )
+                    ],
+                    "default": f"${_UPDATED}",
+                }
+            }
+        }
+    },
+    # What every watcher has had chunk by chunk, and counters that nobody uses.
+    {
+        "$project": {
+            f"{_UPDATED}.{name}": 0
+            for name in (
+                *("content", "chunk_lengths", "recent_appends"),
+                *("chunk_bytes", "content_bytes", "page_start", "compact_at", "compacted"),
+            )
+        }
+    },
+]
+"""What a change stream leaves out of its events."""
 
 
 def pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
@@ -58,7 +97,23 @@ def pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
         # They concern no collection.
         {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
     ]
-    return [{"$match": {"$or": wanted}}, LEFT_OUT]
+    return [{"$match": {"$or": wanted}}, *SHORTENED]
+
+
+def writers_pipeline(messages: str) -> list[dict[str, Any]]:
+    """The same for a process that only writes: stops, ends and take-overs of messages.
+
+    Args:
+        messages: The name of the collection of messages.
+    """
+    news = [
+        {f"{_UPDATED}.{name}": {"$exists": True}}
+        for name in ("status", "stop_requested_at", "taken_over_by")
+    ]
+    return [
+        {"$match": {"ns.coll": messages, "operationType": "update", "$or": news}},
+        *SHORTENED,
+    ]
 
 
 OwnerKey: TypeAlias = tuple[str, str]

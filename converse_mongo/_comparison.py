@@ -6,7 +6,7 @@ A change stream can skip events without saying so, and where there is none nothi
 import logging
 from bisect import bisect_left
 from collections.abc import Awaitable, Iterable, Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
@@ -15,7 +15,10 @@ from converse_mongo import _driver
 from converse_mongo._conversation_topic import ConversationTopic
 from converse_mongo._cursors import ConversationCursor
 from converse_mongo._driver import Mark
-from converse_mongo._reader import IDS_PER_QUERY, Reader
+from converse_mongo._owner_topic import OwnerTopic
+from converse_mongo._reader import IDS_PER_QUERY, Counters, Reader
+from converse_mongo._state import MessageState
+from converse_mongo._topics import MessageTopic
 from converse_mongo._watched import AnyTopic, Watched
 from converse_mongo.errors import StoreUnavailableError
 from converse_mongo.store import Store
@@ -31,11 +34,23 @@ SAVES_OVERLAP_SECONDS = 2
 T = TypeVar("T")
 
 
+class HintedAt(Protocol):
+    """What a change stream gives hints of."""
+
+    hints: int
+    """How many."""
+
+
 class Comparison:
     """Compares all topics with the database: a few queries for all of them together.
 
     A topic that is behind becomes stale. Running writers hear of stops, and a message whose writer
     is dead is ended.
+
+    Attributes:
+        found: What was not as it was known when it was compared last, with the number of hints of
+            it until then. If there are no more a moment later, the change stream does not tell.
+        lease_left: Seconds until the first lease of a message runs out, if known.
     """
 
     def __init__(self, watched: Watched, reader: Reader, store: Store) -> None:
@@ -44,20 +59,19 @@ class Comparison:
         self._signals = store.signals
         self._leases = store.leases
         self._next_place = 0
+        self._hints = 0
+        self.found: list[tuple[HintedAt, int]] = []
+        self.lease_left: float | None = None
 
-    async def run(self) -> None:
-        """Compares all once.
+    async def run(self) -> bool:
+        """Compares all once, and says whether there were hints since the last time.
 
         Raises:
             PyMongoError: The database could not be read.
             StoreUnavailableError: A message of a dead writer could not be ended.
         """
-        conversations = {
-            topic: topic.cursor
-            for topic in self._watched.conversations.values()
-            if topic.cursor and not topic.stale
-        }
-        watched = self._watched
+        self.found, watched = [], self._watched
+        conversations = self._conversations()
         orphans = await self._attempt(
             self._compare_messages(conversations), [*watched.messages.values(), *conversations]
         )
@@ -68,6 +82,40 @@ class Comparison:
         await self._attempt(self._compare_owners(), watched.owners.values())
         for message_id, conversation_id in (orphans or {}).items():
             await self._settle(message_id, conversation_id)
+        return self._were_hints()
+
+    async def run_live(self) -> bool:
+        """The same for messages alone that stream and are watched: one query, or none.
+
+        Raises:
+            PyMongoError: The database could not be read.
+        """
+        self.found = []
+        conversations = self._conversations()
+        keys = self._watched_keys(conversations)
+        if keys:
+            self._take_counters(await self._reader.counters(keys), conversations)
+        return self._were_hints()
+
+    def _conversations(self) -> dict[ConversationTopic, ConversationCursor]:
+        return {
+            topic: topic.cursor
+            for topic in self._watched.conversations.values()
+            if topic.cursor and not topic.stale
+        }
+
+    def _were_hints(self) -> bool:
+        before, self._hints = (
+            self._hints,
+            sum(
+                [topic.hints for topic in self._watched.all() if not isinstance(topic, OwnerTopic)]
+            ),
+        )
+        return self._hints > before
+
+    def _mark_stale(self, topic: MessageTopic | ConversationTopic) -> None:
+        self.found.append((topic, topic.hints))
+        topic.mark_stale()
 
     async def _attempt(self, step: Awaitable[T], topics: Iterable[AnyTopic]) -> T | None:
         """Awaits a step. If a document cannot be read, the watchers of ``topics`` find out which.
@@ -88,32 +136,47 @@ class Comparison:
         self, conversations: Mapping[ConversationTopic, ConversationCursor]
     ) -> dict[ObjectId, ObjectId]:
         """Compares counters; the messages whose writers may be dead, with their conversations."""
-        messages = {
+        written = dict(self._signals.messages)
+        keys = self._watched_keys(conversations) | written
+        self.lease_left = None
+        if not keys:
+            return {}
+        counters = await self._reader.counters(keys)
+        self._take_counters(counters, conversations)
+        for message_id in written:
+            found = counters.get(message_id)
+            if found is None or found.ended or found.stop_requested:
+                self.found.append((self._signals, self._signals.hints))
+                self._signals.tell(message_id)
+        leases = {key: found.lease for key, found in counters.items() if not found.ended}
+        expired = await self._leases.find_expired(leases, keys)
+        self.lease_left = self._leases.seconds_left(leases.values())
+        return {key: keys[key] for key in expired}
+
+    def _live_messages(self) -> dict[MessageTopic, MessageState]:
+        return {
             topic: topic.state
             for topic in self._watched.messages.values()
             if topic.state and not (topic.stale or topic.ended)
         }
-        keys = {topic.key: state.conversation_id for topic, state in messages.items()}
+
+    def _watched_keys(self, conversations: Iterable[ConversationTopic]) -> dict[ObjectId, ObjectId]:
+        """The messages that stream and are watched, with their conversations."""
+        keys = {topic.key: state.conversation_id for topic, state in self._live_messages().items()}
         for conversation in conversations:
             keys |= dict.fromkeys(conversation.open, conversation.key)
-        written = dict(self._signals.messages)
-        keys |= written
-        if not keys:
-            return {}
-        counters = await self._reader.counters(keys)
-        for message in messages:
+        return keys
+
+    def _take_counters(
+        self, counters: Mapping[ObjectId, Counters], conversations: Iterable[ConversationTopic]
+    ) -> None:
+        for message in self._live_messages():
             found = counters.get(message.key)
             if found is None or found.ended or found.next_sequence > message.window.head:
-                message.mark_stale()
+                self._mark_stale(message)
         for conversation in conversations:
             if conversation.is_behind(counters):
-                conversation.mark_stale()
-        for message_id in written:
-            found = counters.get(message_id)
-            if found is None or found.ended or found.stop_requested:
-                self._signals.tell(message_id)
-        leases = {key: found.lease for key, found in counters.items() if not found.ended}
-        return {key: keys[key] for key in await self._leases.find_expired(leases, keys)}
+                self._mark_stale(conversation)
 
     async def _compare_conversations(
         self, conversations: Mapping[ConversationTopic, ConversationCursor]
@@ -129,7 +192,7 @@ class Comparison:
         behind |= await self._reader.having(self._some_places(ends))
         for conversation in conversations:
             if conversation.key in behind or conversation.key not in counted:
-                conversation.mark_stale()
+                self._mark_stale(conversation)
         await self._find_saves(conversations, moment)
 
     def _some_places(self, ends: Mapping[ObjectId, int]) -> dict[int, list[ObjectId]]:
@@ -156,7 +219,11 @@ class Comparison:
         since = _driver.earlier(routes.saves_since, SAVES_OVERLAP_SECONDS)
         topics = {topic.key: topic for topic in conversations}
         for save in await self._reader.saves(list(topics), since):
-            topics[save.conversation_id].find_saved(save)
+            topic = topics[save.conversation_id]
+            hints, head = topic.hints, topic.window.head
+            topic.find_saved(save)
+            if topic.window.head != head:
+                self.found.append((topic, hints))
         routes.saves_since = moment
 
     async def _compare_owners(self) -> None:
@@ -167,7 +234,8 @@ class Comparison:
             {topic.key: since for topic, since in owners.items()}
         )
         for owner in owners:
-            owner.compare(changed[owner.key])
+            if owner.compare(changed[owner.key]):
+                self.found.append((owner, owner.hints))
 
     async def _settle(self, message_id: ObjectId, conversation_id: ObjectId) -> None:
         """Ends a message whose writer may be dead; whoever waits for it hears of it."""

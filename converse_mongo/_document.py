@@ -46,6 +46,7 @@ RESERVED = frozenset(
         "recent_appends",
         "save_mark",
         "stop_requested_at",
+        "taken_over_by",
     }
 )
 """What the library keeps in documents beside the fields of its classes."""

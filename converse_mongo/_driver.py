@@ -62,6 +62,7 @@ __all__ = [
     "first_mark",
     "has_change_streams",
     "is_aborted",
+    "is_sharded",
     "is_too_large",
     "is_transient",
     "majority_of",
@@ -228,6 +229,12 @@ async def has_change_streams(database: Database) -> bool:
     except NotImplementedError:
         return False
     return "setName" in hello or hello.get("msg") == "isdbgrid"
+
+
+async def is_sharded(database: Database) -> bool:
+    """Whether the server is a ``mongos``."""
+    hello = await database.client.admin.command("hello")
+    return bool(hello.get("msg") == "isdbgrid")
 
 
 async def server_time(database: Database) -> datetime:
@@ -490,13 +497,20 @@ def _is_mock(collection: Collection) -> bool:
 # Change feeds
 
 
-async def open_change_feed(database: Database, pipeline: list[dict[str, Any]]) -> ChangeFeed:
+async def open_change_feed(
+    database: Database, pipeline: list[dict[str, Any]], *, secondary: bool = False
+) -> ChangeFeed:
     """Opens a change stream on ``database``.
 
     The stream holds every change that a majority read made from now on does not show yet. Without
     a start time the server would begin behind the last entry that it has applied, and skip what is
     applied but not yet majority-committed. Such a write would be neither in the stream nor in the
     read.
+
+    Args:
+        database: The database.
+        pipeline: What to tell of each change.
+        secondary: Whether a secondary is asked, where there is one.
 
     Raises:
         PyMongoError: The server refused it or could not be reached.
@@ -509,6 +523,9 @@ async def open_change_feed(database: Database, pipeline: list[dict[str, Any]]) -
     # decoded leniently: what another application wrote must not end the stream.
     options: Any = {
         "read_concern": ReadConcern("majority"),
+        "read_preference": (
+            ReadPreference.SECONDARY_PREFERRED if secondary else ReadPreference.PRIMARY
+        ),
         "codec_options": database.codec_options.with_options(
             datetime_conversion=DatetimeConversion.DATETIME_AUTO,
             unicode_decode_error_handler="replace",

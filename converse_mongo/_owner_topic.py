@@ -43,6 +43,7 @@ class OwnerReader:
     """Reads conversations of owners. A read may always be repeated."""
 
     def __init__(self, reader: Reader) -> None:
+        self.turns = reader.turns
         self._messages = reader.messages
         self._conversations = reader.conversations
         self._local = reader.local and reader.local.conversations
@@ -138,6 +139,7 @@ class OwnerTopic:
         ready: Whether the database was read at least once.
         failure: What every watcher of it is to raise, where watching cannot go on.
         watchers: How many watch it; the hub counts.
+        hints: How many hints it was given.
     """
 
     ended = False
@@ -154,11 +156,11 @@ class OwnerTopic:
         self.stale = True
         self.ready = False
         self.failure: BaseException | None = None
-        self.watchers = 0
+        self.watchers = self.hints = 0
         self._routes = routes
         self._marks: dict[ObjectId, Marks] = {}
         self._news: dict[ObjectId, News] = {}  # in the order of their serials
-        self._serial_before = 0
+        self._serial_before = self._compared = 0
         # Not all owners at once.
         self._checks = random.randrange(CHECKS_PER_FULL_CHECK)
         self._latest = NEVER
@@ -251,7 +253,7 @@ class OwnerTopic:
         Raises:
             PyMongoError: The database could not be read; the topic stays stale.
         """
-        async with self._reading:
+        async with self._reading, self.reader.turns:
             if not self.stale or self.failure:
                 return
             self.stale = False  # news that come while reading make it stale again
@@ -291,8 +293,13 @@ class OwnerTopic:
                 del self._news[conversation_id]
         self._serial_before = serial
 
-    def compare(self, marks: Mapping[ObjectId, Marks]) -> None:
-        """Tells of each conversation that is not as it was known."""
+    def compare(self, marks: Mapping[ObjectId, Marks]) -> bool:
+        """Tells of each conversation that is not as it was known.
+
+        Returns:
+            Whether there is one that there had been no news of since the last time.
+        """
+        untold, compared = False, self._compared
         for conversation_id, found in marks.items():
             known = self._marks.get(conversation_id)
             if known is None and self.cut is not None and found.updated_at <= self.cut:
@@ -302,7 +309,11 @@ class OwnerTopic:
                 self.claim(conversation_id)
                 self._latest = max(self._latest, found.updated_at)
                 before = known.next_position if known else 0
+                news = self._news.get(conversation_id)
+                untold = untold or news is None or news.serial <= compared
                 self.tell(conversation_id, said=found.next_position != before)
+        self._compared = self.serial
+        return untold
 
     def due(self) -> datetime | None:
         """For a check: since when conversations may have changed; ``None`` if all are to be read.

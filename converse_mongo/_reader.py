@@ -1,5 +1,6 @@
 """Reads messages as the watchers and the store need them: without text that nobody asked for."""
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ logger = logging.getLogger("converse_mongo")
 
 IDS_PER_QUERY = 1000
 STATES_PER_READ = 500
+READS_AT_ONCE = 16
 MERGED_CHUNKS_PER_READ = 8192
 """How many chunks of a merged message to take out of its text at once; the text comes as one."""
 
@@ -123,6 +125,8 @@ class Reader:
         self.conversations = conversations
         self.pages = pages
         self.local = local
+        self.turns = asyncio.Semaphore(READS_AT_ONCE)
+        """Taken by who reads what it missed: when a stream was lost that is all that is watched."""
 
     async def server_time(self) -> datetime:
         """What the clock of the server says."""

@@ -22,6 +22,10 @@ class Signals:
         """Message id to conversation id of all messages that somebody listens for."""
         self.on_listen: Callable[[], None] | None = None
         """Called when somebody begins to listen."""
+        self.on_leave: Callable[[], None] | None = None
+        """Called when the last who listened for a message does not any more."""
+        self.hints = 0
+        """How many hints of a change stream there were."""
         self._listeners: dict[ObjectId, list[Listener]] = {}
 
     def listen(
@@ -40,6 +44,8 @@ class Signals:
             if not listeners:
                 self._listeners.pop(message_id, None)
                 self.messages.pop(message_id, None)
+                if self.on_leave is not None:
+                    self.on_leave()
 
         return stop
 

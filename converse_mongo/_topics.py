@@ -56,6 +56,7 @@ class Topic(ABC, Generic[E, S]):
         ended: Whether the last event of the window is the final one.
         failure: What every watcher of it is to raise, where watching cannot go on.
         watchers: How many watch it; the hub counts.
+        hints: How many hints it was given.
     """
 
     def __init__(self, key: ObjectId, reader: Reader) -> None:
@@ -66,7 +67,7 @@ class Topic(ABC, Generic[E, S]):
         self.ready = False
         self.ended = False
         self.failure: BaseException | None = None
-        self.watchers = 0
+        self.watchers = self.hints = 0
         self._reader = reader
         self._local = reader.local or reader
         self._reading = asyncio.Lock()
@@ -89,6 +90,7 @@ class Topic(ABC, Generic[E, S]):
         What is stored may not be what the window continues: after a lost stream, a message may
         have been deleted and started anew.
         """
+        self.hints += 1
         self._note(hint)
         if self._held is None and not self.stale:
             self._apply(hint)
@@ -107,7 +109,7 @@ class Topic(ABC, Generic[E, S]):
             OutdatedReadError: What was read is older than what is known; the topic stays stale.
             PyMongoError: The database could not be read; the topic stays stale.
         """
-        async with self._reading:
+        async with self._reading, self._reader.turns:
             if not self.stale or self.ended or self.failure:
                 return
             if time.monotonic() < self._again_at:

@@ -218,7 +218,12 @@ def take_over(
     return (
         _streaming(key) | same_writer(seen),
         {
-            "$set": {**_hold(holder, duration), "lease.epoch": seen.epoch + 1},
+            "$set": {
+                **_hold(holder, duration),
+                "lease.epoch": seen.epoch + 1,
+                # A change stream cannot be asked for updates of a field with a dot in its path.
+                "taken_over_by": holder,
+            },
             "$currentDate": _SIGN_OF_LIFE,
         },
     )

@@ -42,6 +42,10 @@ class Watched:
         """Every topic there is."""
         return [*self.messages.values(), *self.conversations.values(), *self.owners.values()]
 
+    def any(self) -> bool:
+        """Whether there is a topic."""
+        return bool(self.messages or self.conversations or self.owners)
+
     def message(self, message_id: ObjectId) -> MessageTopic:
         """The topic of a message, made where there is none."""
         topic = self.messages.get(message_id)
@@ -96,6 +100,7 @@ class Watched:
             return
         conversation_id = hint.conversation_id
         if conversation_id is not None and (owner := self._owned.get(conversation_id)):
+            owner.hints += 1
             if isinstance(hint, Inserted):
                 owner.tell(conversation_id, said=True)
             elif isinstance(hint, Updated):
@@ -111,11 +116,13 @@ class Watched:
     def _tell_owners(self, hint: ConversationChanged) -> None:
         before = self._owned.get(hint.conversation_id)
         if before is not None:
+            before.hints += 1
             before.tell(hint.conversation_id)
             if hint.owner not in (None, before.key):
                 before.disown(hint.conversation_id)
         now = self.owners.get(hint.owner) if hint.owner is not None else None
         if now is not None:
+            now.hints += 1
             now.claim(hint.conversation_id)
             now.tell(hint.conversation_id)
 

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
 from beanie.odm.utils.parsing import parse_obj
@@ -64,6 +65,10 @@ class Converse:
         poll_interval: Seconds between two looks at the watched messages where there is no change
             stream, or none for the moment.
         check_interval: The same beside a change stream, which may skip events without saying so.
+            While it tells of all news the interval grows to at most four times that, but not behind
+            a ``mongos``.
+        stream_from: Which member of a replica set the change stream is read from: ``"primary"``, or
+            ``"secondary"``, which takes that work from the primary and may tell a little later.
         retry_timeout: For how many seconds a call is tried again while MongoDB cannot be reached.
         lease: Seconds without a sign of life after which the writer of a message is taken for dead,
             and whoever meets the message ends it. Writers give three signs in that time.
@@ -93,6 +98,7 @@ class Converse:
         change_streams: bool = True,
         poll_interval: float = 0.25,
         check_interval: float = 2.0,
+        stream_from: Literal["primary", "secondary"] = "primary",
         retry_timeout: float = 30.0,
         lease: float = 30.0,
         idle_timeout: float | None = 600.0,
@@ -117,6 +123,11 @@ class Converse:
         for model, base in ((message_model, Message), (conversation_model, Conversation)):
             if not (isinstance(model, type) and issubclass(model, base)):
                 raise ConfigurationError(f"{model!r} is no subclass of {base.__name__}.")
+        if stream_from not in ("primary", "secondary"):
+            raise ConfigurationError(
+                f"stream_from must be 'primary' or 'secondary', got {stream_from!r}."
+            )
+        self._stream_from = stream_from
         self._given = client
         self._database_name = database
         self._models = message_model, conversation_model
@@ -172,6 +183,7 @@ class Converse:
                 database, [conversation, message, page], create_indexes=self._create_indexes
             )
             replicated = await _driver.has_change_streams(database)
+            sharded = replicated and await _driver.is_sharded(database)
         except BaseException as error:
             if owns_client:
                 await _driver.close_client(client)
@@ -197,15 +209,27 @@ class Converse:
             _driver.sibling(messages, PAGES),
             local=store.reader if replicated else None,
         )
-        told = _changes.pipeline(reader.messages.name, reader.conversations.name)
+        open_feed, open_writers_feed = (
+            partial(
+                _driver.open_change_feed,
+                reader.messages.database,
+                told,
+                secondary=self._stream_from == "secondary",
+            )
+            for told in (
+                _changes.pipeline(reader.messages.name, reader.conversations.name),
+                _changes.writers_pipeline(reader.messages.name),
+            )
+        )
+        streams = replicated and self._change_streams
         hub = Hub(
             reader,
-            (lambda: _driver.open_change_feed(reader.messages.database, told))
-            if replicated and self._change_streams
-            else None,
+            open_feed if streams else None,
             store,
             poll_interval=self._poll_interval,
             check_interval=self._check_interval,
+            open_writers_feed=open_writers_feed if streams else None,
+            sharded=sharded,
         )
         models = [message, conversation, page]
         sweeping = (

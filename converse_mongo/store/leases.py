@@ -7,7 +7,7 @@ whoever ends an orphan ends it only if there was no sign of life since it looked
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -294,6 +294,16 @@ class Leases:
             return False
         guess = self._guess_clock()
         return guess is None or lease.has_expired(guess)
+
+    def seconds_left(self, leases: Iterable[LeaseState]) -> float | None:
+        """Until the first of these leases runs out; ``None`` if none does or no clock was seen."""
+        guess = self._guess_clock()
+        left = [
+            lease.duration - (guess - lease.renewed_at).total_seconds()
+            for lease in leases
+            if guess is not None and lease.renewed_at and lease.duration is not None
+        ]
+        return min(left, default=None)
 
     def _guess_clock(self) -> datetime | None:
         """The latest that the server's clock may say; ``None`` if it was seen too long ago."""
