@@ -1,7 +1,8 @@
 """What both Beanie documents have in common: a store to write through, and saves that are safe."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self, TypeVar
@@ -18,12 +19,14 @@ from pydantic import (
     PrivateAttr,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 from pymongo import IndexModel
 
 from converse_mongo._driver import collection_of
 from converse_mongo._json import jsonable
-from converse_mongo._validation import MAX_CONTENT_BYTES, check_metadata
+from converse_mongo._metadata import check_metadata, is_addressable, restored, storable
+from converse_mongo._validation import MAX_CONTENT_BYTES
 from converse_mongo.chunks import aware
 from converse_mongo.errors import ConfigurationError, InvalidInputError, ProtectedFieldError
 from converse_mongo.store import Store, store_now
@@ -54,6 +57,41 @@ RESERVED = frozenset(
 
 _IMMUTABLE = (str, int, float, datetime, ObjectId, type(None))  # enumerations of str are str
 """What need not be copied, of the types that most fields have; copying it takes long."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a save writes.
+
+    Attributes:
+        assign: The paths to set, with their values as BSON has them.
+        remove: The paths to remove.
+        unaddressable: What no path can name, by field: keys with dots or a leading dollar to set,
+            with their values, and such keys to remove.
+    """
+
+    assign: dict[str, Any] = field(default_factory=dict)
+    remove: list[str] = field(default_factory=list)
+    unaddressable: dict[str, tuple[dict[str, Any], list[str]]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.assign or self.remove or self.unaddressable)
+
+    def add_mapping(self, path: str, assign: Mapping[str, Any], remove: Sequence[str]) -> None:
+        """Adds changes of single keys of the mapping at ``path``."""
+        apart: tuple[dict[str, Any], list[str]] = ({}, [])
+        for key, value in assign.items():
+            if is_addressable(key):
+                self.assign[f"{path}.{key}"] = value
+            else:
+                apart[0][key] = value
+        for key in remove:
+            if is_addressable(key):
+                self.remove.append(f"{path}.{key}")
+            else:
+                apart[1].append(key)
+        if any(apart):
+            self.unaddressable[path] = apart
 
 
 class TracksChanges(BaseModel):
@@ -101,8 +139,8 @@ class TracksChanges(BaseModel):
             for name, value in self._fields().items()
         }
 
-    def _changes(self) -> tuple[dict[str, Any], list[str]]:
-        """The paths to set, with their values as BSON has them, and the paths to remove.
+    def _changes(self) -> Changes:
+        """What to set and what to remove.
 
         Raises:
             ProtectedFieldError: A field that only the library writes was changed.
@@ -117,29 +155,33 @@ class TracksChanges(BaseModel):
         for name in changed:
             self._refuse_protected(name)
             self._validate(name)
+        changes = Changes()
         if not changed:
-            return {}, []
+            return changes
+        for name in self._mappings.intersection(changed):
+            self.__dict__[name] = check_metadata(self.__dict__[name], name)
         encoded = self._check_encoding()
-        assign: dict[str, Any] = {}
-        remove: list[str] = []
         for name in changed:
             path = self._path(name)
             if name not in self._mappings:
-                assign[path] = encoded[path]
+                changes.assign[path] = encoded[path]
                 continue
-            before, after = self._remembered[name], check_metadata(encoded[path], name)
-            assign |= {
-                f"{path}.{key}": value
-                for key, value in after.items()
-                if key not in before or before[key] != value
-            }
-            remove += [f"{path}.{key}" for key in before if key not in after]
-        return assign, remove
+            before, after = self._remembered[name], self.__dict__[name]
+            changes.add_mapping(
+                path,
+                {
+                    key: storable(value)
+                    for key, value in after.items()
+                    if key not in before or before[key] != value
+                },
+                [key for key in before if key not in after],
+            )
+        return changes
 
     @classmethod
     def _path(cls, name: str) -> str:
-        field = cls.model_fields.get(name)
-        return (field.alias if field else None) or name
+        declared = cls.model_fields.get(name)
+        return (declared.alias if declared else None) or name
 
     def _refuse_protected(self, name: str) -> None:
         if name in self._protected:
@@ -187,9 +229,9 @@ class TracksChanges(BaseModel):
 
 @lru_cache(maxsize=256)
 def _adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
-    field = model.model_fields[name]
-    annotation: Any = field.annotation
-    for item in field.metadata:
+    declared = model.model_fields[name]
+    annotation: Any = declared.annotation
+    for item in declared.metadata:
         annotation = Annotated[annotation, item]
     return TypeAdapter(annotation)
 
@@ -204,6 +246,23 @@ class StoredDocument(TracksChanges):
     """Set on the classes that a ``Converse`` makes for itself."""
     _library_settings: ClassVar[Any] = None
     """The ``Settings`` of the library's own class."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if "_id" in data:  # as MongoDB has it
+            for name in cls._mappings & data.keys():
+                mapping = restored(data[name])
+                if mapping is not data[name]:
+                    data = {**data, name: mapping}
+        return cls._derive(data)
+
+    @classmethod
+    def _derive(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Adds what a document does not hold yet."""
+        return data
 
     @classmethod
     def store(cls) -> Store:
@@ -230,7 +289,7 @@ class StoredDocument(TracksChanges):
             ConfigurationError: A field has a name that the library uses itself.
         """
         super().__pydantic_init_subclass__(**kwargs)
-        names = {name for field in cls.model_fields for name in (field, cls._path(field))}
+        names = {each for name in cls.model_fields for each in (name, cls._path(name))}
         if taken := names & RESERVED:
             raise ConfigurationError(
                 f"{cls.__name__} cannot have the field {', '.join(sorted(taken))}, since "

@@ -62,6 +62,7 @@ __all__ = [
     "first_mark",
     "has_change_streams",
     "is_aborted",
+    "is_mock",
     "is_sharded",
     "is_too_large",
     "is_transient",
@@ -249,12 +250,12 @@ async def server_time(database: Database) -> datetime:
 
 def mark_type(collection: Collection) -> Any:
     """What ``$currentDate`` is to store as a :data:`Mark`."""
-    return True if _is_mock(collection) else {"$type": "timestamp"}
+    return True if is_mock(collection) else {"$type": "timestamp"}
 
 
 def first_mark(collection: Collection) -> Mark:
     """A mark before all others."""
-    return EPOCH if _is_mock(collection) else FIRST_MARK
+    return EPOCH if is_mock(collection) else FIRST_MARK
 
 
 def earlier(mark: Mark, seconds: int) -> Mark:
@@ -381,7 +382,7 @@ def collection_of(model: type[Document], *, majority: bool = False) -> Collectio
         if _BEANIE_SPEAKS_MOTOR
         else cast(Any, model).get_pymongo_collection()
     )
-    if _is_mock(collection):  # its with_options forgets that it is asynchronous
+    if is_mock(collection):  # its with_options forgets that it is asynchronous
         return collection
     return collection.with_options(
         codec_options=collection.codec_options.with_options(
@@ -416,7 +417,7 @@ async def read_linearizable(collection: Collection, key: Mapping[str, Any]) -> b
 
 def majority_of(collection: Collection) -> Collection:
     """The same collection, read and written so that no failover takes anything back."""
-    if _is_mock(collection):
+    if is_mock(collection):
         return collection
     return collection.with_options(
         read_concern=ReadConcern("majority"),
@@ -435,7 +436,7 @@ def sibling(collection: Collection, name: str) -> Collection:
         collection: One from :func:`collection_of` or :func:`majority_of`.
         name: The name of the other.
     """
-    if _is_mock(collection):
+    if is_mock(collection):
         return collection.database[name]
     return collection.database.get_collection(
         name,
@@ -489,7 +490,7 @@ def is_aborted(error: BaseException) -> bool:
     )
 
 
-def _is_mock(collection: Collection) -> bool:
+def is_mock(collection: Collection) -> bool:
     # mongomock_motor's classes pose as Motor's; only their bases tell.
     return any(base.__module__.startswith("mongomock") for base in type(collection).__mro__)
 

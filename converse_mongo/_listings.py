@@ -2,7 +2,9 @@
 
 from collections.abc import AsyncIterator, Generator, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, TypeVar, cast
+from uuid import UUID
 
 from beanie import Document
 from beanie.odm.utils.parsing import parse_obj
@@ -37,7 +39,10 @@ C = TypeVar("C", bound=Document)
 
 
 class Owner(BaseModel):
-    """Who a conversation belongs to: a kind of thing in the application, and its id there."""
+    """Who a conversation belongs to: a kind of thing in the application, and its id there.
+
+    The id is ``str``, ``int``, ``ObjectId`` or ``UUID``, and is stored as text.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,17 +54,33 @@ class Owner(BaseModel):
     def _from_pair(cls, value: Any) -> Any:
         if isinstance(value, tuple | list) and len(value) == 2:
             value = {"type": value[0], "id": value[1]}
-        if isinstance(value, dict) and isinstance(value.get("id"), int | ObjectId):
-            value = {**value, "id": str(value["id"])}
-        if isinstance(value, dict):
-            for part in value.values():
-                check_content(part)
-        return value
+        if not isinstance(value, dict) or not {"type", "id"} <= value.keys():
+            return value
+        kind, name = value["type"], value["id"]
+        if not isinstance(kind, str):
+            raise InvalidInputError(
+                f"The type of an owner must be str, not {type(kind).__name__}. Nothing was written."
+            )
+        if isinstance(name, bool) or not isinstance(name, str | int | ObjectId | UUID):
+            raise InvalidInputError(
+                "The id of an owner must be str, int, ObjectId or UUID, not "
+                f"{type(name).__name__}. Nothing was written."
+            )
+        pair = {"type": _text(kind), "id": _text(name)}
+        for part in pair.values():
+            check_content(part)
+        return {**value, **pair}
 
     @property
     def pair(self) -> tuple[str, str]:
         """The type and the id."""
         return self.type, self.id
+
+
+def _text(value: str | int | ObjectId | UUID) -> str:
+    if isinstance(value, Enum):
+        value = value.value
+    return str.__str__(value) if isinstance(value, str) else str(value)
 
 
 def check_owner(owner: object) -> Owner:
@@ -71,8 +92,10 @@ def check_owner(owner: object) -> Owner:
     try:
         return Owner.model_validate(owner)
     except ValidationError as error:
+        causes = [each["ctx"]["error"] for each in error.errors() if "error" in each.get("ctx", {})]
+        reason = f"{causes[0]} " if causes else ""
         raise InvalidInputError(
-            f"{owner!r} is no owner: pass a type and an id, such as ('user', '42')."
+            f"{owner!r} is no owner: {reason}Pass a type and an id, such as ('user', '42')."
         ) from error
 
 

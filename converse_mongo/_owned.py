@@ -9,6 +9,7 @@ from bson import ObjectId
 
 from converse_mongo._changes import OwnerKey, owner_key
 from converse_mongo._cursors import ConversationCursor
+from converse_mongo._metadata import restored
 from converse_mongo.chunks import aware
 from converse_mongo.events import ConversationCreated, ConversationUpdated
 
@@ -65,7 +66,7 @@ class OwnedConversation:
             conversation_id=stored["_id"],
             owner=owner_key(stored),
             title=stored.get("title"),
-            metadata=stored.get("metadata") or {},
+            metadata=restored(stored.get("metadata") or {}),
             created_at=_moment(stored, "created_at"),
             next_position=stored.get("next_position", 0),
             revision=stored.get("revision", 0),

@@ -7,6 +7,7 @@ from typing import Any
 
 from bson import ObjectId
 
+from converse_mongo._metadata import restored
 from converse_mongo.chunks import MessageChunk, aware
 from converse_mongo.events import (
     ChunkReceived,
@@ -135,7 +136,7 @@ class MessageState:
             page_start=stored.get("page_start", 0),
             log_id=stored.get("log_id"),
             content_bytes=stored.get("content_bytes", 0),
-            metadata=stored.get("metadata") or {},
+            metadata=restored(stored.get("metadata") or {}),
             error=stored.get("error"),
             lease=LeaseState.from_stored(stored.get("lease")),
             stop_requested=stored.get("stop_requested_at") is not None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from beanie import PydanticObjectId
 from bson import ObjectId
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from converse_mongo._document import JsonableDict, StoredDocument, UtcDatetime
 from converse_mongo._state import message_key, with_chunk_count
@@ -89,12 +89,9 @@ class StoredMessage(StoredDocument):
     _untracked = frozenset({"revision_id", "chunks", "updated_at", "lease"})
     _lane: Lane | None = PrivateAttr(default=None)
 
-    @model_validator(mode="before")
     @classmethod
-    def _derive(cls, data: Any) -> Any:
+    def _derive(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Adds what the second write of an end has not stored yet, or could not."""
-        if not isinstance(data, dict):
-            return data
         chunks, count = data.get("chunks"), data.get("next_sequence", 0)
         if isinstance(chunks, list) and count and len(chunks) != count:
             # Read past the library: the rest is in pages, or was merged.

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from bson import ObjectId
 
 from converse_mongo._compaction import encode_lengths
+from converse_mongo._metadata import is_addressable, storable
 from converse_mongo._state import LeaseState
 from converse_mongo._validation import MAX_LIVE_BYTES
 from converse_mongo.chunks import MessageChunk, StoredChunk
@@ -38,6 +39,7 @@ __all__ = [
     "request_stop",
     "same_writer",
     "save",
+    "save_unaddressable",
     "start_lease",
     "take_over",
     "trim",
@@ -287,7 +289,7 @@ def end(
     retention: float | None = None,
     condition: Mapping[str, Any] | None = None,
     fence: bool = False,
-) -> tuple[Document, Document]:
+) -> tuple[Document, Document | list[Document]]:
     """Takes the message out of ``streaming``, once: the filter matches no message that left it.
 
     Args:
@@ -301,16 +303,22 @@ def end(
         "end_id": end_id,
         "completed_at": completed_at,
         "updated_at": completed_at,
-        **_under("metadata", metadata),
     }
     if status is MessageStatus.CANCELLED and stop_reason is not None:
         fields["stop_reason"] = stop_reason
     if retention is not None:
         fields["compact_at"] = completed_at + timedelta(seconds=retention)
-    update: Document = {"$set": fields}
+    match = _streaming(key) | dict(condition or {})
+    if not all(map(is_addressable, metadata)):
+        stage = {path: {"$literal": value} for path, value in fields.items()}
+        stage["metadata"] = _merge("metadata", metadata)
+        if fence:
+            stage["lease.epoch"] = {"$add": [{"$ifNull": ["$lease.epoch", 0]}, 1]}
+        return match, [{"$set": stage}]
+    update: Document = {"$set": fields | _under("metadata", metadata)}
     if fence:
         update["$inc"] = {"lease.epoch": 1}
-    return _streaming(key) | dict(condition or {}), update
+    return match, update
 
 
 def fill(
@@ -370,6 +378,30 @@ def save(changed: Mapping[str, Any], removed: Sequence[str], saved_at: datetime)
     return update
 
 
+def save_unaddressable(
+    changes: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]],
+) -> list[Document]:
+    """Sets and removes keys of mappings that no path can name, since they hold dots or dollars.
+
+    Args:
+        changes: The field, with what to set in it and which keys to remove.
+    """
+    stage = {name: _merge(name, assigned, removed) for name, (assigned, removed) in changes.items()}
+    return [{"$set": stage}]
+
+
+def _merge(name: str, assigned: Mapping[str, Any], removed: Sequence[str] = ()) -> Document:
+    """The expression of a mapping with some keys set and some removed, whatever they hold."""
+    before: Any = f"${name}"
+    if removed:
+        stays = {"$not": [{"$in": ["$$each.k", {"$literal": list(removed)}]}]}
+        fields = {"input": {"$objectToArray": before}, "as": "each", "cond": stays}
+        before = {"$arrayToObject": {"$filter": fields}}
+    # One by one: "$ref" and "$id" in one document would be taken for a DBRef on some ways.
+    added = [{"$literal": {key: storable(value)}} for key, value in assigned.items()]
+    return {"$mergeObjects": [before, *added]}
+
+
 def mark_edited(update: Document, conversation_id: ObjectId, edited_at: datetime) -> Document:
     """The same for a message, with what leads a watcher of its conversation to it."""
     update["$set"]["last_save"] = {"conversation_id": conversation_id, "at": edited_at}
@@ -387,4 +419,4 @@ def move_next_position(position: int, updated_at: datetime) -> Document:
 
 
 def _under(path: str, values: Mapping[str, Any]) -> Document:
-    return {f"{path}.{key}": value for key, value in values.items()}
+    return {f"{path}.{key}": storable(value) for key, value in values.items()}

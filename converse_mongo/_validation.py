@@ -1,20 +1,18 @@
 """Checks of what callers pass in, made before anything is written."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import bson
 from bson import ObjectId
 from bson.codec_options import CodecOptions
-from bson.errors import BSONError
 
+from converse_mongo._metadata import MAX_METADATA_BYTES, MAX_METADATA_DEPTH, check_metadata
 from converse_mongo.errors import (
     InvalidContentError,
     InvalidCursorError,
     InvalidIdError,
     InvalidInputError,
-    InvalidMetadataError,
 )
 from converse_mongo.types import MessageStatus
 
@@ -28,6 +26,7 @@ __all__ = [
     "MAX_CONTENT_BYTES",
     "MAX_LIVE_BYTES",
     "MAX_METADATA_BYTES",
+    "MAX_METADATA_DEPTH",
     "MAX_REASON_BYTES",
     "MAX_SECONDS",
     "PAGE_BYTES",
@@ -56,9 +55,6 @@ MAX_CHUNK_BYTES = 1024 * 1024
 CHUNK_OVERHEAD = 112
 """What a chunk takes in a document beside its text and metadata, in bytes, at the most."""
 
-MAX_METADATA_DEPTH = 80
-"""How deeply metadata may be nested; MongoDB takes 100 levels for the whole document."""
-
 MAX_APPEND_BYTES = 4 * 1024 * 1024
 """The most that one atomic append takes, in bytes of UTF-8 and 112 more for each chunk: 4 MiB.
 It travels in one command and comes back in one change event, both limited to 16 MiB by MongoDB."""
@@ -86,9 +82,6 @@ MAX_SECONDS = 100 * 366 * 24 * 3600
 
 MAX_REASON_BYTES = 16 * 1024
 """The longest reason for a stop, in bytes of UTF-8: 16 KiB."""
-
-MAX_METADATA_BYTES = 1024 * 1024
-"""The largest metadata of one call, in bytes of BSON: 1 MiB."""
 
 
 def now() -> datetime:
@@ -178,59 +171,6 @@ def check_chunk_contents(contents: object) -> list[str]:
     for content in listed:
         check_content(content, MAX_CHUNK_BYTES)
     return listed
-
-
-def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any]:
-    """``metadata`` as MongoDB will give it back: a copy that shares nothing with the argument.
-
-    Raises:
-        InvalidMetadataError: It is not a mapping, BSON cannot hold it, it is too large, or a key
-            cannot be addressed in an update: it is empty, holds a dot or starts with ``$``.
-    """
-    if metadata is None:
-        return {}
-    if not isinstance(metadata, Mapping):
-        raise InvalidMetadataError(
-            f"{what} must be a mapping, not {type(metadata).__name__}. Nothing was written."
-        )
-    for key, value in metadata.items():
-        if not isinstance(key, str) or not key or "." in key or key.startswith("$"):
-            raise InvalidMetadataError(
-                f"{what} has the key {key!r}: keys must be text, not empty, without a dot and "
-                "without a leading '$', since MongoDB addresses fields by path. "
-                "Nothing was written."
-            )
-        try:
-            bson.decode(bson.encode({key: value}))
-            depth = _depth(value)
-        except (BSONError, OverflowError, UnicodeError, ValueError, TypeError) as error:
-            raise InvalidMetadataError(
-                f"{what}[{key!r}] cannot be stored in BSON: {error}. Nothing was written."
-            ) from error
-        except RecursionError as error:
-            raise InvalidMetadataError(
-                f"{what}[{key!r}] is nested too deeply or holds itself. Nothing was written."
-            ) from error
-        if depth > MAX_METADATA_DEPTH:
-            raise InvalidMetadataError(
-                f"{what}[{key!r}] is nested {depth} levels deep, over the limit of "
-                f"{MAX_METADATA_DEPTH}. Nothing was written."
-            )
-    encoded = bson.encode(metadata)
-    if len(encoded) > MAX_METADATA_BYTES:
-        raise InvalidMetadataError(
-            f"{what} of {len(encoded)} bytes is over the limit of {MAX_METADATA_BYTES} bytes. "
-            "Nothing was written."
-        )
-    return bson.decode(encoded, codec_options=BSON_OPTIONS)
-
-
-def _depth(value: object) -> int:
-    if isinstance(value, Mapping):
-        return 1 + max(map(_depth, value.values()), default=0)
-    if isinstance(value, list | tuple):
-        return 1 + max(map(_depth, value), default=0)
-    return 0
 
 
 def check_sequence(after: object, what: str = "sequence") -> int:

@@ -11,6 +11,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from converse_mongo._json import jsonable
+from converse_mongo._metadata import restored, storable
 from converse_mongo._validation import CHUNK_OVERHEAD, utf8_size
 from converse_mongo.errors import ChunksNotLoadedError
 
@@ -30,7 +31,8 @@ def aware(moment: datetime) -> datetime:
 
 def stored_size(content_size: int, metadata: Mapping[str, Any]) -> int:
     """What a chunk takes in a document, in bytes; at the most, and closely."""
-    return CHUNK_OVERHEAD + content_size + (len(bson.encode(metadata)) if metadata else 0)
+    extra = len(bson.encode(storable(metadata))) if metadata else 0
+    return CHUNK_OVERHEAD + content_size + extra
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class MessageChunk:
             stored["sequence"],
             stored["content"],
             aware(stored["created_at"]),
-            MappingProxyType(metadata) if metadata else NO_METADATA,
+            MappingProxyType(restored(metadata)) if metadata else NO_METADATA,
         )
 
     def to_stored(self) -> StoredChunk:
@@ -68,7 +70,7 @@ class MessageChunk:
             "created_at": self.created_at,
         }
         if self.metadata:
-            stored["metadata"] = dict(self.metadata)
+            stored["metadata"] = storable(self.metadata)
         return stored
 
     @property

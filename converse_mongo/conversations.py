@@ -18,6 +18,7 @@ from converse_mongo._listings import (
     MessageList,
     Owner,
     Range,
+    check_owner,
     list_conversations,
     read_history,
 )
@@ -119,7 +120,7 @@ class Conversation(StoredDocument, Document):
         """
         own = {
             "title": title,
-            "owner": owner,
+            "owner": None if owner is None else check_owner(owner),
             "metadata": check_metadata(metadata),
             "context": check_metadata(context, "context"),
         }
@@ -425,6 +426,8 @@ class Conversation(StoredDocument, Document):
         """Saves the fields that were changed on this copy, and no others.
 
         A conversation without an id is inserted. Beanie's arguments are taken and have no effect.
+        Keys of ``metadata`` and ``context`` with a dot or a leading ``$`` take a write of their
+        own, before the rest.
 
         Raises:
             ProtectedFieldError: A field that only the library writes was changed.
@@ -433,11 +436,15 @@ class Conversation(StoredDocument, Document):
         """
         if self.id is None:
             return await self.insert()
-        changed, removed = self._changes()
-        if changed or removed:
-            saved_at = now()
-            self.revision = await self.store().saves.save_conversation(
-                self.id, _updates.save(changed, removed, saved_at)
+        changes = self._changes()
+        if changes:
+            saved_at, store = now(), self.store()
+            if changes.unaddressable:
+                await store.saves.save_unaddressable(
+                    store.conversations, {"_id": self.id}, changes.unaddressable
+                )
+            self.revision = await store.saves.save_conversation(
+                self.id, _updates.save(changes.assign, changes.remove, saved_at)
             )
             self.updated_at = saved_at
             self._remember()

@@ -234,7 +234,8 @@ class Message(StreamingMessage, Document):
 
         Chunks, state and counters are never written, whatever this copy holds, so that an old copy
         can be saved beside a writer. A message without an id is inserted. Beanie's arguments are
-        taken and have no effect.
+        taken and have no effect. Keys of ``metadata`` with a dot or a leading ``$`` take a write of
+        their own, before the rest.
 
         Raises:
             ProtectedFieldError: A field that only the library writes was changed.
@@ -243,13 +244,17 @@ class Message(StreamingMessage, Document):
         """
         if self.id is None:
             return await self.insert()
-        changed, removed = self._changes()
-        if "content" in changed:
+        changes = self._changes()
+        if "content" in changes.assign:
             check_content(self.content)
-        if changed or removed:
-            saved_at = now()
-            update = _updates.save(changed, removed, saved_at)
-            self.revision = await self.store().saves.save_message(
+        if changes:
+            saved_at, store = now(), self.store()
+            if changes.unaddressable:
+                await store.saves.save_unaddressable(
+                    store.messages, self._own_key(), changes.unaddressable
+                )
+            update = _updates.save(changes.assign, changes.remove, saved_at)
+            self.revision = await store.saves.save_message(
                 self._own_key(), _updates.mark_edited(update, self.conversation_id, saved_at)
             )
             self.updated_at = saved_at

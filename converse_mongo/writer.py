@@ -11,9 +11,11 @@ from typing import Any, Self
 
 import bson
 from bson import ObjectId
-from pymongo.errors import PyMongoError
+from bson.errors import BSONError
+from pymongo.errors import OperationFailure, PyMongoError
 
 from converse_mongo._appender import Appender, Turns, WriterTarget
+from converse_mongo._metadata import is_addressable, keep_storable, storable
 from converse_mongo._persistence import Persistent
 from converse_mongo._state import LeaseState, MessageState
 from converse_mongo._validation import (
@@ -26,6 +28,8 @@ from converse_mongo.errors import (
     ConverseClosedError,
     ConverseError,
     InvalidInputError,
+    InvalidMetadataError,
+    MessageTooLargeError,
     StreamStoppedError,
     WriterError,
 )
@@ -37,6 +41,9 @@ __all__ = ["MessageWriter", "WriterOptions", "WriterStatistics", "WriterTarget"]
 logger = logging.getLogger("converse_mongo")
 
 MAX_ERROR_LENGTH = 10_000
+
+_REFUSALS = (InvalidMetadataError, MessageTooLargeError, OperationFailure, BSONError)
+"""What may be due to the metadata of an end."""
 
 LOOK_SECONDS = 0.05
 """How often a call of ``write`` looks whether the event loop is free."""
@@ -95,7 +102,8 @@ class MessageWriter:
 
     Attributes:
         metadata: Merged into the metadata of the message when it ends, however it ends; yours to
-            fill.
+            fill. It never fails an answer: what cannot be stored is left out, and
+            ``metadata["unstored"]`` of the message has the keys of that with their types.
 
     Entering raises:
         WriterExistsError: ``Message.writer`` only: the message has, or had, another writer.
@@ -122,6 +130,7 @@ class MessageWriter:
     ) -> None:
         self.metadata: dict[str, Any] = check_metadata(metadata)
         self._completion = check_metadata(completion)
+        target.store.check_keys(self.metadata, self._completion)
         self._target = target
         self._interrupts = options.interrupt
         self._take_over = take_over
@@ -184,7 +193,7 @@ class MessageWriter:
         checked, encoded = NO_METADATA, b""
         if metadata:
             checked = check_metadata(metadata, "chunk metadata")
-            encoded = bson.encode(checked)
+            encoded = bson.encode(storable(checked))
         if size and not buffer.add(token, size, checked, encoded):
             await buffer.put(token, size, checked, encoded, self._check)
 
@@ -318,7 +327,7 @@ class MessageWriter:
         if opening.cancelled() or opening.exception() is not None:
             return
         try:
-            await self._end(End(MessageStatus.CANCELLED, self._final_metadata()))
+            await self._end(MessageStatus.CANCELLED)
         except (ConverseError, PyMongoError):
             logger.exception("Message %s could not be ended", self._target.message_id)
 
@@ -387,37 +396,42 @@ class MessageWriter:
             cause = failure.__cause__
             if isinstance(cause, PyMongoError):
                 # MongoDB answers, but refuses the text: the message need not wait for its lease.
-                await self._end(
-                    End(MessageStatus.FAILED, self._final_metadata(), _error_text(cause))
-                )
+                await self._end(MessageStatus.FAILED, _error_text(cause))
             return
-        try:
-            end = self._end_for(exc)
-        except InvalidInputError as error:  # of the metadata
-            await self._end(End(MessageStatus.FAILED, {}, _error_text(error)))
-            raise
-        await self._end(end)
-
-    def _end_for(self, exc: BaseException | None) -> End:
         if exc is None:
-            metadata = check_metadata(self.metadata) | self._completion
-            return End(MessageStatus.COMPLETED, metadata)
-        metadata = self._final_metadata()
-        if isinstance(exc, Exception):
-            return End(MessageStatus.FAILED, metadata, _error_text(exc))
-        return End(MessageStatus.CANCELLED, metadata)
+            await self._end(MessageStatus.COMPLETED)
+        elif isinstance(exc, Exception):
+            await self._end(MessageStatus.FAILED, _error_text(exc))
+        else:
+            await self._end(MessageStatus.CANCELLED)
 
-    def _final_metadata(self) -> dict[str, Any]:
-        """What may be said of a message that did not end well."""
-        with contextlib.suppress(InvalidInputError):
-            return check_metadata(self.metadata)
-        return {}
-
-    async def _end(self, end: End) -> None:
-        await self._target.end(end, self._lease, self._end_id)
+    async def _end(self, status: MessageStatus, error: str | None = None) -> None:
+        """Ends the message with what can be stored of its metadata: they never fail an answer."""
+        metadata, unstored = keep_storable(self.metadata)
+        if status is MessageStatus.COMPLETED:
+            metadata |= self._completion
+        while True:
+            if unstored:
+                metadata["unstored"] = unstored
+            try:
+                await self._target.end(End(status, metadata, error), self._lease, self._end_id)
+            except _REFUSALS as refused:
+                metadata, refused_keys = _without_refused(metadata)
+                if not refused_keys:
+                    raise
+                unstored |= refused_keys
+                logger.warning("Message %s: %s", self._target.message_id, refused)
+            else:
+                break
+        if unstored:
+            logger.warning(
+                "Message %s has ended without a part of its metadata, which cannot be stored: %s",
+                self._target.message_id,
+                ", ".join(f"{key!r} ({kind})" for key, kind in unstored.items()),
+            )
 
     async def _end_stopped(self) -> None:
-        await self._end(End(MessageStatus.CANCELLED, self._final_metadata()))
+        await self._end(MessageStatus.CANCELLED)
 
     def _refuse(self) -> None:
         """Takes no more, and lets the generation loop know."""
@@ -427,6 +441,17 @@ class MessageWriter:
         if self._interrupts and self._surrounding is not None and not self._interrupted:
             self._interrupted = True
             self._surrounding.cancel()
+
+
+def _without_refused(metadata: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """``metadata`` without what a server may refuse, and the types of that by their keys.
+
+    First the keys that no path can name, which mongomock and old servers do not take; then all.
+    """
+    given = {key: value for key, value in metadata.items() if key != "unstored"}
+    refused = {key for key in given if not is_addressable(key)} or set(given)
+    left = {key: value for key, value in given.items() if key not in refused}
+    return left, {key: type(given[key]).__name__ for key in given if key in refused}
 
 
 def _error_text(error: Exception) -> str:

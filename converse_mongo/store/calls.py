@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -12,8 +12,9 @@ from bson import ObjectId
 from converse_mongo import _driver, _retry
 from converse_mongo._driver import Collection
 from converse_mongo._handlers import Handlers
+from converse_mongo._metadata import is_addressable
 from converse_mongo._reader import Reader
-from converse_mongo.errors import ConverseClosedError
+from converse_mongo.errors import ConverseClosedError, InvalidMetadataError
 
 __all__ = ["PAGES", "Calls", "Lane", "Options", "back_off"]
 
@@ -114,6 +115,19 @@ class Calls:
         if lane is None:
             lane = self.lanes[key] = Lane()
         return lane
+
+    def check_keys(self, *mappings: Mapping[str, Any]) -> None:
+        """Refuses keys that are no part of a path where the database is one of mongomock's.
+
+        Raises:
+            InvalidMetadataError: There is such a key; nothing was written.
+        """
+        keys = [key for mapping in mappings for key in mapping if not is_addressable(key)]
+        if keys and _driver.is_mock(self.messages):
+            raise InvalidMetadataError(
+                f"The key {keys[0]!r} holds a dot or begins with '$': MongoDB can store it, but "
+                "mongomock cannot. Nothing was written."
+            )
 
     async def call(
         self,

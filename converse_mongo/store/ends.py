@@ -18,6 +18,7 @@ from converse_mongo.errors import (
     ConverseClosedError,
     MessageNotFoundError,
     MessageNotStreamingError,
+    MessageTooLargeError,
     StoreUnavailableError,
 )
 from converse_mongo.events import MessageCancelled, MessageCompleted, MessageFailed
@@ -95,16 +96,24 @@ class Ends:
             end_id: That of an end whose outcome is unknown, to try the same one again.
 
         Raises:
+            InvalidMetadataError: The database is one of mongomock's, which cannot hold a key.
+            MessageTooLargeError: The metadata make the document too large.
             MessageNotStreamingError: Another call ended the message first.
             MessageNotFoundError: There is no such message.
             WriterFencedError: Another writer came, or another message with this id.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
+        self._calls.check_keys(end.metadata)
         end_id, attempt = end_id or ObjectId(), 0
         condition = {} if lease is None else _updates.held_by(lease)
         async with lane.lock:
             while True:
-                state = await self._end(key, end_id, end, retention, condition)
+                try:
+                    state = await self._end(key, end_id, end, retention, condition)
+                except OperationFailure as error:
+                    if is_too_large(error):
+                        raise MessageTooLargeError(key["_id"]) from error
+                    raise
                 if state is None or (lease is None and state.log_id != key["log_id"]):
                     raise MessageNotFoundError(key["_id"])
                 if state.log_id == key["log_id"] and state.end_id == end_id:

@@ -1,6 +1,6 @@
 """Saves: fields that the application changed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,7 @@ from bson import ObjectId
 from pymongo.errors import OperationFailure
 
 from converse_mongo import _driver, _updates
-from converse_mongo._driver import is_too_large
+from converse_mongo._driver import Collection, is_too_large
 from converse_mongo._owned import OWNED, OwnedConversation
 from converse_mongo.errors import (
     ConversationNotFoundError,
@@ -44,6 +44,29 @@ class Saves:
         saved = OwnedConversation.from_stored(stored)
         await self._calls.handlers.publish(saved.updated())
         return saved.revision
+
+    async def save_unaddressable(
+        self,
+        collection: Collection,
+        key: Mapping[str, Any],
+        changes: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]],
+    ) -> None:
+        """Saves keys that hold dots or dollars, of a document that is there; see ``_updates``.
+
+        Raises:
+            InvalidMetadataError: The database is one of mongomock's, which cannot do that.
+            MessageTooLargeError: The document would be too large.
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        for assigned, removed in changes.values():
+            self._calls.check_keys(assigned, dict.fromkeys(removed))
+        update, what = _updates.save_unaddressable(changes), f"save {key['_id']}"
+        try:
+            await self._calls.call(collection.update_one, dict(key), update, what=what)
+        except OperationFailure as error:
+            if is_too_large(error):
+                raise MessageTooLargeError(key["_id"]) from error
+            raise
 
     async def save_message(self, key: Mapping[str, Any], update: _updates.Document) -> int:
         """Applies ``update`` to a message, and returns the revision that it then has.

@@ -1,11 +1,10 @@
 """Bad input is refused before anything is written, and says what was wrong."""
 
 from datetime import UTC, date, datetime
-from decimal import Decimal
 from typing import Any
 
 import pytest
-from bson import ObjectId
+from bson import Decimal128, ObjectId
 
 from converse_mongo import _validation as validation
 from converse_mongo.errors import (
@@ -69,12 +68,10 @@ def test_contents__are_a_list_in_the_end() -> None:
         0,
         {1: "number"},
         {"": 1},
-        {"a.b": 1},
-        {"$set": 1},
         {"nul\x00": 1},
         {"x": object()},
         {"x": {1, 2}},
-        {"x": Decimal(1)},
+        {"x": Decimal128("1")},
         {"x": date(2026, 1, 1)},
         {"x": 2**64},
         {"x": "\ud800"},
