@@ -11,7 +11,6 @@ from uuid import UUID
 
 import pytest
 from bson import ObjectId
-from mongomock_motor import AsyncMongoMockClient
 
 from converse_mongo import (
     ChunkReceived,
@@ -340,6 +339,8 @@ async def test_owner__of_another_kind_is_refused(
 
 @pytest.mark.skipif(driver_name() != "motor", reason="mongomock poses as Motor")
 async def test_mock__says_that_it_cannot_hold_a_key(caplog: pytest.LogCaptureFixture) -> None:
+    from mongomock_motor import AsyncMongoMockClient
+
     async with Converse(AsyncMongoMockClient(), database="test") as converse:
         message = await start(converse)
 

@@ -17,7 +17,6 @@ from converse_mongo import (
     ConverseClosedError,
     InvalidContentError,
     InvalidInputError,
-    InvalidMetadataError,
     Message,
     MessageCancelled,
     MessageNotStreamingError,
@@ -180,19 +179,6 @@ async def test_writer__says_so_if_another_call_ended_the_message(converse: Conve
             assert await writer.wait_stopping() is None  # told by the change stream
             await writer.write("more")
     assert (await stored(converse, message)).content == "text"
-
-
-async def test_writer__with_metadata_that_cannot_be_stored(converse: Converse) -> None:
-    with pytest.raises(InvalidMetadataError):
-        (await start(converse)).writer(metadata={"a.b": 1})
-    message = await start(converse)
-    with pytest.raises(InvalidMetadataError, match=r"a\.b"):
-        async with message.writer() as writer:
-            await writer.write("text")
-            writer.metadata["a.b"] = 1
-    read = await stored(converse, message)
-    assert (read.status, read.content) == (MessageStatus.FAILED, "text")
-    assert "a.b" in (read.error or "")
 
 
 # Group commit
