@@ -34,8 +34,10 @@ def is_covered(find: Mapping[str, Any]) -> bool:
         return False  # the whole document
     if find["projection"].get("_id", 1):
         wanted.add("_id")
-    wanted |= set(fields_of(find["filter"]))
-    keys = [list(index.document["key"]) for index in INDEXES[find["find"]]]
-    return any(
-        key[0] in fields_of(find["filter"]) and wanted <= set(key) for key in [*keys, ["_id"]]
-    )
+    asked = set(fields_of(find["filter"]))
+    for index in [*INDEXES[find["find"]], IndexModel("_id")]:
+        key = list(index.document["key"])
+        partial = set(index.document.get("partialFilterExpression", ()))
+        if key[0] in asked and partial <= asked and wanted | asked <= set(key):
+            return True
+    return False
