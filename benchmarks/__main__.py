@@ -28,6 +28,7 @@ from benchmarks import (
     reads,
     resume,
     sse_clients,
+    watch_cost,
     whole_job,
     writer_speed,
 )
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "sse_clients": sse_clients.run,
     "resume": resume.run,
     "reads": reads.run,
+    "watch_cost": watch_cost.run,
     "live_latency": live_latency.run,
     "whole_job": whole_job.run,
     "load": load.run,

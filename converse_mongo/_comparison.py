@@ -4,6 +4,7 @@ A change stream can skip events without saying so, and where there is none nothi
 """
 
 import logging
+import random
 from bisect import bisect_left
 from collections.abc import Awaitable, Iterable, Mapping
 from typing import Protocol, TypeVar
@@ -208,7 +209,10 @@ class Comparison:
         start = bisect_left(order, self._next_place)
         chosen = (order[start:] + order[:start])[:PLACES_PER_CHECK]
         self._next_place = chosen[-1] + 1
-        return {position: places[position][:IDS_PER_QUERY] for position in chosen}
+        return {
+            position: random.sample(places[position], min(len(places[position]), IDS_PER_QUERY))
+            for position in chosen
+        }
 
     async def _find_saves(
         self, conversations: Mapping[ConversationTopic, ConversationCursor], moment: Mark
