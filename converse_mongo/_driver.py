@@ -9,7 +9,7 @@ import asyncio
 import copy
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any, TypeAlias, TypeVar, cast
@@ -71,6 +71,7 @@ __all__ = [
     "open_change_feed",
     "open_client",
     "open_database",
+    "read_after",
     "read_linearizable",
     "refuses_change_streams",
     "release_documents",
@@ -396,6 +397,27 @@ def collection_of(model: type[Document], *, majority: bool = False) -> Collectio
     )
 
 
+class _AfterClusterTime(ReadConcern):
+    """The read concern "majority", of a snapshot that is not older than a moment.
+
+    The server waits for it. Drivers send the same from causally consistent sessions, see
+    https://www.mongodb.com/docs/manual/reference/read-concern/#afterclustertime.
+    """
+
+    def __init__(self, time: Timestamp) -> None:
+        super().__init__("majority")
+        self._time = time
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return {**super().document, "afterClusterTime": self._time}
+
+
+def read_after(collection: Collection, time: Timestamp) -> Collection:
+    """The same collection, with majority reads that show all that was committed at ``time``."""
+    return collection.with_options(read_concern=_AfterClusterTime(time))
+
+
 async def read_linearizable(collection: Collection, key: Mapping[str, Any]) -> bool:
     """Reads a document in a way that only a primary can answer that a majority still follows.
 
@@ -499,7 +521,11 @@ def is_mock(collection: Collection) -> bool:
 
 
 async def open_change_feed(
-    database: Database, pipeline: list[dict[str, Any]], *, secondary: bool = False
+    database: Database,
+    pipeline: list[dict[str, Any]],
+    begins: Callable[[Timestamp | None], None] = lambda _: None,
+    *,
+    secondary: bool = False,
 ) -> ChangeFeed:
     """Opens a change stream on ``database``.
 
@@ -511,12 +537,15 @@ async def open_change_feed(
     Args:
         database: The database.
         pipeline: What to tell of each change.
+        begins: Told the time behind which the stream begins; ``None`` if the server does not tell
+            it, or does not take it for a read.
         secondary: Whether a secondary is asked, where there is one.
 
     Raises:
         PyMongoError: The server refused it or could not be reached.
     """
     committed = await committed_time(database)
+    takes_time = await _takes_time(database, committed)
     # The tick behind it, as the server itself does where it is given no time: what is committed is
     # read, and a change that cannot be decoded is not delivered again.
     start = None if committed is None else Timestamp(committed.time, committed.inc + 1)
@@ -546,23 +575,41 @@ async def open_change_feed(
         opening.cancel()
         await asyncio.shield(feed.aclose())
         raise
+    begins(committed if takes_time else None)
     return feed
+
+
+def _majority_find(**concern: Any) -> dict[str, Any]:
+    """A command that reads as a majority read does, and finds little."""
+    read = {"find": "messages", "limit": 1, "singleBatch": True, "projection": {"_id": 1}}
+    return {**read, "readConcern": {"level": "majority", **concern}}
+
+
+async def _takes_time(database: Database, time: Timestamp | None) -> bool:
+    """Whether the server takes ``afterClusterTime``; some that speak MongoDB's protocol do not."""
+    if time is None:
+        return False
+    try:
+        await database.command(_majority_find(afterClusterTime=time))
+    except OperationFailure as error:
+        if is_transient(error):
+            raise
+        return False
+    return True
 
 
 async def committed_time(database: Database) -> Timestamp | None:
     """The time of the last majority-committed write; ``None`` if the server does not tell.
 
-    A member of a replica set tells in its ``hello``
-    (https://www.mongodb.com/docs/manual/reference/command/hello/). A mongos does not; there it is
-    the ``operationTime`` of a majority read.
+    A mongos does not tell the time of its shards. There it is that of a majority read, which is
+    behind the clock of a busy shard where another one is idle.
 
     Raises:
         PyMongoError: The server could not be reached.
     """
+    # https://www.mongodb.com/docs/manual/reference/command/hello/
     hello = await database.client.admin.command("hello")
     committed = hello.get("lastWrite", {}).get("majorityOpTime", {}).get("ts")
     if committed is None:
-        read = {"find": "messages", "limit": 1, "singleBatch": True, "projection": {"_id": 1}}
-        reply = await database.command({**read, "readConcern": {"level": "majority"}})
-        committed = reply.get("operationTime")
+        committed = (await database.command(_majority_find())).get("operationTime")
     return committed if isinstance(committed, Timestamp) else None

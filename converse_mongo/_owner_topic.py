@@ -44,13 +44,12 @@ class OwnerReader:
 
     def __init__(self, reader: Reader) -> None:
         self.turns = reader.turns
-        self._messages = reader.messages
-        self._conversations = reader.conversations
+        self._reader = reader
         self._local = reader.local and reader.local.conversations
 
     async def marks(self, owner: OwnerKey, limit: int) -> dict[ObjectId, Marks]:
         """The marks of the conversations of an owner, up to ``limit``, the last changed first."""
-        cursor = self._conversations.find(_whose(owner), MARKS)
+        cursor = self._reader.conversations.find(_whose(owner), MARKS)
         cursor = cursor.sort([("updated_at", -1), ("_id", -1)]).limit(limit)
         return {
             stored["_id"]: Marks.from_stored(stored)
@@ -68,7 +67,7 @@ class OwnerReader:
         ]
         for offset in range(0, len(clauses), OWNERS_PER_QUERY):
             match = {"$or": clauses[offset : offset + OWNERS_PER_QUERY]}
-            async for stored in self._conversations.find(match, MARKS):
+            async for stored in self._reader.conversations.find(match, MARKS):
                 whose = owner_key(stored)
                 if whose in found:
                     found[whose][stored["_id"]] = Marks.from_stored(stored)
@@ -81,7 +80,7 @@ class OwnerReader:
             OutdatedReadError: The primary has one that the majority does not show.
             PyMongoError: The database could not be read.
         """
-        found = await _owned(self._conversations, ids)
+        found = await _owned(self._reader.conversations, ids)
         missing = [key for key in ids if key not in found]
         if missing and self._local is not None and await _owned(self._local, missing):
             raise OutdatedReadError
@@ -97,7 +96,7 @@ class OwnerReader:
                 "status": MessageStatus.STREAMING.value,
                 "position": {"$gte": 0},  # what has none is not the library's own
             }
-            async for stored in self._messages.find(match, projection):
+            async for stored in self._reader.messages.find(match, projection):
                 messages = found.setdefault(stored["conversation_id"], {})
                 messages[stored["position"]] = stored.get("next_sequence", 0)
         return found

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from bson import ObjectId, Timestamp
 
@@ -32,6 +32,8 @@ USUAL_PAGE = 2 * PAGE_CHUNKS
 
 SAVE = {"conversation_id": 1, "save_mark": 1, "revision": 1, "position": 1}
 """The projection of all that a :class:`Saved` holds; the index ``conversation_saves`` has it."""
+
+Collections: TypeAlias = tuple[Collection, Collection, Collection]
 
 _MERGED = {"content": 1, "chunk_lengths": 1, "completed_at": 1}
 
@@ -121,16 +123,58 @@ class Reader:
         pages: Collection,
         local: "Reader | None" = None,
     ) -> None:
-        self.messages = messages
-        self.conversations = conversations
-        self.pages = pages
         self.local = local
         self.turns = asyncio.Semaphore(READS_AT_ONCE)
         """Taken by who reads what it missed: when a stream was lost that is all that is watched."""
+        self._collections: Collections = (messages, conversations, pages)
+        self._recent: Collections | None = self._collections
+        self._seen_time: Timestamp | None = None
+        self._keeps_times = False
 
     async def server_time(self) -> datetime:
         """What the clock of the server says."""
         return await _driver.server_time(self.messages.database)
+
+    def begin_times(self, time: Timestamp | None) -> None:
+        """Takes the time at which a change stream begins; ``None``: times are of no use here."""
+        self._keeps_times = time is not None and self.local is not None
+        self.note_time(time)
+
+    def note_time(self, time: Timestamp | None) -> None:
+        """Has majority reads show from now on what was committed at a time.
+
+        Args:
+            time: That of a change which a change stream told; ``None`` changes nothing.
+        """
+        if not self._keeps_times or time is None or (self._seen_time or time) > time:
+            return
+        self._seen_time, self._recent = time, None
+
+    def _now(self) -> Collections:
+        if self._recent is None:
+            time: Any = self._seen_time
+            messages, conversations, pages = self._collections
+            self._recent = (
+                _driver.read_after(messages, time),
+                _driver.read_after(conversations, time),
+                _driver.read_after(pages, time),
+            )
+        return self._recent
+
+    @property
+    def messages(self) -> Collection:
+        """The messages, as they are to be read now; as the next two."""
+        return self._now()[0]
+
+    @property
+    def conversations(self) -> Collection:
+        """The conversations."""
+        return self._now()[1]
+
+    @property
+    def pages(self) -> Collection:
+        """The chunks that long messages do not embed any more."""
+        return self._now()[2]
 
     async def committed_time(self) -> Timestamp | None:
         """A time by which all was written that majority reads have shown so far, if there is one.

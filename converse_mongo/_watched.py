@@ -80,7 +80,7 @@ class Watched:
             del topics[topic.key]
 
     def mark_all_stale(self) -> None:
-        """Has everything read again."""
+        """Has everything read again, since a new change stream does not tell what came before."""
         for topic in self.all():
             topic.mark_stale()
 

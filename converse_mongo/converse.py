@@ -214,6 +214,7 @@ class Converse:
                 _driver.open_change_feed,
                 reader.messages.database,
                 told,
+                reader.begin_times,
                 secondary=self._stream_from == "secondary",
             )
             for told in (

@@ -115,6 +115,7 @@ class Hub:
     ) -> None:
         self._watched = Watched(reader)
         self._comparison = Comparison(self._watched, reader, store)
+        self._reader = reader
         self._conversations = reader.conversations.name
         self._signals = store.signals
         self._open_feed = open_feed
@@ -358,6 +359,7 @@ class Hub:
 
     def _take(self, change: Change) -> None:
         self._changes += 1
+        self._reader.note_time(change.get("clusterTime"))
         try:
             hint = _changes.decode(change, self._conversations)
             if hint is not None:

@@ -109,7 +109,7 @@ async def test_sweep__is_tried_again(facade: Facade, sweep: str) -> None:
                 raise AutoReconnect("the network is down")
             return real.find(*arguments)
 
-    reader.messages = Flaky()
+    reader._recent = (Flaky(), reader.conversations, reader.pages)
     assert await getattr(converse, sweep)()
     assert tries > 1
 

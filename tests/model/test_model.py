@@ -10,6 +10,7 @@ pytest.importorskip("mongomock")
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.model import THOROUGH
 from tests.model.bugs import BUGS, Bug
 from tests.model.machine import Protocol
 from tests.model.world import simulate
@@ -19,8 +20,6 @@ STEPS = 30
 EXAMPLES_FOR_A_BUG = 3000
 """At the most: most bugs show in fewer than a hundred."""
 
-THOROUGH = "CONVERSE_THOROUGH"
-"""Where it is set in the environment, the rare bugs are looked for, too."""
 RARE = frozenset(
     {
         "page_of_what_a_failover_takes_back",

@@ -1,0 +1,126 @@
+"""Watching against its contract: no run breaks it, and each rule that is broken is noticed."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from converse_mongo import _conversation_topic, _topics
+from converse_mongo._changes import Deleted, MessageHint
+from converse_mongo._conversation_topic import ConversationTopic
+from converse_mongo._doubts import Doubts
+from converse_mongo._topics import MessageTopic, Topic
+from converse_mongo.errors import ConverseError
+from tests.model import THOROUGH
+from tests.model.watching import ModelHub, ModelReader, explore
+
+SEEDS = 150
+SEEDS_FOR_A_BUG = 3000
+"""At the most: most bugs show in fewer than a hundred."""
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(autouse=True)
+def silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("converse_mongo"), "disabled", True)
+
+
+def test_watching__keeps_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    explore(monkeypatch, range(SEEDS))
+
+
+def reads_carry_no_time(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ModelReader, "waits", False)
+
+
+def stream_begins_behind_what_is_applied(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ModelHub, "begins_behind_what_is_applied", True)
+
+
+def contradiction_is_believed_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Doubts, "stands", lambda self, _: True)
+
+
+def older_read_is_taken_by_a_message(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MessageTopic, "_refuse_older", lambda self, _: None)
+
+
+def older_read_is_taken_by_a_conversation(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ConversationTopic, "_refuse_older", lambda self, _, target: target)
+
+
+def gap_is_taken_for_a_deletion(patch: pytest.MonkeyPatch) -> None:
+    async def lacks_nothing(self: Any, start: int, stop: int) -> bool:
+        return False
+
+    patch.setattr(ConversationTopic, "_lacks", lacks_nothing)
+
+
+def another_log_is_taken_for_the_same(patch: pytest.MonkeyPatch) -> None:
+    accept = MessageTopic._accept
+
+    async def spoiled(self: MessageTopic, found: Any) -> Any:
+        if found is not None and self.state is not None:
+            found = replace(found[0], log_id=self.state.log_id), found[1]
+        return await accept(self, found)
+
+    patch.setattr(MessageTopic, "_accept", spoiled)
+
+
+def late_hints_are_taken_for_recent_ones(patch: pytest.MonkeyPatch) -> None:
+    for module in (_topics, _conversation_topic):
+        patch.setattr(module, "is_after", lambda *_: True)
+
+
+def hints_are_used_while_stale(patch: pytest.MonkeyPatch) -> None:
+    receive = Topic.receive
+
+    def spoiled(self: Any, hint: MessageHint) -> None:
+        if self._held is None:
+            self._note(hint)
+            self._apply(hint)
+        else:
+            receive(self, hint)
+
+    patch.setattr(Topic, "receive", spoiled)
+
+
+def deletion_leaves_the_route(patch: pytest.MonkeyPatch) -> None:
+    note = ConversationTopic._note
+
+    def spoiled(self: ConversationTopic, hint: MessageHint) -> None:
+        if not isinstance(hint, Deleted):
+            note(self, hint)
+
+    patch.setattr(ConversationTopic, "_note", spoiled)
+
+
+BUGS: list[Plant] = [
+    reads_carry_no_time,
+    stream_begins_behind_what_is_applied,
+    contradiction_is_believed_at_once,
+    older_read_is_taken_by_a_message,
+    older_read_is_taken_by_a_conversation,
+    gap_is_taken_for_a_deletion,
+    another_log_is_taken_for_the_same,
+    late_hints_are_taken_for_recent_ones,
+    hints_are_used_while_stale,
+    deletion_leaves_the_route,
+]
+
+
+RARE = (older_read_is_taken_by_a_message, deletion_leaves_the_route)
+"""Bugs that take many runs to show."""
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
+def test_bug__is_noticed(bug: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    if bug in RARE and THOROUGH not in os.environ:
+        pytest.skip(f"it takes many runs to show: set {THOROUGH}=1 to look for it")
+    bug(monkeypatch)
+    with pytest.raises((AssertionError, ConverseError)):
+        explore(monkeypatch, range(SEEDS_FOR_A_BUG))
