@@ -130,6 +130,7 @@ class Appender:
         self._append_id = ObjectId()
         self._tried = False
         self._task: Persistent | None = None
+        self._given_up: ConverseError | None = None
         self.buffer = TokenBuffer(max_buffered, self._wake.set, merges=merges)
         self.stop: StreamStoppedError | None = None
         self.failure: ConverseError | None = None
@@ -186,6 +187,13 @@ class Appender:
         if self._task is not None:
             await self._task.wait()
 
+    def give_up(self, error: ConverseError) -> None:
+        """Has it end now, whatever it waits for; :attr:`failure` has what is not stored."""
+        self._given_up = error
+        self._draining = True
+        if self._task is not None and not self._task.done:
+            self._task.interrupt()
+
     def note_stop(self, reason: str | None) -> None:
         """Takes the news that somebody asked for a stop."""
         self.stop = StreamStoppedError(self._target.message_id, reason)
@@ -195,7 +203,8 @@ class Appender:
 
     def _notice(self, holder: ObjectId | None) -> None:
         """Takes a hint that there may be news of the message."""
-        if holder is None or holder != self._lease.holder:  # its own coming is none
+        own = holder is not None and holder == self._lease.holder
+        if not (own or self._draining):  # what is drained finds out what happened
             self._look = True
             self._wake.set()
 
@@ -208,6 +217,10 @@ class Appender:
             await self._append_until_drained()
             if self.stop is not None:
                 await self._stopped()
+        except asyncio.CancelledError:
+            if self._given_up is None:
+                raise
+            self._fail(self._given_up)
         except Exception as error:  # noqa: BLE001 - the generation loop gets it
             self._fail(error)
         finally:
@@ -219,19 +232,24 @@ class Appender:
         next_flush = time()
         while True:
             self._wake.clear()
+            if self._given_up is not None:
+                raise self._given_up
             if self._draining:
                 buffer.end_half()
-            if self._look or time() >= self._next_renewal:
-                await self._renew()
-                self._next_renewal = time() + self._silence
-            elif buffer and (
+                if not buffer:
+                    return
+            # Text goes before hints. They may come faster than they are answered, and an append
+            # answers them as well: it fails where there is news.
+            if buffer and (
                 self._draining or self._hurry or buffer.is_urgent or time() >= next_flush
             ):
                 next_flush = time() + self._flush_interval
+                self._look = False
                 await self._flush()
                 self._next_renewal = time() + self._silence
-            elif self._draining and not buffer:
-                return
+            elif self._look or time() >= self._next_renewal:
+                await self._renew()
+                self._next_renewal = time() + self._silence
             else:
                 renewal = self._next_renewal
                 self._deadline = min(next_flush, renewal) if buffer else renewal

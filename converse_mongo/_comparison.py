@@ -58,7 +58,9 @@ class Comparison:
         self._watched = watched
         self._reader = reader
         self._signals = store.signals
+        self._told: dict[ObjectId, str] = {}
         self._leases = store.leases
+        self._note_trouble = store.note_trouble
         self._next_place = 0
         self._hints = 0
         self.found: list[tuple[HintedAt, int]] = []
@@ -71,6 +73,13 @@ class Comparison:
             PyMongoError: The database could not be read.
             StoreUnavailableError: A message of a dead writer could not be ended.
         """
+        try:
+            return await self._run()
+        except (PyMongoError, StoreUnavailableError):
+            self._note_trouble()
+            raise
+
+    async def _run(self) -> bool:
         self.found, watched = [], self._watched
         conversations = self._conversations()
         orphans = await self._attempt(
@@ -144,11 +153,7 @@ class Comparison:
             return {}
         counters = await self._reader.counters(keys)
         self._take_counters(counters, conversations)
-        for message_id in written:
-            found = counters.get(message_id)
-            if found is None or found.ended or found.stop_requested:
-                self.found.append((self._signals, self._signals.hints))
-                self._signals.tell(message_id)
+        self._tell_writers({message_id: counters.get(message_id) for message_id in written})
         leases = {key: found.lease for key, found in counters.items() if not found.ended}
         expired = await self._leases.find_expired(leases, keys)
         self.lease_left = self._leases.seconds_left(leases.values())
@@ -178,6 +183,22 @@ class Comparison:
         for conversation in conversations:
             if conversation.is_behind(counters):
                 self._mark_stale(conversation)
+
+    def _tell_writers(self, written: Mapping[ObjectId, Counters | None]) -> None:
+        """Tells each writer once what concerns it; what it writes and renews tells it as well."""
+        news: dict[ObjectId, str] = {}
+        for message_id, found in written.items():
+            if found is None:
+                news[message_id] = "it is gone"
+            elif found.ended:
+                news[message_id] = "it has ended"
+            elif found.stop_requested:
+                news[message_id] = "it is to stop"
+        told, self._told = self._told, news
+        for message_id, what in news.items():
+            if told.get(message_id) != what:
+                self.found.append((self._signals, self._signals.hints))
+                self._signals.tell(message_id)
 
     async def _compare_conversations(
         self, conversations: Mapping[ConversationTopic, ConversationCursor]

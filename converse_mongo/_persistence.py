@@ -54,6 +54,10 @@ class Persistent:
         """Whether the work is finished."""
         return self._task.done() and not self._task.cancelled()
 
+    def interrupt(self) -> None:
+        """Cancels what the work waits for. The work is made again, unless it ends by that."""
+        self._task.cancel()
+
     async def wait(self) -> None:
         """Waits until the work is finished; raises nothing but the caller's own cancellation."""
         while not self.done:

@@ -37,6 +37,7 @@ async def call(
     timeout: float,  # noqa: ASYNC109 - it bounds the tries, not one of them
     append_id: ObjectId | None = None,
     on_retry: Callable[[], None] | None = None,
+    on_trouble: Callable[[], None] = lambda: None,
     bounded: bool = False,
 ) -> T:
     """Awaits ``function(*arguments)``, again and again for ``timeout`` seconds if need be.
@@ -50,6 +51,7 @@ async def call(
         timeout: Seconds until no further try is made.
         append_id: For an error, the id of the append that it is.
         on_retry: Called before each further try.
+        on_trouble: Called after each try that failed.
         bounded: Whether each try, too, ends after a while: a connection that went silent, while the
             server is well, answers for ever. It costs some time of each call.
 
@@ -63,6 +65,7 @@ async def call(
     except Exception as error:
         if not is_transient(error):
             raise
+        on_trouble()
         logger.warning("Could not %s (%s); trying again", what, error)
     retrying = AsyncRetrying(
         retry=retry_if_exception(is_transient),
@@ -74,7 +77,11 @@ async def call(
     async def attempt() -> T:
         if on_retry is not None:
             on_retry()
-        return await function(*arguments)
+        try:
+            return await function(*arguments)
+        except Exception:
+            on_trouble()
+            raise
 
     try:
         # Not the function itself: tenacity awaits only what it knows for a coroutine function, and

@@ -286,8 +286,9 @@ class StreamingMessage(StoredMessage):
     async def request_stop(self, reason: str | None = None) -> MessageStatus:
         """Asks the writer of the message, in whatever process, to stop.
 
-        The writer stores what it has and the message ends ``cancelled``. Where no writer lives,
-        this call ends it.
+        The writer stores what it has and the message ends ``cancelled``. If the message has no
+        writer, this call ends it. If its writer is taken for dead, whoever looks at the message
+        next ends it.
 
         Args:
             reason: Kept as the message's ``stop_reason``.

@@ -254,14 +254,25 @@ class Converse:
         except (PyMongoError, ValueError, TypeError) as error:
             raise ConfigurationError(f"No client can be made of this URI: {error}") from error
 
-    async def aclose(self) -> None:
+    async def aclose(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - writers then give up
         """Ends all watchers with :class:`ConverseClosedError`, and frees all that was opened.
 
-        A client that was passed in stays open. Closing twice is fine; so is opening again.
+        A client that was passed in stays open. Closing twice is fine: the second call waits for the
+        first. So is opening again.
+
+        Args:
+            timeout: Seconds that running writers have to store what they took. One that is not done
+                by then, since MongoDB does not answer, gives up: its block ends with a
+                :class:`WriterFailedError`, whose ``text`` is what may not be stored. The message
+                ends once its lease has run out. The rest of the closing takes some seconds at most.
+
+        Raises:
+            InvalidInputError: The timeout is no number of seconds.
         """
+        check_seconds(timeout, "timeout")
         parts, self._parts = self._parts, None
         if parts is not None:
-            self._closing = asyncio.create_task(parts.aclose(), name="converse_mongo-close")
+            self._closing = asyncio.create_task(parts.aclose(timeout), name="converse_mongo-close")
         if self._closing is not None:
             # Who is cancelled while closing leaves no client open; who closes again waits for it.
             await asyncio.shield(self._closing)
@@ -398,7 +409,9 @@ class Converse:
         """Ends all messages of the database whose writer is taken for dead.
 
         Each becomes failed with the error ``"interrupted"`` and keeps its text; one that was asked
-        to stop becomes cancelled. Watchers and readers do the same to each that they meet, so this
+        to stop becomes cancelled. It looks at them twice, a third of their lease apart, so that a
+        writer that was cut off for a while can give a sign of life; so it takes that long if there
+        are any. Watchers and readers do the same to each that they meet, so this
         is for those that nobody looks at: call it when a worker starts, or pass
         ``sweep_interval`` and have it called.
 
@@ -577,14 +590,14 @@ class _Parts:
     def transaction(self) -> Transaction:
         return Transaction(self._store)
 
-    async def aclose(self) -> None:
+    async def aclose(self, timeout: float) -> None:  # noqa: ASYNC109 - writers then give up
         self._store.closing = True
         if self.sweeping is not None:
             self.sweeping.cancel()
             await asyncio.wait({self.sweeping}, timeout=_driver.CLOSE_SECONDS)
         try:
             try:
-                await self._store.aclose()
+                await self._store.aclose(timeout)
             finally:
                 await self.hub.aclose()
         finally:

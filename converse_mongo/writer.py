@@ -153,6 +153,7 @@ class MessageWriter:
         self._refused = asyncio.Event()
         self._detached = self._knows_stop = False
         self._closing: Persistent | None = None
+        self._given_up: ConverseError | None = None
         self._unlisten: Callable[[], None] | None = None
         self._surrounding: asyncio.Task[Any] | None = None
         self._cancelling = 0
@@ -380,14 +381,35 @@ class MessageWriter:
         self._refusal = self._refusal or closed
         self._detached = True
         appender = self._appender
-        await appender.drain()
-        if appender.failure is None and appender.stop is None:
-            await self._release()
-        appender.failure = appender.failure or closed
-        self._refuse()
+        try:
+            await appender.drain()
+            if appender.failure is None and appender.stop is None:
+                await self._release()
+        finally:
+            appender.failure = appender.failure or closed
+            self._refuse()
+
+    def give_up(self, error: ConverseError) -> None:
+        """Ends what it does in the background now; its error has the text that is not stored."""
+        self._given_up = error
+        self._appender.give_up(error)
+        if self._closing is not None and not self._closing.done:
+            self._closing.interrupt()
 
     async def _close(self, exc: BaseException | None) -> None:
         """Stores what is left, and ends the message in the way that ``exc`` calls for."""
+        try:
+            if self._given_up is None:
+                await self._store_and_end(exc)
+                return
+        except asyncio.CancelledError:
+            if self._given_up is None:
+                raise
+        await self._appender.drain()
+        if self._appender.failure is None:
+            raise self._given_up
+
+    async def _store_and_end(self, exc: BaseException | None) -> None:
         await self._appender.drain()
         failure = self._appender.failure
         if self._appender.stop is not None or self._detached:

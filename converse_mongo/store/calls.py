@@ -97,6 +97,8 @@ class Calls:
         self.reader = Reader(messages, conversations, self.pages)
         self.handlers = handlers or Handlers()
         self.options = options or Options()
+        self.troubles = 0
+        """How often a call has failed for a reason that may pass."""
         self.closing = False
         """Whether no writer may begin any more."""
         self.closed = False
@@ -155,8 +157,13 @@ class Calls:
             timeout=self.options.retry_timeout,
             append_id=append_id,
             on_retry=on_retry,
+            on_trouble=self.note_trouble,
             bounded=bounded,
         )
+
+    def note_trouble(self) -> None:
+        """Takes note that a call has failed: who was silent meanwhile may not be dead."""
+        self.troubles += 1
 
 
 async def back_off(attempt: int) -> None:

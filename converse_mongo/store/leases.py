@@ -3,11 +3,15 @@
 A lease runs by the server's clock alone: the server notes the time of each sign of life, and is
 asked whether one is too long ago. What a process believes in between is only a reason to ask. And
 whoever ends an orphan ends it only if there was no sign of life since it looked.
+
+It looks twice, a third of the lease apart. A writer that could not reach the server, or whose lease
+a new primary with another clock takes for run out, gives a sign of life in that time.
 """
 
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -32,8 +36,32 @@ __all__ = ["INTERRUPTED", "Leases"]
 INTERRUPTED = "interrupted"
 """The error of a message whose writer gave no sign of life for too long."""
 
+LOOKS_APART = 3
+"""The part of a lease, as its divisor, between the two looks: a writer gives as many signs."""
+LOOKS_KEPT = 10_000
+"""How many first looks to remember; of more orphans the rest is ended later."""
+
 _CLOCK_SECONDS = 30.0
 """How long a look at the server's clock is good for a guess."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The first look at a message whose lease has run out.
+
+    Attributes:
+        log_id: Which message it was.
+        lease: Its lease.
+        seconds: How long until the second look.
+        moment: When it was, by the clock of this process.
+        troubles: How many calls had failed by then.
+    """
+
+    log_id: ObjectId | None
+    lease: LeaseState
+    seconds: float
+    moment: float
+    troubles: int
 
 
 class Leases:
@@ -43,6 +71,7 @@ class Leases:
         self._calls = calls
         self._ends = ends
         self._clock: tuple[datetime, float] | None = None
+        self._looks: dict[ObjectId, _Look] = {}
 
     # Writers
 
@@ -192,9 +221,7 @@ class Leases:
         if state.lease.holder is None:
             # Appends by hand, which may go on all the time, do not listen.
             return await self._settle(state, _updates.same_writer(state.lease)) or state
-        if await self._has_expired(state.lease):
-            return await self._settle(state) or state
-        return state
+        return await self.settle_if_expired(state)
 
     # Orphans
 
@@ -203,7 +230,8 @@ class Leases:
     ) -> list[ObjectId]:
         """Which of these messages seem to be orphans, after at most one look at the clock.
 
-        Those that nobody has written to nor met so far count from now on.
+        Those that nobody has written to nor met so far count from now on. Those whose second look
+        is not due yet are left out.
 
         Args:
             leases: Message id to lease.
@@ -227,7 +255,11 @@ class Leases:
         met = limited.keys() - unmet
         if met and self._guess_clock() is None:
             await self._read_clock()
-        return [key for key in met if self._may_have_expired(limited[key])]
+        return [
+            key
+            for key in met
+            if self._may_have_expired(limited[key]) and not self._waits(key, limited[key])
+        ]
 
     async def settle_orphan(
         self, message_id: ObjectId, conversation_id: ObjectId
@@ -251,6 +283,8 @@ class Leases:
     ) -> MessageState:
         """Ends the message of ``state`` if its lease has run out; returns it as it is then.
 
+        Not at the first look, from which on :meth:`next_look` says when the second is due.
+
         Args:
             complete_partial: Whether one that has text is completed instead of failed.
 
@@ -269,7 +303,45 @@ class Leases:
             return state
         if not await self._has_expired(lease):
             return state
+        if not self._looked_before(state):
+            return state
         return await self._settle(state, complete_partial=complete_partial) or state
+
+    def next_look(self, state: MessageState) -> float | None:
+        """Seconds until the second look at a message is due; ``None`` if there was no first."""
+        look = self._looks.get(state.message_id)
+        if look is None or (look.log_id, look.lease) != (state.log_id, state.lease):
+            return None
+        return max(look.moment + look.seconds - time.monotonic(), 0.0)
+
+    def _waits(self, message_id: ObjectId, lease: LeaseState) -> bool:
+        look = self._looks.get(message_id)
+        if look is None or look.lease != lease or look.troubles != self._calls.troubles:
+            return False
+        return time.monotonic() < look.moment + look.seconds
+
+    def _looked_before(self, state: MessageState) -> bool:
+        """Whether a message stood still since a look that was long enough ago; looks at it now.
+
+        A call that failed meanwhile says that its writer may not have been able to write.
+        """
+        message_id, moment, troubles = state.message_id, time.monotonic(), self._calls.troubles
+        look = self._looks.pop(message_id, None)
+        if (
+            look is None
+            or (look.log_id, look.lease) != (state.log_id, state.lease)
+            or look.troubles != troubles
+        ):
+            seconds = state.lease.duration or 0.0
+            if state.lease.holder is None:  # nobody gives signs: only an outage has to be over
+                seconds = min(seconds, self._calls.options.lease)
+            look = _Look(state.log_id, state.lease, seconds / LOOKS_APART, moment, troubles)
+        elif moment >= look.moment + look.seconds:
+            return True
+        self._looks[message_id] = look
+        if len(self._looks) > LOOKS_KEPT:
+            del self._looks[next(iter(self._looks))]
+        return False
 
     async def _settle(
         self,

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from converse_mongo._reader import Found
@@ -12,12 +13,21 @@ from converse_mongo._state import MessageState
 from converse_mongo._validation import now
 from converse_mongo.events import FinalEvent
 from converse_mongo.store.calls import Calls
-from converse_mongo.store.leases import Leases
+from converse_mongo.store.leases import LOOKS_KEPT, Leases
 from converse_mongo.store.pages import Pages
 
 __all__ = ["Recovery"]
 
 logger = logging.getLogger("converse_mongo")
+
+ROUNDS = 5
+"""How often to look: twice, and again where a call failed meanwhile."""
+MARGIN_SECONDS = 0.01
+
+
+async def pause(seconds: float) -> None:
+    """Waits until so many seconds are over."""
+    await asyncio.sleep(seconds + MARGIN_SECONDS)
 
 
 class Recovery:
@@ -31,20 +41,36 @@ class Recovery:
     async def recover_stale(self, *, complete_partial: bool = False) -> list[FinalEvent]:
         """Ends all messages whose lease has run out, and returns how they ended.
 
+        It looks at them twice, and so takes as long as the second look takes to be due: one wait
+        for all of them.
+
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         recovered: list[FinalEvent] = []
-        async for state in self._each(self._calls.reader.streaming_anywhere):
-            try:
-                found = await self._leases.settle_if_expired(
-                    state, complete_partial=complete_partial
-                )
-            except PyMongoError:
-                logger.exception("Message %s could not be ended", state.message_id)
-                continue
-            if found.status.is_final:
-                recovered.append(found.ended())
+        seen: dict[ObjectId, float] | None = None
+        for further in reversed(range(ROUNDS)):
+            waiting: dict[ObjectId, float] = {}
+            async for state in self._each(self._calls.reader.streaming_anywhere):
+                if seen is not None and state.message_id not in seen:
+                    continue
+                try:
+                    found = await self._leases.settle_if_expired(
+                        state, complete_partial=complete_partial
+                    )
+                except PyMongoError:
+                    logger.exception("Message %s could not be ended", state.message_id)
+                    continue
+                if found.status.is_final:
+                    recovered.append(found.ended())
+                    continue
+                seconds = self._leases.next_look(found)
+                if seconds is not None and len(waiting) < LOOKS_KEPT:
+                    waiting[state.message_id] = seconds
+            if not (waiting and further):
+                break
+            await pause(max(waiting.values()))
+            seen = waiting
         return recovered
 
     async def compact_due(self) -> int:

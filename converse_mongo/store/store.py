@@ -1,11 +1,13 @@
 """The store: all that is done to one set of collections."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Protocol
 
 from converse_mongo._driver import Collection
 from converse_mongo._handlers import Handlers
 from converse_mongo._signals import Signals
+from converse_mongo.errors import ConverseClosedError, ConverseError
 from converse_mongo.store.appends import Appends
 from converse_mongo.store.calls import Calls, Options
 from converse_mongo.store.ends import Ends
@@ -17,12 +19,18 @@ from converse_mongo.store.saves import Saves
 
 __all__ = ["Store"]
 
+GIVE_UP_SECONDS, GIVE_UP_TRIES = 0.5, 4
+"""How long to wait for writers that are told to give up, and how often they are told."""
+
 
 class RunningWriter(Protocol):
     """A writer, as the store knows it."""
 
     async def shut_down(self) -> None:
         """Stores what was written and takes no more."""
+
+    def give_up(self, error: ConverseError) -> None:
+        """Ends at once; what is not stored is in its own error."""
 
 
 class Store(Calls):
@@ -68,10 +76,40 @@ class Store(Calls):
         self.recovery = Recovery(self, self.leases, self.paging)
         self.saves = Saves(self)
 
-    async def aclose(self) -> None:
-        """Lets running writers store what they have taken, and refuses calls from then on."""
+    async def aclose(self, timeout: float) -> None:  # noqa: ASYNC109 - writers then give up
+        """Lets running writers store what they have taken, and refuses calls from then on.
+
+        Args:
+            timeout: Seconds until writers give up what they could not store.
+        """
         self.closing = True
+        running = {
+            asyncio.create_task(writer.shut_down(), name="converse_mongo-writer-shut-down"): writer
+            for writer in self.writers
+        }
         try:
-            await asyncio.gather(*[writer.shut_down() for writer in list(self.writers)])
+            if running:
+                await asyncio.wait(running, timeout=timeout)
         finally:
             self.closed = True
+            await self._give_up(running)
+        for task in running:
+            if task.done() and not task.cancelled():
+                task.result()
+
+    async def _give_up(self, running: "Mapping[asyncio.Task[None], RunningWriter]") -> None:
+        error = ConverseClosedError(
+            "This Converse was closed before MongoDB had answered. What was not stored until then "
+            "is in the 'text' of the writer's error."
+        )
+        # Again, since on Python 3.11 a driver may swallow a cancellation.
+        for _ in range(GIVE_UP_TRIES):
+            late = {task for task in running if not task.done()}
+            if not late:
+                return
+            for task in late:
+                running[task].give_up(error)
+            await asyncio.wait(late, timeout=GIVE_UP_SECONDS)
+        for task in late:
+            task.cancel()
+        await asyncio.wait(late, timeout=GIVE_UP_SECONDS)

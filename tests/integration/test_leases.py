@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
+from pymongo.errors import AutoReconnect
 
 from converse_mongo import (
     Converse,
@@ -22,8 +23,10 @@ from converse_mongo import (
     StreamStoppedError,
     WriterFencedError,
 )
+from converse_mongo.store import leases, recovery
 from tests.conftest import Commands, Facade
-from tests.streams import assert_exact, collect, until
+from tests.integration.test_writer_ends import Between, Call
+from tests.streams import SOON, assert_exact, collect, until
 
 DEAD: dict[str, Any] = {"lease": 0.3, "idle_timeout": 0.3, "poll_interval": 0.05}
 """A facade whose writers count as dead soon."""
@@ -50,6 +53,24 @@ async def expired(converse: Converse, message: Message) -> None:
         if state.lease.has_expired(await store.reader.server_time()):
             return
         await asyncio.sleep(0.02)
+
+
+async def until_ended(converse: Converse, message: Message) -> Message:
+    """Looks at an orphan until it is ended, which the first look does not do."""
+    async with asyncio.timeout(SOON):
+        while (read := await converse.get_message(message.id)).is_streaming:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    return read
+
+
+class Looks:
+    """Stands in for the module ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 # Take-overs
@@ -355,8 +376,9 @@ async def test_stop__of_a_message_without_a_writer_ends_it(facade: Facade) -> No
     dead = await start(converse)
     await die(converse, dead, "text")
     await expired(converse, dead)
-    assert await converse.request_stop(str(dead.id)) is MessageStatus.CANCELLED
-    assert (await converse.get_message(dead.id)).content == "text"
+    assert await converse.request_stop(str(dead.id)) is MessageStatus.STREAMING
+    read = await until_ended(converse, dead)
+    assert (read.status, read.content) == (MessageStatus.CANCELLED, "text")
 
 
 async def test_stop__of_a_writer_that_dies_before_it_hears_of_it(facade: Facade) -> None:
@@ -365,7 +387,7 @@ async def test_stop__of_a_writer_that_dies_before_it_hears_of_it(facade: Facade)
     await die(converse, message, "text")
     assert await message.request_stop("enough") is MessageStatus.STREAMING
     await expired(converse, message)
-    read = await converse.get_message(message.id)
+    read = await until_ended(converse, message)
     assert (read.status, read.stop_reason) == (MessageStatus.CANCELLED, "enough")
 
 
@@ -435,7 +457,8 @@ async def test_orphan__is_ended_by_a_reader(facade: Facade) -> None:
     await die(converse, message, "text")
     assert (await converse.get_message(message.id)).is_streaming
     await expired(converse, message)
-    read = await converse.get_message(message.id)
+    assert (await converse.get_message(message.id)).is_streaming
+    read = await until_ended(converse, message)
     assert (read.status, read.error, read.content) == (
         MessageStatus.FAILED,
         "interrupted",
@@ -450,7 +473,9 @@ async def test_orphan__is_ended_in_a_listing(facade: Facade) -> None:
     await die(converse, message, "text")
     await expired(converse, message)
     conversation = await converse.get_conversation(message.conversation_id)
-    listed = (await conversation.messages())[0]
+    async with asyncio.timeout(SOON):
+        while (listed := (await conversation.messages())[0]).is_streaming:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     assert (listed.status, listed.content) == (MessageStatus.FAILED, "text")
 
 
@@ -476,7 +501,11 @@ async def test_orphan__is_settled_once(facade: Facade) -> None:
             if isinstance(events, list)
             for event in events
             if event.message_id == message.id
-        } | {one.completed_at for one in found if isinstance(one, Message) and one.id == message.id}
+        } | {
+            one.completed_at
+            for one in found
+            if isinstance(one, Message) and one.id == message.id and not one.is_streaming
+        }
         assert seen == {read.completed_at}
 
 
@@ -513,6 +542,118 @@ async def test_recover__in_the_background(facade: Facade) -> None:
             break
         await asyncio.sleep(0.02)
     assert (state.status, state.error) == (MessageStatus.FAILED, "interrupted")
+
+
+class Trouble:
+    """For a :class:`Between`: fails some calls as a lost connection does."""
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    async def __call__(self, call: Call, *arguments: Any, **options: Any) -> Any:
+        if self.left:
+            self.left -= 1
+            raise AutoReconnect("the network is down")
+        return await call(*arguments, **options)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    """The clock by which this process tells how far apart two looks are."""
+    clock = Looks()
+    monkeypatch.setattr(leases, "time", clock)
+    monkeypatch.setattr(leases, "_CLOCK_SECONDS", -1)  # the server's clock is asked each time
+    return clock
+
+
+async def test_orphan__is_ended_at_the_second_look(facade: Facade, looks: Looks) -> None:
+    converse = await facade(change_streams=False, poll_interval=3600, lease=0.3, idle_timeout=0.3)
+    message = await start(converse)
+    await die(converse, message, "text")
+    await expired(converse, message)
+    for passed in (0.0, 0.05, 0.04):  # a third of the lease is 0.1
+        looks.now += passed
+        assert (await converse.get_message(message.id)).is_streaming
+    looks.now += 0.02
+    assert (await converse.get_message(message.id)).is_failed
+
+
+@pytest.mark.parametrize("what", ["a call fails", "a sign of life", "another writer"])
+async def test_orphan__is_looked_at_anew_after(facade: Facade, looks: Looks, what: str) -> None:
+    converse = await facade(change_streams=False, poll_interval=3600, lease=0.3, idle_timeout=0.3)
+    message = await start(converse)
+    other = await start(converse)
+    await die(converse, message, "text")
+    store = converse.message_model.store()
+    trouble = Trouble()
+    Between(store, update_one=trouble)
+    await expired(converse, message)
+    assert (await converse.get_message(message.id)).is_streaming
+    looks.now += 1
+    if what == "a call fails":
+        trouble.left = 1
+        await other.append_chunk("of another message")
+    elif what == "a sign of life":
+        await message.append_chunk(" and more")
+    else:
+        await store.leases.take_over(message._own_key())
+    await expired(converse, message)
+    for passed in (0.0, 0.05):
+        looks.now += passed
+        assert (await converse.get_message(message.id)).is_streaming
+    looks.now += 0.06
+    assert (await converse.get_message(message.id)).is_failed
+
+
+async def test_orphan__of_the_same_id_is_another_one(facade: Facade, looks: Looks) -> None:
+    converse = await facade(change_streams=False, poll_interval=3600, lease=0.3, idle_timeout=0.3)
+    conversation = await converse.start_conversation()
+    for _ in range(2):
+        message = await conversation.start_streaming_assistant(generation_id="job")
+        await die(converse, message, "text")
+        await expired(converse, message)
+        assert (await converse.get_message(message.id)).is_streaming
+        looks.now += 1
+        await message.delete()
+
+
+async def test_recover__waits_once_for_all_second_looks(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade(change_streams=False, poll_interval=3600, lease=0.3, idle_timeout=0.3)
+    messages = [await start(converse) for _ in range(5)]
+    for message in messages:
+        await die(converse, message, "text")
+    for message in messages:
+        await expired(converse, message)
+    store = converse.message_model.store()
+    waits: list[float] = []
+    real = recovery.pause
+
+    async def pause(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 1:
+            store.note_trouble()  # so that all are looked at once more
+        await real(seconds)
+
+    monkeypatch.setattr(recovery, "pause", pause)
+    recovered = await converse.recover_stale()
+    assert {event.message_id for event in recovered} == {message.id for message in messages}
+    assert len(waits) == 2
+    assert not store.leases._looks
+
+
+async def test_looks__are_bounded(
+    facade: Facade, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "LOOKS_KEPT", 2)
+    converse = await facade(change_streams=False, poll_interval=3600, lease=0.3, idle_timeout=0.3)
+    for _ in range(4):
+        message = await start(converse)
+        await die(converse, message, "text")
+        await expired(converse, message)
+        await converse.get_message(message.id)
+    assert len(message.store().leases._looks) == 2
 
 
 async def test_lease__of_a_silent_writer_is_renewed(facade: Facade) -> None:
@@ -563,7 +704,8 @@ async def test_lease__runs_by_the_clock_of_the_server(
     import converse_mongo._validation as validation
 
     converse = await facade(**DEAD)
-    alive, dead = await start(converse), await start(converse)
+    alive = await start(await facade(converse.database_name))
+    dead = await start(converse)
     await die(converse, dead, "text")
     await expired(converse, dead)
     real = validation.now
@@ -619,9 +761,9 @@ async def test_find_expired__asks_once_for_all_messages(facade: Facade, commands
 
     async def find_expired(**changes: Any) -> tuple[list[Any], list[str]]:
         found = await store.reader.counters(keys)
-        leases = {key: replace(counters.lease, **changes) for key, counters in found.items()}
+        held = {key: replace(counters.lease, **changes) for key, counters in found.items()}
         commands.sent.clear()
-        orphans = await store.leases.find_expired(leases, keys)
+        orphans = await store.leases.find_expired(held, keys)
         return sorted(orphans), [name for name, _ in commands.sent]
 
     assert await find_expired() == ([], ["update", "hello"])

@@ -486,3 +486,159 @@ async def test_connection__that_goes_silent_is_given_up_for_another(
             await soon(message.pipe(tokens(5)))
             read = await stored(converse, message)
     assert (read.status, read.content) == (MessageStatus.COMPLETED, text_of(5))
+
+
+# A server that does not answer
+
+
+class Hanging:
+    """For a :class:`Between`: answers no more once it is ``armed``.
+
+    Args:
+        swallows: How many cancellations to swallow, as a driver may on Python 3.11.
+        sets: Hang only in updates that set this field.
+    """
+
+    def __init__(self, *, swallows: int = 0, sets: str | None = None) -> None:
+        self._swallows, self._sets = swallows, sets
+        self.armed = False
+        self.held = asyncio.Event()
+
+    async def __call__(self, call: Call, match: Any, update: Any) -> Any:
+        if not self.armed or not (self._sets is None or self._sets in update.get("$set", {})):
+            return await call(match, update)
+        self.held.set()
+        while True:
+            try:
+                await asyncio.sleep(3 * SOON)
+            except asyncio.CancelledError:
+                if not self._swallows:
+                    raise
+                self._swallows -= 1
+            else:
+                pytest.fail("nobody gave up")
+
+
+@pytest.mark.parametrize("swallows", [0, 1], ids=["", "a cancellation is swallowed"])
+@pytest.mark.parametrize("leaves", [False, True], ids=["writing", "leaving"])
+async def test_aclose__gives_text_back_that_cannot_be_stored(
+    facade: Facade, leaves: bool, swallows: int
+) -> None:
+    converse = await facade()
+    message = await start(converse)
+    hanging = Hanging(swallows=swallows)
+    Between(message.store(), append=hanging)
+    before = asyncio.all_tasks()
+
+    async def generate() -> None:
+        async with message.writer() as writer:
+            await writer.write("stored ")
+            await writer.flush()
+            hanging.armed = True
+            await writer.write("sent ")
+            await soon(hanging.held.wait())
+            await writer.write("kept")
+            if not leaves:
+                await writer.wait_stopping()
+
+    generating = asyncio.create_task(generate())
+    await soon(hanging.held.wait())
+    await soon(asyncio.gather(converse.aclose(0.05), converse.aclose(0.05)))
+    with pytest.raises(WriterFailedError) as failed:
+        await soon(generating)
+    assert failed.value.text == "sent kept"
+    assert (failed.value.unconfirmed, failed.value.unsent) == (["sent "], "kept")
+    await until(lambda: not any("writer" in repr(each) for each in asyncio.all_tasks() - before))
+
+
+@pytest.mark.parametrize("sets", ["status", "lease.duration"], ids=["an end", "letting go"])
+async def test_aclose__does_not_wait_for_what_follows_the_text(facade: Facade, sets: str) -> None:
+    converse = await facade()
+    other = await facade(converse.database_name)
+    message = await start(converse)
+    hanging = Hanging(sets=sets)
+    Between(message.store(), update_one=hanging)
+    entered = asyncio.Event()
+
+    async def generate() -> None:
+        async with message.writer() as writer:
+            await writer.write("text")
+            await writer.flush()
+            hanging.armed = True
+            entered.set()
+            if sets != "status":
+                await writer.wait_stopping()
+
+    generating = asyncio.create_task(generate())
+    await soon(entered.wait())
+    await soon(converse.aclose(0.05))
+    with pytest.raises(ConverseClosedError):
+        await soon(generating)
+    assert (await stored(other, message)).content == "text"
+
+
+# Hints and text
+
+
+class SlowRenewals:
+    """For a :class:`Between`: each renewal brings the next hint, as slow ones do."""
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+        self.renewals = 0
+
+    async def __call__(self, call: Call, match: Any, update: Any) -> Any:
+        answer = await call(match, update)
+        if "$set" not in update and "$push" not in update:
+            self.renewals += 1
+            if self.renewals > 200:
+                pytest.fail("nothing but renewals")
+            self._message.store().signals.tell(self._message.id)
+        return answer
+
+
+async def test_hints__that_come_faster_than_they_are_answered_do_not_hold_text_up(
+    converse: Converse,
+) -> None:
+    message = await start(converse)
+    slow = SlowRenewals(message)
+    Between(message.store(), update_one=slow)
+    async with message.writer(flush_interval=0.001) as writer:
+        message.store().signals.tell(message.id)
+        await until(lambda: slow.renewals > 2)
+        for number in range(3):
+            await writer.write(f"{number} ")
+            await soon(writer.flush())
+    assert (message.status, message.content) == (MessageStatus.COMPLETED, text_of(3))
+
+
+async def test_stop__is_carried_out_while_hints_go_on(facade: Facade) -> None:
+    converse = await facade(change_streams=False, poll_interval=3600, check_interval=3600)
+    message = await start(converse)
+    slow = SlowRenewals(message)
+    Between(message.store(), update_one=slow)
+    async with message.writer(flush_interval=3600) as writer:
+        await writer.write("one ")
+        await writer.flush()
+        await writer.write("two")
+        await message.request_stop("enough")
+        message.store().signals.tell(message.id)
+        await soon(writer.wait_stopping())
+    read = await stored(converse, message)
+    assert (read.status, read.content) == (MessageStatus.CANCELLED, "one two")
+    assert slow.renewals <= 1
+
+
+async def test_stop__is_told_to_a_writer_once(facade: Facade) -> None:
+    converse = await facade(change_streams=False, poll_interval=0.01, check_interval=0.01)
+    message = await start(converse)
+    store = message.store()
+    await store.leases.acquire(message._own_key())
+    told: list[Any] = []
+    unlisten = store.signals.listen(message.id, message.conversation_id, told.append)
+    await message.request_stop("enough")
+    await until(lambda: bool(told))
+    checks = converse.statistics().checks
+    await until(lambda: converse.statistics().checks > checks + 3)
+    unlisten()
+    assert told == [None]

@@ -32,7 +32,7 @@ from tests.model.server import (
     no_answer,
 )
 
-__all__ = ["Process", "Simulation"]
+__all__ = ["Process", "Simulation", "pause"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,15 @@ RECENT_CHUNKS = 4
 CALLS_AT_MOST = 200
 """No operation needs more calls when nothing gets in its way."""
 
+PAUSE = "pause"
+
 _current: ContextVar[Operation] = ContextVar("operation")
+_simulation: ContextVar["Simulation"] = ContextVar("simulation")
+
+
+async def pause(seconds: float) -> None:
+    """Waits until the simulation lets so much time pass; what others do comes before."""
+    await _simulation.get().pause(seconds)
 
 
 class Process:
@@ -162,6 +170,7 @@ class Simulation:
 
         async def run() -> None:
             _current.set(operation)
+            _simulation.set(self)
             try:
                 operation.outcome = await work(operation)
             except Exception as error:  # noqa: BLE001 - it is judged
@@ -189,6 +198,10 @@ class Simulation:
         operation.request = request
         return request.answer
 
+    def pause(self, seconds: float) -> asyncio.Future[Any]:
+        """What an operation waits for that lets time pass."""
+        return self._sent(Request(PAUSE, lambda: CLOCK.advance(seconds)))
+
     def _spin(self) -> None:
         """Lets all tasks run until each of them waits for an answer or is done."""
         loop: Any = self.loop
@@ -208,6 +221,8 @@ class Simulation:
         request, operation.request = operation.request, None
         assert request is not None
         assert request.answer is not None
+        if request.name == PAUSE:
+            fate = Fate.DONE
         if fate is Fate.DONE and self.server.isolated and request.writes and request.majority:
             fate = Fate.ANSWER_LOST  # there is no majority to wait for
         if fate is Fate.DONE:

@@ -9,6 +9,7 @@ from converse_mongo import _retry, _updates
 from converse_mongo._validation import CHUNK_OVERHEAD
 from converse_mongo.store import appends, ends, leases, pages, recovery
 from tests.model.server import CLOCK
+from tests.model.simulation import pause
 
 PAGE_CHUNKS = 3
 MAX_LIVE_BYTES = 6 * (CHUNK_OVERHEAD + 12)
@@ -30,4 +31,6 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "time", SimpleNamespace(monotonic=CLOCK.monotonic))
     monkeypatch.setattr(mongomock, "utcnow", CLOCK.read_naive)
     monkeypatch.setattr(appends, "back_off", no_wait)
+    monkeypatch.setattr(ends, "back_off", no_wait)
+    monkeypatch.setattr(recovery, "pause", pause)
     monkeypatch.setattr(_retry, "wait_before_retry", wait_none())
