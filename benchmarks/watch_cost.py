@@ -44,7 +44,7 @@ class Received(monitoring.CommandListener):
     """Counts the change events that a client receives, and keeps its queries with the replies."""
 
     def __init__(self) -> None:
-        self.events = self.bytes = 0
+        self.events = self.bytes = self.appends = self.append_bytes = 0
         self.queries: list[tuple[dict[str, Any], int]] = []
         self._sent: dict[int, dict[str, Any]] = {}
 
@@ -58,13 +58,22 @@ class Received(monitoring.CommandListener):
         cursor = event.reply.get("cursor", {})
         batch = cursor.get("nextBatch", cursor.get("firstBatch", []))
         if "postBatchResumeToken" in cursor:
-            self.events += len(batch)
-            self.bytes += sum(len(bson.encode(each)) for each in batch)
+            self._take(batch)
         elif (sent := self._sent.pop(event.request_id, None)) is not None:
             self.queries.append((sent, len(batch)))
         elif event.command_name == "getMore" and self.queries:
             query, count = self.queries[-1]
             self.queries[-1] = query, count + len(batch)
+
+    def _take(self, changes: list[dict[str, Any]]) -> None:
+        for change in changes:
+            size = len(bson.encode(change))
+            self.events += 1
+            self.bytes += size
+            updated = change.get("updateDescription", {}).get("updatedFields", {})
+            if "next_sequence" in updated:
+                self.appends += 1
+                self.append_bytes += size
 
     def failed(self, event: monitoring.CommandFailedEvent) -> None:
         """Forgets it."""
@@ -90,7 +99,7 @@ def _told_before(messages: str, conversations: str) -> list[dict[str, Any]]:
 
 async def _events(setting: Setting) -> list[Figure]:
     setting.note(f"{MESSAGES:,} messages, streamed beside a process that only writes")
-    now, before = Received(), Received()
+    now, before, watched = Received(), Received(), Received()
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(setting.database())
         uri = setting.server.uri
@@ -100,14 +109,17 @@ async def _events(setting: Setting) -> list[Figure]:
             return await stack.enter_async_context(Converse(uri, database, client_options=options))
 
         streaming, writing, former = await facade(), await facade(now), await facade(before)
+        viewing = await facade(watched)
         own = await (await writing.start_conversation()).start_streaming_assistant()
         await stack.enter_async_context(own.writer())
+        await stack.enter_async_context(viewing.watch_message(own.id))
         names = streaming.message_model.Settings.name, streaming.conversation_model.Settings.name
         messages = former.message_model.store().messages
         feed = await open_change_feed(messages.database, _told_before(*names))
         stack.push_async_callback(feed.aclose)
-        while not writing.statistics().streams_opened:  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.01)
+        for each in (writing, viewing):
+            while not each.statistics().streams_opened:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
         conversation = await streaming.start_conversation()
         for _ in range(MESSAGES):
             message = await conversation.start_streaming_assistant()
@@ -117,12 +129,24 @@ async def _events(setting: Setting) -> list[Figure]:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while now.events < MESSAGES or before.events < MESSAGES * (APPENDS + 3):
                 await feed.next_batch()
+            while watched.appends < MESSAGES * APPENDS:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
     what = f"a process that only writes, {MESSAGES:,} messages of {APPENDS} appends elsewhere"
+    watching = f"a process that watches, {what.partition(', ')[2]}"
+    size = len(TEXT)
     return [
-        compare(name, unit, {what: [after], "before": [earlier]}, of=what, against="before")
-        for name, unit, after, earlier in (
-            ("change events", "events", now.events, before.events),
-            ("bytes of them", "bytes", now.bytes, before.bytes),
+        compare(name, unit, {of: [after], "before": [earlier]}, of=of, against="before")
+        for of, name, unit, after, earlier in (
+            (what, "change events", "events", now.events, before.events),
+            (what, "bytes of them", "bytes", now.bytes, before.bytes),
+            (watching, "bytes of all change events", "bytes", watched.bytes, before.bytes),
+            (
+                watching,
+                "bytes of an append's event beside its text",
+                "bytes",
+                watched.append_bytes / watched.appends - size,
+                before.append_bytes / before.appends - size,
+            ),
         )
     ]
 

@@ -18,6 +18,7 @@ from converse_mongo import (
     StreamStoppedError,
     WriterFencedError,
     _driver,
+    _reader,
     hub,
 )
 from tests.conftest import Commands, Facade
@@ -323,7 +324,9 @@ async def test_late_stream__behind_a_mongos_is_made_good_for_what_streams(
         if what == "message":
             return
         # Where nothing streams there is nothing to ask for.
-        await asyncio.sleep(0.1)
+        [topic] = viewer._open_parts.hub._watched.conversations.values()
+        await until(lambda: not (topic.open or topic.stale or topic._reading.locked()))
+        await asyncio.sleep(0.2)  # a look that had begun is over
         commands.sent.clear()
         await asyncio.sleep(0.3)
         assert not commands.named("find")
@@ -388,3 +391,67 @@ async def test_checks__stay_rare_while_the_stream_tells_all(facade: Facade) -> N
                 await anext(events)
         await until(lambda: len(judged) > 2)
     assert sum(judged) <= len(judged) / 2, judged
+
+
+# When it is lost
+
+
+async def test_lost_stream__is_opened_again_by_each_process_at_a_time_of_its_own(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds: list[tuple[float, float]] = []
+
+    def uniform(shortest: float, longest: float) -> float:
+        bounds.append((shortest, longest))
+        return shortest
+
+    viewer = await facade(**NEVER)
+    silent = SilentFeed()
+    feeds(viewer, (None, silent), (None, None))
+    async with viewer.watch_message((await start(viewer)).id):
+        await opened(viewer)
+        monkeypatch.setattr("converse_mongo.hub.random.uniform", uniform)
+        silent.lost.set()
+        await opened(viewer, 2)
+    # The comparison that follows at once, too.
+    assert (0.0, hub.REOPENING_SECONDS) in bounds
+    assert (0, hub.REOPENING_SECONDS / 4) in bounds
+
+
+async def test_lost_stream__has_few_topics_read_at_once(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer = await facade(**NEVER)
+    conversation = await viewer.start_conversation()
+    count, room = 40, _reader.READS_AT_ONCE
+    messages = await asyncio.gather(
+        *[conversation.start_streaming_assistant() for _ in range(count)]
+    )
+    the_hub = viewer._open_parts.hub
+    reader, gate, reading = the_hub._watched._reader, asyncio.Event(), 0
+    real = reader.read
+
+    async def read(*arguments: Any, **options: Any) -> Any:
+        nonlocal reading
+        reading += 1
+        await gate.wait()
+        return await real(*arguments, **options)
+
+    watching = [asyncio.create_task(collect(viewer, message)) for message in messages]
+    topics = the_hub._watched.messages
+    await opened(viewer)
+    await until(
+        lambda: (
+            len(topics) == count
+            and all(topic.ready and not topic.stale for topic in topics.values())
+        )
+    )
+    monkeypatch.setattr(reader, "read", read)
+    the_hub._watched.mark_all_stale()
+    await until(lambda: reading == room)
+    await asyncio.sleep(0.05)
+    assert reading == room
+    gate.set()
+    await asyncio.gather(*[message.complete_streaming() for message in messages])
+    async with asyncio.timeout(SOON):
+        await asyncio.gather(*watching)
