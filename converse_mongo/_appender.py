@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from bson import ObjectId
@@ -33,6 +34,8 @@ HEARTBEATS_PER_LEASE = 3
 
 TURNS = 3
 """How often the event loop must have turned to count as free."""
+LOOK_SECONDS = 0.1
+"""For how long a loop that turned counts as free; longer than the usual ``flush_interval``."""
 CATCH_UP_SECONDS = 0.05
 """How long a call of ``write`` waits for what is due, in a loop that is not free otherwise."""
 
@@ -67,13 +70,21 @@ class WriterTarget:
 
 
 class Turns:
-    """Tells whether the event loop was free: whether it turned since it was last asked to.
+    """Tells whether the event loop is free: whether it turns other than in a call of ``write``.
 
     It does not where whoever writes never awaits anything else, as a synchronous SDK does not.
+
+    Attributes:
+        look_at: When to ask, by the monotonic clock; the loop has turned a moment before.
     """
 
     def __init__(self) -> None:
+        self.look_at = 0.0
         self._left = 0
+
+    def note(self) -> None:
+        """Takes note that the loop turns right now."""
+        self.look_at = monotonic() + LOOK_SECONDS
 
     @property
     def passed(self) -> bool:
@@ -81,18 +92,16 @@ class Turns:
         return not self._left
 
     def watch(self) -> None:
-        """Begins to count, if it does not count already."""
+        """Begins to count turns, if it does not count already."""
+        self.note()
         if not self._left:
             self._left = TURNS
-            self._go_on()
-
-    def _go_on(self) -> None:
-        asyncio.get_running_loop().call_soon(self._count)
+            asyncio.get_running_loop().call_soon(self._count)
 
     def _count(self) -> None:
         self._left -= 1
         if self._left:
-            self._go_on()
+            asyncio.get_running_loop().call_soon(self._count)
 
 
 class Appender:
@@ -100,6 +109,7 @@ class Appender:
 
     Attributes:
         buffer: Where the tokens gather.
+        turns: Whether the event loop is free.
         stop: Set once somebody has asked for a stop.
         failure: Set once it cannot go on; what the buffer held is in it.
         chunks: How many chunks it has stored.
@@ -131,6 +141,7 @@ class Appender:
         self._tried = False
         self._task: Persistent | None = None
         self._given_up: ConverseError | None = None
+        self.turns = Turns()
         self.buffer = TokenBuffer(max_buffered, self._wake.set, merges=merges)
         self.stop: StreamStoppedError | None = None
         self.failure: ConverseError | None = None
@@ -234,6 +245,7 @@ class Appender:
             self._wake.clear()
             if self._given_up is not None:
                 raise self._given_up
+            self.turns.note()
             if self._draining:
                 buffer.end_half()
                 if not buffer:

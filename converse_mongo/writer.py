@@ -14,7 +14,7 @@ from bson import ObjectId
 from bson.errors import BSONError
 from pymongo.errors import OperationFailure, PyMongoError
 
-from converse_mongo._appender import Appender, Turns, WriterTarget
+from converse_mongo._appender import Appender, WriterTarget
 from converse_mongo._metadata import is_addressable, keep_storable, storable
 from converse_mongo._persistence import Persistent
 from converse_mongo._state import LeaseState, MessageState
@@ -44,9 +44,6 @@ MAX_ERROR_LENGTH = 10_000
 
 _REFUSALS = (InvalidMetadataError, MessageTooLargeError, OperationFailure, BSONError)
 """What may be due to the metadata of an end."""
-
-LOOK_SECONDS = 0.05
-"""How often a call of ``write`` looks whether the event loop is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +140,7 @@ class MessageWriter:
             refused=self._refuse,
         )
         self._buffer = self._appender.buffer
-        self._turns = Turns()
-        self._look_at = 0.0
+        self._turns = self._appender.turns
         self._lease = LeaseState()
         self._end_id = ObjectId()
         self._refusal: ConverseError | None = WriterError(
@@ -185,7 +181,7 @@ class MessageWriter:
         """
         if self._refusal is not None:
             raise self._refusal
-        if monotonic() >= self._look_at:
+        if monotonic() >= self._turns.look_at:
             await self._let_others_run()
         buffer = self._buffer
         if metadata is None and isinstance(token, str) and buffer.extend(token):
@@ -204,7 +200,6 @@ class MessageWriter:
             await self._appender.catch_up()
             self._check()
         self._turns.watch()
-        self._look_at = monotonic() + LOOK_SECONDS
 
     def _check(self) -> None:
         if self._refusal is not None:
