@@ -1,5 +1,7 @@
 """Listings: the conversations of an owner, and the messages of a conversation."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Generator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -14,6 +16,7 @@ from pymongo import ASCENDING, DESCENDING
 
 from converse_mongo._cursors import ConversationCursor
 from converse_mongo._driver import Collection
+from converse_mongo._reader import Reader
 from converse_mongo._state import MessageState
 from converse_mongo._validation import MAX_CONTENT_BYTES, check_content
 from converse_mongo.chunks import ChunkLog
@@ -34,6 +37,9 @@ __all__ = [
 
 MESSAGES_PER_READ = 100
 CONVERSATIONS_PER_READ = 100
+MAJORITY_SECONDS = 5.0
+"""How long a history waits for the majority to have what is stored; then it shows what there is."""
+MAJORITY_PAUSE_SECONDS = 0.02
 
 C = TypeVar("C", bound=Document)
 
@@ -255,10 +261,45 @@ async def read_history(
 ) -> History:
     """The ``limit`` messages before a position; ``None`` for the newest.
 
+    It shows what watchers see, so that its cursor is not ahead of them. What is stored when it is
+    called is part of it: a write that was acknowledged before a majority had it, as with the write
+    concern w:1, is waited for.
+
     Raises:
         StoreUnavailableError: MongoDB gave no answer.
     """
-    source = model.store().committed  # as watchers see it: a cursor must not be ahead of them
+    store, stored = model.store(), None
+    if before is None and store.committed is not store.messages:
+        stored = await store.call(
+            _stored_cursor, store.reader, conversation_id, what=f"read {conversation_id}"
+        )
+    until = time.monotonic() + MAJORITY_SECONDS
+    while True:
+        history = await _read_committed(model, conversation_id, limit, before)
+        if stored is None or history.cursor is None or time.monotonic() > until:
+            return history
+        if ConversationCursor.parse(history.cursor, conversation_id).covers(stored):
+            return history
+        await asyncio.sleep(MAJORITY_PAUSE_SECONDS)
+
+
+async def _stored_cursor(reader: Reader, conversation_id: ObjectId) -> ConversationCursor:
+    """Behind all that the primary has of a conversation."""
+    last = await reader.messages.find_one(
+        {"conversation_id": conversation_id},
+        {"_id": 0, "position": 1},
+        sort=[("position", DESCENDING)],
+    )
+    end = last["position"] + 1 if last else 0
+    streaming = await reader.streaming(conversation_id, end)
+    opened = {position: sequence for position, (_, sequence) in streaming.items()}
+    return ConversationCursor(conversation_id, end, opened)
+
+
+async def _read_committed(
+    model: type[Message], conversation_id: ObjectId, limit: int, before: int | None
+) -> History:
+    source = model.store().committed
     newest = Range(stop=before, limit=limit + 1, newest_first=True)
     messages = await MessageList(model, source, conversation_id, newest)
     more, messages = len(messages) > limit, messages[:limit][::-1]

@@ -215,7 +215,8 @@ def check_default_concern(concern: Mapping[str, Any], whose: str) -> Finding:
         Level.WARN,
         "write concern",
         text,
-        "Add w=majority to the URI: else a failover can undo acknowledged text",
+        "Add w=majority to the URI: with w=1 a failover can undo acknowledged text. All other "
+        "guarantees hold",
     )
 
 
