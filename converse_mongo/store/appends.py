@@ -1,5 +1,6 @@
 """Appends: chunks in at the end of a streaming message."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -56,9 +57,21 @@ class _Append:
         claim: What a writer insists on.
         text_size: The size of all text, in bytes of UTF-8.
         size: What the chunks take in a document, in bytes.
+        first: The sequence that its first chunk is thought to get.
+        earliest: The sequence before which it cannot have been stored.
     """
 
-    __slots__ = ("append_id", "claim", "created_at", "key", "pieces", "size", "text_size")
+    __slots__ = (
+        "append_id",
+        "claim",
+        "created_at",
+        "earliest",
+        "first",
+        "key",
+        "pieces",
+        "size",
+        "text_size",
+    )
 
     def __init__(
         self,
@@ -72,6 +85,8 @@ class _Append:
         self.append_id = append_id
         self.claim = claim
         self.created_at = now()
+        self.first: int | None = None
+        self.earliest: int | None = None
         self.text_size = sum([piece.text_size for piece in pieces])
         self.size = sum([stored_size(piece.text_size, piece.metadata) for piece in pieces])
 
@@ -125,18 +140,15 @@ class Appends:
                 f"Chunks of {wanted.size} bytes are over the limit of {MAX_LIVE_BYTES} bytes for "
                 "one atomic write: split them. Nothing was written."
             )
-        async with lane.lock:
-            # What may be stored already is looked for first, by a try that cannot match.
-            first = -1 if append_id is not None and again else lane.next_sequence
-            try:
-                chunks = await self._append(lane, wanted, first)
-            except StoreUnavailableError as error:
-                error.append_id = wanted.append_id
-                raise
-            lane.next_sequence = chunks[-1].sequence + 1
-            lane.live_bytes += wanted.size
-            if self._pages.is_full(lane):
-                await self._pages.seal_if_possible(lane, key)
+        # What may be stored already is looked for first, by a try that cannot match.
+        wanted.first = -1 if append_id is not None and again else None
+        try:
+            chunks = await self._append_once_there_is_room(lane, wanted)
+        except StoreUnavailableError as error:
+            error.append_id = wanted.append_id
+            raise
+        if self._pages.is_full(lane):
+            await self._pages.seal_if_possible(lane, key)
         handlers = self._calls.handlers
         if handlers.wants(ChunkReceived):
             for chunk in chunks:
@@ -147,24 +159,55 @@ class Appends:
                 )
         return chunks
 
-    async def _append(self, lane: Lane, wanted: "_Append", first: int) -> list[MessageChunk]:
-        earliest = first
+    async def _append_once_there_is_room(self, lane: Lane, wanted: "_Append") -> list[MessageChunk]:
+        deadline: float | None = None
+        for attempt in count(1):
+            async with lane.lock:
+                chunks = await self._append(lane, wanted)
+                if chunks is not None:
+                    lane.next_sequence = chunks[-1].sequence + 1
+                    lane.live_bytes += wanted.size
+                    return chunks
+            # Not under the lock: nobody else, such as who ends the message, is to wait for this.
+            seconds = self._calls.options.retry_timeout
+            if deadline is None:
+                deadline = time.monotonic() + seconds
+            elif time.monotonic() >= deadline:
+                message_id, append_id = wanted.key["_id"], wanted.append_id
+                raise StoreUnavailableError(
+                    f"Could not append to message {message_id}: it embeds as much as it may, and "
+                    f"for {seconds:g} seconds no chunks of it could be moved to a page, as when a "
+                    "majority of the replica set is behind. Nothing of this append was stored. Try "
+                    f"it again with append_id=ObjectId('{append_id}').",
+                    append_id,
+                )
+            if await self._pages.seal_if_possible(lane, wanted.key):
+                deadline = None
+            else:
+                await back_off(attempt)
+        raise AssertionError("unreachable")
+
+    async def _append(self, lane: Lane, wanted: "_Append") -> list[MessageChunk] | None:
+        """Appends; ``None`` if the message embeds so much that there is no room."""
+        if wanted.first is None:
+            wanted.first = lane.next_sequence
+        if wanted.earliest is None:
+            wanted.earliest = wanted.first
         for attempt in count():
-            chunks = wanted.number(first)
+            chunks = wanted.number(wanted.first)
             if await self._try(wanted, chunks):
                 return chunks
-            found = await self._explain_miss(wanted, earliest)
+            found = await self._explain_miss(wanted, wanted.earliest)
             if "stored_at" in found:
                 # An earlier try was stored after all. The try that missed was a write under the
                 # same write concern, and MongoDB confirms a write that changed nothing only once
                 # what it saw is confirmed, so this append is acknowledged too.
                 return await self._read_back(wanted.key, found["stored_at"], wanted.pieces)
-            if found.get("chunk_bytes", 0) + wanted.size > MAX_LIVE_BYTES:
-                # Somebody died before a page was moved out of the way.
-                await self._pages.seal(lane, wanted.key)
             # Another writer was first: go behind it. Each miss is another's success.
-            first = found["next_sequence"]
-            earliest = min(earliest, first)
+            wanted.first = found["next_sequence"]
+            wanted.earliest = min(wanted.earliest, wanted.first)
+            if found.get("chunk_bytes", 0) + wanted.size > MAX_LIVE_BYTES:
+                return None  # somebody died before a page was moved out of the way, or it cannot be
             if attempt:
                 await back_off(attempt)
         raise AssertionError("unreachable")

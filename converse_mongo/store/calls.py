@@ -1,6 +1,7 @@
 """What all writes share: the collections, retries, and queues of the writers of one thing."""
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -56,9 +57,21 @@ class Lane:
         next_sequence: The sequence that the message is thought to expect.
         page_start: The sequence of the first chunk that it is thought to embed.
         live_bytes: What its embedded chunks are thought to take.
+        sealing: Whether somebody moves its chunks to a page right now.
+        failed_seals: How often in a row that had no effect.
+        next_seal: When to try it again, by the clock of this process.
     """
 
-    __slots__ = ("__weakref__", "live_bytes", "lock", "next_sequence", "page_start")
+    __slots__ = (
+        "__weakref__",
+        "failed_seals",
+        "live_bytes",
+        "lock",
+        "next_seal",
+        "next_sequence",
+        "page_start",
+        "sealing",
+    )
 
     def __deepcopy__(self, memo: object) -> "Lane":
         return self  # a copy of a message is written in the same queue
@@ -68,6 +81,9 @@ class Lane:
         self.next_sequence = 0
         self.page_start = 0
         self.live_bytes = 0
+        self.sealing = False
+        self.failed_seals = 0
+        self.next_seal = 0.0
 
     def learn(self, next_sequence: int, page_start: int, live_bytes: int) -> None:
         """Takes over what a copy of the message knows, where that is more."""
@@ -139,10 +155,11 @@ class Calls:
         append_id: ObjectId | None = None,
         on_retry: Callable[[], None] | None = None,
         bounded: bool = False,
+        at_most: float = math.inf,
     ) -> T:
         """Awaits a call that is safe to repeat, for ``retry_timeout`` seconds if need be.
 
-        See ``_retry.call``.
+        See ``_retry.call``. It gives up after ``at_most`` seconds in any case.
 
         Raises:
             StoreUnavailableError: No answer for so long.
@@ -154,7 +171,7 @@ class Calls:
             function,
             *arguments,
             what=what,
-            timeout=self.options.retry_timeout,
+            timeout=min(self.options.retry_timeout, at_most),
             append_id=append_id,
             on_retry=on_retry,
             on_trouble=self.note_trouble,

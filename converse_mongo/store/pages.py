@@ -7,6 +7,7 @@ chunks in a failover could be trimmed by a page that still has them.
 """
 
 import logging
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -23,6 +24,10 @@ __all__ = ["Pages"]
 
 logger = logging.getLogger("converse_mongo")
 
+SEAL_SECONDS = 5.0
+"""How long each call may be tried while an append waits for it; less than a writer's lease."""
+_FIRST_DELAY_SECONDS, _DELAY_SECONDS = 0.05, 5.0
+
 
 class Pages:
     """Moves chunks out of messages that stream, and merges those of messages that ended."""
@@ -35,26 +40,50 @@ class Pages:
         """Whether a message is thought to embed as much as makes a page."""
         return lane.next_sequence - lane.page_start >= PAGE_CHUNKS or lane.live_bytes >= PAGE_BYTES
 
-    async def seal_if_possible(self, lane: Lane, key: Mapping[str, Any]) -> None:
-        """The same as :meth:`seal`, for who has something else to say than that it went wrong."""
+    async def seal_if_possible(self, lane: Lane, key: Mapping[str, Any]) -> bool:
+        """The same as :meth:`seal`, for who has something else to say than that it went wrong.
+
+        One at a time in a lane, and after one that had no effect not again for a while: the
+        majority may be behind for long. So do it without the lock of the lane.
+
+        Returns:
+            Whether the message embeds less now.
+        """
+        if lane.sealing or time.monotonic() < lane.next_seal:
+            return False
+        lane.sealing, sealed = True, False
         try:
-            await self.seal(lane, key)
+            sealed = await self.seal(lane, key)
         except (PyMongoError, ConverseError):
             logger.warning(
-                "Message %s could not move chunks to a page; the next append tries again",
+                "Message %s could not move chunks to a page; a later append tries again",
                 key["_id"],
                 exc_info=True,
             )
+        finally:
+            lane.sealing = False
+        if sealed:
+            lane.failed_seals, lane.next_seal = 0, 0.0
+        else:
+            if lane.failed_seals:  # one may fail by chance
+                delay = _FIRST_DELAY_SECONDS * 2 ** min(lane.failed_seals, 20)
+                lane.next_seal = time.monotonic() + min(delay, _DELAY_SECONDS)
+            lane.failed_seals += 1
+        return sealed
 
-    async def seal(self, lane: Lane, key: Mapping[str, Any]) -> None:
+    async def seal(self, lane: Lane, key: Mapping[str, Any]) -> bool:
         """Moves the embedded chunks of a message to a page, if they are as many as it takes.
 
         Safe to be done by several at once, and to be left undone at any step.
 
+        Returns:
+            Whether the message embeds less now. Nothing is moved of what a majority does not have.
+
         Raises:
-            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+            StoreUnavailableError: No answer for some seconds.
         """
-        message_id, call = key["_id"], partial(self._calls.call, bounded=True)
+        message_id = key["_id"]
+        call = partial(self._calls.call, bounded=True, at_most=SEAL_SECONDS)
         what = f"move chunks of message {message_id} to a page"
         messages, pages = await self._durable()
         found = await call(
@@ -64,12 +93,14 @@ class Pages:
             what=what,
         )
         if found is None:
-            return
+            return False
         chunks = found.get("chunks") or []
-        lane.page_start = first = found.get("page_start", 0)
-        lane.live_bytes = found.get("chunk_bytes", 0)
-        if not chunks or (len(chunks) < PAGE_CHUNKS and lane.live_bytes < PAGE_BYTES):
-            return
+        first, live_bytes = found.get("page_start", 0), found.get("chunk_bytes", 0)
+        if not chunks or (len(chunks) < PAGE_CHUNKS and live_bytes < PAGE_BYTES):
+            if first <= lane.page_start:
+                return False
+            lane.page_start, lane.live_bytes = first, live_bytes
+            return True  # by another process
         sequences = [chunk["sequence"] for chunk in chunks]
         if sequences != list(range(first, first + len(chunks))):
             raise WatchError(
@@ -84,7 +115,7 @@ class Pages:
             # An earlier try of ours, or another writer: what is stored counts.
             page = await call(pages.find_one, page_key, {"chunks": 0}, what=what)
             if page is None:
-                return  # not safe from a failover yet
+                return False  # not safe from a failover yet
         trimmed = await call(
             self._calls.messages.update_one,
             *_updates.trim(key, first, page["next_sequence"], page["chunk_bytes"]),
@@ -97,9 +128,10 @@ class Pages:
             )
             if left is None or left.get("compacted") or left.get("log_id") != key["log_id"]:
                 await call(pages.delete_many, page_key, what=what)
-            return
-        lane.page_start = page["next_sequence"]
-        lane.live_bytes -= page["chunk_bytes"]
+        if page["next_sequence"] > lane.page_start:
+            lane.page_start = page["next_sequence"]
+            lane.live_bytes = max(lane.live_bytes - page["chunk_bytes"], 0)
+        return True
 
     async def _durable(self) -> tuple[_driver.Collection, _driver.Collection]:
         """Messages and pages, read and written so that no failover takes anything back."""

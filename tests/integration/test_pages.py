@@ -18,11 +18,13 @@ from converse_mongo import (
     MessageChunkPage,
     MessageCompleted,
     MessageCreated,
+    MessageNotStreamingError,
     StoreUnavailableError,
 )
 from converse_mongo._validation import PAGE_BYTES, PAGE_CHUNKS
 from tests.conftest import Commands, Facade
 from tests.streams import (
+    SOON,
     assert_conversation_exact,
     assert_exact,
     collect,
@@ -634,3 +636,82 @@ async def test_iter_chunks__goes_on_where_pages_are_merged_in_between(facade: Fa
     assert not await pages_of(converse, message)
     seen += [chunk async for chunk in reading]
     assert [chunk.sequence for chunk in seen] == list(range(12 * PAGE_CHUNKS))
+
+
+class Behind:
+    """The messages as a majority has them that is behind: it has none yet."""
+
+    def __init__(self, converse: Converse) -> None:
+        self._paging = converse.message_model.store().paging
+        self._durable = self._paging._durable
+        self.reads = 0
+        self.behind = True
+        self._paging._durable = self.durable  # type: ignore[method-assign]
+
+    async def durable(self) -> Any:
+        messages, pages = await self._durable()
+        return (_Lagging(messages, self) if self.behind else messages), pages
+
+
+class _Lagging:
+    def __init__(self, messages: Any, majority: Behind) -> None:
+        self._messages, self._majority = messages, majority
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._messages, name)
+
+    async def find_one(self, *_: Any) -> None:
+        self._majority.reads += 1
+
+
+LARGE = ["x" * 1_000_000] * 4
+"""So much that no second append of it finds room in the message."""
+
+
+async def test_room__that_cannot_be_made_is_given_up(facade: Facade) -> None:
+    converse = await facade(retry_timeout=0.3)
+    message = await start(converse)
+    behind = Behind(converse)
+    await message.append_chunks(LARGE)
+    with pytest.raises(StoreUnavailableError, match="majority") as gave_up:
+        async with asyncio.timeout(SOON):
+            await message.append_chunks(LARGE[:3])
+    assert gave_up.value.append_id is not None
+    assert behind.reads < 10  # one that failed is not tried again at once
+    behind.behind = False
+    read = await converse.get_message(message.id)
+    for _ in range(2):
+        await read.append_chunks(LARGE[:3], append_id=gave_up.value.append_id)
+    assert (await converse.get_message(message.id)).next_sequence == 7
+
+
+async def test_room__is_waited_for_without_holding_others_up(facade: Facade) -> None:
+    converse = await facade()
+    message = await start(converse)
+    behind = Behind(converse)
+    await message.append_chunks(LARGE)
+    waiting = asyncio.create_task(message.append_chunks(LARGE[:3]))
+    async with asyncio.timeout(SOON):
+        while behind.reads < 2:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.005)
+        await message.append_chunk("small")
+        await message.complete_streaming()
+    with pytest.raises(MessageNotStreamingError):
+        async with asyncio.timeout(SOON):
+            await waiting
+    read = await converse.get_message(message.id)
+    assert (read.next_sequence, read.chunks[-1].content) == (5, "small")
+
+
+async def test_seal__that_failed_is_not_tried_again_by_each_append(facade: Facade) -> None:
+    converse = await facade()
+    message = await start(converse)
+    await fill(message, PAGE_CHUNKS - 1)
+    behind = Behind(converse)
+    for _ in range(20):
+        await message.append_chunk("x")
+    assert 1 <= behind.reads < 20
+    behind.behind = False
+    message.store().lane((message.id, message.log_id)).next_seal = 0.0
+    await message.append_chunk("x")
+    assert len(await pages_of(converse, message)) == 1

@@ -310,7 +310,8 @@ class Contract:
             broken("Who is refused is told why", operation, error, self.now)
 
     def _judge_trouble(self, operation: Operation) -> None:
-        if not operation.troubles:
+        # A majority that is behind keeps an append from making room.
+        if not operation.troubles and not self.server.lagging:
             broken("There is an answer where there is no trouble", operation)
 
     def leased(self, operation: Operation, outcome: Any) -> None:

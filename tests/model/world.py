@@ -28,7 +28,9 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MAX_LIVE_BYTES", MAX_LIVE_BYTES)
     for module in (appends, ends, recovery):
         monkeypatch.setattr(module, "now", CLOCK.read)
-    monkeypatch.setattr(leases, "time", SimpleNamespace(monotonic=CLOCK.monotonic))
+    for module in (appends, leases, pages):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=CLOCK.monotonic))
+    monkeypatch.setattr(pages, "_FIRST_DELAY_SECONDS", 0)
     monkeypatch.setattr(mongomock, "utcnow", CLOCK.read_naive)
     monkeypatch.setattr(appends, "back_off", no_wait)
     monkeypatch.setattr(ends, "back_off", no_wait)
