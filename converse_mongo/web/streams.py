@@ -83,7 +83,8 @@ class EventStream(EventSourceResponse):
 
         super().__init__(
             body(),
-            headers={"cache-control": "no-cache", **(headers or {})},
+            # A proxy that compresses would hold events back until its buffer is full.
+            headers={"cache-control": "no-cache, no-transform", **(headers or {})},
             ping=options.heartbeat,
             sep="\n",
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
