@@ -10,8 +10,9 @@ from enum import StrEnum
 from importlib.metadata import version
 from typing import Any
 
-from pymongo import IndexModel
+from pymongo import IndexModel, ReadPreference
 from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
 
 from converse_mongo import _driver
 from converse_mongo._changes import pipeline
@@ -286,7 +287,11 @@ async def _check_oplog(database: _driver.Database) -> AsyncIterator[Finding]:
     if "setName" not in hello:
         yield Finding(Level.OK, "oplog", "not to be seen from here: no member of a replica set")
         return
-    oplog = database.client.get_database("local").get_collection("oplog.rs")
+    # As it is on the primary, whatever the URI prefers to read from.
+    local = database.client.get_database(
+        "local", read_preference=ReadPreference.PRIMARY, read_concern=ReadConcern("local")
+    )
+    oplog = local.get_collection("oplog.rs")
     try:
         ends = [await oplog.find_one({}, {"ts": 1}, sort=[("$natural", way)]) for way in (1, -1)]
     except OperationFailure as error:
