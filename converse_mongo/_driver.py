@@ -10,6 +10,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any, TypeAlias, TypeVar, cast
@@ -166,7 +167,9 @@ async def close_client(client: Client) -> None:
     """Closes a client of either driver, within a few seconds also when the server hangs."""
     if isinstance(client, AsyncMongoClient):
         # Not cancelled when time is up: once the server is back, or gone, it frees the connections.
-        closing = asyncio.create_task(client.close(), name="converse_mongo-close-client")
+        closing = asyncio.create_task(
+            client.close(), name="converse_mongo-close-client", context=Context()
+        )
         _closing.add(closing)
         closing.add_done_callback(_closed)
         await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
@@ -493,11 +496,20 @@ _SESSION_CALLS = frozenset(
 
 
 async def start_transaction(database: Database) -> Any:
-    """A session of the database's client, with a transaction begun."""
+    """A session of the database's client, with a transaction begun.
+
+    A transaction would inherit what the client was given. MongoDB takes only the primary, and only
+    some read concerns; and it is a snapshot that the library reads in one.
+    """
     session = database.client.start_session()
     if inspect.isawaitable(session):  # Motor's
         session = await session
-    started = session.start_transaction()
+    concern = database.write_concern
+    started = session.start_transaction(
+        read_concern=ReadConcern("snapshot"),
+        write_concern=concern if concern.acknowledged else WriteConcern("majority"),
+        read_preference=ReadPreference.PRIMARY,
+    )
     if inspect.isawaitable(started):  # PyMongo's
         await started
     return session

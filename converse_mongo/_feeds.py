@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeAlias
 from bson import Timestamp
 from pymongo.errors import AutoReconnect, PyMongoError
 
+from converse_mongo._deadlines import fresh
+
 __all__ = ["CLOSE_SECONDS", "Change", "ChangeFeed", "TaskFeed", "ThreadFeed", "in_thread"]
 
 logger = logging.getLogger("converse_mongo")
@@ -19,6 +21,8 @@ Change: TypeAlias = Mapping[str, Any]
 
 MAX_AWAIT_SECONDS = 1.0
 """How long the server may hold an idle change stream's getMore; news end the wait at once."""
+ANSWER_SECONDS = 10.0
+"""How much longer a server may take that is frozen, or that a dead connection leads to."""
 CLOSE_SECONDS = 2.0
 """How long closing waits for a server that may hang."""
 _FEED_ROOM = 1000
@@ -82,14 +86,16 @@ class TaskFeed:
         self._stream: Any = None
 
     async def open(self) -> None:
-        self._stream = await self._database.watch(
-            self._pipeline,
-            max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000),
-            start_at_operation_time=self._start,
-        )
+        with fresh(ANSWER_SECONDS):
+            self._stream = await self._database.watch(
+                self._pipeline,
+                max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000),
+                start_at_operation_time=self._start,
+            )
 
     async def next_batch(self) -> Sequence[Change]:
-        change = await self._stream.try_next()
+        with fresh(MAX_AWAIT_SECONDS + ANSWER_SECONDS):
+            change = await self._stream.try_next()
         if change is None and not self._stream.alive:
             raise AutoReconnect(_ENDED)
         return () if change is None else (change,)
@@ -166,14 +172,16 @@ class ThreadFeed:
 
     def _run(self) -> None:
         try:
-            self._stream = self._database.watch(
-                self._pipeline,
-                max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000),
-                start_at_operation_time=self._start,
-            )
+            with fresh(ANSWER_SECONDS):
+                self._stream = self._database.watch(
+                    self._pipeline,
+                    max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000),
+                    start_at_operation_time=self._start,
+                )
             self._tell(self._finish_opening, None)
             while not self._closing and self._stream.alive:
-                change = self._stream.try_next()
+                with fresh(MAX_AWAIT_SECONDS + ANSWER_SECONDS):
+                    change = self._stream.try_next()
                 if change is not None:
                     self._put(change)
             self._error = AutoReconnect(_ENDED)

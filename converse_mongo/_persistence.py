@@ -6,6 +6,7 @@ message be ended, if the tasks that do so go on.
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any
 
 from converse_mongo.errors import ConverseClosedError
@@ -16,7 +17,9 @@ MAX_CANCELLATIONS = 100
 
 
 class Persistent:
-    """A task that goes on when it is cancelled.
+    """A task that goes on when it is cancelled, and that inherits no context of its caller.
+
+    What is stored must not depend on a deadline that somebody set for something else.
 
     Args:
         work: Makes the work, which must go on where it was when it is made again.
@@ -36,7 +39,7 @@ class Persistent:
         self._task = self._start()
 
     def _start(self) -> asyncio.Task[None]:
-        return asyncio.create_task(self._persist(), name=self._name)
+        return asyncio.create_task(self._persist(), name=self._name, context=Context())
 
     async def _persist(self) -> None:
         for _ in range(MAX_CANCELLATIONS):

@@ -1,20 +1,15 @@
 """Tries a call to MongoDB again while the trouble may pass."""
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from functools import partial
+from itertools import count
 from typing import Any, TypeVar
 
-import pymongo
 from bson import ObjectId
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    stop_after_delay,
-    wait_random_exponential,
-)
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
+from converse_mongo._deadlines import bounded, remaining
 from converse_mongo._driver import is_transient
 from converse_mongo.errors import StoreUnavailableError
 
@@ -25,6 +20,7 @@ logger = logging.getLogger("converse_mongo")
 T = TypeVar("T")
 
 TRY_SECONDS = 10.0
+"""How long the first try may take; each further one may take twice as long as the one before."""
 
 wait_before_retry = wait_random_exponential(multiplier=0.05, max=2.0)
 """Seconds before the next try: at random, up to a bound that doubles from 0.05 to 2."""
@@ -38,11 +34,13 @@ async def call(
     append_id: ObjectId | None = None,
     on_retry: Callable[[], None] | None = None,
     on_trouble: Callable[[], None] = lambda: None,
-    bounded: bool = False,
 ) -> T:
     """Awaits ``function(*arguments)``, again and again for ``timeout`` seconds if need be.
 
-    Only for calls that are safe to repeat. The first try costs nothing extra.
+    Only for calls that are safe to repeat. Each try ends after a while: a server that is frozen, or
+    a connection that went silent, would keep it for ever. A later try may take longer than the one
+    before, for a server that is merely slow. A deadline of the caller's, set by
+    ``pymongo.timeout()``, ends them all.
 
     Args:
         function: What to call.
@@ -52,37 +50,41 @@ async def call(
         append_id: For an error, the id of the append that it is.
         on_retry: Called before each further try.
         on_trouble: Called after each try that failed.
-        bounded: Whether each try, too, ends after a while: a connection that went silent, while the
-            server is well, answers for ever. It costs some time of each call.
 
     Raises:
         StoreUnavailableError: It still failed at the end; ``what`` says what could not be done.
     """
-    if bounded:
-        function = partial(_bounded, min(timeout, TRY_SECONDS), function)
+    shortest, began, tries = min(timeout, TRY_SECONDS), time.monotonic(), count(1)
     try:
-        return await function(*arguments)
+        return await bounded(shortest, function, *arguments)
     except Exception as error:
         if not is_transient(error):
             raise
         on_trouble()
         logger.warning("Could not %s (%s); trying again", what, error)
-    retrying = AsyncRetrying(
-        retry=retry_if_exception(is_transient),
-        wait=wait_before_retry,
-        stop=stop_after_delay(timeout),
-        retry_error_callback=_reraise,
-    )
 
     async def attempt() -> T:
         if on_retry is not None:
             on_retry()
+        longer = min(TRY_SECONDS * 2.0 ** next(tries), began + timeout - time.monotonic())
         try:
-            return await function(*arguments)
+            return await bounded(max(shortest, longer), function, *arguments)
         except Exception:
             on_trouble()
             raise
 
+    def is_over(state: RetryCallState) -> bool:
+        left = remaining()
+        return time.monotonic() >= began + timeout or (
+            left is not None and left <= state.upcoming_sleep
+        )
+
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(is_transient),
+        wait=wait_before_retry,
+        stop=is_over,
+        retry_error_callback=_reraise,
+    )
     try:
         # Not the function itself: tenacity awaits only what it knows for a coroutine function, and
         # Motor's methods are plain ones that return futures.
@@ -90,8 +92,13 @@ async def call(
     except Exception as error:
         if not is_transient(error):
             raise
+        limit = (
+            f"for {timeout:g} seconds"
+            if remaining() is None or time.monotonic() >= began + timeout
+            else "before the deadline that the caller set"
+        )
         raise StoreUnavailableError(
-            f"Could not {what}: MongoDB gave no answer for {timeout:g} seconds ({error}). "
+            f"Could not {what}: MongoDB gave no answer {limit} ({error}). "
             "What was acknowledged before is stored; of this call it is not known."
             + (
                 f" Try it again with append_id=ObjectId('{append_id}') to have it stored once."
@@ -100,12 +107,6 @@ async def call(
             ),
             append_id,
         ) from error
-
-
-async def _bounded(seconds: float, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-    # https://pymongo.readthedocs.io/en/stable/examples/timeouts.html; Motor's threads see it, too.
-    with pymongo.timeout(seconds):
-        return await function(*arguments)
 
 
 def _reraise(state: RetryCallState) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextvars import Context
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast
@@ -235,7 +236,9 @@ class Converse:
         models = [message, conversation, page]
         sweeping = (
             asyncio.create_task(
-                store.recovery.sweep(self._sweep_interval), name="converse_mongo-sweep"
+                store.recovery.sweep(self._sweep_interval),
+                name="converse_mongo-sweep",
+                context=Context(),
             )
             if self._sweep_interval is not None
             else None
@@ -272,7 +275,9 @@ class Converse:
         check_seconds(timeout, "timeout")
         parts, self._parts = self._parts, None
         if parts is not None:
-            self._closing = asyncio.create_task(parts.aclose(timeout), name="converse_mongo-close")
+            self._closing = asyncio.create_task(
+                parts.aclose(timeout), name="converse_mongo-close", context=Context()
+            )
         if self._closing is not None:
             # Who is cancelled while closing leaves no client open; who closes again waits for it.
             await asyncio.shield(self._closing)

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from converse_mongo import _changes
 from converse_mongo._changes import OwnerKey
 from converse_mongo._comparison import Comparison
 from converse_mongo._conversation_topic import ConversationTopic
+from converse_mongo._deadlines import bounded
 from converse_mongo._driver import (
     CLOSE_SECONDS,
     Change,
@@ -49,6 +51,9 @@ REOPENING_SECONDS = 1.0
 """The longest time until a lost change stream is opened again: not by all processes at once."""
 GRACE_SECONDS = 10.0
 """How long a change stream stays open, or tells all, after the last who wanted that."""
+CHECK_SECONDS = 20.0
+"""How long a comparison may take; after one that failed the next may take twice as long."""
+MAX_CHECK_SECONDS = 160.0
 
 T = TypeVar("T", bound=AnyTopic)
 
@@ -131,6 +136,7 @@ class Hub:
         self._soon: asyncio.TimerHandle | None = None
         self._check_now = asyncio.Event()
         self._live = False
+        self._limit = CHECK_SECONDS
         self._polls = open_feed is None
         self._refusal: tuple[type[Exception], Any] | None = None
         self._failures = self._losses = 0
@@ -227,7 +233,8 @@ class Hub:
         self._tasks.clear()
 
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name=f"converse_mongo-{name}")
+        # In a context of its own: who happens to watch first may have a deadline or a transaction.
+        task = asyncio.create_task(work, name=f"converse_mongo-{name}", context=Context())
         task.add_done_callback(self._ended)
         self._tasks.append(task)
 
@@ -252,9 +259,10 @@ class Hub:
             refused = opened = False
             try:
                 if demand is Demand.WATCHERS or self._open_writers_feed is None:
-                    demand, feed = Demand.WATCHERS, await self._open_feed()
+                    demand = Demand.WATCHERS
+                    feed = await bounded(CHECK_SECONDS, self._open_feed)
                 else:
-                    feed = await self._open_writers_feed()
+                    feed = await bounded(CHECK_SECONDS, self._open_writers_feed)
             except Exception as error:  # noqa: BLE001 - polling goes on, and it is tried again
                 self._losses = self._losses + 1 if _is_lasting(error) else 0
                 refused = refuses_change_streams(error) or self._losses > LOSSES_IN_A_ROW
@@ -406,10 +414,13 @@ class Hub:
         try:
             try:
                 comparison = self._comparison
-                went_on = await (comparison.run() if all_topics else comparison.run_live())
+                compare = comparison.run if all_topics else comparison.run_live
+                went_on = await bounded(self._limit, compare)
+                self._limit = CHECK_SECONDS
             finally:
                 self._checks += all_topics
         except (PyMongoError, StoreUnavailableError) as error:
+            self._limit = min(self._limit * 2, MAX_CHECK_SECONDS)
             log = logger.debug if is_transient(error) else logger.warning
             log("Could not compare the watched messages with the database: %s", error)
             return False

@@ -12,6 +12,7 @@ from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from converse_mongo._cursors import NOW
+from converse_mongo._deadlines import bounded
 from converse_mongo._doubts import OutdatedReadError
 from converse_mongo._driver import is_transient
 from converse_mongo._fanout import Window
@@ -30,6 +31,9 @@ T = TypeVar("T")
 FIRST_RETRY_SECONDS = 0.02
 MAX_RETRY_SECONDS = 2.0
 MAX_OUTDATED_SECONDS = 0.3
+READ_SECONDS = 10.0
+"""How long a read may take; one that failed may take twice as long the next time."""
+MAX_READ_SECONDS = 80.0
 _BEHIND = -1
 
 
@@ -265,12 +269,16 @@ class Watcher(Generic[E]):
 
 
 async def patiently(topic: Watched, read: Callable[[], Awaitable[T]]) -> T:
-    """Awaits ``read()`` again and again while MongoDB is not to be reached."""
-    wait = FIRST_RETRY_SECONDS
+    """Awaits ``read()`` again and again while MongoDB is not to be reached.
+
+    A deadline of the caller's, set by ``pymongo.timeout()``, does not count: watching has no end,
+    and others may wait for what is read.
+    """
+    wait, limit = FIRST_RETRY_SECONDS, READ_SECONDS
     before = _cancellations()
     while True:
         try:
-            found = await read()
+            found = await bounded(limit, read, own=True)
             if _cancellations() > before:
                 # On Python 3.11, asyncio.wait_for, which PyMongo uses, may swallow a cancellation.
                 raise asyncio.CancelledError
@@ -281,7 +289,7 @@ async def patiently(topic: Watched, read: Callable[[], Awaitable[T]]) -> T:
             if not is_transient(error):
                 raise
             logger.warning("Could not read what is watched (%s); trying again", error)
-            longest = MAX_RETRY_SECONDS
+            longest, limit = MAX_RETRY_SECONDS, min(limit * 2, MAX_READ_SECONDS)
         except OutdatedReadError:
             logger.debug("What was read is older than what is known; reading again")
             longest = MAX_OUTDATED_SECONDS

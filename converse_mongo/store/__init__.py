@@ -8,6 +8,21 @@ again for ``retry_timeout`` seconds.
 from converse_mongo.store.calls import Calls, Lane, Options
 from converse_mongo.store.ends import EndedMessage
 from converse_mongo.store.store import Store
-from converse_mongo.store.transaction import Transaction, store_now
+from converse_mongo.store.transaction import (
+    Transaction,
+    context_apart,
+    open_transaction,
+    store_now,
+)
 
-__all__ = ["Calls", "EndedMessage", "Lane", "Options", "Store", "Transaction", "store_now"]
+__all__ = [
+    "Calls",
+    "EndedMessage",
+    "Lane",
+    "Options",
+    "Store",
+    "Transaction",
+    "context_apart",
+    "open_transaction",
+    "store_now",
+]

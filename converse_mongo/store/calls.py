@@ -154,7 +154,7 @@ class Calls:
         what: str,
         append_id: ObjectId | None = None,
         on_retry: Callable[[], None] | None = None,
-        bounded: bool = False,
+        bounded: bool = False,  # noqa: ARG002
         at_most: float = math.inf,
     ) -> T:
         """Awaits a call that is safe to repeat, for ``retry_timeout`` seconds if need be.
@@ -175,7 +175,6 @@ class Calls:
             append_id=append_id,
             on_retry=on_retry,
             on_trouble=self.note_trouble,
-            bounded=bounded,
         )
 
     def note_trouble(self) -> None:

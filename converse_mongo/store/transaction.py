@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo import _driver, _retry
+from converse_mongo import _deadlines, _driver, _retry
 from converse_mongo._handlers import Handlers
 from converse_mongo.errors import (
     InvalidInputError,
@@ -20,7 +20,7 @@ from converse_mongo.errors import (
 from converse_mongo.events import Event
 from converse_mongo.store.store import Store
 
-__all__ = ["Transaction", "store_now"]
+__all__ = ["Transaction", "context_apart", "open_transaction", "store_now"]
 
 T = TypeVar("T")
 
@@ -57,6 +57,8 @@ class Transaction:
         self.parent = store
         self.store: Store | None = None
         self._session: Any = None
+        self._left = asyncio.Event()
+        self._stored = False
 
     async def __aenter__(self) -> Self:
         if _current.get() is not None and _current.get().is_open:  # type: ignore[union-attr]
@@ -86,11 +88,16 @@ class Transaction:
             _current.reset(self._token)
         try:
             if exc is None:
+                self._stored = True  # as long as nobody says otherwise
                 await self._commit()
             else:
                 # An abort that fails is done by the server, once the transaction is too old.
                 await _quietly(self._session.abort_transaction)
+        except (TransactionAbortedError, PyMongoError):
+            self._stored = False
+            raise
         finally:
+            self._left.set()
             await _quietly(self._session.end_session)
         if exc is None and isinstance(store, _SessionStore):
             for event in store.events:
@@ -105,6 +112,11 @@ class Transaction:
     def is_open(self) -> bool:
         """Whether writes still belong to it."""
         return self.store is not None
+
+    async def outcome(self) -> bool:
+        """Waits until the block is left; whether it was stored, as far as that is known."""
+        await self._left.wait()
+        return self._stored
 
     async def _commit(self) -> None:
         try:
@@ -151,10 +163,11 @@ class _SessionStore(Store):
     ) -> T:
         if _inside.get() is self:  # a hook of a document that is being written
             return await function(*arguments)
+        limit = self.options.retry_timeout
         async with self._turn:
             inside = _inside.set(self)
             try:
-                return await function(*arguments)
+                return await _deadlines.bounded(limit, function, *arguments)
             except PyMongoError as error:
                 if _driver.is_aborted(error) or _driver.is_transient(error):
                     raise TransactionAbortedError(
@@ -189,6 +202,29 @@ def store_now(store: Store) -> Store:
     return transaction.store
 
 
+def open_transaction(store: Store) -> Transaction | None:
+    """The transaction that ``store`` belongs to, if it is one of :func:`store_now` in a block."""
+    transaction = _current.get()
+    return transaction if transaction is not None and transaction.store is store else None
+
+
+def context_apart() -> Context:
+    """A copy of the current context for work that outlives its caller.
+
+    It keeps all that the application put there, such as a trace, but neither a transaction nor a
+    deadline of ``pymongo.timeout()``.
+    """
+
+    def forget_caller() -> None:
+        _current.set(None)
+        _inside.set(None)
+        _deadlines.forget()
+
+    context = copy_context()
+    context.run(forget_caller)
+    return context
+
+
 async def _quietly(call: Callable[[], Awaitable[Any]]) -> None:
     with contextlib.suppress(PyMongoError):
-        await call()
+        await _deadlines.bounded(_driver.CLOSE_SECONDS, call, own=True)

@@ -22,6 +22,7 @@ from converse_mongo.errors import (
     WriterFencedError,
 )
 from converse_mongo.messages import Message
+from converse_mongo.store import Transaction, context_apart, open_transaction
 from converse_mongo.web.errors import BusyError
 
 __all__ = ["Generations", "Respond"]
@@ -96,6 +97,10 @@ class Generations:
     ) -> Message:
         """Creates a message and has it written; what has begun is not ended with its request.
 
+        Within ``converse.transaction()`` the message belongs to the transaction, and is written
+        once that is committed. ``respond`` runs in the context of the caller, without its
+        transaction and without a deadline of ``pymongo.timeout()``.
+
         Args:
             conversation: The conversation.
             create: Starts the message, or finds it.
@@ -130,12 +135,19 @@ class Generations:
         if not message.is_streaming or key in self._running:
             return
         task = asyncio.create_task(
-            self._write(conversation, message), name=f"converse_mongo-generation-{message.id}"
+            self._write(conversation, message, open_transaction(message.store())),
+            name=f"converse_mongo-generation-{message.id}",
+            # It outlives the request that asked for it, and the deadline of that.
+            context=context_apart(),
         )
         self._running[key] = task
         task.add_done_callback(lambda _: self._running.pop(key, None))
 
-    async def _write(self, conversation: Conversation, message: Message) -> None:
+    async def _write(
+        self, conversation: Conversation, message: Message, transaction: Transaction | None
+    ) -> None:
+        if transaction is not None and not await transaction.outcome():
+            return  # the message never was
         error_type: str | None = None
         try:
             await self._respond(conversation, message)
