@@ -19,6 +19,7 @@ logger = logging.getLogger("converse_mongo")
 
 T = TypeVar("T")
 
+MIN_TRY_SECONDS = 1.0
 TRY_SECONDS = 10.0
 """How long the first try may take; each further one may take twice as long as the one before."""
 
@@ -54,7 +55,8 @@ async def call(
     Raises:
         StoreUnavailableError: It still failed at the end; ``what`` says what could not be done.
     """
-    shortest, began, tries = min(timeout, TRY_SECONDS), time.monotonic(), count(1)
+    shortest = min(max(timeout, MIN_TRY_SECONDS), TRY_SECONDS)
+    began, tries = time.monotonic(), count(1)
     try:
         return await bounded(shortest, function, *arguments)
     except Exception as error:

@@ -15,12 +15,11 @@ from converse_mongo import (
     MessageNotFoundError,
     StoreUnavailableError,
     _comparison,
-)
-from converse_mongo import (
-    converse as facades,
+    _driver,
 )
 from converse_mongo._deadlines import remaining
 from converse_mongo.embedded import EmbeddedServer
+from converse_mongo.store import Store
 from converse_mongo.store import transaction as transactions
 from converse_mongo.store.appends import Appends
 from converse_mongo.store.ends import Ends
@@ -67,12 +66,12 @@ async def test_tasks__inherit_nothing(
     name = (await facade()).database_name
     witness = Witness(monkeypatch)
     witness.watch(_comparison.Comparison, "run")  # the hub
-    witness.watch(facades._driver, "open_change_feed")
+    witness.watch(_driver, "open_change_feed")
     witness.watch(Recovery, "compact_due")  # the sweeper
     witness.watch(Appends, "append")  # the flusher
     witness.watch(Ends, "end")  # the closer of a writer
-    witness.watch(facades.Store, "aclose")
-    witness.watch(facades._driver, "close_client")
+    witness.watch(Store, "aclose")
+    witness.watch(_driver, "close_client")
     TRACE.set("a request")
     with pymongo.timeout(LONG):
         converse = Converse(server_uri, database=name, sweep_interval=0.02, check_interval=0.02)
