@@ -6,6 +6,7 @@ change feed, and document classes.
 """
 
 import asyncio
+import contextlib
 import copy
 import inspect
 import logging
@@ -17,9 +18,11 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 from beanie import Document
 from beanie.odm.actions import ActionRegistry
+from beanie.odm.fields import IndexModelField
 from beanie.odm.utils.init import Initializer
+from beanie.odm.utils.typing import get_index_attributes
 from bson import DatetimeConversion, Timestamp
-from pymongo import AsyncMongoClient, ReadPreference
+from pymongo import AsyncMongoClient, IndexModel, ReadPreference
 from pymongo.errors import (
     ConnectionFailure,
     DuplicateKeyError,
@@ -51,6 +54,7 @@ __all__ = [
     "Database",
     "Mark",
     "SessionCollection",
+    "abandon_client",
     "bind_documents",
     "bound_subclass",
     "close_client",
@@ -62,6 +66,7 @@ __all__ = [
     "earlier",
     "first_mark",
     "has_change_streams",
+    "indexes_of",
     "is_aborted",
     "is_mock",
     "is_sharded",
@@ -176,6 +181,17 @@ async def close_client(client: Client) -> None:
     else:
         # Motor's close() says goodbye to the server, and blocks until it has answered.
         await in_thread(client.close, CLOSE_SECONDS)
+
+
+async def abandon_client(client: Client) -> None:
+    """Closes a client whose event loop is closed, as far as that goes."""
+    if not isinstance(client, AsyncMongoClient):
+        await in_thread(client.close, CLOSE_SECONDS)
+        return
+    # Its locks and tasks belong to the other loop.
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await client.close()
 
 
 def open_database(client: Client, name: str | None) -> Database:
@@ -346,22 +362,31 @@ def bound_subclass(model: type[D], **attributes: Any) -> type[D]:
     return bound
 
 
-async def bind_documents(
-    database: Database, models: Sequence[type[Document]], *, create_indexes: bool
-) -> None:
-    """Binds ``models`` to ``database``, and only them.
+async def bind_documents(database: Database, models: Sequence[type[Document]]) -> None:
+    """Binds ``models`` to ``database``, and only them; makes no indexes.
 
     ``init_beanie`` would bind their parents too, and so move a class that the application has bound
     to another database; parents that count as done are left alone.
     """
-    initializer = Initializer(
-        database=database, document_models=list(models), skip_indexes=not create_indexes
-    )
+    initializer = Initializer(database=database, document_models=list(models), skip_indexes=True)
     for model in models:
         initializer.inited_classes.extend(
             parent for parent in model.__mro__[1:] if issubclass(parent, Document)
         )
     await initializer
+
+
+def indexes_of(model: type[Document]) -> list[IndexModel]:
+    """The indexes that Beanie would make for a bound class: of its settings and of its fields."""
+    fields = [
+        IndexModelField(IndexModel([(field.alias or name, attributes[0])], **attributes[1]))
+        for name, field in model.model_fields.items()
+        if (attributes := get_index_attributes(field)) is not None
+    ]
+    of_settings = model.get_settings().indexes or []
+    merged = IndexModelField.merge_indexes(fields, of_settings)
+    indexes: list[IndexModel] = IndexModelField.list_to_index_model(merged)
+    return indexes
 
 
 def release_documents(models: Sequence[type[Document]]) -> None:

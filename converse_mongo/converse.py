@@ -1,7 +1,8 @@
 """The facade: opens, wires and closes the parts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from types import TracebackType
@@ -13,7 +14,9 @@ from pymongo.errors import PyMongoError
 
 from converse_mongo import _changes, _driver
 from converse_mongo._cursors import NOW, ConversationCursor
+from converse_mongo._deadlines import bounded
 from converse_mongo._handlers import Handler, Handlers
+from converse_mongo._indexes import build_missing
 from converse_mongo._listings import Owner, check_owner
 from converse_mongo._reader import Reader
 from converse_mongo._validation import (
@@ -47,10 +50,14 @@ __all__ = ["Converse"]
 E = TypeVar("E", bound=Event)
 
 SOCKET_TIMEOUT_MS = 30_000
+OPEN_SECONDS = 30.0
+"""How long binding the documents may take, once a server was found."""
 
 
 class Converse:
     """Conversations in one MongoDB database: stored while they stream, and watched live.
+
+    An open one belongs to the event loop in which it was opened: use one per loop and process.
 
     Several live side by side, on one database or on many; each has its own client (unless you pass
     one), its own change stream and its own document classes.
@@ -150,7 +157,7 @@ class Converse:
         self._client_options = dict(client_options or {})
         self._handlers = Handlers()
         self._parts: _Parts | None = None
-        self._opening: asyncio.Lock | None = None
+        self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     # Lifetime
@@ -159,14 +166,18 @@ class Converse:
         """Connects, binds the documents and makes the indexes; an open one is left as it is.
 
         Raises:
-            ConfigurationError: The client and the installed Beanie do not fit, or no database was
-                named.
-            StoreUnavailableError: MongoDB cannot be reached.
+            ConfigurationError: The client and the installed Beanie do not fit, no database was
+                named, or it is open in another event loop or process.
+            StoreUnavailableError: MongoDB cannot be reached, or an index cannot be built now.
             PyMongoError: MongoDB refused an index, or the credentials.
         """
-        if self._opening is None:
-            self._opening = asyncio.Lock()
-        async with self._opening:
+        loop = asyncio.get_running_loop()
+        if self._parts is not None:
+            self._parts.check_home()
+        if self._opening is None or self._opening[0] is not loop:
+            # A lock belongs to the loop in which somebody waited for it.
+            self._opening = loop, asyncio.Lock()
+        async with self._opening[1]:
             if self._parts is None:
                 self._parts = await self._open()
         return self
@@ -180,14 +191,20 @@ class Converse:
             page = _driver.bound_subclass(MessageChunkPage)
             message.conversation_model = conversation
             conversation.message_model = message
-            await _driver.bind_documents(
-                database, [conversation, message, page], create_indexes=self._create_indexes
-            )
+            models = [message, conversation, page]
+            # This finds a server, for as long as the client is told to look for one.
             replicated = await _driver.has_change_streams(database)
             sharded = replicated and await _driver.is_sharded(database)
+            await bounded(OPEN_SECONDS, _driver.bind_documents, database, models)
+            if self._create_indexes:
+                await self._build_indexes(models)
         except BaseException as error:
             if owns_client:
                 await _driver.close_client(client)
+            if isinstance(error, RuntimeError) and "event loop" in str(error).lower():
+                raise ConfigurationError(
+                    f"This client belongs to another event loop ({error}). Make one for each loop."
+                ) from error
             if isinstance(error, PyMongoError) and _driver.is_transient(error):
                 raise StoreUnavailableError(
                     f"MongoDB cannot be reached ({error}). Is it running, and is the URI right?"
@@ -233,7 +250,6 @@ class Converse:
             open_writers_feed=open_writers_feed if streams else None,
             sharded=sharded,
         )
-        models = [message, conversation, page]
         sweeping = (
             asyncio.create_task(
                 store.recovery.sweep(self._sweep_interval),
@@ -243,7 +259,9 @@ class Converse:
             if self._sweep_interval is not None
             else None
         )
-        return _Parts(client if owns_client else None, models, store, hub, sweeping)
+        parts = _Parts(client if owns_client else None, models, store, hub, sweeping)
+        store.check_home = parts.check_home
+        return parts
 
     def _open_client(self) -> "_driver.Client":
         # A connection that went silent would be waited for for ever: no driver bounds that itself.
@@ -261,7 +279,8 @@ class Converse:
         """Ends all watchers with :class:`ConverseClosedError`, and frees all that was opened.
 
         A client that was passed in stays open. Closing twice is fine: the second call waits for the
-        first. So is opening again.
+        first. So is opening again. If it was left open in an event loop that is closed, or before a
+        fork, this lets go of it.
 
         Args:
             timeout: Seconds that running writers have to store what they took. One that is not done
@@ -271,14 +290,21 @@ class Converse:
 
         Raises:
             InvalidInputError: The timeout is no number of seconds.
+            ConfigurationError: It is open in another event loop that is alive: close it there.
         """
         check_seconds(timeout, "timeout")
-        parts, self._parts = self._parts, None
+        loop, parts = asyncio.get_running_loop(), self._parts
+        if parts is not None and parts.is_lost:
+            self._parts = self._closing = None
+            await parts.abandon()
+            return
         if parts is not None:
+            parts.check_home()
+            self._parts = None
             self._closing = asyncio.create_task(
                 parts.aclose(timeout), name="converse_mongo-close", context=Context()
             )
-        if self._closing is not None:
+        if self._closing is not None and self._closing.get_loop() is loop:
             # Who is cancelled while closing leaves no client open; who closes again waits for it.
             await asyncio.shield(self._closing)
 
@@ -334,15 +360,24 @@ class Converse:
     async def create_indexes(self) -> None:
         """Makes the indexes that are missing; :meth:`open` does it unless told not to.
 
+        It waits until they are built, which takes long where there are many messages, and however
+        long that is. A build goes on if this is cancelled, and is waited for by the next call.
+
         The unique index on (conversation_id, position) is what gives messages one order when
         several processes write: do not go without it.
 
         Raises:
             PyMongoError: MongoDB refused.
         """
-        parts = self._open_parts
-        for model in parts.models:
-            await _driver.collection_of(model).create_indexes(model.Settings.indexes)
+        await self._build_indexes(self._open_parts.models)
+
+    async def _build_indexes(self, models: Sequence[type[Any]]) -> None:
+        for model in models:
+            await build_missing(
+                _driver.collection_of(model),
+                _driver.indexes_of(model),
+                retry_timeout=self._options.retry_timeout,
+            )
 
     # Conversations and messages
 
@@ -564,6 +599,7 @@ class Converse:
     def _open_parts(self) -> "_Parts":
         if self._parts is None:
             raise ConverseClosedError
+        self._parts.check_home()
         return self._parts
 
 
@@ -586,6 +622,42 @@ class _Parts:
         self._store = store
         self.hub = hub
         self.sweeping = sweeping
+        self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing of it can run any more: its loop is closed, or it is a fork's copy."""
+        return self._process != os.getpid() or self._loop.is_closed()
+
+    def check_home(self) -> None:
+        """Checks that this is the event loop that it was opened in.
+
+        Raises:
+            ConfigurationError: It is another one.
+        """
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # code that is not asynchronous
+            here = True
+        if here and self._process == os.getpid():
+            return
+        where = "in another event loop"
+        if self._process != os.getpid():
+            where = "in another process, before a fork"
+        elif self._loop.is_closed():
+            where = "in an event loop that is closed"
+        raise ConfigurationError(
+            f"This Converse was opened {where}. Use one Converse per event loop: open it in the "
+            "loop that uses it, and await aclose() before that loop ends. For one that was left "
+            "open, await aclose() here; then open() works again."
+        )
+
+    async def abandon(self) -> None:
+        """Lets go of what can neither run nor be closed in order any more."""
+        _driver.release_documents(self.models)
+        if self.own_client is not None and self._process == os.getpid():
+            await _driver.abandon_client(self.own_client)
 
     @property
     def store(self) -> Store:

@@ -16,6 +16,7 @@ from pymongo.read_concern import ReadConcern
 
 from converse_mongo import _driver
 from converse_mongo._changes import pipeline
+from converse_mongo._indexes import list_indexes
 from converse_mongo.conversations import Conversation
 from converse_mongo.errors import ConfigurationError
 from converse_mongo.messages import SUPERSEDED_INDEXES, Message
@@ -262,6 +263,15 @@ async def _check_indexes(database: _driver.Database) -> AsyncIterator[Finding]:
             continue
         there = await database[name].index_information()
         missing = list(missing_indexes(settings.indexes, there))
+        building = (await list_indexes(database[name])).building
+        if building:
+            names = ", ".join(sorted(spec["name"] for spec in building))
+            yield Finding(
+                Level.WARN,
+                "indexes",
+                f"{where}: {names} is being built",
+                "Wait for it. Until then what it is for is slow, and Converse.open() waits as well",
+            )
         if missing:
             yield Finding(
                 Level.FAIL,

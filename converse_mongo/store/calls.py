@@ -118,6 +118,8 @@ class Calls:
         self.closing = False
         """Whether no writer may begin any more."""
         self.closed = False
+        self.check_home: Callable[[], None] = _anywhere
+        """Raises where calls are made in another event loop than the facade was opened in."""
         self.session: Any = None
         """The session that every call is to carry, in a transaction."""
         self.lanes: WeakValueDictionary[Hashable, Lane] = WeakValueDictionary()
@@ -164,7 +166,9 @@ class Calls:
         Raises:
             StoreUnavailableError: No answer for so long.
             ConverseClosedError: The facade was closed.
+            ConfigurationError: The facade was opened in another event loop.
         """
+        self.check_home()
         if self.closed:
             raise ConverseClosedError
         return await _retry.call(
@@ -180,6 +184,10 @@ class Calls:
     def note_trouble(self) -> None:
         """Takes note that a call has failed: who was silent meanwhile may not be dead."""
         self.troubles += 1
+
+
+def _anywhere() -> None:
+    """Of a store that no facade has opened."""
 
 
 async def back_off(attempt: int) -> None:

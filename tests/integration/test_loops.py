@@ -1,0 +1,170 @@
+"""Event loops and processes: one facade for each, and a clear error where that is not so."""
+
+import asyncio
+import gc
+import threading
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pymongo import MongoClient
+
+from converse_mongo import (
+    ChunkReceived,
+    ConfigurationError,
+    Conversation,
+    Converse,
+    ConverseClosedError,
+    Message,
+)
+from converse_mongo._driver import open_client
+from tests.streams import SOON
+
+
+@pytest.fixture
+def name(server_uri: str) -> Iterator[str]:
+    made = f"test_{uuid4().hex[:16]}"
+    yield made
+    with MongoClient[dict[str, Any]](server_uri) as client:
+        client.drop_database(made)
+    # A client of PyMongo Async whose loop is dead cannot be closed in order.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+async def talk(converse: Converse) -> tuple[Conversation, Message]:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    async with message.writer() as writer:
+        await writer.write("answer")
+    async for event in converse.watch_message(message.id):
+        assert not isinstance(event, ChunkReceived) or event.chunk.content == "answer"
+    return conversation, message
+
+
+def test_open__in_one_loop_after_the_other_four_at_once(server_uri: str, name: str) -> None:
+    converse = Converse(server_uri, database=name)
+
+    async def job() -> None:
+        await asyncio.gather(*[converse.open() for _ in range(4)])
+        await talk(converse)
+        await asyncio.gather(*[converse.aclose() for _ in range(4)])
+        assert converse.closed
+
+    for _ in range(3):
+        asyncio.run(job())
+
+
+def test_close__a_second_time_in_another_loop(server_uri: str, name: str) -> None:
+    converse = Converse(server_uri, database=name)
+
+    async def job() -> None:
+        async with converse:
+            await talk(converse)
+
+    asyncio.run(job())
+    asyncio.run(converse.aclose())
+    with pytest.raises(ConverseClosedError):
+        asyncio.run(converse.start_conversation())
+
+
+def leave_open(converse: Converse) -> tuple[Conversation, Message]:
+    async def job() -> tuple[Conversation, Message]:
+        await converse.open()
+        return await talk(converse)
+
+    return asyncio.run(job())
+
+
+CALLS: dict[str, Callable[[Converse, Conversation, Message], Awaitable[Any]]] = {
+    "open": lambda converse, _, __: converse.open(),
+    "start": lambda converse, _, __: converse.start_conversation(),
+    "get": lambda converse, _, message: converse.get_message(message.id),
+    "messages": lambda _, conversation, __: conversation.messages(),
+    "add": lambda _, conversation, __: conversation.add_user_message("x"),
+    "append": lambda _, __, message: message.append_chunk("x"),
+    "indexes": lambda converse, _, __: converse.create_indexes(),
+}
+
+
+async def in_this_loop(call: Callable[[], Awaitable[Any]]) -> None:
+    async with asyncio.timeout(SOON):
+        await call()
+
+
+def test_left_open__in_a_loop_that_is_dead(server_uri: str, name: str) -> None:
+    converse = Converse(server_uri, database=name)
+    conversation, message = leave_open(converse)
+    for call in CALLS.values():
+        with pytest.raises(ConfigurationError, match="one Converse per event loop"):
+            asyncio.run(in_this_loop(lambda call=call: call(converse, conversation, message)))  # type: ignore[misc]
+
+    async def watch() -> None:
+        async with converse.watch_message(message.id):
+            pass
+
+    with pytest.raises(ConfigurationError, match="loop that is closed"):
+        asyncio.run(watch())
+
+    async def let_go_and_open() -> None:
+        await converse.aclose()
+        assert converse.closed
+        async with converse:
+            await talk(converse)
+            assert (await converse.get_message(message.id)).content == "answer"
+
+    asyncio.run(let_go_and_open())
+
+
+def test_open__elsewhere_and_alive(server_uri: str, name: str) -> None:
+    converse = Converse(server_uri, database=name)
+    opened, over = threading.Event(), threading.Event()
+
+    async def job() -> None:
+        async with converse:
+            opened.set()
+            await asyncio.to_thread(over.wait, SOON)
+            await talk(converse)
+
+    thread = threading.Thread(target=asyncio.run, args=(job(),))
+    thread.start()
+    try:
+        assert opened.wait(SOON)
+        for call in (converse.open, converse.start_conversation, converse.aclose):
+            with pytest.raises(ConfigurationError, match="opened in another event loop"):
+                asyncio.run(in_this_loop(call))
+        assert converse.watch_mode in ("change_stream", "polling")  # asks for no loop
+    finally:
+        over.set()
+        thread.join(SOON)
+    assert converse.closed
+
+
+def test_client__of_another_loop(server_uri: str, name: str) -> None:
+    async def make() -> Any:
+        client = open_client(server_uri, {})
+        await client.admin.command("ping")
+        return client
+
+    client = asyncio.run(make())
+    with pytest.raises(ConfigurationError, match="belongs to another event loop"):
+        asyncio.run(in_this_loop(lambda: Converse(client, database=name).open()))
+
+
+def test_fork__says_that_it_was_opened_before(
+    server_uri: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = Converse(server_uri, database=name)
+
+    async def job() -> None:
+        async with converse:
+            with monkeypatch.context() as patch:
+                patch.setattr("converse_mongo.converse.os.getpid", lambda: -1)
+                with pytest.raises(ConfigurationError, match="before a fork"):
+                    await converse.start_conversation()
+            await talk(converse)
+
+    asyncio.run(job())
