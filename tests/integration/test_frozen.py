@@ -109,7 +109,8 @@ async def test_call__gives_up_when_no_thread_of_motor_is_free(
     converse = await facade(retry_timeout=0.5)
     message = await (await converse.start_conversation()).start_streaming_assistant()
     pool, gate = ThreadPoolExecutor(max_workers=1), threading.Event()
-    monkeypatch.setattr(framework, "_EXECUTOR", pool)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(framework, "_EXECUTOR", pool)
     try:
         blocked = pool.submit(gate.wait, SOON)
         async with asyncio.timeout(SOON):
@@ -122,5 +123,6 @@ async def test_call__gives_up_when_no_thread_of_motor_is_free(
         await message.append_chunk("sent")
         assert (await converse.get_message(message.id)).content == "sent"
     finally:
+        patch.undo()
         gate.set()
         pool.shutdown()
