@@ -54,7 +54,7 @@ async def list_indexes(collection: Collection) -> Indexes:
     try:
         # By itself the command lists an index that is being built like any other.
         reply = await collection.database.command(
-            "listIndexes", collection.name, includeBuildUUIDs=True
+            {"listIndexes": collection.name, "includeBuildUUIDs": True}
         )
     except NotImplementedError:  # a mock
         pass

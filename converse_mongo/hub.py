@@ -232,6 +232,11 @@ class Hub:
             await asyncio.wait(self._tasks, timeout=2 * CLOSE_SECONDS)
         self._tasks.clear()
 
+    def _is_ending(self) -> bool:
+        """Whether the current task is to end, also if a driver has swallowed its cancellation."""
+        task = asyncio.current_task()
+        return self._closing or (task is not None and task.cancelling() > 0)
+
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         # In a context of its own: who happens to watch first may have a deadline or a transaction.
         task = asyncio.create_task(work, name=f"converse_mongo-{name}", context=Context())
@@ -254,7 +259,7 @@ class Hub:
 
     async def _follow(self) -> None:
         time = asyncio.get_running_loop().time
-        while self._open_feed is not None and not self._closing:
+        while self._open_feed is not None and not self._is_ending():
             demand = await self._wait_for_demand()
             refused = opened = False
             try:
@@ -296,7 +301,8 @@ class Hub:
             if refused:
                 shortest, longest = REFUSED_SECONDS / 2, REFUSED_SECONDS
             self._failures += 1
-            await asyncio.sleep(random.uniform(shortest, longest))
+            if not self._is_ending():
+                await asyncio.sleep(random.uniform(shortest, longest))
 
     async def _wait_for_demand(self) -> Demand:
         while (demand := self._demand()) is Demand.NOBODY:
@@ -328,7 +334,7 @@ class Hub:
             raise failure
 
     async def _read(self, feed: ChangeFeed) -> None:
-        while not self._closing and self._feed is feed:
+        while not self._is_ending() and self._feed is feed:
             for change in await feed.next_batch():
                 self._note_news()
                 self._take(change)
@@ -388,7 +394,7 @@ class Hub:
 
     async def _check(self) -> None:
         time = asyncio.get_running_loop().time
-        while not self._closing:
+        while not self._is_ending():
             if self._demand() is Demand.NOBODY:
                 self._needed.clear()
                 self._pace.reset()

@@ -100,12 +100,14 @@ class Recovery:
 
     async def sweep(self, interval: float) -> None:
         """Does both every ``interval`` seconds, until the store is closed."""
-        while not self._calls.closing:
+        task = asyncio.current_task()
+        while not (self._calls.closing or (task and task.cancelling())):
             try:
                 await self.recover_stale()
                 await self.compact_due()
             except Exception:
                 # A sweep that went wrong is made good by the next.
                 logger.warning("A sweep was not finished; the next one goes on", exc_info=True)
-            if not self._calls.closing:  # on Python 3.11 a driver may swallow a cancellation
+            # On Python 3.11 a driver may swallow a cancellation.
+            if not (self._calls.closing or (task and task.cancelling())):
                 await asyncio.sleep(interval)

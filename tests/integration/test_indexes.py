@@ -126,8 +126,8 @@ class Database:
     def __init__(self, reply: Callable[[], Any]) -> None:
         self._reply = reply
 
-    async def command(self, command: str, name: str, **options: Any) -> Any:
-        assert (command, name, options) == ("listIndexes", "messages", {"includeBuildUUIDs": True})
+    async def command(self, command: dict[str, Any]) -> Any:
+        assert command == {"listIndexes": "messages", "includeBuildUUIDs": True}
         return {"cursor": {"firstBatch": self._reply()}}
 
 

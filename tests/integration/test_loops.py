@@ -1,6 +1,7 @@
 """Event loops and processes: one facade for each, and a clear error where that is not so."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 import warnings
@@ -20,7 +21,10 @@ from converse_mongo import (
     Message,
 )
 from converse_mongo._driver import open_client
+from tests.conftest import USES_MOTOR
 from tests.streams import SOON
+
+FEED = "ThreadFeed" if USES_MOTOR else "TaskFeed"
 
 
 @pytest.fixture
@@ -69,6 +73,51 @@ def test_close__a_second_time_in_another_loop(server_uri: str, name: str) -> Non
     asyncio.run(converse.aclose())
     with pytest.raises(ConverseClosedError):
         asyncio.run(converse.start_conversation())
+
+
+@pytest.mark.parametrize("when", ["opening", "reading", "comparing"])
+def test_left_open__ends_with_its_loop_though_a_cancellation_is_swallowed(
+    server_uri: str, name: str, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """On Python 3.11 ``asyncio.wait_for``, which PyMongo uses, may do so."""
+    reached: list[asyncio.Event] = []
+
+    async def swallow(*_: Any, **__: Any) -> Any:
+        reached[-1].set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return SilentFeed() if when == "opening" else []
+
+    async def job() -> None:
+        reached.append(asyncio.Event())
+        converse = await Converse(server_uri, database=name, check_interval=0.01).open()
+        message = await (await converse.start_conversation()).start_streaming_assistant()
+        the_hub = converse._open_parts.hub
+        if when == "comparing":
+            monkeypatch.setattr(the_hub._comparison, "run", swallow)
+        elif when == "opening":
+            monkeypatch.setattr(the_hub, "_open_feed", swallow)
+        else:
+            monkeypatch.setattr(f"converse_mongo._driver.{FEED}.next_batch", swallow)
+        async with converse.watch_message(message.id):
+            async with asyncio.timeout(SOON):
+                await reached[-1].wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(job(),), daemon=True)
+    thread.start()
+    thread.join(SOON)
+    assert not thread.is_alive()
+
+
+class SilentFeed:
+    """A change stream that brings nothing."""
+
+    async def next_batch(self) -> list[Any]:
+        await asyncio.Event().wait()
+        return []
+
+    async def aclose(self) -> None:
+        pass
 
 
 def leave_open(converse: Converse) -> tuple[Conversation, Message]:
