@@ -34,6 +34,18 @@ from tests.streams import (
 )
 
 
+@pytest.fixture
+def facade(facade: Facade) -> Facade:
+    """Opens facades whose writes a majority has: only such chunks are moved to a page."""
+
+    async def open_one(*names: Any, **options: Any) -> Converse:
+        client_options = {"w": "majority", **options.pop("client_options", {})}
+        opened: Converse = await facade(*names, client_options=client_options, **options)
+        return opened
+
+    return open_one
+
+
 async def start(converse: Converse, **options: Any) -> Message:
     return await (await converse.start_conversation()).start_streaming_assistant(**options)
 
