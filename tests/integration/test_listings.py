@@ -15,6 +15,7 @@ from converse_mongo import (
     MessageCreated,
     MessageNotFoundError,
 )
+from tests.streams import until
 
 
 async def fill(conversation: Conversation, count: int) -> list[Message]:
@@ -147,7 +148,9 @@ async def test_history__and_its_cursor_fit_at_every_moment_of_a_stream(converse:
         viewing = []
         while not writing.done():
             viewing.append(tasks.create_task(view()))
-            await asyncio.sleep(0.02)
+            # By the progress and not by the clock: a slow machine is not given more to do.
+            then = message.next_sequence + 8
+            await until(lambda then=then: writing.done() or message.next_sequence >= then)  # type: ignore[misc]
     assert len(viewing) > 5
     assert {task.result() for task in viewing} == {"".join(texts)}
 

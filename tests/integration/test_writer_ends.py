@@ -112,9 +112,11 @@ async def test_cancel_all__stores_what_is_buffered(
 ) -> None:
     message = await start(converse)
 
+    name = converse.database_name
+
     async def generate() -> None:
         async with (
-            copy_of(message, server_uri, converse.database_name) as copy,
+            copy_of(message, server_uri, name) as copy,
             copy.writer(flush_interval=60) as writer,
         ):
             if begun:
@@ -147,8 +149,10 @@ async def test_cancel_all__stores_what_is_in_flight_once(
         cancel_all()
         return await asyncio.sleep(3600)
 
+    name = converse.database_name
+
     async def generate() -> None:
-        async with copy_of(message, server_uri, converse.database_name) as copy:
+        async with copy_of(message, server_uri, name) as copy:
             Between(copy.store(), append=hold)
             async with copy.writer() as writer:
                 await writer.write("text")
