@@ -28,14 +28,17 @@ async def collect_restlessly(
 ) -> list[Event]:
     """The same by a viewer who goes away and comes back: waits are cancelled, watchers dropped."""
     seen: list[Event] = []
+    longest = 0.5
     while True:
         patience = randomly.randint(1, 400)
         events = converse.watch_message(message.id, last_sequence(seen))
         for _ in range(patience):
             try:
-                async with asyncio.timeout(randomly.uniform(0.0005, 0.5)):
+                async with asyncio.timeout(randomly.uniform(0.0005, longest)):
                     seen.append(await anext(events))
+                longest = 0.5
             except TimeoutError:
+                longest = min(longest * 1.2, 5.0)  # a slow machine needs longer for a read
                 break
             if not isinstance(seen[-1], ChunkReceived):
                 return [*seen, *[event async for event in events]]  # none follows the end
