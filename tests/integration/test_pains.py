@@ -151,8 +151,8 @@ async def test_pain_5__the_database_does_not_slow_the_generation(facade: Facade)
             await answer.wait()
             return await real.update_one(*arguments)
 
-    store.messages = Stalled()
     async with message.writer() as writer:
+        store.messages = Stalled()
         async for word in model(500, 0):
             await writer.write(word)  # not one of them waits for the answer
         assert writer.statistics().writes == 0
