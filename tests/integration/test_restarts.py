@@ -26,6 +26,7 @@ from tests.integration.test_leases import die
 from tests.integration.test_pages import fill, pages_of, raw, text_of
 from tests.integration.test_protocol import Meanwhile
 from tests.integration.test_writer_ends import Between, Call, soon
+from tests.streams import until
 
 Use = Callable[[Message], Awaitable[Any]]
 
@@ -150,6 +151,7 @@ async def test_restart__fences_the_writer_of_before(facade: Facade, then: str) -
         async with old.writer() as writer:
             await writer.write("old ")
             await writer.flush()
+            await until(lambda: converse.statistics().streams_opened > 0)
             new = await restart(theirs, old)
             async with new.writer() as successor:  # of the same epoch
                 await successor.write("new ")
