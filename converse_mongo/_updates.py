@@ -207,7 +207,8 @@ def acquire_lease(
     return (
         _streaming(key) | {"lease.epoch": {"$in": [0, None]}},
         {
-            "$set": {**_hold(holder, duration), "lease.epoch": 1},
+            # The writer of a deleted message that had this id hears of its successor by the last.
+            "$set": {**_hold(holder, duration), "lease.epoch": 1, "taken_over_by": holder},
             "$currentDate": _SIGN_OF_LIFE,
         },
     )
