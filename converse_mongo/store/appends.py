@@ -227,7 +227,6 @@ class Appends:
                 what=f"append to message {message_id}",
                 append_id=wanted.append_id,
                 on_retry=claim.on_retry if claim else None,
-                bounded=claim is not None,
             )
         except OperationFailure as error:
             if is_too_large(error):
@@ -248,7 +247,6 @@ class Appends:
             _updates.find_append(append_id),
             what=f"read message {message_id}",
             append_id=append_id,
-            bounded=claim is not None,
         )
         if found is None:
             raise MessageNotFoundError(message_id)

@@ -156,7 +156,6 @@ class Calls:
         what: str,
         append_id: ObjectId | None = None,
         on_retry: Callable[[], None] | None = None,
-        bounded: bool = False,  # noqa: ARG002
         at_most: float = math.inf,
     ) -> T:
         """Awaits a call that is safe to repeat, for ``retry_timeout`` seconds if need be.

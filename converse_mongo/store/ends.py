@@ -167,7 +167,7 @@ class Ends:
             fence=fence,
         )
         what, messages = f"end message {key['_id']}", self._calls.messages
-        call = partial(self._calls.call, what=what, bounded=True)
+        call = partial(self._calls.call, what=what)
         # Whoever gets the document back from an update has its image written into the oplog. And a
         # try whose answer was lost may have been the one that did it: the id says whose end it is.
         await call(messages.update_one, match, update)
@@ -215,7 +215,6 @@ class Ends:
             self._calls.call,
             self._calls.messages.update_one,
             what=f"end message {key['_id']}",
-            bounded=True,
         )
         end_id: Any = state.end_id
         try:

@@ -160,7 +160,6 @@ class Leases:
             self._calls.messages.update_one,
             *change,
             what=f"change the lease of message {key['_id']}",
-            bounded=True,
         )
         return bool(result.matched_count)
 
@@ -171,7 +170,6 @@ class Leases:
             self._calls.messages.find_one,
             *(_updates.any_log(key), STATE),
             what=f"read message {message_id}",
-            bounded=True,
         )
         if stored is None:
             raise MessageNotFoundError(message_id)

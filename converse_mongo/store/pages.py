@@ -83,7 +83,7 @@ class Pages:
             StoreUnavailableError: No answer for some seconds.
         """
         message_id = key["_id"]
-        call = partial(self._calls.call, bounded=True, at_most=SEAL_SECONDS)
+        call = partial(self._calls.call, at_most=SEAL_SECONDS)
         what = f"move chunks of message {message_id} to a page"
         messages, pages = await self._durable()
         found = await call(

@@ -158,7 +158,6 @@ class _SessionStore(Store):
         what: str,
         append_id: ObjectId | None = None,  # noqa: ARG002
         on_retry: Callable[[], None] | None = None,  # noqa: ARG002
-        bounded: bool = False,  # noqa: ARG002
         at_most: float = 0.0,  # noqa: ARG002
     ) -> T:
         if _inside.get() is self:  # a hook of a document that is being written

@@ -19,6 +19,7 @@ from converse_mongo import (
     MessageCreated,
     MessageNotFoundError,
     WatchError,
+    WatchMode,
     _doubts,
 )
 from tests.conftest import Facade
@@ -294,49 +295,43 @@ async def test_cursor__that_was_not_given_is_refused_at_once(facade: Facade, str
         assert (await asyncio.wait_for(anext(events), SOON)).type.endswith(expected)
 
 
+async def watch_deletions(writer: Converse, viewer: Converse) -> None:
+    """Asserts that a message and a conversation which are deleted end the watching of them."""
+    message = await start(writer)
+    conversation = await writer.get_conversation(message.conversation_id)
+    seen = Seen(viewer.watch_message(message.id))
+    in_conversation = Seen(viewer.watch_conversation(conversation.id))
+    if viewer.watch_mode is WatchMode.CHANGE_STREAM:
+        await until(lambda: viewer.statistics().streams_opened == 1)
+    await in_conversation.has(1)
+    await message.delete()
+    await seen.raises(MessageNotFoundError)
+    await conversation.add_user_message("still here")
+    await in_conversation.has(2)
+    await conversation.delete()
+    await in_conversation.raises(ConversationNotFoundError)
+
+
 @pytest.mark.usefixtures("slow_doubts")
 async def test_deleted__is_believed_at_once_where_the_change_stream_tells(facade: Facade) -> None:
     writer = await facade()
     viewer = await facade(writer.database_name, check_interval=3600.0, poll_interval=3600.0)
-    message = await start(writer)
-    conversation = await writer.get_conversation(message.conversation_id)
-    seen = Seen(viewer.watch_message(message.id))
-    in_conversation = Seen(viewer.watch_conversation(conversation.id))
-    await until(lambda: viewer.statistics().streams_opened == 1)
-    await in_conversation.has(1)
-    await message.delete()
-    await seen.raises(MessageNotFoundError)
-    await conversation.add_user_message("still here")
-    await in_conversation.has(2)
-    await conversation.delete()
-    await in_conversation.raises(ConversationNotFoundError)
+    await watch_deletions(writer, viewer)
 
 
-@pytest.mark.parametrize("seconds", [0.2])
 async def test_deleted__is_believed_once_it_stood_where_nothing_tells(
-    facade: Facade, monkeypatch: pytest.MonkeyPatch, seconds: float
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_doubts.Doubts.__init__, "__defaults__", (seconds,))
+    monkeypatch.setattr(_doubts.Doubts.__init__, "__defaults__", (0.2,))
     writer = await facade()
     viewer = await facade(writer.database_name, change_streams=False, poll_interval=0.02)
-    message = await start(writer)
-    conversation = await writer.get_conversation(message.conversation_id)
-    seen = Seen(viewer.watch_message(message.id))
-    in_conversation = Seen(viewer.watch_conversation(conversation.id))
-    await in_conversation.has(1)
-    await message.delete()
-    await seen.raises(MessageNotFoundError)
-    await conversation.add_user_message("still here")
-    await in_conversation.has(2)
-    await conversation.delete()
-    await in_conversation.raises(ConversationNotFoundError)
+    await watch_deletions(writer, viewer)
 
 
-@pytest.mark.parametrize("seconds", [0.2])
 async def test_hole__is_believed_once_it_stood(
-    facade: Facade, client: Any, monkeypatch: pytest.MonkeyPatch, seconds: float
+    facade: Facade, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_doubts.Doubts.__init__, "__defaults__", (seconds,))
+    monkeypatch.setattr(_doubts.Doubts.__init__, "__defaults__", (0.2,))
     converse = await facade()
     message = await start(converse)
     await message.append_chunks(["a", "b", "c"])
