@@ -141,18 +141,29 @@ async def test_restart__messages_without_a_log_id_are_written_as_before(
 
 
 @pytest.mark.parametrize("then", ["write", "leave", "detach"])
-async def test_restart__fences_the_writer_of_before(facade: Facade, then: str) -> None:
+async def test_restart__fences_the_writer_of_before(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
     converse = await facade(check_interval=3600, lease=3600)  # only a hint can tell the writer
     other = await facade(converse.database_name)
     conversation, old = await begin(converse)
     theirs = await other.get_conversation(conversation.id)
     new: Message | None = None
+    started = asyncio.Event()
+    renew = old.store().leases.renew
+
+    async def renew_later(*arguments: Any) -> Any:  # it hears of the deletion, too
+        await soon(started.wait())
+        return await renew(*arguments)
+
+    monkeypatch.setattr(old.store().leases, "renew", renew_later)
     with pytest.raises(WriterFencedError, match="started"):
         async with old.writer() as writer:
             await writer.write("old ")
             await writer.flush()
             await until(lambda: converse.statistics().streams_opened > 0)
             new = await restart(theirs, old)
+            started.set()
             async with new.writer() as successor:  # of the same epoch
                 await successor.write("new ")
                 await successor.flush()
