@@ -8,7 +8,7 @@ import nox
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["tests", "lint", "types", "imports", "docs"]
+nox.options.sessions = ["tests", "system", "lint", "types", "imports", "docs"]
 
 DRIVERS = {
     # What the users of each driver install, and what the tests need beside it.
@@ -37,12 +37,28 @@ def group(name: str) -> list[str]:
     return nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), name)
 
 
+# What a driver or a Python can change; all else is the session "system".
+EACH_DRIVER = [
+    *("tests/unit", "tests/integration", "tests/app", "tests/web"),
+    "tests/docs/test_programs.py::test_program_of_a_driver__runs_as_printed",
+]
+
+
 @nox.session(python=PYTHONS)
 @nox.parametrize("driver", list(DRIVERS))
 def tests(session: nox.Session, driver: str) -> None:
-    """All tests, with each driver and each Python that is there."""
+    """The library's tests, with each driver and each Python that is there."""
     session.install(*DRIVERS[driver], *group("test"))
-    session.run("python", "-m", "pytest", *(session.posargs or PARALLEL))
+    session.run("python", "-m", "pytest", *(session.posargs or [*EACH_DRIVER, *PARALLEL]))
+
+
+@nox.session(python=PYTHON)
+def system(session: nox.Session) -> None:
+    """Once for all drivers: the model, faults, the documentation, the commands, the example."""
+    session.install(*DRIVERS["motor"], *group("test"))
+    folders = ("model", "faults", "docs", "acceptance", "example")
+    arguments = session.posargs or [*(f"tests/{folder}" for folder in folders), *PARALLEL]
+    session.run("python", "-m", "pytest", *arguments)
 
 
 @nox.session(python=PYTHON)
@@ -59,7 +75,7 @@ def lowest(session: nox.Session, driver: str) -> None:
         *("--output-file", str(constraints)),
     )
     session.install(*DRIVERS[driver], *group("test"), "--constraint", str(constraints))
-    session.run("python", "-m", "pytest", *(session.posargs or PARALLEL))
+    session.run("python", "-m", "pytest", *(session.posargs or [*EACH_DRIVER, *PARALLEL]))
 
 
 @nox.session(python=PYTHON)

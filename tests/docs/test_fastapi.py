@@ -9,10 +9,8 @@ import httpx
 
 from converse_mongo import Converse
 from converse_mongo.embedded import free_port
-from tests.integration.test_docs import DOCS, Runner, find_program, runner
+from tests.docs.blocks import DOCS, Runner, find_program
 from tests.web.conftest import read_events
-
-__all__ = ["runner"]
 
 
 async def test_service__of_the_page_answers(runner: Runner, tmp_path: Path) -> None:
