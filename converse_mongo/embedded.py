@@ -27,6 +27,8 @@ __all__ = ["EmbeddedServer", "EmbeddedServerError"]
 START_SECONDS = 30.0
 STOP_SECONDS = 3.0, 7.0
 _TRIES = 3
+# It decodes its whole oplog, of 100,000 entries, to open a change stream at a time: for seconds.
+_OPLOG_ENTRIES = 5_000
 
 # Run in the child before it becomes the server: on Linux, be ended when the parent is gone.
 _LAUNCH = """
@@ -89,6 +91,7 @@ class EmbeddedServer:
                     *(sys.executable, "-c", _LAUNCH, "--host", "127.0.0.1"),
                     *("--port", str(self.port), "--log-level", "WARNING"),
                     *("--storage-path", str(self._storage_path or ":memory:")),
+                    *("--oplog-max-entries", str(_OPLOG_ENTRIES)),
                     *self._arguments,
                 ],
                 stdin=subprocess.DEVNULL,

@@ -52,7 +52,8 @@ def server_uri() -> Iterator[str]:
     if uri := os.environ.get("CONVERSE_TEST_URI"):
         yield uri
         return
-    with EmbeddedServer() as server:
+    # Each change stream that is opened costs it the whole oplog.
+    with EmbeddedServer(arguments=("--oplog-max-entries", "1000")) as server:
         # It looks at all of its records of retryable writes with each write: after ten thousand of
         # them one takes ten times as long. The library tries again by itself.
         yield f"{server.uri}?retryWrites=false"

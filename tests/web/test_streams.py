@@ -16,7 +16,7 @@ from tests.web.conftest import Site, read_events
 from tests.web.test_sockets import watchers_are_gone
 
 CLIENTS = 500
-VANISHING = 1000
+VANISHING = 400
 
 
 @asynccontextmanager
