@@ -68,7 +68,7 @@ async def write_many(
 
 
 async def test_sequences__fifty_writers_and_twenty_watchers(converse: Converse) -> None:
-    await write_many([converse], await start(converse), writers=50, chunks=12, watchers=20)
+    await write_many([converse], await start(converse), writers=50, chunks=6, watchers=20)
 
 
 async def test_sequences__writers_that_do_not_know_each_other(facade: Facade) -> None:
