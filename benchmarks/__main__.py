@@ -38,7 +38,7 @@ from benchmarks.reports import print_figures, write_figures
 from benchmarks.servers import URI_VARIABLE, open_server
 from benchmarks.settings import Load, Setting
 from converse_mongo import ConverseError
-from converse_mongo.demo.signals import TERMINATED, cancelling_the_task, exiting
+from converse_mongo.tools.demo.signals import TERMINATED, cancelling_the_task, exiting
 
 Benchmark: TypeAlias = Callable[[Setting], Awaitable[list[Figure]]]
 

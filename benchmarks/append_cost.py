@@ -10,7 +10,7 @@ from benchmarks.figures import Figure, compare
 from benchmarks.meters import Cost, Meter, Traffic
 from benchmarks.settings import Setting
 from converse_mongo import Conversation, Converse, Message
-from converse_mongo._validation import PAGE_CHUNKS
+from converse_mongo.domain.validation import PAGE_CHUNKS
 
 __all__ = ["run"]
 

@@ -16,8 +16,8 @@ from benchmarks.meters import Cost, Meter, Traffic
 from benchmarks.raw import RawMessage, check_equal, open_raw_client
 from benchmarks.settings import Setting
 from converse_mongo import Conversation, Converse, Message
-from converse_mongo._driver import Client
-from converse_mongo._validation import PAGE_CHUNKS
+from converse_mongo.domain.validation import PAGE_CHUNKS
+from converse_mongo.driver.clients import Client
 
 __all__ = ["run"]
 

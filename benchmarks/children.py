@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import BenchmarkError
-from converse_mongo.demo.processes import Process, Processes
+from converse_mongo.tools.demo.processes import Process, Processes
 
 __all__ = ["SERVER_VARIABLE", "Child", "Children", "tell", "wait_for_parent"]
 

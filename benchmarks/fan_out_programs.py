@@ -21,8 +21,8 @@ from benchmarks.children import SERVER_VARIABLE, tell, wait_for_parent
 from benchmarks.figures import BenchmarkError
 from benchmarks.meters import memory
 from converse_mongo import ChunkReceived, Converse
-from converse_mongo._changes import SHORTENED
-from converse_mongo._driver import close_client, open_client
+from converse_mongo.driver.clients import close_client, open_client
+from converse_mongo.watching.changes import SHORTENED
 
 __all__ = ["text"]
 

@@ -24,7 +24,8 @@ from benchmarks.figures import BenchmarkError, Figure, compare
 from benchmarks.live_latency_programs import HAND_WRITTEN, LIBRARY, TURNS, VIEWERS
 from benchmarks.settings import Setting
 from converse_mongo import Conversation, Converse, Message
-from converse_mongo._driver import Collection, close_client, open_client
+from converse_mongo.driver.clients import close_client, open_client
+from converse_mongo.driver.collections import Collection
 
 __all__ = ["run"]
 

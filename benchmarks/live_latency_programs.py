@@ -18,7 +18,8 @@ from bson import ObjectId
 
 from benchmarks.children import SERVER_VARIABLE, tell, wait_for_parent
 from converse_mongo import ChunkReceived, Converse, MessageCompleted
-from converse_mongo._driver import Collection, close_client, open_client
+from converse_mongo.driver.clients import close_client, open_client
+from converse_mongo.driver.collections import Collection
 
 __all__ = ["LIBRARY", "TURNS", "VIEWERS"]
 

@@ -9,7 +9,7 @@ from benchmarks.children import tell, wait_for_parent
 from benchmarks.figures import BenchmarkError
 from benchmarks.load_samples import VIEWERS_PER_MESSAGE, Latencies, digest, sample_parts
 from converse_mongo import ChunkReceived, Converse, MessageCompleted
-from converse_mongo.events import FinalEvent
+from converse_mongo.domain.events import FinalEvent
 
 __all__ = ["view"]
 

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.children import tell, wait_for_parent
 from benchmarks.load_samples import TOKENS_PER_SECOND, digest, sample_parts
 from converse_mongo import Conversation, Converse, Message
-from converse_mongo.writer import MessageWriter
+from converse_mongo.writing.writer import MessageWriter
 
 __all__ = ["write"]
 

@@ -23,7 +23,7 @@ from converse_mongo import (
     MessageChunk,
     MessageCompleted,
 )
-from converse_mongo.writer import MessageWriter
+from converse_mongo.writing.writer import MessageWriter
 
 __all__ = ["token"]
 

@@ -14,8 +14,13 @@ from benchmarks.figures import BenchmarkError
 from benchmarks.meters import Traffic
 from benchmarks.servers import Server
 from converse_mongo import Message
-from converse_mongo._driver import Client, Collection, close_client, open_client
-from converse_mongo._validation import CHUNK_OVERHEAD, MAX_LIVE_BYTES
+from converse_mongo.domain.validation import CHUNK_OVERHEAD, MAX_LIVE_BYTES
+from converse_mongo.driver.clients import (
+    Client,
+    close_client,
+    open_client,
+)
+from converse_mongo.driver.collections import Collection
 
 __all__ = ["RawMessage", "check_equal", "open_raw_client"]
 

@@ -16,7 +16,7 @@ from benchmarks.meters import Cost, Meter, Traffic
 from benchmarks.raw import open_raw_client
 from benchmarks.settings import Setting
 from converse_mongo import Conversation, Converse, Message
-from converse_mongo._driver import Client, Database
+from converse_mongo.driver.clients import Client, Database
 
 __all__ = ["run"]
 

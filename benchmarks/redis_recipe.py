@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import Any, Protocol, TypeAlias
 from uuid import uuid4
 
-from converse_mongo._driver import Collection
+from converse_mongo.driver.collections import Collection
 
 __all__ = ["AssistantStream", "Recipe", "ResumableStream", "Started", "Way"]
 

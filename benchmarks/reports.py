@@ -16,7 +16,7 @@ from rich.text import Text
 from benchmarks.figures import Figure
 from benchmarks.plots import can_draw, draw_figures
 from benchmarks.settings import Setting
-from converse_mongo._driver import driver_name, driver_versions
+from converse_mongo.driver.installed import driver_name, driver_versions
 
 __all__ = ["environment", "print_figures", "write_figures"]
 

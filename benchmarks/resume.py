@@ -20,7 +20,7 @@ from pymongo.database import Database
 from benchmarks.figures import BenchmarkError, Figure, single
 from benchmarks.settings import Setting
 from converse_mongo import ChunkReceived, Conversation, Converse, Message
-from converse_mongo._validation import PAGE_CHUNKS
+from converse_mongo.domain.validation import PAGE_CHUNKS
 
 __all__ = ["run"]
 

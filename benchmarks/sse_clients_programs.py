@@ -28,8 +28,8 @@ from benchmarks.children import SERVER_VARIABLE, tell
 from benchmarks.meters import forget_peak, memory
 from benchmarks.sse_clients_viewers import COMPLETED, view
 from converse_mongo import Converse
-from converse_mongo._changes import SHORTENED
-from converse_mongo._driver import close_client, open_client
+from converse_mongo.driver.clients import close_client, open_client
+from converse_mongo.watching.changes import SHORTENED
 from converse_mongo.web import routes
 
 BACKLOG = 2048

@@ -23,7 +23,7 @@ from pymongo import MongoClient, monitoring
 from benchmarks.figures import BenchmarkError, Figure, compare
 from benchmarks.settings import Setting
 from converse_mongo import Converse
-from converse_mongo._driver import open_change_feed
+from converse_mongo.driver.change_streams import open_change_feed
 
 __all__ = ["run"]
 

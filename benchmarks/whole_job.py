@@ -47,7 +47,8 @@ from benchmarks.whole_job_programs import (
 )
 from benchmarks.whole_job_stores import CRASH_TOKENS, PROGRAMS, Loss, open_stores, tokens_lost
 from converse_mongo import Converse
-from converse_mongo._driver import Collection, close_client, open_client
+from converse_mongo.driver.clients import close_client, open_client
+from converse_mongo.driver.collections import Collection
 
 __all__ = ["run"]
 

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.children import SERVER_VARIABLE, tell, wait_for_parent
 from benchmarks.redis_recipe import AssistantStream, Recipe, ResumableStream, Started, Way
 from converse_mongo import ChunkReceived, Converse
-from converse_mongo._driver import close_client, open_client
+from converse_mongo.driver.clients import close_client, open_client
 
 __all__ = [
     "ASSISTANT_STREAM",

@@ -22,9 +22,9 @@ from benchmarks.meters import Cost, Meter, Traffic
 from benchmarks.raw import RawMessage, check_equal, open_raw_client
 from benchmarks.settings import Setting
 from converse_mongo import Converse, Message
-from converse_mongo._driver import Client
-from converse_mongo._validation import PAGE_CHUNKS
-from converse_mongo.types import Granularity
+from converse_mongo.domain.types import Granularity
+from converse_mongo.domain.validation import PAGE_CHUNKS
+from converse_mongo.driver.clients import Client
 
 __all__ = ["run"]
 

@@ -2,20 +2,14 @@
 
 from importlib.metadata import version
 
-from converse_mongo._listings import History, MessageList, Owner
-from converse_mongo._stored_message import Lease
-from converse_mongo._validation import (
-    MAX_APPEND_BYTES,
-    MAX_APPEND_CHUNKS,
-    MAX_CHUNK_BYTES,
-    MAX_CONTENT_BYTES,
-    MAX_METADATA_BYTES,
-    MAX_REASON_BYTES,
-)
-from converse_mongo.chunks import ChunkLog, MessageChunk
-from converse_mongo.conversations import DOCUMENT_MODELS, Conversation
 from converse_mongo.converse import Converse
-from converse_mongo.errors import (
+from converse_mongo.documents.conversations import DOCUMENT_MODELS, Conversation
+from converse_mongo.documents.listings import History, MessageList
+from converse_mongo.documents.messages import Message
+from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.documents.stored_message import Lease
+from converse_mongo.domain.chunks import ChunkLog, MessageChunk
+from converse_mongo.domain.errors import (
     ChunksNotLoadedError,
     ConfigurationError,
     ConversationNotFoundError,
@@ -41,7 +35,7 @@ from converse_mongo.errors import (
     WriterFailedError,
     WriterFencedError,
 )
-from converse_mongo.events import (
+from converse_mongo.domain.events import (
     ChunkReceived,
     ConversationCreated,
     ConversationDeleted,
@@ -57,14 +51,27 @@ from converse_mongo.events import (
     MessageUpdated,
     OwnerEvent,
 )
-from converse_mongo.hub import HubStatistics
-from converse_mongo.messages import Message
-from converse_mongo.owner_watching import OwnerWatcher
-from converse_mongo.pages import MessageChunkPage
+from converse_mongo.domain.owners import Owner
+from converse_mongo.domain.types import (
+    Granularity,
+    MessageRole,
+    MessageStatus,
+    Retention,
+    WatchMode,
+)
+from converse_mongo.domain.validation import (
+    MAX_APPEND_BYTES,
+    MAX_APPEND_CHUNKS,
+    MAX_CHUNK_BYTES,
+    MAX_CONTENT_BYTES,
+    MAX_METADATA_BYTES,
+    MAX_REASON_BYTES,
+)
 from converse_mongo.store import Transaction
-from converse_mongo.types import Granularity, MessageRole, MessageStatus, Retention, WatchMode
-from converse_mongo.watching import Watcher
-from converse_mongo.writer import MessageWriter, WriterStatistics
+from converse_mongo.watching.hub import HubStatistics
+from converse_mongo.watching.owner_watcher import OwnerWatcher
+from converse_mongo.watching.watcher import Watcher
+from converse_mongo.writing.writer import MessageWriter, WriterStatistics
 
 __version__ = version("converse-mongo")
 

@@ -12,14 +12,32 @@ from urllib.parse import parse_qs, urlsplit
 from beanie.odm.utils.parsing import parse_obj
 from pymongo.errors import PyMongoError
 
-from converse_mongo import _changes, _driver
-from converse_mongo._cursors import NOW, ConversationCursor
-from converse_mongo._deadlines import bounded
-from converse_mongo._handlers import Handler, Handlers
-from converse_mongo._indexes import build_missing
-from converse_mongo._listings import Owner, check_owner
-from converse_mongo._reader import Reader
-from converse_mongo._validation import (
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.messages import Message, load_message
+from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.domain.cursors import NOW, ConversationCursor
+from converse_mongo.domain.errors import (
+    ConfigurationError,
+    ConversationNotFoundError,
+    ConverseClosedError,
+    InvalidInputError,
+    StoreUnavailableError,
+)
+from converse_mongo.domain.events import (
+    ConversationEvent,
+    Event,
+    FinalEvent,
+    MessageEvent,
+)
+from converse_mongo.domain.owners import Owner, check_owner
+from converse_mongo.domain.types import (
+    IdLike,
+    MessageStatus,
+    Metadata,
+    Retention,
+    WatchMode,
+)
+from converse_mongo.domain.validation import (
     check_count,
     check_reason,
     check_retention,
@@ -27,23 +45,25 @@ from converse_mongo._validation import (
     check_sequence,
     object_id,
 )
-from converse_mongo.conversations import Conversation
-from converse_mongo.errors import (
-    ConfigurationError,
-    ConversationNotFoundError,
-    ConverseClosedError,
-    InvalidInputError,
-    StoreUnavailableError,
+from converse_mongo.driver import (
+    change_streams,
+    clients,
+    collections,
+    failures,
+    feeds,
+    odm,
+    servers,
 )
-from converse_mongo.events import ConversationEvent, Event, FinalEvent, MessageEvent
-from converse_mongo.hub import Hub, HubStatistics
-from converse_mongo.messages import Message, load_message
-from converse_mongo.owner_watching import OwnerWatcher
-from converse_mongo.pages import MessageChunkPage
+from converse_mongo.driver.deadlines import bounded
 from converse_mongo.store import Options, Store, Transaction, store_now
 from converse_mongo.store.calls import PAGES
-from converse_mongo.types import IdLike, MessageStatus, Metadata, Retention, WatchMode
-from converse_mongo.watching import Watcher
+from converse_mongo.store.handlers import Handler, Handlers
+from converse_mongo.store.indexes import build_missing
+from converse_mongo.store.reads import Reader
+from converse_mongo.watching import changes
+from converse_mongo.watching.hub import Hub, HubStatistics
+from converse_mongo.watching.owner_watcher import OwnerWatcher
+from converse_mongo.watching.watcher import Watcher
 
 __all__ = ["Converse"]
 
@@ -97,7 +117,7 @@ class Converse:
 
     def __init__(
         self,
-        client: "str | _driver.Client",
+        client: "str | clients.Client",
         database: str | None = None,
         *,
         message_model: type[Message] = Message,
@@ -186,36 +206,36 @@ class Converse:
         owns_client = isinstance(self._given, str)
         client = self._open_client() if owns_client else self._given
         try:
-            database = _driver.open_database(client, self._database_name)
-            message, conversation = (_driver.bound_subclass(model) for model in self._models)
-            page = _driver.bound_subclass(MessageChunkPage)
+            database = clients.open_database(client, self._database_name)
+            message, conversation = (odm.bound_subclass(model) for model in self._models)
+            page = odm.bound_subclass(MessageChunkPage)
             message.conversation_model = conversation
             conversation.message_model = message
             models = [message, conversation, page]
             # This finds a server, for as long as the client is told to look for one.
-            replicated = await _driver.has_change_streams(database)
-            sharded = replicated and await _driver.is_sharded(database)
-            await bounded(OPEN_SECONDS, _driver.bind_documents, database, models)
+            replicated = await servers.has_change_streams(database)
+            sharded = replicated and await servers.is_sharded(database)
+            await bounded(OPEN_SECONDS, odm.bind_documents, database, models)
             if self._create_indexes:
                 await self._build_indexes(models)
         except BaseException as error:
             if owns_client:
-                await _driver.close_client(client)
+                await clients.close_client(client)
             if isinstance(error, RuntimeError) and "event loop" in str(error).lower():
                 raise ConfigurationError(
                     f"This client belongs to another event loop ({error}). Make one for each loop."
                 ) from error
-            if isinstance(error, PyMongoError) and _driver.is_transient(error):
+            if isinstance(error, PyMongoError) and failures.is_transient(error):
                 raise StoreUnavailableError(
                     f"MongoDB cannot be reached ({error}). Is it running, and is the URI right?"
                 ) from error
             raise
         # Watchers show what no failover takes back, as a change stream does (which knows no other
         # read concern). A standalone server knows no majority.
-        messages = _driver.collection_of(message, majority=replicated)
+        messages = collections.collection_of(message, majority=replicated)
         store = Store(
-            _driver.collection_of(message),
-            _driver.collection_of(conversation),
+            collections.collection_of(message),
+            collections.collection_of(conversation),
             committed=messages,
             handlers=self._handlers,
             options=self._options,
@@ -223,21 +243,21 @@ class Converse:
         message.bound_store = conversation.bound_store = store
         reader = Reader(
             messages,
-            _driver.collection_of(conversation, majority=replicated),
-            _driver.sibling(messages, PAGES),
+            collections.collection_of(conversation, majority=replicated),
+            collections.sibling(messages, PAGES),
             local=store.reader if replicated else None,
         )
         open_feed, open_writers_feed = (
             partial(
-                _driver.open_change_feed,
+                change_streams.open_change_feed,
                 reader.messages.database,
                 told,
                 reader.begin_times,
                 secondary=self._stream_from == "secondary",
             )
             for told in (
-                _changes.pipeline(reader.messages.name, reader.conversations.name),
-                _changes.writers_pipeline(reader.messages.name),
+                changes.pipeline(reader.messages.name, reader.conversations.name),
+                changes.writers_pipeline(reader.messages.name),
             )
         )
         streams = replicated and self._change_streams
@@ -263,13 +283,13 @@ class Converse:
         store.check_home = parts.check_home
         return parts
 
-    def _open_client(self) -> "_driver.Client":
+    def _open_client(self) -> "clients.Client":
         # A connection that went silent would be waited for for ever: no driver bounds that itself.
         names = {*parse_qs(urlsplit(self._given).query), *self._client_options}
         bounded = not {"sockettimeoutms", "timeoutms"}.isdisjoint(map(str.lower, names))
         bound = {} if bounded else {"socketTimeoutMS": SOCKET_TIMEOUT_MS}
         try:
-            return _driver.open_client(
+            return clients.open_client(
                 self._given, {"appname": "converse_mongo", **bound, **self._client_options}
             )
         except (PyMongoError, ValueError, TypeError) as error:
@@ -374,8 +394,8 @@ class Converse:
     async def _build_indexes(self, models: Sequence[type[Any]]) -> None:
         for model in models:
             await build_missing(
-                _driver.collection_of(model),
-                _driver.indexes_of(model),
+                collections.collection_of(model),
+                odm.indexes_of(model),
                 retry_timeout=self._options.retry_timeout,
             )
 
@@ -608,7 +628,7 @@ class _Parts:
 
     def __init__(
         self,
-        own_client: "_driver.Client | None",
+        own_client: "clients.Client | None",
         models: list[type[Any]],
         store: Store,
         hub: Hub,
@@ -655,9 +675,9 @@ class _Parts:
 
     async def abandon(self) -> None:
         """Lets go of what can neither run nor be closed in order any more."""
-        _driver.release_documents(self.models)
+        odm.release_documents(self.models)
         if self.own_client is not None and self._process == os.getpid():
-            await _driver.abandon_client(self.own_client)
+            await clients.abandon_client(self.own_client)
 
     @property
     def store(self) -> Store:
@@ -671,7 +691,7 @@ class _Parts:
         self._store.closing = True
         if self.sweeping is not None:
             self.sweeping.cancel()
-            await asyncio.wait({self.sweeping}, timeout=_driver.CLOSE_SECONDS)
+            await asyncio.wait({self.sweeping}, timeout=feeds.CLOSE_SECONDS)
         try:
             try:
                 await self._store.aclose(timeout)
@@ -679,5 +699,5 @@ class _Parts:
                 await self.hub.aclose()
         finally:
             if self.own_client is not None:
-                await _driver.close_client(self.own_client)
-            _driver.release_documents(self.models)
+                await clients.close_client(self.own_client)
+            odm.release_documents(self.models)

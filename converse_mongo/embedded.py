@@ -20,7 +20,7 @@ from typing import Self
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from converse_mongo.errors import ConfigurationError, ConverseError
+from converse_mongo.domain.errors import ConfigurationError, ConverseError
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError"]
 

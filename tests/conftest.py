@@ -11,7 +11,8 @@ import pytest_asyncio
 from pymongo import monitoring
 
 from converse_mongo import Converse
-from converse_mongo._driver import close_client, driver_name, open_client
+from converse_mongo.driver.clients import close_client, open_client
+from converse_mongo.driver.installed import driver_name
 from converse_mongo.embedded import EmbeddedServer
 from tests.majority import Majority, behind
 

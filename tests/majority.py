@@ -20,7 +20,7 @@ from bson.codec_options import CodecOptions
 from pymongo import MongoClient
 from pymongo.read_concern import ReadConcern
 
-from converse_mongo import _driver
+from converse_mongo.driver import clients, collections
 
 __all__ = ["Majority", "behind"]
 
@@ -168,9 +168,9 @@ class MajorityCollection:
 
 
 _collection_of, _majority_of, _sibling = (
-    _driver.collection_of,
-    _driver.majority_of,
-    _driver.sibling,
+    collections.collection_of,
+    collections.majority_of,
+    collections.sibling,
 )
 
 
@@ -185,7 +185,7 @@ def behind(
     """
     majorities: dict[str, Majority] = {}
     known: dict[int, Any] = {}  # an id is only good while its client lives
-    open_client = _driver.open_client
+    open_client = clients.open_client
 
     def record_client(uri: str, options: Any) -> Any:
         client = open_client(uri, options)
@@ -222,10 +222,10 @@ def behind(
         return _sibling(collection, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_driver, "open_client", record_client)
-        patch.setattr(_driver, "collection_of", collection_of)
-        patch.setattr(_driver, "majority_of", majority_of)
-        patch.setattr(_driver, "sibling", sibling)
+        patch.setattr(clients, "open_client", record_client)
+        patch.setattr(collections, "collection_of", collection_of)
+        patch.setattr(collections, "majority_of", majority_of)
+        patch.setattr(collections, "sibling", sibling)
         try:
             yield majorities
         finally:

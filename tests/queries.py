@@ -6,7 +6,7 @@ from typing import Any
 from pymongo import IndexModel
 
 from converse_mongo import Conversation, Message
-from converse_mongo.pages import MessageChunkPage
+from converse_mongo.documents.pages import MessageChunkPage
 
 INDEXES: dict[str, list[IndexModel]] = {
     model.Settings.name: list(model.Settings.indexes)

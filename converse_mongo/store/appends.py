@@ -9,13 +9,8 @@ from typing import Any, cast
 from bson import ObjectId
 from pymongo.errors import OperationFailure
 
-from converse_mongo import _updates
-from converse_mongo._driver import is_too_large
-from converse_mongo._state import LeaseState, MessageState
-from converse_mongo._token_buffer import Piece
-from converse_mongo._validation import MAX_LIVE_BYTES, now
-from converse_mongo.chunks import MessageChunk, stored_size
-from converse_mongo.errors import (
+from converse_mongo.domain.chunks import MessageChunk, Piece, stored_size
+from converse_mongo.domain.errors import (
     InvalidInputError,
     MessageNotFoundError,
     MessageNotStreamingError,
@@ -24,10 +19,14 @@ from converse_mongo.errors import (
     StreamStoppedError,
     WriterFencedError,
 )
-from converse_mongo.events import ChunkReceived
+from converse_mongo.domain.events import ChunkReceived
+from converse_mongo.domain.headers import LeaseState, MessageState
+from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.validation import MAX_LIVE_BYTES, now
+from converse_mongo.driver.failures import is_too_large
+from converse_mongo.store import updates
 from converse_mongo.store.calls import Calls, Lane, back_off
 from converse_mongo.store.pages import Pages
-from converse_mongo.types import MessageStatus
 
 __all__ = ["Appends", "WriterClaim", "fenced", "refuse_overtaken", "replaced"]
 
@@ -214,7 +213,7 @@ class Appends:
 
     async def _try(self, wanted: "_Append", chunks: Sequence[MessageChunk]) -> bool:
         claim, message_id = wanted.claim, wanted.key["_id"]
-        match, update = _updates.append(
+        match, update = updates.append(
             *(wanted.key, chunks, wanted.append_id, wanted.size, wanted.text_size),
             lease=claim.lease if claim else None,
             unless_stopped=claim is not None and claim.unless_stopped,
@@ -243,8 +242,8 @@ class Appends:
         message_id = key["_id"]
         found = await self._calls.call(
             self._calls.messages.find_one,
-            _updates.any_log(key),
-            _updates.find_append(append_id),
+            updates.any_log(key),
+            updates.find_append(append_id),
             what=f"read message {message_id}",
             append_id=append_id,
         )

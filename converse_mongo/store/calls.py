@@ -10,12 +10,12 @@ from weakref import WeakValueDictionary
 
 from bson import ObjectId
 
-from converse_mongo import _driver, _retry
-from converse_mongo._driver import Collection
-from converse_mongo._handlers import Handlers
-from converse_mongo._metadata import is_addressable
-from converse_mongo._reader import Reader
-from converse_mongo.errors import ConverseClosedError, InvalidMetadataError
+from converse_mongo.domain.errors import ConverseClosedError, InvalidMetadataError
+from converse_mongo.domain.metadata import is_addressable
+from converse_mongo.driver import collections, retry
+from converse_mongo.driver.collections import Collection
+from converse_mongo.store.handlers import Handlers
+from converse_mongo.store.reads import Reader
 
 __all__ = ["PAGES", "Calls", "Lane", "Options", "back_off"]
 
@@ -109,7 +109,7 @@ class Calls:
         self.committed = messages if committed is None else committed
         """The messages as watchers see them: what no failover takes back."""
         self.conversations = conversations
-        self.pages = _driver.sibling(messages, PAGES) if pages is None else pages
+        self.pages = collections.sibling(messages, PAGES) if pages is None else pages
         self.reader = Reader(messages, conversations, self.pages)
         self.handlers = handlers or Handlers()
         self.options = options or Options()
@@ -143,7 +143,7 @@ class Calls:
             InvalidMetadataError: There is such a key; nothing was written.
         """
         keys = [key for mapping in mappings for key in mapping if not is_addressable(key)]
-        if keys and _driver.is_mock(self.messages):
+        if keys and collections.is_mock(self.messages):
             raise InvalidMetadataError(
                 f"The key {keys[0]!r} holds a dot or begins with '$': MongoDB can store it, but "
                 "mongomock cannot. Nothing was written."
@@ -160,7 +160,7 @@ class Calls:
     ) -> T:
         """Awaits a call that is safe to repeat, for ``retry_timeout`` seconds if need be.
 
-        See ``_retry.call``. It gives up after ``at_most`` seconds in any case.
+        See ``retry.call``. It gives up after ``at_most`` seconds in any case.
 
         Raises:
             StoreUnavailableError: No answer for so long.
@@ -170,7 +170,7 @@ class Calls:
         self.check_home()
         if self.closed:
             raise ConverseClosedError
-        return await _retry.call(
+        return await retry.call(
             function,
             *arguments,
             what=what,

@@ -9,23 +9,36 @@ from typing import Any
 from bson import ObjectId
 from pymongo.errors import OperationFailure, PyMongoError
 
-from converse_mongo import _updates
-from converse_mongo._driver import is_too_large
-from converse_mongo._state import STATE, LeaseState, MessageState, with_chunk_count
-from converse_mongo._validation import MAX_CONTENT_BYTES, MAX_SECONDS, now
-from converse_mongo.chunks import StoredChunk
-from converse_mongo.errors import (
+from converse_mongo.domain.chunks import StoredChunk
+from converse_mongo.domain.errors import (
     ConverseClosedError,
     MessageNotFoundError,
     MessageNotStreamingError,
     MessageTooLargeError,
     StoreUnavailableError,
 )
-from converse_mongo.events import MessageCancelled, MessageCompleted, MessageFailed
+from converse_mongo.domain.events import (
+    MessageCancelled,
+    MessageCompleted,
+    MessageFailed,
+)
+from converse_mongo.domain.headers import (
+    STATE,
+    LeaseState,
+    MessageState,
+    with_chunk_count,
+)
+from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.validation import (
+    MAX_CONTENT_BYTES,
+    MAX_SECONDS,
+    now,
+)
+from converse_mongo.driver.failures import is_too_large
+from converse_mongo.store import updates
 from converse_mongo.store.appends import refuse_overtaken
 from converse_mongo.store.calls import Calls, Lane, back_off
 from converse_mongo.store.pages import Pages
-from converse_mongo.types import MessageStatus
 
 __all__ = ["End", "EndedMessage", "Ends"]
 
@@ -105,7 +118,7 @@ class Ends:
         """
         self._calls.check_keys(end.metadata)
         end_id, attempt = end_id or ObjectId(), 0
-        condition = {} if lease is None else _updates.held_by(lease)
+        condition = {} if lease is None else updates.held_by(lease)
         async with lane.lock:
             while True:
                 try:
@@ -154,7 +167,7 @@ class Ends:
         fence: bool = False,
     ) -> MessageState | None:
         """Tries to end a message, and returns what then has its id; ``None`` when nothing has."""
-        match, update = _updates.end(
+        match, update = updates.end(
             key,
             end_id,
             end.status,
@@ -171,7 +184,7 @@ class Ends:
         # Whoever gets the document back from an update has its image written into the oplog. And a
         # try whose answer was lost may have been the one that did it: the id says whose end it is.
         await call(messages.update_one, match, update)
-        stored: Any = await call(messages.find_one, _updates.any_log(key), STATE)
+        stored: Any = await call(messages.find_one, updates.any_log(key), STATE)
         return MessageState.from_stored(stored) if stored else None
 
     async def _finish(self, state: MessageState, known: tuple[int, str] | None) -> EndedMessage:
@@ -218,9 +231,9 @@ class Ends:
         )
         end_id: Any = state.end_id
         try:
-            await fill(*_updates.fill(key, end_id, state.next_sequence, content))
+            await fill(*updates.fill(key, end_id, state.next_sequence, content))
         except OperationFailure as error:
             if not is_too_large(error):
                 raise
             # Metadata and joined text do not fit into one document: the chunks are the text.
-            await fill(*_updates.fill(key, end_id, state.next_sequence, None))
+            await fill(*updates.fill(key, end_id, state.next_sequence, None))

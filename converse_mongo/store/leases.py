@@ -18,18 +18,22 @@ from typing import Any
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo import _updates
-from converse_mongo._state import STATE, LeaseState, MessageState
-from converse_mongo.errors import (
+from converse_mongo.domain.errors import (
     ConverseError,
     MessageNotFoundError,
     MessageNotStreamingError,
     WriterExistsError,
 )
+from converse_mongo.domain.headers import (
+    STATE,
+    LeaseState,
+    MessageState,
+)
+from converse_mongo.domain.types import MessageStatus
+from converse_mongo.store import updates
 from converse_mongo.store.appends import fenced, replaced
 from converse_mongo.store.calls import Calls
 from converse_mongo.store.ends import End, Ends
-from converse_mongo.types import MessageStatus
 
 __all__ = ["INTERRUPTED", "Leases"]
 
@@ -92,7 +96,7 @@ class Leases:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         holder = ObjectId()
-        change = _updates.acquire_lease(key, holder, self._calls.options.lease)
+        change = updates.acquire_lease(key, holder, self._calls.options.lease)
         acquired = await self._change(key, change)
         state = await self._look_after_claim(key, LeaseState(1, holder))
         self._refuse_overtaken(state, holder, claimed=acquired)
@@ -118,7 +122,7 @@ class Leases:
         while state.lease.holder != holder:
             self._refuse_overtaken(state, holder, claimed=taken)
             # From the lease that was seen to the next: a repeat that comes late changes nothing.
-            change = _updates.take_over(key, state.lease, holder, self._calls.options.lease)
+            change = updates.take_over(key, state.lease, holder, self._calls.options.lease)
             taken = await self._change(key, change)
             state = await self._look_after_claim(key, LeaseState(state.lease.epoch + 1, holder))
         self._refuse_overtaken(state, holder, claimed=taken)
@@ -135,7 +139,7 @@ class Leases:
             MessageNotFoundError: There is no such message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        if await self._change(key, _updates.renew_lease(key, lease)):
+        if await self._change(key, updates.renew_lease(key, lease)):
             return None
         return await self._look(key, for_writer=True)
 
@@ -145,12 +149,10 @@ class Leases:
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        await self._change(
-            key, _updates.release_lease(key, lease, self._calls.options.idle_timeout)
-        )
+        await self._change(key, updates.release_lease(key, lease, self._calls.options.idle_timeout))
 
     async def _change(
-        self, key: Mapping[str, Any], change: tuple[_updates.Document, _updates.Document]
+        self, key: Mapping[str, Any], change: tuple[updates.Document, updates.Document]
     ) -> bool:
         """Changes the lease of a message, and says whether the change matched.
 
@@ -168,7 +170,7 @@ class Leases:
         message_id = key["_id"]
         stored = await self._calls.call(
             self._calls.messages.find_one,
-            *(_updates.any_log(key), STATE),
+            *(updates.any_log(key), STATE),
             what=f"read message {message_id}",
         )
         if stored is None:
@@ -212,13 +214,13 @@ class Leases:
         """
         if "conversation_id" not in key:
             key = (await self._look(key)).key
-        await self._change(key, _updates.request_stop(key, reason))
+        await self._change(key, updates.request_stop(key, reason))
         state = await self._look(key)
         if state.status.is_final:
             return state
         if state.lease.holder is None:
             # Appends by hand, which may go on all the time, do not listen.
-            return await self._settle(state, _updates.same_writer(state.lease)) or state
+            return await self._settle(state, updates.same_writer(state.lease)) or state
         return await self.settle_if_expired(state)
 
     # Orphans
@@ -247,7 +249,7 @@ class Leases:
             }
             await self._calls.call(
                 self._calls.messages.update_many,
-                *_updates.start_lease(them),
+                *updates.start_lease(them),
                 what="start the leases of messages",
             )
         met = limited.keys() - unmet
@@ -295,7 +297,7 @@ class Leases:
         if lease.renewed_at is None:
             await self._calls.call(
                 self._calls.messages.update_one,
-                *_updates.start_lease(state.key),
+                *updates.start_lease(state.key),
                 what=f"start the lease of message {state.message_id}",
             )
             return state
@@ -355,7 +357,7 @@ class Leases:
         else:
             end = End(MessageStatus.FAILED, {}, INTERRUPTED)
         if condition is None:
-            condition = _updates.unchanged_lease(state.lease)
+            condition = updates.unchanged_lease(state.lease)
         return await self._ends.settle(state, end, condition)
 
     def _may_have_expired(self, lease: LeaseState) -> bool:

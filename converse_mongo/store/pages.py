@@ -14,10 +14,15 @@ from typing import Any
 
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
-from converse_mongo import _driver, _updates
-from converse_mongo._state import MessageState
-from converse_mongo._validation import MAX_CONTENT_BYTES, PAGE_BYTES, PAGE_CHUNKS
-from converse_mongo.errors import ConverseError, WatchError
+from converse_mongo.domain.errors import ConverseError, WatchError
+from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.validation import (
+    MAX_CONTENT_BYTES,
+    PAGE_BYTES,
+    PAGE_CHUNKS,
+)
+from converse_mongo.driver import collections, servers
+from converse_mongo.store import updates
 from converse_mongo.store.calls import PAGES, Calls, Lane
 
 __all__ = ["Pages"]
@@ -107,7 +112,7 @@ class Pages:
                 f"The chunks of message {message_id} are not in order: something other than "
                 "converse_mongo has written to the message."
             )
-        page = _updates.page(key, chunks)
+        page = updates.page(key, chunks)
         page_key = {"_id": page["_id"], "conversation_id": page["conversation_id"]}
         try:
             await call(pages.insert_one, page, what=what)
@@ -118,13 +123,13 @@ class Pages:
                 return False  # not safe from a failover yet
         trimmed = await call(
             self._calls.messages.update_one,
-            *_updates.trim(key, first, page["next_sequence"], page["chunk_bytes"]),
+            *updates.trim(key, first, page["next_sequence"], page["chunk_bytes"]),
             what=what,
         )
         if not trimmed.matched_count:
             # Another trimmed it, which is as good; unless its chunks were merged or deleted.
             left = await call(
-                messages.find_one, _updates.any_log(key), {"compacted": 1, "log_id": 1}, what=what
+                messages.find_one, updates.any_log(key), {"compacted": 1, "log_id": 1}, what=what
             )
             if left is None or left.get("compacted") or left.get("log_id") != key["log_id"]:
                 await call(pages.delete_many, page_key, what=what)
@@ -133,18 +138,18 @@ class Pages:
             lane.live_bytes = max(lane.live_bytes - page["chunk_bytes"], 0)
         return True
 
-    async def _durable(self) -> tuple[_driver.Collection, _driver.Collection]:
+    async def _durable(self) -> tuple[collections.Collection, collections.Collection]:
         """Messages and pages, read and written so that no failover takes anything back."""
         messages = self._calls.messages
         if self._calls.session is not None:  # the transaction holds all of it together
             return messages, self._calls.pages
         if self._replicated is None:
             self._replicated = await self._calls.call(
-                _driver.has_change_streams, messages.database, what="look at the server"
+                servers.has_change_streams, messages.database, what="look at the server"
             )
         if self._replicated:
-            messages = _driver.majority_of(messages)
-        return messages, _driver.sibling(messages, PAGES)
+            messages = collections.majority_of(messages)
+        return messages, collections.sibling(messages, PAGES)
 
     async def compact(self, state: MessageState) -> bool:
         """Merges the chunks of an ended message away; says whether they are gone.
@@ -167,12 +172,12 @@ class Pages:
             if [chunk["sequence"] for chunk in chunks] != list(range(state.next_sequence)):
                 return False  # merged by another just now, or not what the library wrote
             end_id: Any = state.end_id
-            match, update = _updates.compact(key, end_id, chunks)
+            match, update = updates.compact(key, end_id, chunks)
             messages, _ = await self._durable()
             await calls.call(messages.update_one, match, update, what=what)
         if possible and not await self._delete_merged(key, state):
             return False  # a failover took the end back, or is about to decide
-        await calls.call(calls.messages.update_one, *_updates.finish_compaction(key), what=what)
+        await calls.call(calls.messages.update_one, *updates.finish_compaction(key), what=what)
         return possible
 
     async def _delete_merged(self, key: Mapping[str, Any], state: MessageState) -> bool:
@@ -187,13 +192,13 @@ class Pages:
         merged = await call(messages.find_one, key, {"compacted": 1}, what=what)
         if merged is None or not merged.get("compacted"):
             return False
-        await call(pages.delete_many, _updates.pages_of(key), what=what)
+        await call(pages.delete_many, updates.pages_of(key), what=what)
         return True
 
     async def delete(self, key: Mapping[str, Any]) -> None:
         """Deletes the pages of a message that is no more."""
         await self._calls.call(
             self._calls.pages.delete_many,
-            _updates.pages_of(key),
+            updates.pages_of(key),
             what=f"delete the pages of message {key['_id']}",
         )

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, TypeAlias
 from bson import ObjectId
 from pymongo.errors import DuplicateKeyError
 
-from converse_mongo import _updates
-from converse_mongo._validation import now
-from converse_mongo.errors import ConversationNotFoundError
+from converse_mongo.domain.errors import ConversationNotFoundError
+from converse_mongo.domain.validation import now
+from converse_mongo.store import updates
 from converse_mongo.store.calls import Calls, Lane, back_off
 
 __all__ = ["Added", "Insert", "Positions"]
@@ -95,7 +95,7 @@ class Positions:
                 await call(
                     self._calls.conversations.update_one,
                     {"_id": conversation_id},
-                    _updates.move_next_position(position, now()),
+                    updates.move_next_position(position, now()),
                 )
                 if inserted:
                     return Added(position, is_new)

@@ -8,13 +8,13 @@ from typing import Any
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo._reader import Found
-from converse_mongo._state import MessageState
-from converse_mongo._validation import now
-from converse_mongo.events import FinalEvent
+from converse_mongo.domain.events import FinalEvent
+from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.validation import now
 from converse_mongo.store.calls import Calls
 from converse_mongo.store.leases import LOOKS_KEPT, Leases
 from converse_mongo.store.pages import Pages
+from converse_mongo.store.reads import Found
 
 __all__ = ["Recovery"]
 

@@ -7,15 +7,17 @@ from typing import Any
 from bson import ObjectId
 from pymongo.errors import OperationFailure
 
-from converse_mongo import _driver, _updates
-from converse_mongo._driver import Collection, is_too_large
-from converse_mongo._owned import OWNED, OwnedConversation
-from converse_mongo.errors import (
+from converse_mongo.domain.errors import (
     ConversationNotFoundError,
     MessageNotFoundError,
     MessageTooLargeError,
 )
-from converse_mongo.events import MessageUpdated
+from converse_mongo.domain.events import MessageUpdated
+from converse_mongo.domain.summaries import OWNED, OwnedConversation
+from converse_mongo.driver import servers
+from converse_mongo.driver.collections import Collection
+from converse_mongo.driver.failures import is_too_large
+from converse_mongo.store import updates
 from converse_mongo.store.calls import Calls
 
 __all__ = ["Saves"]
@@ -27,7 +29,7 @@ class Saves:
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
 
-    async def save_conversation(self, conversation_id: ObjectId, update: _updates.Document) -> int:
+    async def save_conversation(self, conversation_id: ObjectId, update: updates.Document) -> int:
         """Applies ``update`` to a conversation, and returns the revision that it then has.
 
         Raises:
@@ -51,7 +53,7 @@ class Saves:
         key: Mapping[str, Any],
         changes: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]],
     ) -> None:
-        """Saves keys that hold dots or dollars, of a document that is there; see ``_updates``.
+        """Saves keys that hold dots or dollars, of a document that is there; see ``store.updates``.
 
         Raises:
             InvalidMetadataError: The database is one of mongomock's, which cannot do that.
@@ -60,7 +62,7 @@ class Saves:
         """
         for assigned, removed in changes.values():
             self._calls.check_keys(assigned, dict.fromkeys(removed))
-        update, what = _updates.save_unaddressable(changes), f"save {key['_id']}"
+        update, what = updates.save_unaddressable(changes), f"save {key['_id']}"
         try:
             await self._calls.call(collection.update_one, dict(key), update, what=what)
         except OperationFailure as error:
@@ -68,7 +70,7 @@ class Saves:
                 raise MessageTooLargeError(key["_id"]) from error
             raise
 
-    async def save_message(self, key: Mapping[str, Any], update: _updates.Document) -> int:
+    async def save_message(self, key: Mapping[str, Any], update: updates.Document) -> int:
         """Applies ``update`` to a message, and returns the revision that it then has.
 
         Raises:
@@ -76,7 +78,7 @@ class Saves:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         message_id, messages = key["_id"], self._calls.messages
-        update = _updates.mark_saved(update, _driver.mark_type(messages))
+        update = updates.mark_saved(update, servers.mark_type(messages))
         call = partial(self._calls.call, what=f"save message {message_id}")
         try:
             await call(messages.update_one, key, update)

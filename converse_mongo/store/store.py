@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
-from converse_mongo._driver import Collection
-from converse_mongo._handlers import Handlers
-from converse_mongo._signals import Signals
-from converse_mongo.errors import ConverseClosedError, ConverseError
+from converse_mongo.domain.errors import ConverseClosedError, ConverseError
+from converse_mongo.driver.collections import Collection
 from converse_mongo.store.appends import Appends
 from converse_mongo.store.calls import Calls, Options
 from converse_mongo.store.ends import Ends
+from converse_mongo.store.handlers import Handlers
 from converse_mongo.store.leases import Leases
+from converse_mongo.store.notices import Signals
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.positions import Positions
 from converse_mongo.store.recovery import Recovery

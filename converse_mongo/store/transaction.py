@@ -10,14 +10,14 @@ from typing import Any, Self, TypeVar
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo import _deadlines, _driver, _retry
-from converse_mongo._handlers import Handlers
-from converse_mongo.errors import (
+from converse_mongo.domain.errors import (
     InvalidInputError,
     TransactionAbortedError,
     TransactionsUnavailableError,
 )
-from converse_mongo.events import Event
+from converse_mongo.domain.events import Event
+from converse_mongo.driver import deadlines, failures, feeds, retry, servers, sessions
+from converse_mongo.store.handlers import Handlers
 from converse_mongo.store.store import Store
 
 __all__ = ["Transaction", "context_apart", "open_transaction", "store_now"]
@@ -67,12 +67,12 @@ class Transaction:
             )
         database, call = self.parent.messages.database, self.parent.call
         what = "begin a transaction"
-        if not await call(_driver.has_change_streams, database, what=what):
+        if not await call(servers.has_change_streams, database, what=what):
             raise TransactionsUnavailableError(
                 "This server has no transactions, which need a replica set or a sharded cluster. "
                 "Nothing was written."
             )
-        self._session = await call(_driver.start_transaction, database, what=what)
+        self._session = await call(sessions.start_transaction, database, what=what)
         self.store = _SessionStore(self.parent, self._session)
         self._token = _current.set(self)
         return self
@@ -121,13 +121,13 @@ class Transaction:
     async def _commit(self) -> None:
         try:
             # A commit may be repeated: the server knows which transaction it is.
-            await _retry.call(
+            await retry.call(
                 self._session.commit_transaction,
                 what="commit a transaction",
                 timeout=self.parent.options.retry_timeout,
             )
         except PyMongoError as error:
-            if _driver.is_aborted(error):
+            if failures.is_aborted(error):
                 raise TransactionAbortedError from error
             raise
 
@@ -137,7 +137,7 @@ class _SessionStore(Store):
 
     def __init__(self, parent: Store, session: Any) -> None:
         messages, conversations, pages = (
-            _driver.SessionCollection(collection, session)
+            sessions.SessionCollection(collection, session)
             for collection in (parent.messages, parent.conversations, parent.pages)
         )
         self.events: list[Event] = []
@@ -166,9 +166,9 @@ class _SessionStore(Store):
         async with self._turn:
             inside = _inside.set(self)
             try:
-                return await _deadlines.bounded(limit, function, *arguments)
+                return await deadlines.bounded(limit, function, *arguments)
             except PyMongoError as error:
-                if _driver.is_aborted(error) or _driver.is_transient(error):
+                if failures.is_aborted(error) or failures.is_transient(error):
                     raise TransactionAbortedError(
                         f"Could not {what}: MongoDB ended the transaction ({error}). Nothing of it "
                         "was stored: run the block again."
@@ -217,7 +217,7 @@ def context_apart() -> Context:
     def forget_caller() -> None:
         _current.set(None)
         _inside.set(None)
-        _deadlines.forget()
+        deadlines.forget()
 
     context = copy_context()
     context.run(forget_caller)
@@ -226,4 +226,4 @@ def context_apart() -> Context:
 
 async def _quietly(call: Callable[[], Awaitable[Any]]) -> None:
     with contextlib.suppress(PyMongoError):
-        await _deadlines.bounded(_driver.CLOSE_SECONDS, call, own=True)
+        await deadlines.bounded(feeds.CLOSE_SECONDS, call, own=True)

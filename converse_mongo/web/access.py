@@ -8,12 +8,16 @@ from bson import ObjectId
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
-from converse_mongo._validation import object_id
-from converse_mongo.conversations import Conversation
 from converse_mongo.converse import Converse
-from converse_mongo.errors import ConfigurationError, InvalidIdError, NotFoundError
-from converse_mongo.messages import Message
-from converse_mongo.types import MessageRole
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.messages import Message
+from converse_mongo.domain.errors import (
+    ConfigurationError,
+    InvalidIdError,
+    NotFoundError,
+)
+from converse_mongo.domain.types import MessageRole
+from converse_mongo.domain.validation import object_id
 from converse_mongo.web.errors import UnknownError
 
 __all__ = ["Access", "Authorize"]

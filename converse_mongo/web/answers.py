@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from converse_mongo.conversations import Conversation
-from converse_mongo.messages import Message
-from converse_mongo.types import MessageRole, MessageStatus
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.messages import Message
+from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.web.errors import ConflictError
 from converse_mongo.web.generations import Generations
 from converse_mongo.web.wire import REPLACES, replaced_id

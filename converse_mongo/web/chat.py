@@ -7,9 +7,9 @@ from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
-from converse_mongo.conversations import Conversation
-from converse_mongo.messages import Message
-from converse_mongo.types import MessageRole
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.messages import Message
+from converse_mongo.domain.types import MessageRole
 from converse_mongo.web.answers import without_replaced
 from converse_mongo.web.bodies import read_object, text_field
 from converse_mongo.web.conversations import MAX_PAGE, number_of

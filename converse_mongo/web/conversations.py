@@ -9,12 +9,12 @@ from sse_starlette import ServerSentEvent
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from converse_mongo._cursors import NOW
-from converse_mongo.conversations import Conversation
-from converse_mongo.errors import InvalidCursorError, NotFoundError
-from converse_mongo.events import ConversationEvent, Event
-from converse_mongo.messages import Message
-from converse_mongo.watching import Watcher
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.messages import Message
+from converse_mongo.domain.cursors import NOW
+from converse_mongo.domain.errors import InvalidCursorError, NotFoundError
+from converse_mongo.domain.events import ConversationEvent, Event
+from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.bodies import read_object, text_field
 from converse_mongo.web.edge import NO_STORE, Edge
 from converse_mongo.web.errors import RequestError, UnknownError, answer_errors

@@ -7,7 +7,7 @@ from typing import ClassVar, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from converse_mongo.errors import (
+from converse_mongo.domain.errors import (
     ConverseClosedError,
     ConverseError,
     InvalidInputError,

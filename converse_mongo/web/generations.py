@@ -9,9 +9,9 @@ from typing import Self, TypeAlias
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo._persistence import Persistent
-from converse_mongo.conversations import Conversation
-from converse_mongo.errors import (
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.messages import Message
+from converse_mongo.domain.errors import (
     ConfigurationError,
     ConverseClosedError,
     ConverseError,
@@ -21,9 +21,9 @@ from converse_mongo.errors import (
     WriterExistsError,
     WriterFencedError,
 )
-from converse_mongo.messages import Message
 from converse_mongo.store import Transaction, context_apart, open_transaction
 from converse_mongo.web.errors import BusyError
+from converse_mongo.writing.shielded import Persistent
 
 __all__ = ["Generations", "Respond"]
 

@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from converse_mongo.conversations import Conversation
-from converse_mongo.events import ConversationDeleted, OwnerEvent
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.domain.events import ConversationDeleted, OwnerEvent
 from converse_mongo.web.edge import Edge
 from converse_mongo.web.errors import RequestError, UnknownError, answer_errors
 from converse_mongo.web.streams import EventStream, until_cut

@@ -5,10 +5,10 @@ from typing import Any
 
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from converse_mongo._validation import check_seconds
 from converse_mongo.converse import Converse
-from converse_mongo.errors import ConfigurationError, InvalidInputError
-from converse_mongo.types import MessageRole
+from converse_mongo.domain.errors import ConfigurationError, InvalidInputError
+from converse_mongo.domain.types import MessageRole
+from converse_mongo.domain.validation import check_seconds
 from converse_mongo.web.access import Access, Authorize
 from converse_mongo.web.answers import Answers
 from converse_mongo.web.bodies import Limits

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from converse_mongo.conversations import Conversation
-from converse_mongo.errors import ConverseError
-from converse_mongo.watching import Watcher
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.domain.errors import ConverseError
+from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.conversations import watch_conversation
 from converse_mongo.web.edge import Edge
 from converse_mongo.web.errors import UnknownError, error_response

@@ -12,10 +12,14 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from converse_mongo.errors import ConverseClosedError, ConverseError, NotFoundError
-from converse_mongo.events import Event
-from converse_mongo.owner_watching import OwnerWatcher
-from converse_mongo.watching import Watcher
+from converse_mongo.domain.errors import (
+    ConverseClosedError,
+    ConverseError,
+    NotFoundError,
+)
+from converse_mongo.domain.events import Event
+from converse_mongo.watching.owner_watcher import OwnerWatcher
+from converse_mongo.watching.watcher import Watcher
 
 __all__ = ["EventStream", "StreamOptions", "until_cut"]
 

@@ -6,15 +6,15 @@ Source: https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol, read for ``ai`` 7.
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from converse_mongo.events import (
+from converse_mongo.documents.messages import Message
+from converse_mongo.domain.events import (
     ChunkReceived,
     MessageCancelled,
     MessageCompleted,
     MessageFailed,
 )
-from converse_mongo.messages import Message
-from converse_mongo.types import MessageStatus
-from converse_mongo.watching import Watcher
+from converse_mongo.domain.types import MessageStatus
+from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.streams import until_cut
 from converse_mongo.web.wire import Wire
 

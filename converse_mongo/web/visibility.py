@@ -6,8 +6,12 @@ from typing import NamedTuple, TypeVar
 
 from bson import ObjectId
 
-from converse_mongo.conversations import Conversation
-from converse_mongo.events import Event, MessageCreated, MessageUpdated
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.domain.events import (
+    Event,
+    MessageCreated,
+    MessageUpdated,
+)
 from converse_mongo.web.access import Access
 
 __all__ = ["Visibility"]

@@ -9,12 +9,18 @@ from typing import Any
 from bson import ObjectId
 from starlette.responses import Response
 
-from converse_mongo._json import jsonable
-from converse_mongo.conversations import Conversation
-from converse_mongo.errors import InvalidCursorError
-from converse_mongo.events import ChunkReceived, Event, FinalEvent, MessageCreated, MessageFailed
-from converse_mongo.messages import Message
-from converse_mongo.types import MessageStatus
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.messages import Message
+from converse_mongo.domain.errors import InvalidCursorError
+from converse_mongo.domain.events import (
+    ChunkReceived,
+    Event,
+    FinalEvent,
+    MessageCreated,
+    MessageFailed,
+)
+from converse_mongo.domain.jsonable import jsonable
+from converse_mongo.domain.types import MessageStatus
 
 __all__ = [
     "ENDED",

@@ -27,7 +27,7 @@ Facade = Callable[..., Any]
 
 async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "converse_mongo.cli", *arguments),
+        *(sys.executable, "-m", "converse_mongo.tools.cli", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -118,7 +118,7 @@ async def test_tail__into_a_closed_pipe_ends_quietly(converse: Converse, server_
     await message.append_chunk("first")
     reading, writing = os.pipe()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "converse_mongo.cli", "tail", str(message.id)),
+        *(sys.executable, "-m", "converse_mongo.tools.cli", "tail", str(message.id)),
         *server(converse, server_uri),
         stdout=writing,
         stderr=asyncio.subprocess.PIPE,
@@ -170,7 +170,7 @@ async def test_serve__serves_the_chat_until_it_is_ended(
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         # Elsewhere, it is the installed package and what that has with it.
-        *(sys.executable, "-m", "converse_mongo.cli", "serve", "--port", str(port)),
+        *(sys.executable, "-m", "converse_mongo.tools.cli", "serve", "--port", str(port)),
         *server(converse, server_uri),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

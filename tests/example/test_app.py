@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from converse_mongo import Converse
-from converse_mongo._driver import collection_of
+from converse_mongo.driver.collections import collection_of
 from examples.chat.canned import CannedModel
 from examples.chat.prompts import title_for
 from examples.chat.settings import Settings

@@ -8,9 +8,9 @@ import sys
 import time
 from collections import Counter
 
-from converse_mongo._driver import driver_name
+from converse_mongo.domain.errors import ConverseError
+from converse_mongo.driver.installed import driver_name
 from converse_mongo.embedded import EmbeddedServer
-from converse_mongo.errors import ConverseError
 from tests.faults.failover import run_failovers
 from tests.faults.runner import Outcome, ScheduleFailedError, run_schedule
 from tests.faults.servers import Server

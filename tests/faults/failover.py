@@ -22,7 +22,7 @@ from converse_mongo import (
     Message,
     MessageUpdated,
 )
-from converse_mongo._driver import close_client, open_client
+from converse_mongo.driver.clients import close_client, open_client
 from tests.majority import Majority, behind
 from tests.streams import assert_conversation_exact, assert_exact, last_sequence
 

@@ -35,11 +35,10 @@ from converse_mongo import (
     WriterError,
     WriterExistsError,
     WriterFailedError,
-    _stored_message,
-    _topics,
-    _updates,
 )
-from converse_mongo.store import pages
+from converse_mongo.documents import stored_message
+from converse_mongo.store import pages, updates
+from converse_mongo.watching import topics
 from tests.faults.schedules import MOST_IN_BATCH, Crash, Schedule, ViewerPlan
 from tests.faults.verdict import goal_of
 
@@ -331,7 +330,7 @@ class Viewing:
 
     def __call__(self, reports: Connection) -> None:
         log_to(self.link.log)
-        vars(_topics)["WINDOW_EVENTS"] = self.plan.window
+        vars(topics)["WINDOW_EVENTS"] = self.plan.window
         run(self.watch, reports)
 
     async def watch(self, tell: Tell) -> None:
@@ -393,7 +392,7 @@ def log_to(path: Path) -> None:
 
 
 def use_small_pages(schedule: Schedule) -> None:
-    for module in (pages, _stored_message):
+    for module in (pages, stored_message):
         vars(module)["PAGE_CHUNKS"] = schedule.page_chunks
 
 
@@ -402,7 +401,7 @@ def crash_before(crash: Crash | None) -> None:
     if crash is None:
         return
     name, time = crash
-    build = getattr(_updates, name)
+    build = getattr(updates, name)
     calls = itertools.count(1)
 
     def build_or_die(*arguments: Any, **options: Any) -> Any:
@@ -410,4 +409,4 @@ def crash_before(crash: Crash | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return build(*arguments, **options)
 
-    vars(_updates)[name] = build_or_die
+    vars(updates)[name] = build_or_die

@@ -24,7 +24,7 @@ from converse_mongo import (
     Message,
     MessageNotStreamingError,
 )
-from converse_mongo._driver import driver_name
+from converse_mongo.driver.installed import driver_name
 from tests.faults.children import Child, Children
 from tests.faults.programs import DETACH, Appending, Link, Viewing, Writing
 from tests.faults.proxy import Proxy

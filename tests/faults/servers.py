@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from converse_mongo._validation import BSON_OPTIONS
+from converse_mongo.domain.validation import BSON_OPTIONS
 from converse_mongo.embedded import EmbeddedServer
 from tests.faults.schedules import FAILPOINTS, Fault
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from converse_mongo.chunks import MessageChunk
+from converse_mongo.domain.chunks import MessageChunk
 from tests.faults.schedules import Schedule
 
 __all__ = [

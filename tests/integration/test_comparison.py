@@ -10,8 +10,14 @@ import pytest
 from bson import ObjectId
 from pymongo import monitoring
 
-from converse_mongo import Conversation, Converse, MessageCreated, MessageUpdated, messages
-from converse_mongo._driver import collection_of
+from converse_mongo import (
+    Conversation,
+    Converse,
+    MessageCreated,
+    MessageUpdated,
+)
+from converse_mongo.documents import messages
+from converse_mongo.driver.collections import collection_of
 from tests.conftest import Facade
 from tests.queries import is_covered
 from tests.streams import SOON, until

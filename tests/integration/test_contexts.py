@@ -14,16 +14,16 @@ from converse_mongo import (
     Message,
     MessageNotFoundError,
     StoreUnavailableError,
-    _comparison,
-    _driver,
 )
-from converse_mongo._deadlines import remaining
+from converse_mongo.driver import change_streams, clients
+from converse_mongo.driver.deadlines import remaining
 from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.store import Store
 from converse_mongo.store import transaction as transactions
 from converse_mongo.store.appends import Appends
 from converse_mongo.store.ends import Ends
 from converse_mongo.store.recovery import Recovery
+from converse_mongo.watching import reconciler
 from converse_mongo.web import Generations
 from tests.conftest import Facade
 from tests.integration.test_transient_errors import failing
@@ -65,13 +65,13 @@ async def test_tasks__inherit_nothing(
 ) -> None:
     name = (await facade()).database_name
     witness = Witness(monkeypatch)
-    witness.watch(_comparison.Comparison, "run")  # the hub
-    witness.watch(_driver, "open_change_feed")
+    witness.watch(reconciler.Comparison, "run")  # the hub
+    witness.watch(change_streams, "open_change_feed")
     witness.watch(Recovery, "compact_due")  # the sweeper
     witness.watch(Appends, "append")  # the flusher
     witness.watch(Ends, "end")  # the closer of a writer
     witness.watch(Store, "aclose")
-    witness.watch(_driver, "close_client")
+    witness.watch(clients, "close_client")
     TRACE.set("a request")
     with pymongo.timeout(LONG):
         converse = Converse(server_uri, database=name, sweep_interval=0.02, check_interval=0.02)

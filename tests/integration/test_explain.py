@@ -10,7 +10,7 @@ import pytest
 from bson import ObjectId, Timestamp
 
 from converse_mongo import Conversation, Converse, MessageNotStreamingError, StreamStoppedError
-from converse_mongo._driver import collection_of
+from converse_mongo.driver.collections import collection_of
 from tests.conftest import Commands, Facade
 from tests.plans import faults, to_explain
 from tests.streams import collect, until

@@ -25,8 +25,8 @@ from converse_mongo import (
     MessageNotFoundError,
     StoreUnavailableError,
 )
-from converse_mongo._driver import driver_name
-from converse_mongo.doctor import examine
+from converse_mongo.driver.installed import driver_name
+from converse_mongo.tools.doctor import examine
 from tests.conftest import Commands, Facade
 from tests.streams import assert_exact, collect
 

@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 
-from converse_mongo import Converse, StoreUnavailableError, _deadlines, _feeds, hub, watching
-from converse_mongo._driver import close_client, open_client
+from converse_mongo import (
+    Converse,
+    StoreUnavailableError,
+)
+from converse_mongo.driver import deadlines, feeds
+from converse_mongo.driver.clients import close_client, open_client
 from converse_mongo.embedded import EmbeddedServer
+from converse_mongo.watching import hub, watcher
 from tests.conftest import USES_MOTOR, Facade
 from tests.streams import SOON, assert_exact, collect, until
 
@@ -71,9 +76,9 @@ async def test_watcher__goes_on_after_a_freeze(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module, name in (
-        (watching, "READ_SECONDS"),
+        (watcher, "READ_SECONDS"),
         (hub, "CHECK_SECONDS"),
-        (_feeds, "ANSWER_SECONDS"),
+        (feeds, "ANSWER_SECONDS"),
     ):
         monkeypatch.setattr(module, name, 0.3)
     server = start_server()
@@ -105,7 +110,7 @@ async def test_call__gives_up_when_no_thread_of_motor_is_free(
 
     from motor.frameworks import asyncio as framework
 
-    monkeypatch.setattr(_deadlines, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(deadlines, "GRACE_SECONDS", 0.1)
     converse = await facade(retry_timeout=0.5)
     message = await (await converse.start_conversation()).start_streaming_assistant()
     pool, gate = ThreadPoolExecutor(max_workers=1), threading.Event()

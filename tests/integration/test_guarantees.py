@@ -21,11 +21,9 @@ from converse_mongo import (
     Message,
     MessageCompleted,
     MessageCreated,
-    _changes,
-    _topics,
-    hub,
 )
-from converse_mongo._driver import collection_of
+from converse_mongo.driver.collections import collection_of
+from converse_mongo.watching import changes, hub, topics
 from tests.conftest import Commands, Facade, drop_database
 from tests.streams import SOON, collect, sequences, until
 
@@ -88,8 +86,8 @@ async def test_watch__a_skipped_event_is_noticed_at_the_next(
     take = hub.Hub._take
 
     def skip_one(self: Any, change: Any) -> None:
-        hint = _changes.decode(change, "conversations")
-        if not isinstance(hint, _changes.Updated) or hint.next_sequence != 2:
+        hint = changes.decode(change, "conversations")
+        if not isinstance(hint, changes.Updated) or hint.next_sequence != 2:
             take(self, change)
 
     monkeypatch.setattr(hub.Hub, "_take", skip_one)
@@ -233,7 +231,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, converse: Converse, name: str) -> Any:
 async def test_watch__hints_that_come_while_reading_are_held(
     facade: Facade, monkeypatch: pytest.MonkeyPatch, what: str, room: int
 ) -> None:
-    monkeypatch.setattr(_topics, "HELD_HINTS", room)
+    monkeypatch.setattr(topics, "HELD_HINTS", room)
     writer = await facade()
     viewer = await facade(writer.database_name, **NEVER)
     message = await start(writer)

@@ -13,8 +13,13 @@ from bson import ObjectId, Timestamp
 from bson.errors import InvalidBSON
 from pymongo import MongoClient
 
-from converse_mongo import ChunkReceived, Converse, Message, _driver
-from converse_mongo._driver import collection_of
+from converse_mongo import (
+    ChunkReceived,
+    Converse,
+    Message,
+)
+from converse_mongo.driver import change_streams, servers
+from converse_mongo.driver.collections import collection_of
 from converse_mongo.embedded import EmbeddedServer
 from tests.conftest import Commands, Facade
 from tests.streams import SOON, collect, sequences, until
@@ -35,7 +40,7 @@ async def test_feed__begins_behind_the_last_committed_write(
     writer = await facade()
     message = await start(writer)
     viewer = await facade(writer.database_name, client_options={"event_listeners": [commands]})
-    before = await _driver.committed_time(client[writer.database_name])
+    before = await servers.committed_time(client[writer.database_name])
     async with viewer.watch_message(message.id):
         await until(lambda: viewer.statistics().streams_opened == 1)
     (opened,) = commands.change_streams()
@@ -49,14 +54,14 @@ async def test_feed__holds_what_was_applied_and_not_yet_committed_when_it_opened
 ) -> None:
     converse = await facade()
     database = collection_of(converse.message_model).database
-    committed = await _driver.committed_time(database)
+    committed = await servers.committed_time(database)
 
     async def lagging(_: Any) -> Timestamp | None:
         return committed
 
     message = await start(converse)  # no majority has it yet
-    monkeypatch.setattr(_driver, "committed_time", lagging)
-    feed = await _driver.open_change_feed(database, [])
+    monkeypatch.setattr(servers, "committed_time", lagging)
+    feed = await change_streams.open_change_feed(database, [])
     try:
         async with asyncio.timeout(SOON):
             seen: list[Any] = []
@@ -85,7 +90,7 @@ async def test_committed_time__is_told_by_each_topology(
 
     admin = SimpleNamespace(command=command)
     database = SimpleNamespace(client=SimpleNamespace(admin=admin), command=command)
-    assert await _driver.committed_time(database) == expected
+    assert await servers.committed_time(database) == expected
 
 
 # What cannot be decoded

@@ -12,10 +12,19 @@ from pymongo import DESCENDING, TEXT, IndexModel
 from pymongo.collation import Collation
 from pymongo.errors import NetworkTimeout, OperationFailure
 
-from converse_mongo import Message, StoreUnavailableError, _indexes, doctor
-from converse_mongo._deadlines import remaining
-from converse_mongo._indexes import Indexes, build_missing, list_indexes
+from converse_mongo import (
+    Message,
+    StoreUnavailableError,
+)
+from converse_mongo.driver.deadlines import remaining
 from converse_mongo.embedded import EmbeddedServer
+from converse_mongo.store import indexes
+from converse_mongo.store.indexes import (
+    Indexes,
+    build_missing,
+    list_indexes,
+)
+from converse_mongo.tools import doctor
 from tests.conftest import Commands, Facade
 from tests.integration.test_transient_errors import failing
 
@@ -156,7 +165,7 @@ A: dict[str, Any] = {"name": "a_1", "key": {"a": 1}}
 
 
 async def test_build__that_is_under_way_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_indexes, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(indexes, "PAUSE_SECONDS", 0.01)
     times = 0
 
     def listed() -> list[Any]:
@@ -205,7 +214,7 @@ async def test_doctor__says_that_an_index_is_being_built(
             [each for each in found.ready if each["name"] == "conversation_status"],
         )
 
-    monkeypatch.setattr("converse_mongo.doctor.list_indexes", listed)
+    monkeypatch.setattr("converse_mongo.tools.doctor.list_indexes", listed)
     told = [str(each) async for each in doctor.examine(server_uri, converse.database_name)]
     assert [line for line in told if "messages: conversation_status is being built" in line]
 
@@ -251,4 +260,4 @@ async def test_doctor__says_that_an_index_is_being_built(
 def test_same__is_what_the_server_would_take_for_the_same(
     present: dict[str, Any], wanted: IndexModel, same: bool
 ) -> None:
-    assert _indexes._is_same(present, wanted.document) is same
+    assert indexes._is_same(present, wanted.document) is same

@@ -701,7 +701,7 @@ async def test_lease__runs_by_the_clock_of_the_server(
     facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process whose own clock is wrong by an hour ends nothing that lives, and what is dead."""
-    import converse_mongo._validation as validation
+    from converse_mongo.domain import validation
 
     converse = await facade(**DEAD)
     alive = await start(await facade(converse.database_name))

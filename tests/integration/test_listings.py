@@ -39,7 +39,7 @@ async def fill(conversation: Conversation, count: int) -> list[Message]:
 async def test_messages__are_listed_in_a_range(
     converse: Converse, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any], expected: str
 ) -> None:
-    monkeypatch.setattr("converse_mongo._listings.MESSAGES_PER_READ", 2)
+    monkeypatch.setattr("converse_mongo.documents.listings.MESSAGES_PER_READ", 2)
     conversation = await converse.start_conversation()
     await fill(conversation, 5)
     assert "".join([each.content async for each in conversation.messages(**wanted)]) == expected

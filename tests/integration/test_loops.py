@@ -20,7 +20,7 @@ from converse_mongo import (
     ConverseClosedError,
     Message,
 )
-from converse_mongo._driver import open_client
+from converse_mongo.driver.clients import open_client
 from tests.conftest import USES_MOTOR
 from tests.streams import SOON
 
@@ -98,7 +98,7 @@ def test_left_open__ends_with_its_loop_though_a_cancellation_is_swallowed(
         elif when == "opening":
             monkeypatch.setattr(the_hub, "_open_feed", swallow)
         else:
-            monkeypatch.setattr(f"converse_mongo._driver.{FEED}.next_batch", swallow)
+            monkeypatch.setattr(f"converse_mongo.driver.feeds.{FEED}.next_batch", swallow)
         async with converse.watch_message(message.id):
             async with asyncio.timeout(SOON):
                 await reached[-1].wait()

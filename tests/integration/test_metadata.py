@@ -25,7 +25,7 @@ from converse_mongo import (
     MessageCreated,
     MessageStatus,
 )
-from converse_mongo._driver import driver_name
+from converse_mongo.driver.installed import driver_name
 from tests.conftest import Facade
 from tests.integration.test_writer import start, stored
 from tests.integration.test_writer_ends import soon

@@ -20,8 +20,8 @@ from converse_mongo import (
     MessageNotFoundError,
     WatchError,
     WatchMode,
-    _doubts,
 )
+from converse_mongo.watching import doubts
 from tests.conftest import Facade
 from tests.faults.failover import run_failovers
 from tests.majority import Majority, behind
@@ -236,14 +236,14 @@ async def refused_soon(refused: Callable[[], Awaitable[Any]], error: type[Except
     before = time.monotonic()
     with pytest.raises(error):
         await asyncio.wait_for(refused(), SOON)
-    assert time.monotonic() - before < _doubts.DOUBT_SECONDS
+    assert time.monotonic() - before < doubts.DOUBT_SECONDS
 
 
 @pytest.fixture
 def slow_doubts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Doubts that are never believed within a test, so that no machine is too slow for one."""
-    monkeypatch.setattr(_doubts, "DOUBT_SECONDS", 10 * SOON)
-    monkeypatch.setattr(_doubts.Doubts.__init__, "__defaults__", (10 * SOON,))
+    monkeypatch.setattr(doubts, "DOUBT_SECONDS", 10 * SOON)
+    monkeypatch.setattr(doubts.Doubts.__init__, "__defaults__", (10 * SOON,))
 
 
 @pytest.mark.usefixtures("slow_doubts")
@@ -322,7 +322,7 @@ async def test_deleted__is_believed_at_once_where_the_change_stream_tells(facade
 async def test_deleted__is_believed_once_it_stood_where_nothing_tells(
     facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_doubts.Doubts.__init__, "__defaults__", (0.2,))
+    monkeypatch.setattr(doubts.Doubts.__init__, "__defaults__", (0.2,))
     writer = await facade()
     viewer = await facade(writer.database_name, change_streams=False, poll_interval=0.02)
     await watch_deletions(writer, viewer)
@@ -331,7 +331,7 @@ async def test_deleted__is_believed_once_it_stood_where_nothing_tells(
 async def test_hole__is_believed_once_it_stood(
     facade: Facade, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_doubts.Doubts.__init__, "__defaults__", (0.2,))
+    monkeypatch.setattr(doubts.Doubts.__init__, "__defaults__", (0.2,))
     converse = await facade()
     message = await start(converse)
     await message.append_chunks(["a", "b", "c"])

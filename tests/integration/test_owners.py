@@ -22,12 +22,11 @@ from converse_mongo import (
     MessageUpdated,
     OwnerEvent,
     OwnerWatcher,
-    hub,
 )
-from converse_mongo import _owner_topic as owner_topic
-from converse_mongo._driver import collection_of
-from converse_mongo._topics import WINDOW_EVENTS
-from converse_mongo.owner_watching import MAX_AT_REST
+from converse_mongo.driver.collections import collection_of
+from converse_mongo.watching import hub, owner_topic
+from converse_mongo.watching.owner_watcher import MAX_AT_REST
+from converse_mongo.watching.topics import WINDOW_EVENTS
 from tests.conftest import Commands, Facade
 from tests.streams import SOON, assert_conversation_exact, sequences, until
 

@@ -21,12 +21,10 @@ from converse_mongo import (
     MessageUpdated,
     OwnerEvent,
     OwnerWatcher,
-    hub,
-    owner_watching,
 )
-from converse_mongo import _owner_topic as owner_topic
-from converse_mongo._driver import collection_of
-from converse_mongo._watched import Watched
+from converse_mongo.driver.collections import collection_of
+from converse_mongo.watching import hub, owner_topic, owner_watcher
+from converse_mongo.watching.registry import Watched
 from tests.conftest import Commands, Facade
 from tests.integration.test_owners import ADA, EVE, NEVER, OFTEN, end, soon, take, watching
 from tests.streams import sequences, until
@@ -153,7 +151,7 @@ async def test_owner__is_told_of_a_save_with_a_cursor_that_leads_on(facade: Faca
 async def test_owner__is_told_of_a_save_once(
     facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner_watching, "SAVES_KNOWN", 4)
+    monkeypatch.setattr(owner_watcher, "SAVES_KNOWN", 4)
     monkeypatch.setattr(owner_topic, "SAVES_KEPT", 4)
     writer = await facade()
     viewer = await facade(writer.database_name, **NEVER)

@@ -21,7 +21,7 @@ from converse_mongo import (
     MessageNotStreamingError,
     StoreUnavailableError,
 )
-from converse_mongo._validation import PAGE_BYTES, PAGE_CHUNKS
+from converse_mongo.domain.validation import PAGE_BYTES, PAGE_CHUNKS
 from tests.conftest import Commands, Facade
 from tests.streams import (
     SOON,
@@ -264,7 +264,7 @@ async def test_crash__while_chunks_are_moved(
     store = converse.message_model.store()
     dying = Dying(getattr(store, what), call, applied=applied, mark=mark)
     if what == "pages":
-        monkeypatch.setattr("converse_mongo._driver.sibling", lambda *_, **__: dying)
+        monkeypatch.setattr("converse_mongo.driver.collections.sibling", lambda *_, **__: dying)
     else:
         store.messages = dying
     with pytest.raises(CrashError):
@@ -540,7 +540,7 @@ async def test_retention__is_finished_by_another_after_a_crash(
     store = converse.message_model.store()
     dying = Dying(getattr(store, what), call, applied=applied, mark=mark)
     if what == "pages":
-        monkeypatch.setattr("converse_mongo._driver.sibling", lambda *_, **__: dying)
+        monkeypatch.setattr("converse_mongo.driver.collections.sibling", lambda *_, **__: dying)
     else:
         store.messages = dying
     with pytest.raises(CrashError):

@@ -4,7 +4,11 @@ from typing import Any
 
 import pytest
 
-from converse_mongo import Converse, _driver, doctor
+from converse_mongo import (
+    Converse,
+)
+from converse_mongo.driver import clients
+from converse_mongo.tools import doctor
 from tests.conftest import Commands, Facade
 from tests.streams import assert_exact, collect, until
 
@@ -81,13 +85,13 @@ async def test_calls__state_what_they_read(facade: Facade, commands: Commands, h
 async def test_doctor__reads_from_the_primary(
     converse: Converse, server_uri: str, monkeypatch: pytest.MonkeyPatch, commands: Commands
 ) -> None:
-    real = _driver.open_client
+    real = clients.open_client
 
     def open_client(uri: str, options: Any) -> Any:
         preferring = {"readPreference": "nearest", "readConcernLevel": "linearizable"}
         return real(uri, {**options, **preferring, "event_listeners": [commands]})
 
-    monkeypatch.setattr(_driver, "open_client", open_client)
+    monkeypatch.setattr(clients, "open_client", open_client)
     found = [each async for each in doctor.examine(server_uri, converse.database_name)]
     assert not [each for each in found if each.level is doctor.Level.FAIL]
     # "primaryPreferred" is what a driver says as long as it does not know the topology.

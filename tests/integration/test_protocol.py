@@ -16,7 +16,7 @@ from converse_mongo import (
     StoreUnavailableError,
     WatchError,
 )
-from converse_mongo._validation import PAGE_CHUNKS
+from converse_mongo.domain.validation import PAGE_CHUNKS
 from tests.conftest import Commands, Facade
 from tests.integration.test_leases import die
 from tests.integration.test_pages import fill, gone, pages_of, raw, start, text_of
@@ -332,7 +332,7 @@ async def test_page__that_comes_after_the_merge_is_taken_away(
             await theirs.complete_streaming()
             return await message.store().pages.insert_one(page)
 
-    monkeypatch.setattr("converse_mongo._driver.sibling", lambda *_, **__: Late())
+    monkeypatch.setattr("converse_mongo.driver.collections.sibling", lambda *_, **__: Late())
     await message.append_chunk("end")
     assert theirs.is_completed
     assert await gone(other, message)

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 
-from converse_mongo import Converse, WatchMode, hub
+from converse_mongo import (
+    Converse,
+    WatchMode,
+)
 from converse_mongo.embedded import EmbeddedServer
+from converse_mongo.watching import hub
 from tests.conftest import Facade
 from tests.streams import assert_exact, collect, until
 

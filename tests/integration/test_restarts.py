@@ -19,7 +19,7 @@ from converse_mongo import (
     MessageStatus,
     WriterFencedError,
 )
-from converse_mongo._validation import PAGE_CHUNKS
+from converse_mongo.domain.validation import PAGE_CHUNKS
 from converse_mongo.web import Generations
 from tests.conftest import Commands, Facade
 from tests.integration.test_leases import die
@@ -201,7 +201,7 @@ async def test_restart__a_late_trim_leaves_the_new_message_and_no_page(
             new.append(await restart(theirs, old, "the ", "new ", "answer"))
             return answer
 
-    monkeypatch.setattr("converse_mongo._driver.sibling", lambda *_, **__: Late())
+    monkeypatch.setattr("converse_mongo.driver.collections.sibling", lambda *_, **__: Late())
     await old.append_chunk("last")
     [message] = new
     assert not await pages_of(converse, message)

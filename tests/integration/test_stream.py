@@ -17,10 +17,10 @@ from converse_mongo import (
     MessageUpdated,
     StreamStoppedError,
     WriterFencedError,
-    _driver,
-    _reader,
-    hub,
 )
+from converse_mongo.driver import change_streams, installed, servers
+from converse_mongo.store import reads
+from converse_mongo.watching import hub
 from tests.conftest import Commands, Facade
 from tests.integration.test_guarantees import NEVER, SilentFeed, feeds, soon, start
 from tests.streams import SOON, collect, sequences, until
@@ -275,14 +275,14 @@ async def test_stream__is_read_from_the_member_that_was_asked_for(
     facade: Facade, monkeypatch: pytest.MonkeyPatch, member: Any
 ) -> None:
     asked: list[Any] = []
-    name = "ThreadFeed" if _driver.driver_name() == "motor" else "TaskFeed"
-    real = getattr(_driver, name)
+    name = "ThreadFeed" if installed.driver_name() == "motor" else "TaskFeed"
+    real = getattr(change_streams, name)
 
     def make(database: Any, *arguments: Any, **options: Any) -> Any:
         asked.append(database.read_preference)
         return real(database, *arguments, **options)
 
-    monkeypatch.setattr(_driver, name, make)
+    monkeypatch.setattr(change_streams, name, make)
     converse = await facade(stream_from=member)
     async with converse.watch_message((await start(converse)).id):
         await opened(converse)
@@ -300,7 +300,7 @@ async def test_late_stream__behind_a_mongos_is_made_good_for_what_streams(
     async def is_sharded(database: Any) -> bool:
         return True
 
-    monkeypatch.setattr(_driver, "is_sharded", is_sharded)
+    monkeypatch.setattr(servers, "is_sharded", is_sharded)
     writer = await facade()
     viewer = await facade(
         writer.database_name,
@@ -410,7 +410,7 @@ async def test_lost_stream__is_opened_again_by_each_process_at_a_time_of_its_own
     feeds(viewer, (None, silent), (None, None))
     async with viewer.watch_message((await start(viewer)).id):
         await opened(viewer)
-        monkeypatch.setattr("converse_mongo.hub.random.uniform", uniform)
+        monkeypatch.setattr("converse_mongo.watching.hub.random.uniform", uniform)
         silent.lost.set()
         await opened(viewer, 2)
     # The comparison that follows at once, too.
@@ -423,7 +423,7 @@ async def test_lost_stream__has_few_topics_read_at_once(
 ) -> None:
     viewer = await facade(**NEVER)
     conversation = await viewer.start_conversation()
-    count, room = 40, _reader.READS_AT_ONCE
+    count, room = 40, reads.READS_AT_ONCE
     messages = await asyncio.gather(
         *[conversation.start_streaming_assistant() for _ in range(count)]
     )

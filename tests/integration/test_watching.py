@@ -28,8 +28,8 @@ from converse_mongo import (
     MessageNotFoundError,
     WatchMode,
 )
-from converse_mongo._topics import WINDOW_EVENTS
 from converse_mongo.embedded import EmbeddedServer
+from converse_mongo.watching.topics import WINDOW_EVENTS
 from tests.conftest import Commands, Facade
 from tests.streams import (
     SOON,
@@ -227,7 +227,7 @@ async def test_watch__the_server_is_killed_and_restarted(
 async def test_watch__events_are_skipped_without_a_word(
     facade: Facade, monkeypatch: pytest.MonkeyPatch, skip_the_end: bool
 ) -> None:
-    from converse_mongo import hub
+    from converse_mongo.watching import hub
 
     converse = await facade(check_interval=0.1)
     message = await start(converse)

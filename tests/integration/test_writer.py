@@ -27,7 +27,7 @@ from converse_mongo import (
     WriterFailedError,
     WriterFencedError,
 )
-from converse_mongo.types import Granularity
+from converse_mongo.domain.types import Granularity
 from tests.conftest import Facade
 from tests.streams import SOON, assert_exact, collect, until
 

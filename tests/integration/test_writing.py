@@ -20,7 +20,7 @@ from converse_mongo import (
     ProtectedFieldError,
     StoreUnavailableError,
 )
-from converse_mongo._driver import collection_of
+from converse_mongo.driver.collections import collection_of
 from tests.conftest import Commands, Facade
 from tests.streams import assert_exact, collect, collect_restlessly
 

@@ -6,13 +6,17 @@ from typing import Any
 
 from bson import ObjectId
 
-from converse_mongo._reader import Reader
-from converse_mongo._state import LeaseState, message_key
-from converse_mongo._token_buffer import Piece
-from converse_mongo.errors import StoreUnavailableError, StreamStoppedError, WatchError
+from converse_mongo.domain.chunks import Piece
+from converse_mongo.domain.errors import (
+    StoreUnavailableError,
+    StreamStoppedError,
+    WatchError,
+)
+from converse_mongo.domain.headers import LeaseState, message_key
+from converse_mongo.domain.types import MessageStatus
 from converse_mongo.store.appends import WriterClaim
 from converse_mongo.store.ends import End
-from converse_mongo.types import MessageStatus
+from converse_mongo.store.reads import Reader
 from tests.model.contract import CONVERSATION_ID, LOG_ID, MESSAGE, MESSAGE_ID, broken
 from tests.model.server import Operation
 from tests.model.simulation import Process, Simulation

@@ -12,14 +12,15 @@ import pytest
 from bson import ObjectId
 from pymongo.errors import AutoReconnect
 
-from converse_mongo import _driver, _updates
-from converse_mongo._compaction import expand
-from converse_mongo._reader import Reader
-from converse_mongo._state import STATE, MessageState
-from converse_mongo.chunks import MessageChunk
+from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.headers import STATE, MessageState
+from converse_mongo.domain.lengths import expand
+from converse_mongo.driver import collections
+from converse_mongo.store import updates
 from converse_mongo.store.appends import Appends
 from converse_mongo.store.ends import Ends
 from converse_mongo.store.leases import Leases
+from converse_mongo.store.reads import Reader
 from tests.model.server import PAGES, RemoteCollection
 
 __all__ = ["BUGS", "Bug"]
@@ -61,14 +62,14 @@ def bug(topics: str) -> Callable[[Plant], Plant]:
 
 def rewrite(patch: pytest.MonkeyPatch, name: str, change: Callable[..., None]) -> None:
     """Has ``change`` spoil what a builder of filters and updates builds."""
-    build = getattr(_updates, name)
+    build = getattr(updates, name)
 
     def spoiled(*arguments: Any, **options: Any) -> Any:
         built = build(*arguments, **options)
         change(*(built if isinstance(built, tuple) else (built,)))
         return built
 
-    patch.setattr(_updates, name, spoiled)
+    patch.setattr(updates, name, spoiled)
 
 
 def forget(name: str, *conditions: str) -> Plant:
@@ -177,18 +178,18 @@ def page_of_each_writer_its_own(patch: pytest.MonkeyPatch) -> None:
 @bug("append crash")
 def page_of_another_not_looked_at(patch: pytest.MonkeyPatch) -> None:
     built: dict[int, Any] = {}
-    trim = _updates.trim
+    trim = updates.trim
 
     def spoiled(key: Any, first: int, *_page: int) -> Any:
         return trim(key, first, built[first]["next_sequence"], built[first]["chunk_bytes"])
 
     rewrite(patch, "page", lambda page: built.update({page["first_sequence"]: page}))
-    patch.setattr(_updates, "trim", spoiled)
+    patch.setattr(updates, "trim", spoiled)
 
 
 @bug("append trouble failover")
 def page_of_what_a_failover_takes_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_driver, "majority_of", lambda collection: collection)
+    patch.setattr(collections, "majority_of", lambda collection: collection)
 
 
 # Leases
@@ -209,7 +210,7 @@ def take_over_the_same_epoch(patch: pytest.MonkeyPatch) -> None:
 
 @bug("write sweep time")
 def settle_what_lives_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(_updates, "unchanged_lease", lambda lease: {})
+    patch.setattr(updates, "unchanged_lease", lambda lease: {})
 
 
 @bug("lease write sweep time")
@@ -299,7 +300,7 @@ def merge_that_counts_bytes(patch: pytest.MonkeyPatch) -> None:
     def encode_lengths(contents: Any) -> bytes:
         return bytes(len(content.encode()) for content in contents)
 
-    patch.setattr(_updates, "encode_lengths", encode_lengths)
+    patch.setattr(updates, "encode_lengths", encode_lengths)
 
 
 @bug("append end compact")

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 from bson import ObjectId
 
-from converse_mongo import errors
-from converse_mongo._state import MessageState
-from converse_mongo.chunks import MessageChunk
+from converse_mongo.domain import errors
+from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.headers import MessageState
 from converse_mongo.store import EndedMessage
 from tests.model.server import CLOCK, MESSAGES, PAGES, Operation, Server, documents
 

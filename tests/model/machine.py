@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple, TypeAlias, TypeVar
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from converse_mongo.types import MessageStatus
+from converse_mongo.domain.types import MessageStatus
 from tests.model import activities
 from tests.model.server import CLOCK, Fate, Operation
 from tests.model.simulation import IDLE_TIMEOUT, LEASE, Process, Simulation

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
-from converse_mongo._reader import Reader
-from converse_mongo._state import LeaseState
-from converse_mongo.chunks import MessageChunk
+from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.headers import LeaseState
 from converse_mongo.store import Options, Store
+from converse_mongo.store.reads import Reader
 from tests.model.contract import CONVERSATION_ID, LOG_ID, MESSAGE, MESSAGE_ID, Contract, broken
 from tests.model.server import (
     CLOCK,

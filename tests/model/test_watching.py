@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from converse_mongo import _conversation_topic, _topics
-from converse_mongo._changes import Deleted, MessageHint
-from converse_mongo._conversation_topic import ConversationTopic
-from converse_mongo._doubts import Doubts
-from converse_mongo._topics import MessageTopic, Topic
-from converse_mongo.errors import ConverseError
+from converse_mongo.domain.errors import ConverseError
+from converse_mongo.watching import conversation_topic, topics
+from converse_mongo.watching.changes import Deleted, MessageHint
+from converse_mongo.watching.conversation_topic import ConversationTopic
+from converse_mongo.watching.doubts import Doubts
+from converse_mongo.watching.topics import MessageTopic, Topic
 from tests.model import THOROUGH
 from tests.model.watching import ModelHub, ModelReader, explore
 
@@ -72,7 +72,7 @@ def another_log_is_taken_for_the_same(patch: pytest.MonkeyPatch) -> None:
 
 
 def late_hints_are_taken_for_recent_ones(patch: pytest.MonkeyPatch) -> None:
-    for module in (_topics, _conversation_topic):
+    for module in (topics, conversation_topic):
         patch.setattr(module, "is_after", lambda *_: True)
 
 

@@ -16,18 +16,29 @@ from typing import Any
 import pytest
 from bson import ObjectId, Timestamp
 
-from converse_mongo import _conversation_topic, _doubts, _topics, watching
-from converse_mongo._changes import Deleted, Inserted, MessageHint, Updated
-from converse_mongo._conversation_topic import ConversationTopic, Routes
-from converse_mongo._doubts import OutdatedReadError
-from converse_mongo._reader import MessageRow
-from converse_mongo._state import MessageState
-from converse_mongo._topics import MessageTopic
-from converse_mongo.chunks import MessageChunk
-from converse_mongo.errors import MessageNotFoundError
-from converse_mongo.events import ChunkReceived, Event, FinalEvent, MessageCreated, MessageUpdated
-from converse_mongo.types import MessageRole
-from converse_mongo.watching import Watcher
+from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.errors import MessageNotFoundError
+from converse_mongo.domain.events import (
+    ChunkReceived,
+    Event,
+    FinalEvent,
+    MessageCreated,
+    MessageUpdated,
+)
+from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.types import MessageRole
+from converse_mongo.store.reads import MessageRow
+from converse_mongo.watching import conversation_topic, doubts, topics, watcher
+from converse_mongo.watching.changes import (
+    Deleted,
+    Inserted,
+    MessageHint,
+    Updated,
+)
+from converse_mongo.watching.conversation_topic import ConversationTopic, Routes
+from converse_mongo.watching.doubts import OutdatedReadError
+from converse_mongo.watching.topics import MessageTopic
+from converse_mongo.watching.watcher import Watcher
 
 __all__ = ["explore"]
 
@@ -529,13 +540,13 @@ async def _explore(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         CancelledError=asyncio.CancelledError,
     )
     with monkeypatch.context() as patch:
-        patch.setattr(_doubts, "time", clock)
-        patch.setattr(_topics, "time", clock)
-        patch.setattr(_topics, "AGAIN_SECONDS", 0.0)
-        patch.setattr(_conversation_topic, "WINDOW_EVENTS", 3)
-        patch.setattr(_topics, "WINDOW_EVENTS", 3)
-        patch.setattr(watching, "asyncio", waits)
-        patch.setattr(watching, "random", model.drawn)
+        patch.setattr(doubts, "time", clock)
+        patch.setattr(topics, "time", clock)
+        patch.setattr(topics, "AGAIN_SECONDS", 0.0)
+        patch.setattr(conversation_topic, "WINDOW_EVENTS", 3)
+        patch.setattr(topics, "WINDOW_EVENTS", 3)
+        patch.setattr(watcher, "asyncio", waits)
+        patch.setattr(watcher, "random", model.drawn)
         try:
             await model.run()
         except Exception as error:

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 from tenacity import wait_none
 
-from converse_mongo import _retry, _updates
-from converse_mongo._validation import CHUNK_OVERHEAD
-from converse_mongo.store import appends, ends, leases, pages, recovery
+from converse_mongo.domain.validation import CHUNK_OVERHEAD
+from converse_mongo.driver import retry
+from converse_mongo.store import appends, ends, leases, pages, recovery, updates
 from tests.model.server import CLOCK
 from tests.model.simulation import pause
 
@@ -24,7 +24,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> None:
     import mongomock
 
     monkeypatch.setattr(pages, "PAGE_CHUNKS", PAGE_CHUNKS)
-    for module in (appends, _updates):
+    for module in (appends, updates):
         monkeypatch.setattr(module, "MAX_LIVE_BYTES", MAX_LIVE_BYTES)
     for module in (appends, ends, recovery):
         monkeypatch.setattr(module, "now", CLOCK.read)
@@ -35,4 +35,4 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(appends, "back_off", no_wait)
     monkeypatch.setattr(ends, "back_off", no_wait)
     monkeypatch.setattr(recovery, "pause", pause)
-    monkeypatch.setattr(_retry, "wait_before_retry", wait_none())
+    monkeypatch.setattr(retry, "wait_before_retry", wait_none())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from converse_mongo._changes import (
+from converse_mongo.watching.changes import (
     ConversationChanged,
     Deleted,
     Inserted,

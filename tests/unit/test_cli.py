@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import IndexModel
 
-from converse_mongo import cli
-from converse_mongo.demo.recording import Recording, StoredMessage, ViewerLog, Watch
-from converse_mongo.demo.reports import Appended, Ended, Seen, Watching, parse_report, tell
-from converse_mongo.demo.texts import tokenise
-from converse_mongo.demo.verdict import judge, percentile
-from converse_mongo.doctor import (
+from converse_mongo.tools import cli
+from converse_mongo.tools.demo.recording import Recording, StoredMessage, ViewerLog, Watch
+from converse_mongo.tools.demo.reports import Appended, Ended, Seen, Watching, parse_report, tell
+from converse_mongo.tools.demo.texts import tokenise
+from converse_mongo.tools.demo.verdict import judge, percentile
+from converse_mongo.tools.doctor import (
     Level,
     check_default_concern,
     check_oplog_window,

@@ -5,8 +5,8 @@ from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converse_mongo._cursors import ConversationCursor
-from converse_mongo.errors import InvalidCursorError
+from converse_mongo.domain.cursors import ConversationCursor
+from converse_mongo.domain.errors import InvalidCursorError
 
 ID = ObjectId("0123456789abcdef01234567")
 

@@ -20,8 +20,12 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from converse_mongo._changes import pipeline
-from converse_mongo._driver import is_aborted, is_transient, refuses_change_streams
+from converse_mongo.driver.failures import (
+    is_aborted,
+    is_transient,
+    refuses_change_streams,
+)
+from converse_mongo.watching.changes import pipeline
 
 TRANSIENT_CODES = {
     "NoConfigPrimary": 149,

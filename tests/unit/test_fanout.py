@@ -2,7 +2,7 @@
 
 import asyncio
 
-from converse_mongo._fanout import Window
+from converse_mongo.watching.window import Window
 
 
 def test_window__forgets_the_oldest() -> None:

@@ -19,7 +19,7 @@ from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 
 from converse_mongo import InvalidMetadataError
-from converse_mongo._metadata import (
+from converse_mongo.domain.metadata import (
     MAX_METADATA_BYTES,
     MAX_METADATA_DEPTH,
     check_metadata,

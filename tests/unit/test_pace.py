@@ -2,7 +2,7 @@
 
 import pytest
 
-from converse_mongo._pace import TIMELY_LOOKS, Pace
+from converse_mongo.watching.pace import TIMELY_LOOKS, Pace
 
 
 def longest(pace: Pace, left: float | None = None) -> float:

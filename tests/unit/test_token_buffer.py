@@ -5,12 +5,16 @@ import sys
 
 import pytest
 
-from converse_mongo._token_buffer import MAX_PARTS, Run, TokenBuffer
-from converse_mongo._validation import (
+from converse_mongo.domain.validation import (
     CHUNK_OVERHEAD,
     MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
     check_token,
+)
+from converse_mongo.writing.buffer import (
+    MAX_PARTS,
+    Run,
+    TokenBuffer,
 )
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from bson import Decimal128, ObjectId
 
-from converse_mongo import _validation as validation
-from converse_mongo.errors import (
+from converse_mongo.domain import errors, validation
+from converse_mongo.domain.errors import (
     ConverseError,
     InvalidContentError,
     InvalidCursorError,
@@ -138,8 +138,6 @@ def test_error__is_text_or_an_exception() -> None:
 
 
 def test_errors__have_one_root() -> None:
-    from converse_mongo import errors
-
     for name in errors.__all__:
         assert issubclass(getattr(errors, name), ConverseError), name
         assert name.endswith("Error")

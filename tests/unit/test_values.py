@@ -23,7 +23,7 @@ from converse_mongo import (
     MessageRole,
     MessageUpdated,
 )
-from converse_mongo._handlers import Handlers
+from converse_mongo.store.handlers import Handlers
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 CHUNK = MessageChunk.from_stored(

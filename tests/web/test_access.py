@@ -10,7 +10,7 @@ from bson import ObjectId
 from starlette.exceptions import HTTPException
 
 from converse_mongo import Conversation, Message
-from converse_mongo._driver import collection_of
+from converse_mongo.driver.collections import collection_of
 from tests.web.conftest import OWNER, STRANGER, MakeSite, Site
 
 ABSENT = str(ObjectId())

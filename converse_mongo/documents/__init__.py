@@ -1,0 +1,1 @@
+"""The Beanie documents, and the listings of them."""

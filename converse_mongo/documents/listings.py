@@ -1,0 +1,267 @@
+"""Listings: the conversations of an owner, and the messages of a conversation."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Generator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+from beanie import Document
+from beanie.odm.utils.parsing import parse_obj
+from bson import ObjectId
+from pymongo import ASCENDING, DESCENDING
+
+from converse_mongo.documents.messages import Message
+from converse_mongo.domain.chunks import ChunkLog
+from converse_mongo.domain.cursors import ConversationCursor
+from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.owners import Owner, check_owner
+from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.validation import MAX_CONTENT_BYTES
+from converse_mongo.driver.collections import Collection
+from converse_mongo.store import Store
+from converse_mongo.store.reads import Reader
+
+__all__ = [
+    "History",
+    "MessageList",
+    "Range",
+    "list_conversations",
+    "read_history",
+]
+
+MESSAGES_PER_READ = 100
+CONVERSATIONS_PER_READ = 100
+MAJORITY_SECONDS = 5.0
+"""How long a history waits for the majority to have what is stored; then it shows what there is."""
+MAJORITY_PAUSE_SECONDS = 0.02
+
+C = TypeVar("C", bound=Document)
+
+
+async def list_conversations(
+    model: type[C], store: Store, owner: tuple[str, Any] | Owner, limit: int | None
+) -> AsyncIterator[C]:
+    """Yields the conversations of an owner, those that were added to last first.
+
+    Raises:
+        InvalidInputError: The owner is no pair of a type and an id.
+        StoreUnavailableError: MongoDB gave no answer.
+    """
+    whose = check_owner(owner)
+
+    async def read(match: dict[str, Any], size: int) -> list[dict[str, Any]]:
+        order = [("updated_at", DESCENDING), ("_id", DESCENDING)]
+        found: list[dict[str, Any]] = (
+            await store.conversations.find(match).sort(order).limit(size).to_list(size)
+        )
+        return found
+
+    match: dict[str, Any] = {"owner.type": whose.type, "owner.id": whose.id}
+    left = limit
+    while left is None or left > 0:
+        size = CONVERSATIONS_PER_READ if left is None else min(left, CONVERSATIONS_PER_READ)
+        page = await store.call(read, match, size, what=f"list the conversations of {whose}")
+        for stored in page:
+            yield cast(C, parse_obj(model, stored))
+        if len(page) < size:
+            return
+        left = None if left is None else left - size
+        last = page[-1]
+        # The range besides, so that the scan begins there whatever the server makes of $or.
+        match["updated_at"] = {"$lte": last["updated_at"]}
+        match["$or"] = [
+            {"updated_at": {"$lt": last["updated_at"]}},
+            {"updated_at": last["updated_at"], "_id": {"$lt": last["_id"]}},
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Which messages of a conversation to list.
+
+    Attributes:
+        start: The first position.
+        stop: The position before which to end; ``None`` for no end.
+        limit: At most so many; ``None`` for all.
+        status: Only those in this state; ``None`` for all.
+        newest_first: From the last one to the first.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    limit: int | None = None
+    status: MessageStatus | None = None
+    newest_first: bool = False
+
+    def match(self, conversation_id: ObjectId) -> dict[str, Any]:
+        """The filter of the messages that are in it."""
+        positions = {"$gte": self.start} | ({} if self.stop is None else {"$lt": self.stop})
+        status = {} if self.status is None else {"status": self.status.value}
+        return {"conversation_id": conversation_id, **status, "position": positions}
+
+    def behind(self, position: int, count: int) -> "Range":
+        """What is left of it behind a message, ``count`` of them having been listed."""
+        left = None if self.limit is None else self.limit - count
+        if self.newest_first:
+            return replace(self, stop=position, limit=left)
+        return replace(self, start=position + 1, limit=left)
+
+
+class MessageList:
+    """The messages of a conversation in order; awaited it is a list, iterated it reads by and by.
+
+    The chunks of ended messages stay in the database; a message that streams comes with its chunks
+    and its text so far.
+    """
+
+    def __init__(
+        self,
+        model: type[Message],
+        source: Collection,
+        conversation_id: ObjectId,
+        wanted: Range,
+    ) -> None:
+        self._model = model
+        self._source = source
+        self._conversation_id = conversation_id
+        self._wanted = wanted
+
+    def __await__(self) -> Generator[Any, None, list[Message]]:
+        return self._all().__await__()
+
+    async def _all(self) -> list[Message]:
+        return [message async for message in self]
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        wanted = self._wanted
+        while wanted.limit is None or wanted.limit > 0:
+            size = MESSAGES_PER_READ if wanted.limit is None else wanted.limit
+            page = await self._read(wanted, min(size, MESSAGES_PER_READ))
+            for message in page:
+                yield message
+            if len(page) < min(size, MESSAGES_PER_READ):
+                return
+            wanted = wanted.behind(_position(page[-1]), len(page))
+
+    async def _read(self, wanted: Range, size: int) -> list[Message]:
+        store, conversation_id = self._model.store(), self._conversation_id
+        what = f"list the messages of conversation {conversation_id}"
+        order = [("position", DESCENDING if wanted.newest_first else ASCENDING)]
+
+        async def read(match: dict[str, Any], projection: Any) -> list[dict[str, Any]]:
+            cursor = self._source.find(match, projection)
+            if "_id" not in match:  # one for some ids needs no order: no index has both
+                cursor = cursor.sort(order)
+            found: list[dict[str, Any]] = await cursor.limit(size).to_list(size)
+            return found
+
+        match = wanted.match(conversation_id)
+        page = await store.call(read, match, {"chunks": 0, "chunk_lengths": 0}, what=what)
+        for stored in page:
+            if stored["status"] == MessageStatus.STREAMING.value:
+                await store.leases.settle_if_expired(MessageState.from_stored(stored))
+        # Only the chunks hold the text of a message that streams, or ended a moment ago.
+        textless = [stored["_id"] for stored in page if _needs_chunks(stored)]
+        whole: dict[ObjectId, dict[str, Any]] = {}
+        if textless:
+            them = {"_id": {"$in": textless}, "conversation_id": conversation_id}
+            for stored in await store.call(read, them, None, what=what):
+                await store.call(store.reader.add_moved_chunks, stored, what=what)
+                whole[stored["_id"]] = stored
+        return [_load_listed(self._model, whole.get(stored["_id"], stored)) for stored in page]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A page of the messages of a conversation, and where to go on from it.
+
+    Attributes:
+        messages: In order, the oldest first; with their text, and those that stream with their
+            chunks so far.
+        before: Where the page before this one ends: pass it as ``before``. ``None`` if there is
+            none.
+        cursor: On the newest page, what to pass to ``watch_conversation`` as ``after``: it goes on
+            exactly behind these messages, chunks included. ``None`` on other pages.
+    """
+
+    messages: list[Message]
+    before: int | None
+    cursor: str | None
+
+
+async def read_history(
+    model: type[Message], conversation_id: ObjectId, limit: int, before: int | None
+) -> History:
+    """The ``limit`` messages before a position; ``None`` for the newest.
+
+    It shows what watchers see, so that its cursor is not ahead of them. What is stored when it is
+    called is part of it: a write that was acknowledged before a majority had it, as with the write
+    concern w:1, is waited for.
+
+    Raises:
+        StoreUnavailableError: MongoDB gave no answer.
+    """
+    store, stored = model.store(), None
+    if before is None and store.committed is not store.messages:
+        stored = await store.call(
+            _stored_cursor, store.reader, conversation_id, what=f"read {conversation_id}"
+        )
+    until = time.monotonic() + MAJORITY_SECONDS
+    while True:
+        history = await _read_committed(model, conversation_id, limit, before)
+        if stored is None or history.cursor is None or time.monotonic() > until:
+            return history
+        if ConversationCursor.parse(history.cursor, conversation_id).covers(stored):
+            return history
+        await asyncio.sleep(MAJORITY_PAUSE_SECONDS)
+
+
+async def _stored_cursor(reader: Reader, conversation_id: ObjectId) -> ConversationCursor:
+    """Behind all that the primary has of a conversation."""
+    last = await reader.messages.find_one(
+        {"conversation_id": conversation_id},
+        {"_id": 0, "position": 1},
+        sort=[("position", DESCENDING)],
+    )
+    end = last["position"] + 1 if last else 0
+    streaming = await reader.streaming(conversation_id, end)
+    opened = {position: sequence for position, (_, sequence) in streaming.items()}
+    return ConversationCursor(conversation_id, end, opened)
+
+
+async def _read_committed(
+    model: type[Message], conversation_id: ObjectId, limit: int, before: int | None
+) -> History:
+    source = model.store().committed
+    newest = Range(stop=before, limit=limit + 1, newest_first=True)
+    messages = await MessageList(model, source, conversation_id, newest)
+    more, messages = len(messages) > limit, messages[:limit][::-1]
+    first = _position(messages[0]) if messages else 0
+    cursor = None
+    if before is None:
+        # What streams was read message by message, and so is what the cursor says of it.
+        older = Range(stop=first, status=MessageStatus.STREAMING)
+        known = [*await MessageList(model, source, conversation_id, older), *messages]
+        open_ones = {_position(each): each.next_sequence for each in known if each.is_streaming}
+        end = _position(messages[-1]) + 1 if messages else 0
+        cursor = str(ConversationCursor(conversation_id, end, open_ones))
+    return History(messages, first if more else None, cursor)
+
+
+def _position(message: Message) -> int:
+    return cast(int, message.position)  # only what was not stored yet has none
+
+
+def _needs_chunks(stored: Mapping[str, Any]) -> bool:
+    if stored.get("content_bytes", 0) > MAX_CONTENT_BYTES:
+        return False
+    return stored["status"] == MessageStatus.STREAMING.value or (
+        bool(stored.get("next_sequence")) and not stored.get("content")
+    )
+
+
+def _load_listed(model: type[Message], stored: dict[str, Any]) -> Message:
+    if "chunks" not in stored and stored.get("next_sequence"):
+        stored["chunks"] = ChunkLog.not_loaded()
+    return cast(Message, parse_obj(model, stored))

@@ -1,0 +1,1 @@
+"""Types, limits, events and errors. Pure: nothing here does I/O."""

@@ -1,0 +1,209 @@
+"""The errors of the library: one root, and a class for each thing a caller can act on."""
+
+from bson import ObjectId
+
+from converse_mongo.domain.types import MessageStatus
+
+__all__ = [
+    "ChunksNotLoadedError",
+    "ConfigurationError",
+    "ConversationNotFoundError",
+    "ConverseClosedError",
+    "ConverseError",
+    "InvalidContentError",
+    "InvalidCursorError",
+    "InvalidIdError",
+    "InvalidInputError",
+    "InvalidMetadataError",
+    "MessageNotFoundError",
+    "MessageNotStreamingError",
+    "MessageTooLargeError",
+    "NotFoundError",
+    "ProtectedFieldError",
+    "StoreUnavailableError",
+    "StreamStoppedError",
+    "TransactionAbortedError",
+    "TransactionsUnavailableError",
+    "WatchError",
+    "WriterError",
+    "WriterExistsError",
+    "WriterFailedError",
+    "WriterFencedError",
+]
+
+
+class ConverseError(Exception):
+    """Something went wrong in converse_mongo."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class ConfigurationError(ConverseError):
+    """Converse was given options, a client or packages that cannot work together."""
+
+
+class ConverseClosedError(ConverseError):
+    """This Converse is not open: use ``async with Converse(...)`` or await ``open()`` first."""
+
+
+class InvalidInputError(ConverseError, ValueError):
+    """An argument cannot be stored; nothing was written."""
+
+
+class InvalidIdError(InvalidInputError):
+    """An id is neither an ObjectId nor its 24 hexadecimal digits."""
+
+
+class InvalidContentError(InvalidInputError):
+    """A text cannot be stored; nothing was written."""
+
+
+class InvalidMetadataError(InvalidInputError):
+    """Metadata that MongoDB cannot hold; nothing was written."""
+
+
+class InvalidCursorError(InvalidInputError):
+    """An ``after`` that no event of this stream carried."""
+
+
+class NotFoundError(ConverseError, LookupError):
+    """There is no such document."""
+
+
+class ConversationNotFoundError(NotFoundError):
+    """There is no such conversation."""
+
+    def __init__(self, conversation_id: ObjectId) -> None:
+        super().__init__(
+            f"No conversation has the id {conversation_id}. "
+            "Check the id and that the database name is the one it was started in."
+        )
+        self.conversation_id = conversation_id
+
+
+class MessageNotFoundError(NotFoundError):
+    """There is no such message."""
+
+    def __init__(self, message_id: ObjectId) -> None:
+        super().__init__(
+            f"No message has the id {message_id}. "
+            "Check the id and that the database name is the one it was created in."
+        )
+        self.message_id = message_id
+
+
+class MessageNotStreamingError(ConverseError):
+    """The message has ended; it takes no chunk and no second end."""
+
+    def __init__(self, message_id: ObjectId, status: MessageStatus) -> None:
+        super().__init__(
+            f"Message {message_id} is {status.value}, not streaming: nothing was changed. "
+            "Start a new message to stream more text."
+        )
+        self.message_id = message_id
+        self.status = status
+
+
+class MessageTooLargeError(ConverseError):
+    """The metadata and fields of a message are more than one document may hold."""
+
+    def __init__(self, message_id: ObjectId) -> None:
+        super().__init__(
+            f"Message {message_id} would hold more beside its chunks than one document may: this "
+            "was not stored, what came before is. Keep large metadata elsewhere."
+        )
+        self.message_id = message_id
+
+
+class ChunksNotLoadedError(ConverseError):
+    """A listing leaves chunks out: use ``iter_chunks()``, or ``get_message()`` for all at once."""
+
+
+class ProtectedFieldError(ConverseError):
+    """A field that only the library's own methods may write was changed by hand."""
+
+
+class StoreUnavailableError(ConverseError):
+    """MongoDB did not answer for so long that the library gave up.
+
+    Attributes:
+        append_id: For an append, the id to pass as ``append_id`` to try the same append again;
+            it is stored once even if the first attempt did reach the server. Otherwise ``None``.
+        appended: For an ``append_chunks`` that took several writes, how many of its contents are
+            stored; the append to try again begins behind them.
+    """
+
+    def __init__(self, message: str, append_id: ObjectId | None = None) -> None:
+        super().__init__(message)
+        self.append_id = append_id
+        self.appended = 0
+
+
+class StreamStoppedError(ConverseError):
+    """Somebody asked for this stream to stop.
+
+    Attributes:
+        message_id: The message, which ends ``cancelled`` with the text it has.
+        reason: What was given as the reason, or ``None``.
+    """
+
+    def __init__(self, message_id: ObjectId, reason: str | None) -> None:
+        super().__init__(
+            f"Message {message_id} was asked to stop{f' ({reason})' if reason else ''}: what was "
+            "written before is stored. Leave the generation loop."
+        )
+        self.message_id = message_id
+        self.reason = reason
+
+
+class WriterError(ConverseError):
+    """A writer cannot go on.
+
+    Attributes:
+        message_id: The message.
+        text: What the writer had taken and is not known to have stored.
+    """
+
+    def __init__(self, message: str, message_id: ObjectId, text: str = "") -> None:
+        super().__init__(message)
+        self.message_id = message_id
+        self.text = text
+
+
+class WriterExistsError(WriterError):
+    """The message has a writer already: one generation is enough."""
+
+
+class WriterFencedError(WriterError):
+    """Another writer took the message over, or it was ended as an orphan; nothing was stored."""
+
+
+class WriterFailedError(WriterError):
+    """A writer gave up; its cause says why, and ``text`` holds what it could not store.
+
+    Attributes:
+        unconfirmed: The chunks of its last write, of which it is not known whether they are stored.
+            ``append_chunks(error.unconfirmed, append_id=error.append_id)`` has them stored once.
+        append_id: The id of that write, or ``None`` where there was none.
+        unsent: The text behind it, which is not stored. ``text`` is all of it together.
+    """
+
+    append_id: ObjectId | None = None
+    unsent: str = ""
+
+    def __init__(self, message: str, message_id: ObjectId, text: str = "") -> None:
+        super().__init__(message, message_id, text)
+        self.unconfirmed: list[str] = []
+
+
+class TransactionsUnavailableError(ConfigurationError):
+    """This server has no transactions: they need a replica set or a sharded cluster."""
+
+
+class TransactionAbortedError(ConverseError):
+    """MongoDB ended the transaction, most often since others wrote the same: run it again."""
+
+
+class WatchError(ConverseError):
+    """Watching cannot go on: the hub crashed, or something else wrote to what is watched."""

@@ -1,0 +1,187 @@
+"""What happened: the events that watchers yield and handlers are called with."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, TypeAlias
+
+from bson import ObjectId
+
+from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.jsonable import jsonable
+from converse_mongo.domain.types import MessageRole
+
+__all__ = [
+    "ChunkReceived",
+    "ConversationCreated",
+    "ConversationDeleted",
+    "ConversationEvent",
+    "ConversationUpdated",
+    "Event",
+    "FinalEvent",
+    "MessageCancelled",
+    "MessageCompleted",
+    "MessageCreated",
+    "MessageEvent",
+    "MessageFailed",
+    "MessageUpdated",
+    "OwnerEvent",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened in a conversation, after it was stored.
+
+    Attributes:
+        conversation_id: The conversation it happened in.
+        cursor: Where ``watch_conversation`` stood behind this event: pass it as ``after`` to go on
+            from there, in any process. ``None`` in handlers and in ``watch_message``, where the
+            cursor is the sequence of the chunk; and in ``watch_owner`` with events of the
+            conversation itself.
+    """
+
+    type: ClassVar[str] = "event"
+
+    conversation_id: ObjectId
+    cursor: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The event in types that JSON has, its kind under ``"type"``."""
+        fields: dict[str, Any] = {"type": self.type}
+        for name in (each.name for each in dataclasses.fields(self)):
+            value = getattr(self, name)
+            fields[name] = value.to_dict() if isinstance(value, MessageChunk) else jsonable(value)
+        return fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationCreated(Event):
+    """A conversation was started."""
+
+    type: ClassVar[str] = "conversation.created"
+
+    title: str | None
+    owner: tuple[str, str] | None
+    metadata: Mapping[str, Any] = field(hash=False)
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationUpdated(Event):
+    """Fields of a conversation were saved: its title, its metadata or others.
+
+    Attributes:
+        revision: How often it was saved so; several saves may come as one event.
+    """
+
+    type: ClassVar[str] = "conversation.updated"
+
+    title: str | None
+    owner: tuple[str, str] | None
+    metadata: Mapping[str, Any] = field(hash=False)
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationDeleted(Event):
+    """A conversation is not there any more, or belongs to another owner.
+
+    Only ``watch_owner`` yields it; handlers are not called with it.
+    """
+
+    type: ClassVar[str] = "conversation.deleted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageCreated(Event):
+    """A message was added, whole or as the start of a stream.
+
+    Attributes:
+        content: The text of a message added whole; empty for a stream, whose text follows in
+            :class:`ChunkReceived`.
+    """
+
+    type: ClassVar[str] = "message.created"
+
+    message_id: ObjectId
+    position: int
+    role: MessageRole
+    streaming: bool
+    content: str
+    metadata: Mapping[str, Any] = field(hash=False)
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkReceived(Event):
+    """A chunk was appended to a streaming message."""
+
+    type: ClassVar[str] = "chunk.received"
+
+    message_id: ObjectId
+    chunk: MessageChunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageUpdated(Event):
+    """Fields of a message other than its chunks and its state were saved; load it to see them.
+
+    Attributes:
+        revision: How often it was saved so; several saves may come as one event.
+    """
+
+    type: ClassVar[str] = "message.updated"
+
+    message_id: ObjectId
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageCompleted(Event):
+    """A streaming message ended well. No chunk follows."""
+
+    type: ClassVar[str] = "message.completed"
+
+    message_id: ObjectId
+    chunk_count: int
+    metadata: Mapping[str, Any] = field(hash=False)
+    completed_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageFailed(Event):
+    """A streaming message ended with an error; the text it had is kept. No chunk follows."""
+
+    type: ClassVar[str] = "message.failed"
+
+    message_id: ObjectId
+    chunk_count: int
+    metadata: Mapping[str, Any] = field(hash=False)
+    completed_at: datetime
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageCancelled(Event):
+    """A streaming message was stopped; the text it had is kept. No chunk follows."""
+
+    type: ClassVar[str] = "message.cancelled"
+
+    message_id: ObjectId
+    chunk_count: int
+    metadata: Mapping[str, Any] = field(hash=False)
+    completed_at: datetime
+    reason: str | None
+
+
+FinalEvent: TypeAlias = MessageCompleted | MessageFailed | MessageCancelled
+MessageEvent: TypeAlias = ChunkReceived | FinalEvent
+"""What ``watch_message`` yields."""
+ConversationEvent: TypeAlias = MessageCreated | ChunkReceived | MessageUpdated | FinalEvent
+"""What ``watch_conversation`` yields."""
+OwnerEvent: TypeAlias = (
+    ConversationCreated | ConversationUpdated | ConversationDeleted | ConversationEvent
+)
+"""What ``watch_owner`` yields."""

@@ -1,0 +1,94 @@
+"""What is read of a conversation for who watches its owner, and the events that follow from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from bson import ObjectId
+
+from converse_mongo.domain.chunks import aware
+from converse_mongo.domain.cursors import ConversationCursor
+from converse_mongo.domain.events import ConversationCreated, ConversationUpdated
+from converse_mongo.domain.metadata import restored
+from converse_mongo.domain.owners import OwnerKey, owner_key
+
+__all__ = ["MARKS", "NEVER", "OWNED", "Marks", "OwnedConversation"]
+
+MARKS = {"owner": 1, "next_position": 1, "revision": 1, "updated_at": 1}
+"""The projection that tells whether something happened in a conversation."""
+
+OWNED = MARKS | {"title": 1, "metadata": 1, "created_at": 1}
+"""The projection of all that an :class:`OwnedConversation` holds."""
+
+NEVER = datetime(1970, 1, 2, tzinfo=UTC)
+"""When a document was changed that does not say so: the library has not written it."""
+
+
+def _moment(stored: Mapping[str, Any], name: str) -> datetime:
+    found = stored.get(name)
+    return aware(found) if isinstance(found, datetime) else NEVER
+
+
+class Marks(NamedTuple):
+    """What changes when something happens in a conversation, other than to its messages."""
+
+    next_position: int
+    revision: int
+    updated_at: datetime
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "Marks":
+        """The marks of a document, or of its projection ``MARKS``."""
+        return cls(
+            stored.get("next_position", 0),
+            stored.get("revision", 0),
+            _moment(stored, "updated_at"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedConversation:
+    """A conversation as events tell of it."""
+
+    conversation_id: ObjectId
+    owner: OwnerKey | None
+    title: str | None
+    metadata: Mapping[str, Any]
+    created_at: datetime
+    next_position: int
+    revision: int
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "OwnedConversation":
+        """The conversation in a document, or in its projection ``OWNED``."""
+        return cls(
+            conversation_id=stored["_id"],
+            owner=owner_key(stored),
+            title=stored.get("title"),
+            metadata=restored(stored.get("metadata") or {}),
+            created_at=_moment(stored, "created_at"),
+            next_position=stored.get("next_position", 0),
+            revision=stored.get("revision", 0),
+        )
+
+    def created(self) -> ConversationCreated:
+        """The event that it was started."""
+        return ConversationCreated(
+            conversation_id=self.conversation_id,
+            title=self.title,
+            owner=self.owner,
+            metadata=self.metadata,
+            created_at=self.created_at,
+            cursor=str(ConversationCursor(self.conversation_id)),
+        )
+
+    def updated(self) -> ConversationUpdated:
+        """The event that it was saved."""
+        return ConversationUpdated(
+            conversation_id=self.conversation_id,
+            title=self.title,
+            owner=self.owner,
+            metadata=self.metadata,
+            revision=self.revision,
+        )

@@ -1,0 +1,122 @@
+"""Clients of either driver: opened, checked and closed."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from contextvars import Context
+from importlib.metadata import version
+from typing import Any, TypeAlias
+
+from pymongo import AsyncMongoClient, ReadPreference
+from pymongo.errors import (
+    PyMongoError,
+)
+
+from converse_mongo.domain.errors import ConfigurationError
+from converse_mongo.driver.feeds import CLOSE_SECONDS, in_thread
+from converse_mongo.driver.installed import SPEAKS_MOTOR
+
+__all__ = ["Client", "Database", "abandon_client", "close_client", "open_client", "open_database"]
+
+logger = logging.getLogger("converse_mongo")
+
+
+Client: TypeAlias = Any
+"""A ``motor.motor_asyncio.AsyncIOMotorClient``, its mongomock twin, or an ``AsyncMongoClient``."""
+
+
+Database: TypeAlias = Any
+
+
+def open_client(uri: str, options: Mapping[str, Any]) -> Client:
+    """A client of the driver that the installed Beanie speaks."""
+    if SPEAKS_MOTOR:
+        from motor.motor_asyncio import AsyncIOMotorClient
+
+        return AsyncIOMotorClient(uri, **options)
+    return AsyncMongoClient(uri, **options)
+
+
+_closing: set[asyncio.Task[None]] = set()
+
+
+def _closed(task: asyncio.Task[None]) -> None:
+    _closing.discard(task)
+    if not task.cancelled() and task.exception() is not None:
+        logger.debug("Closing failed", exc_info=task.exception())
+
+
+async def close_client(client: Client) -> None:
+    """Closes a client of either driver, within a few seconds also when the server hangs."""
+    if isinstance(client, AsyncMongoClient):
+        # Not cancelled when time is up: once the server is back, or gone, it frees the connections.
+        closing = asyncio.create_task(
+            client.close(), name="converse_mongo-close-client", context=Context()
+        )
+        _closing.add(closing)
+        closing.add_done_callback(_closed)
+        await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+    else:
+        # Motor's close() says goodbye to the server, and blocks until it has answered.
+        await in_thread(client.close, CLOSE_SECONDS)
+
+
+async def abandon_client(client: Client) -> None:
+    """Closes a client whose event loop is closed, as far as that goes."""
+    if not isinstance(client, AsyncMongoClient):
+        await in_thread(client.close, CLOSE_SECONDS)
+        return
+    # Its locks and tasks belong to the other loop.
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await client.close()
+
+
+def open_database(client: Client, name: str | None) -> Database:
+    """The database ``name`` of ``client``, read from the primary, with dates that know their zone.
+
+    The primary, because a read that explains why a write did not match must see that write's truth.
+
+    Raises:
+        ConfigurationError: The client is none, is of the other driver, does not acknowledge
+            writes, or no database was named.
+    """
+    _check_client(client)
+    if name is None:
+        try:
+            name = client.get_default_database().name
+        except PyMongoError as error:
+            raise ConfigurationError(
+                "No database was named: pass database=..., or a URI with a default database "
+                "such as mongodb://localhost:27017/chat."
+            ) from error
+    options = client.codec_options.with_options(tz_aware=True)
+    database = client.get_database(
+        name, codec_options=options, read_preference=ReadPreference.PRIMARY
+    )
+    if not database.write_concern.acknowledged:
+        raise ConfigurationError(
+            "This client has the write concern w=0, under which no write is ever acknowledged; "
+            "converse_mongo promises that acknowledged text is stored. Use w='majority'."
+        )
+    return database
+
+
+def _check_client(client: Client) -> None:
+    speaks_pymongo = isinstance(client, AsyncMongoClient)
+    if not speaks_pymongo and not hasattr(client, "get_io_loop"):
+        raise ConfigurationError(
+            f"Converse takes a MongoDB URI, a Motor client or an AsyncMongoClient, "
+            f"not {type(client).__name__}."
+        )
+    if speaks_pymongo and SPEAKS_MOTOR:
+        raise ConfigurationError(
+            f"Beanie {version('beanie')} speaks Motor, and this client is PyMongo's "
+            "AsyncMongoClient: install 'beanie>=2', or pass an AsyncIOMotorClient."
+        )
+    if not speaks_pymongo and not SPEAKS_MOTOR:
+        raise ConfigurationError(
+            f"Beanie {version('beanie')} speaks PyMongo's AsyncMongoClient, and this client is "
+            "Motor's: install 'converse-mongo[motor]', or pass an AsyncMongoClient."
+        )

@@ -1,0 +1,139 @@
+"""Collections of either driver: how they read and write."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
+
+from beanie import Document
+from bson import DatetimeConversion, Timestamp
+from pymongo import ReadPreference
+from pymongo.errors import (
+    OperationFailure,
+)
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from converse_mongo.driver.failures import is_transient
+from converse_mongo.driver.installed import SPEAKS_MOTOR
+
+__all__ = [
+    "LINEARIZABLE_MS",
+    "Collection",
+    "collection_of",
+    "is_mock",
+    "majority_of",
+    "read_after",
+    "read_linearizable",
+    "sibling",
+]
+
+Collection: TypeAlias = Any
+"""The asynchronous collection of either driver, where both take the same calls the same way."""
+
+
+LINEARIZABLE_MS = 5000
+
+
+def collection_of(model: type[Document], *, majority: bool = False) -> Collection:
+    """The collection that a document class is bound to, read as in :func:`open_database`.
+
+    Args:
+        model: The class.
+        majority: Whether reads give only what no failover can take back any more; else they give
+            what the primary has, every write that it just refused to repeat included.
+
+    Raises:
+        beanie.exceptions.CollectionWasNotInitialized: It is bound to none.
+    """
+    collection: Collection = (
+        model.get_motor_collection() if SPEAKS_MOTOR else cast(Any, model).get_pymongo_collection()
+    )
+    if is_mock(collection):  # its with_options forgets that it is asynchronous
+        return collection
+    return collection.with_options(
+        codec_options=collection.codec_options.with_options(
+            tz_aware=True,
+            # A date that Python does not have, which another application wrote, must not keep the
+            # documents beside it from being read.
+            datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+        ),
+        read_preference=ReadPreference.PRIMARY,
+        read_concern=ReadConcern("majority" if majority else "local"),
+    )
+
+
+class _AfterClusterTime(ReadConcern):
+    """The read concern "majority", of a snapshot that is not older than a moment.
+
+    The server waits for it. Drivers send the same from causally consistent sessions, see
+    https://www.mongodb.com/docs/manual/reference/read-concern/#afterclustertime.
+    """
+
+    def __init__(self, time: Timestamp) -> None:
+        super().__init__("majority")
+        self._time = time
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return {**super().document, "afterClusterTime": self._time}
+
+
+def read_after(collection: Collection, time: Timestamp) -> Collection:
+    """The same collection, with majority reads that show all that was committed at ``time``."""
+    return collection.with_options(read_concern=_AfterClusterTime(time))
+
+
+async def read_linearizable(collection: Collection, key: Mapping[str, Any]) -> bool:
+    """Reads a document in a way that only a primary can answer that a majority still follows.
+
+    Returns:
+        ``False`` if the server refuses such a read.
+
+    Raises:
+        PyMongoError: It was not answered in time.
+    """
+    confirmed = collection.with_options(read_concern=ReadConcern("linearizable"))
+    try:
+        await confirmed.find_one(key, {"_id": 1}, max_time_ms=LINEARIZABLE_MS)
+    except OperationFailure as error:
+        if is_transient(error):
+            raise
+        return False
+    return True
+
+
+def majority_of(collection: Collection) -> Collection:
+    """The same collection, read and written so that no failover takes anything back."""
+    if is_mock(collection):
+        return collection
+    return collection.with_options(
+        read_concern=ReadConcern("majority"),
+        write_concern=_majority(collection.write_concern),
+    )
+
+
+def _majority(concern: WriteConcern) -> WriteConcern:
+    return WriteConcern(**{**concern.document, "w": "majority"})
+
+
+def sibling(collection: Collection, name: str) -> Collection:
+    """Another collection of the same database, read and written in the same way.
+
+    Args:
+        collection: One from :func:`collection_of` or :func:`majority_of`.
+        name: The name of the other.
+    """
+    if is_mock(collection):
+        return collection.database[name]
+    return collection.database.get_collection(
+        name,
+        codec_options=collection.codec_options,
+        read_preference=collection.read_preference,
+        read_concern=collection.read_concern,
+        write_concern=collection.write_concern,
+    )
+
+
+def is_mock(collection: Collection) -> bool:
+    """Whether the collection is one of mongomock-motor's."""
+    # mongomock_motor's classes pose as Motor's; only their bases tell.
+    return any(base.__module__.startswith("mongomock") for base in type(collection).__mro__)

@@ -1,0 +1,100 @@
+"""What an error of the driver means for the call that raised it."""
+
+from pymongo.errors import (
+    ConnectionFailure,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
+
+__all__ = ["is_aborted", "is_too_large", "is_transient", "refuses_change_streams"]
+
+# https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
+_TRANSIENT_CODES = frozenset(
+    # The network, and members, config servers or signing keys that are not available yet.
+    {6, 7, 89, 94, 133, 145, 149, 172, 173, 174, 199, 211, 303, 317, 384, 9001, 56846, 91331}
+    # No primary, an election, a shutdown.
+    | {91, 95, 189, 190, 216, 333, 372, 10058, 10107, 11600, 11602, 13435, 13436}
+    # Time limits and interruptions, a slow majority, a lock that was not to be had.
+    | {24, 46, 50, 64, 90, 107, 134, 202, 262, 279, 281, 282, 290, 310, 355, 407, 453}
+    | {11601, 46841, 10045600}
+    # Conflicts with other writes, with transactions and with operations on the collection.
+    | {112, 117, 215, 267, 314, 319, 338, 342, 363, 365, 371, 406, 412, 12586, 12587, 50915}
+    # A router or a shard that has to refresh what it knows, and snapshots that are gone.
+    | {63, 150, 239, 246, 249, 250, 272, 343, 9996, 13388}
+    # A cursor that a restart took along.
+    | {43, 136, 175, 237}
+    # An overloaded server.
+    | {208, 261, 402, 433, 449, 450, 462}
+)
+
+
+# Each says that the server, or the driver, takes a repeated call for worthwhile.
+_TRANSIENT_LABELS = (
+    "RetryableWriteError",
+    "RetryableError",
+    "SystemOverloadedError",
+    "ResumableChangeStreamError",
+)
+
+
+# WriteConflict, NoSuchTransaction
+_ABORTED_CODES = frozenset({112, 251})
+
+
+# UnknownReplWriteConcern, UnsatisfiableWriteConcern: the set has no such members, now or later.
+_REFUSED_CONCERN_CODES = frozenset({79, 100})
+
+
+_TOO_LARGE_CODES = frozenset({10334, 17419})
+
+
+# What ends one change stream, while a new one can be had: a token that is of no use any more
+# (260, 280, 286), an invalidation, a change of shards (222, 234, 346, 348, 351), a large event.
+_LOST_STREAM_CODES = frozenset({222, 234, 260, 280, 286, 346, 348, 351, 401, 10334})
+
+
+def refuses_change_streams(error: BaseException) -> bool:
+    """Whether ``error`` means that a new change stream would be refused as this one was.
+
+    Rights, the topology, the tier of a hosted service or an API version forbid it. Any of these may
+    change, but not within seconds.
+    """
+    return (
+        isinstance(error, PyMongoError)
+        and not is_transient(error)
+        and not error.has_error_label("NonResumableChangeStreamError")
+        and not (isinstance(error, OperationFailure) and error.code in _LOST_STREAM_CODES)
+    )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed a moment later: the network, a failover, a slow majority.
+
+    A write that raised so may have been applied or not. What ended a transaction is not transient:
+    the call must not be repeated, but the transaction may be; see :func:`is_aborted`.
+    """
+    if not isinstance(error, PyMongoError) or error.has_error_label("TransientTransactionError"):
+        return False
+    if any(error.has_error_label(label) for label in _TRANSIENT_LABELS):
+        return True
+    if isinstance(error, WriteConcernError):
+        return error.code not in _REFUSED_CONCERN_CODES
+    if isinstance(error, ConnectionFailure):
+        return True
+    return isinstance(error, OperationFailure) and error.code in _TRANSIENT_CODES
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Whether ``error`` means that a document would pass MongoDB's limit of 16 MiB."""
+    return isinstance(error, OperationFailure) and error.code in _TOO_LARGE_CODES
+
+
+def is_aborted(error: BaseException) -> bool:
+    """Whether ``error`` means that the transaction is over, and may succeed if it is run again."""
+    return isinstance(error, PyMongoError) and (
+        error.has_error_label("TransientTransactionError")
+        or isinstance(error, DuplicateKeyError)
+        or (isinstance(error, OperationFailure) and error.code in _ABORTED_CODES)
+    )

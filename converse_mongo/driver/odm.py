@@ -1,0 +1,75 @@
+"""Beanie's document classes: bound to a database, and released."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from beanie import Document
+from beanie.odm.actions import ActionRegistry
+from beanie.odm.fields import IndexModelField
+from beanie.odm.utils.init import Initializer
+from beanie.odm.utils.typing import get_index_attributes
+from pymongo import IndexModel
+
+from converse_mongo.driver.clients import Database
+
+__all__ = ["bind_documents", "bound_subclass", "indexes_of", "release_documents"]
+
+D = TypeVar("D", bound=Document)
+
+
+# Documents
+
+
+def bound_subclass(model: type[D], **attributes: Any) -> type[D]:
+    """A subclass of ``model`` that can be bound to a database of its own.
+
+    Beanie binds a class to one database for the whole process, and replaces its class attributes by
+    query expressions when it does so; pydantic then takes those for the defaults of every field
+    that a subclass inherits. The fields of ``model`` itself are untouched, so they are put back.
+    """
+    namespace = {
+        "__module__": model.__module__,
+        "__qualname__": model.__qualname__,
+        "__doc__": model.__doc__,
+        **attributes,
+    }
+    metaclass: Any = type(model)
+    bound: type[D] = metaclass(model.__name__, (model,), namespace)
+    for name, field in model.model_fields.items():
+        bound.model_fields[name] = copy.copy(field)
+    bound.model_rebuild(force=True)
+    return bound
+
+
+async def bind_documents(database: Database, models: Sequence[type[Document]]) -> None:
+    """Binds ``models`` to ``database``, and only them; makes no indexes.
+
+    ``init_beanie`` would bind their parents too, and so move a class that the application has bound
+    to another database; parents that count as done are left alone.
+    """
+    initializer = Initializer(database=database, document_models=list(models), skip_indexes=True)
+    for model in models:
+        initializer.inited_classes.extend(
+            parent for parent in model.__mro__[1:] if issubclass(parent, Document)
+        )
+    await initializer
+
+
+def indexes_of(model: type[Document]) -> list[IndexModel]:
+    """The indexes that Beanie would make for a bound class: of its settings and of its fields."""
+    fields = [
+        IndexModelField(IndexModel([(field.alias or name, attributes[0])], **attributes[1]))
+        for name, field in model.model_fields.items()
+        if (attributes := get_index_attributes(field)) is not None
+    ]
+    of_settings = model.get_settings().indexes or []
+    merged = IndexModelField.merge_indexes(fields, of_settings)
+    indexes: list[IndexModel] = IndexModelField.list_to_index_model(merged)
+    return indexes
+
+
+def release_documents(models: Sequence[type[Document]]) -> None:
+    """Lets go of classes made by :func:`bound_subclass`: Beanie's registry would keep them."""
+    for model in models:
+        ActionRegistry.clean_actions(model)

@@ -1,0 +1,56 @@
+"""Sessions and transactions of either driver."""
+
+import inspect
+from typing import Any
+
+from pymongo import ReadPreference
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from converse_mongo.driver.clients import Database
+from converse_mongo.driver.collections import Collection
+
+__all__ = ["SessionCollection", "start_transaction"]
+
+
+class SessionCollection:
+    """A collection whose every call belongs to one session."""
+
+    def __init__(self, collection: Collection, session: Any) -> None:
+        self._collection = collection
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._collection, name)
+        if name not in _SESSION_CALLS:
+            return found
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            return found(*arguments, session=self._session, **options)
+
+        return call
+
+
+_SESSION_CALLS = frozenset(
+    {"delete_many", "find", "find_one", "insert_one", "update_many", "update_one"}
+)
+
+
+async def start_transaction(database: Database) -> Any:
+    """A session of the database's client, with a transaction begun.
+
+    A transaction would inherit what the client was given. MongoDB takes only the primary, and only
+    some read concerns; and it is a snapshot that the library reads in one.
+    """
+    session = database.client.start_session()
+    if inspect.isawaitable(session):  # Motor's
+        session = await session
+    concern = database.write_concern
+    started = session.start_transaction(
+        read_concern=ReadConcern("snapshot"),
+        write_concern=concern if concern.acknowledged else WriteConcern("majority"),
+        read_preference=ReadPreference.PRIMARY,
+    )
+    if inspect.isawaitable(started):  # PyMongo's
+        await started
+    return session

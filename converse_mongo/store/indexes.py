@@ -1,0 +1,164 @@
+"""Indexes: which are there, which are being built, and building those that are missing."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import bson
+import pymongo
+from pymongo import IndexModel
+from pymongo.errors import OperationFailure, PyMongoError
+
+from converse_mongo.domain.errors import StoreUnavailableError
+from converse_mongo.driver.collections import Collection
+from converse_mongo.driver.deadlines import bounded
+from converse_mongo.driver.failures import is_transient
+
+__all__ = ["Indexes", "build_missing", "list_indexes"]
+
+logger = logging.getLogger("converse_mongo")
+
+LIST_SECONDS = 30.0
+BUILD_SECONDS = 7 * 86400.0
+"""How long a build may take: for ever. MongoDB takes some weeks at most for a limit."""
+SLOW_SECONDS = 5.0
+"""What failed after this long has been worked on by the server."""
+PAUSE_SECONDS = 0.5
+_NAMESPACE_NOT_FOUND = 26
+
+Spec = Mapping[str, Any]
+
+
+class Indexes(NamedTuple):
+    """The indexes of a collection, as the server describes them.
+
+    Attributes:
+        ready: Those that can be used.
+        building: Those that are being built; only some servers tell them from the others.
+        exists: Whether the collection is there.
+    """
+
+    ready: list[Spec]
+    building: list[Spec]
+    exists: bool = True
+
+
+async def list_indexes(collection: Collection) -> Indexes:
+    """The indexes of a collection.
+
+    Raises:
+        PyMongoError: The server refused or could not be reached.
+    """
+    try:
+        # By itself the command lists an index that is being built like any other.
+        reply = await collection.database.command(
+            {"listIndexes": collection.name, "includeBuildUUIDs": True}
+        )
+    except NotImplementedError:  # a mock
+        pass
+    except OperationFailure as error:
+        if error.code == _NAMESPACE_NOT_FOUND:
+            return Indexes([], [], exists=False)
+        if is_transient(error):
+            raise
+        # A server that does not know the option, or an API version that forbids it.
+    else:
+        found = reply["cursor"]["firstBatch"]  # a collection has 64 indexes at the most
+        return Indexes(
+            [each for each in found if "spec" not in each],
+            [each["spec"] for each in found if "spec" in each],
+        )
+    information = await collection.index_information()
+    plain: list[Spec] = [
+        {**each, "name": name, "key": dict(each["key"])} for name, each in information.items()
+    ]
+    return Indexes(plain, [], exists=bool(plain))
+
+
+async def build_missing(
+    collection: Collection, wanted: Sequence[IndexModel], *, retry_timeout: float
+) -> None:
+    """Builds those of the indexes that are missing, however long it takes.
+
+    A server goes on with a build when its client is gone, and a build that it is asked for again
+    is waited for. So a connection that is lost meanwhile does no harm.
+
+    Args:
+        collection: The collection.
+        wanted: The indexes that it is to have.
+        retry_timeout: For how many seconds a build that fails without having begun is tried again.
+
+    Raises:
+        StoreUnavailableError: MongoDB cannot be reached, or keeps failing.
+        PyMongoError: MongoDB refused an index.
+    """
+    where = f"{collection.database.name}.{collection.name}"
+    give_up = time.monotonic() + retry_timeout
+    while True:
+        present = await bounded(LIST_SECONDS, list_indexes, collection)
+        missing = [each for each in wanted if not _has(present.ready, each.document)]
+        if not missing:
+            return
+        names = ", ".join(each.document["name"] for each in missing)
+        began = time.monotonic()
+        try:
+            if not present.exists:
+                await bounded(LIST_SECONDS, collection.create_indexes, missing)
+            else:
+                logger.info("Building %s on %s; with many documents this takes long", names, where)
+                # Overrides the socketTimeoutMS of the client, too.
+                with pymongo.timeout(BUILD_SECONDS):
+                    await collection.create_indexes(missing)
+        except PyMongoError as error:
+            if not is_transient(error):
+                raise
+            now = time.monotonic()
+            if present.building or now - began >= SLOW_SECONDS:
+                give_up = now + retry_timeout
+            elif now >= give_up:
+                raise StoreUnavailableError(
+                    f"The indexes {names} of {where} could not be built ({error})."
+                ) from error
+            logger.warning("Building %s on %s was interrupted (%s)", names, where, error)
+            await asyncio.sleep(random.uniform(PAUSE_SECONDS / 2, PAUSE_SECONDS))
+        else:
+            return
+
+
+def _has(present: Sequence[Spec], wanted: Spec) -> bool:
+    return any(_is_same(each, wanted) for each in present)
+
+
+def _is_same(present: Spec, wanted: Spec) -> bool:
+    """Whether MongoDB would take the one for the other, under whatever name."""
+    if "_fts" in present["key"]:  # a text index does not show its key
+        return bool(present["name"] == wanted["name"])
+    return _signature(present) == _signature(wanted) and _is_collated(
+        present.get("collation") or {}, wanted.get("collation") or {}
+    )
+
+
+def _signature(spec: Spec) -> bytes:
+    return bson.encode(
+        {
+            "key": [[field, _plain(kind)] for field, kind in spec["key"].items()],
+            "unique": bool(spec.get("unique")),
+            "sparse": bool(spec.get("sparse")),
+            "partial": spec.get("partialFilterExpression") or {},
+            "expires": _plain(spec.get("expireAfterSeconds")),
+        }
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A number as it was given: servers have each kind of number for it."""
+    return float(value) if isinstance(value, int | float) else value
+
+
+def _is_collated(present: Spec, wanted: Spec) -> bool:
+    if wanted.get("locale", "simple") == "simple":
+        return bool(present.get("locale", "simple") == "simple")
+    return wanted.items() <= present.items()  # a server fills in the rest

@@ -1,0 +1,614 @@
+"""Reads messages as the watchers and the store need them: without text that nobody asked for."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, TypeAlias
+
+from bson import ObjectId, Timestamp
+
+from converse_mongo.domain.chunks import MessageChunk, StoredChunk
+from converse_mongo.domain.headers import (
+    COUNTERS,
+    STATE,
+    LeaseState,
+    MessageState,
+    message_key,
+)
+from converse_mongo.domain.lengths import expand
+from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.validation import EPOCH, PAGE_CHUNKS
+from converse_mongo.driver import collections, servers
+from converse_mongo.driver.collections import Collection
+from converse_mongo.driver.servers import Mark
+
+__all__ = ["Counters", "Found", "MessageRow", "Place", "Reader", "Saved"]
+
+logger = logging.getLogger("converse_mongo")
+
+IDS_PER_QUERY = 1000
+STATES_PER_READ = 500
+READS_AT_ONCE = 16
+MERGED_CHUNKS_PER_READ = 8192
+"""How many chunks of a merged message to take out of its text at once; the text comes as one."""
+
+USUAL_PAGE = 2 * PAGE_CHUNKS
+"""More chunks are in a page only where moving them failed for a while."""
+
+SAVE = {"conversation_id": 1, "save_mark": 1, "revision": 1, "position": 1}
+"""The projection of all that a :class:`Saved` holds; the index ``conversation_saves`` has it."""
+
+Collections: TypeAlias = tuple[Collection, Collection, Collection]
+
+_MERGED = {"content": 1, "chunk_lengths": 1, "completed_at": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """How far a message is, and whether its writer lives and is wanted."""
+
+    next_sequence: int
+    ended: bool
+    lease: LeaseState
+    stop_requested: bool
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "Counters":
+        """The counters in a document, or in its projection ``COUNTERS``."""
+        return cls(
+            stored.get("next_sequence", 0),
+            stored["status"] != MessageStatus.STREAMING.value,
+            LeaseState.from_stored(stored.get("lease")),
+            stored.get("stop_requested_at") is not None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRow:
+    """A message of a conversation as ``MessageCreated`` tells of it."""
+
+    state: MessageState
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """How often a message was saved, when it was last, and where it is in its conversation."""
+
+    conversation_id: ObjectId
+    message_id: ObjectId
+    revision: int
+    position: int
+    mark: Mark
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "Saved":
+        """The save in the projection :data:`SAVE`."""
+        return cls(
+            stored["conversation_id"],
+            stored["_id"],
+            stored.get("revision", 0),
+            stored.get("position", 0),
+            stored["save_mark"],
+        )
+
+
+class Place(NamedTuple):
+    """A message in a listing that goes over all conversations."""
+
+    message_id: ObjectId
+    compact_at: datetime | None
+
+
+class Found(NamedTuple):
+    """Some messages of such a listing, without those that are not as the library writes them.
+
+    Attributes:
+        states: The messages.
+        last: Where to go on; ``None`` at the end.
+    """
+
+    states: list[MessageState]
+    last: Place | None
+
+
+class Reader:
+    """Reads from one pair of collections. A read may always be repeated.
+
+    Attributes:
+        local: Where these are majority reads, reads of what the primary has; else ``None``. An
+            older majority snapshot of a new primary can lack what was seen before. The primary
+            itself cannot.
+    """
+
+    def __init__(
+        self,
+        messages: Collection,
+        conversations: Collection,
+        pages: Collection,
+        local: "Reader | None" = None,
+    ) -> None:
+        self.local = local
+        self.turns = asyncio.Semaphore(READS_AT_ONCE)
+        """Taken by who reads what it missed: when a stream was lost that is all that is watched."""
+        self._collections: Collections = (messages, conversations, pages)
+        self._recent: Collections | None = self._collections
+        self._seen_time: Timestamp | None = None
+        self._keeps_times = False
+
+    async def server_time(self) -> datetime:
+        """What the clock of the server says."""
+        return await servers.server_time(self.messages.database)
+
+    def begin_times(self, time: Timestamp | None) -> None:
+        """Takes the time at which a change stream begins; ``None``: times are of no use here."""
+        self._keeps_times = time is not None and self.local is not None
+        self.note_time(time)
+
+    def note_time(self, time: Timestamp | None) -> None:
+        """Has majority reads show from now on what was committed at a time.
+
+        Args:
+            time: That of a change which a change stream told; ``None`` changes nothing.
+        """
+        if not self._keeps_times or time is None or (self._seen_time or time) > time:
+            return
+        self._seen_time, self._recent = time, None
+
+    def _now(self) -> Collections:
+        if self._recent is None:
+            time: Any = self._seen_time
+            messages, conversations, pages = self._collections
+            self._recent = (
+                collections.read_after(messages, time),
+                collections.read_after(conversations, time),
+                collections.read_after(pages, time),
+            )
+        return self._recent
+
+    @property
+    def messages(self) -> Collection:
+        """The messages, as they are to be read now; as the next two."""
+        return self._now()[0]
+
+    @property
+    def conversations(self) -> Collection:
+        """The conversations."""
+        return self._now()[1]
+
+    @property
+    def pages(self) -> Collection:
+        """The chunks that long messages do not embed any more."""
+        return self._now()[2]
+
+    async def committed_time(self) -> Timestamp | None:
+        """A time by which all was written that majority reads have shown so far, if there is one.
+
+        Raises:
+            PyMongoError: The server could not be reached.
+        """
+        return await servers.committed_time(self.messages.database) if self.local else None
+
+    # One message
+
+    async def has_message(self, message_id: ObjectId) -> bool:
+        """Whether there is such a message."""
+        return await self.messages.find_one({"_id": message_id}, {"_id": 1}) is not None
+
+    async def state(self, message_id: ObjectId, conversation_id: ObjectId) -> MessageState | None:
+        """The state of a message; ``None`` when there is no such one."""
+        stored = await self.messages.find_one(
+            {"_id": message_id, "conversation_id": conversation_id}, STATE
+        )
+        return MessageState.from_stored(stored) if stored else None
+
+    async def read(
+        self,
+        message_id: ObjectId,
+        conversation_id: ObjectId,
+        start: int,
+        limit: int,
+        page_start: int = 0,
+        stop: int | None = None,
+    ) -> tuple[MessageState, list[MessageChunk]] | None:
+        """The state of a message, and some chunks from sequence ``start``.
+
+        Some: those that are in one place, the message itself or one page or the text of a merged
+        message. None are there only when the message has none from ``start`` on.
+
+        Args:
+            limit: About how many to give.
+            page_start: Where the embedded chunks are thought to begin; a wrong guess costs a read.
+            stop: The sequence before which to end in any case.
+
+        Returns:
+            ``None`` when there is no such message.
+        """
+        key = {"_id": message_id, "conversation_id": conversation_id}
+        return await self._read(key, start, limit, page_start, stop)
+
+    async def read_at(
+        self,
+        conversation_id: ObjectId,
+        position: int,
+        start: int,
+        limit: int,
+        stop: int | None = None,
+    ) -> tuple[MessageState, list[MessageChunk]] | None:
+        """The same for the message at a position of a conversation."""
+        key = {"conversation_id": conversation_id, "position": position}
+        return await self._read(key, start, limit, 0, stop)
+
+    async def read_tail(
+        self, message_id: ObjectId, limit: int
+    ) -> tuple[MessageState, list[MessageChunk]] | None:
+        """The same with up to ``limit`` of the last chunks, for who knows only the message."""
+        stored = await self.messages.find_one(
+            {"_id": message_id}, {**STATE, "chunks": {"$slice": -limit}}
+        )
+        if stored is None:
+            return None
+        return MessageState.from_stored(stored), _chunks(stored)
+
+    async def _read(
+        self,
+        match: Mapping[str, Any],
+        start: int,
+        limit: int,
+        page_start: int,
+        stop: int | None,
+    ) -> tuple[MessageState, list[MessageChunk]] | None:
+        merged_limit = MERGED_CHUNKS_PER_READ
+        if stop is not None:
+            stop = max(stop, start + 1)  # MongoDB takes no $slice of nothing
+            limit, merged_limit = min(limit, stop - start), min(merged_limit, stop - start)
+        while True:
+            embedded = {"chunks": {"$slice": [start - page_start, limit]}}
+            stored = await self.messages.find_one(
+                match, STATE | (embedded if start >= page_start else {})
+            )
+            if stored is None:
+                return None
+            state = MessageState.from_stored(stored)
+            if state.page_start == page_start <= start:
+                return state, _chunks(stored)
+            page_start = state.page_start
+            if start < page_start:
+                chunks = await self._read_moved(state, start, limit, merged_limit)
+                if chunks is not None:
+                    return state, chunks
+                # Its pages were merged, or it was deleted, in between: look again.
+                page_start = 0
+
+    async def _read_moved(
+        self, state: MessageState, start: int, limit: int, merged_limit: int
+    ) -> list[MessageChunk] | None:
+        """Chunks that are not in the message any more; ``None`` if they just went elsewhere."""
+        key = state.key
+        if state.compacted:
+            merged = await self.messages.find_one(key, _MERGED)
+            if merged is None:
+                return None
+            found = expand(merged, start, merged_limit)
+            return [MessageChunk.from_stored(chunk) for chunk in found]
+        page = await self._page(state, start, start - USUAL_PAGE)
+        if page is None:
+            page = await self._page(state, start, -1)
+        if page is not None and start < page["next_sequence"]:
+            chunks = _chunks(page, start - page["first_sequence"], limit)
+            if limit - len(chunks) >= PAGE_CHUNKS:
+                chunks += await self._following(state, page["next_sequence"], limit - len(chunks))
+            return chunks
+        now = await self.messages.find_one(key, {"compacted": 1})
+        return None if now is None or now.get("compacted") else []
+
+    async def _page(self, state: MessageState, start: int, behind: int) -> dict[str, Any] | None:
+        """The last page that begins at ``start`` or before, and behind another sequence."""
+        page: dict[str, Any] | None = await self.pages.find_one(
+            {
+                "conversation_id": state.conversation_id,
+                "message_id": state.message_id,
+                "log_id": state.log_id,
+                # A range with two ends: some servers read all that is in it before they sort.
+                "first_sequence": {"$gt": behind, "$lte": start},
+            },
+            sort=[("first_sequence", -1)],
+        )
+        return page
+
+    async def _following(self, state: MessageState, start: int, limit: int) -> list[MessageChunk]:
+        """Chunks of whole pages, from the page that begins at ``start``.
+
+        About ``limit`` of them, and fewer where a page is not there any more.
+        """
+        count = limit // PAGE_CHUNKS
+        cursor = self.pages.find(
+            {
+                "conversation_id": state.conversation_id,
+                "message_id": state.message_id,
+                "log_id": state.log_id,
+                "first_sequence": {"$gte": start, "$lt": min(start + limit, state.page_start)},
+            }
+        ).sort([("first_sequence", 1)])
+        chunks: list[MessageChunk] = []
+        for page in await cursor.limit(count).to_list(count):
+            if page["first_sequence"] != start:
+                break  # the next read finds out why
+            chunks += _chunks(page)
+            start = page["next_sequence"]
+        return chunks
+
+    async def appended(
+        self,
+        message_id: ObjectId,
+        conversation_id: ObjectId,
+        log_id: ObjectId | None,
+        append_id: ObjectId,
+        first: int,
+    ) -> int | None:
+        """The sequence at which an append was stored that left the message for a page.
+
+        Args:
+            first: A sequence before which it cannot be.
+        """
+        page = await self.pages.find_one(
+            {
+                "conversation_id": conversation_id,
+                "message_id": message_id,
+                "log_id": log_id,
+                "next_sequence": {"$gt": first},
+                "chunks.append_id": append_id,
+            },
+            {"chunks": {"$elemMatch": {"append_id": append_id}}},
+        )
+        sequence: int | None = page["chunks"][0]["sequence"] if page else None
+        return sequence
+
+    async def stored_chunks(
+        self, message_id: ObjectId, conversation_id: ObjectId, log_id: ObjectId | None
+    ) -> list[StoredChunk]:
+        """All chunks of a message; none if there is no such message."""
+        stored = await self.messages.find_one(
+            message_key(message_id, conversation_id, log_id),
+            {
+                "conversation_id": 1,
+                "log_id": 1,
+                "chunks": 1,
+                "page_start": 1,
+                "compacted": 1,
+                **_MERGED,
+            },
+        )
+        if stored is None:
+            return []
+        await self.add_moved_chunks(stored)
+        return list(stored.get("chunks") or ())
+
+    async def add_moved_chunks(self, stored: dict[str, Any]) -> None:
+        """Gives a whole document of a message the chunks that it does not embed any more."""
+        page_start = stored.get("page_start", 0)
+        if not page_start:
+            return
+        if not stored.get("compacted"):
+            moved = await self._chunks_before(stored, page_start)
+            if len(moved) == page_start:
+                stored["chunks"] = moved + list(stored.get("chunks") or ())
+                return
+            # Merged in between, or pages are missing, which the length then shows.
+            again = await self.messages.find_one(
+                message_key(stored["_id"], stored["conversation_id"], stored.get("log_id"))
+            )
+            if again is None or not again.get("compacted"):
+                stored["chunks"] = moved + list(stored.get("chunks") or ())
+                return
+            stored.clear()
+            stored |= again
+        stored["chunks"] = expand(stored)
+
+    async def _chunks_before(self, stored: Mapping[str, Any], page_start: int) -> list[StoredChunk]:
+        cursor = self.pages.find(
+            {
+                "conversation_id": stored["conversation_id"],
+                "message_id": stored["_id"],
+                "log_id": stored.get("log_id"),
+                "first_sequence": {"$lt": page_start},
+            },
+            {"chunks": 1},
+        ).sort([("first_sequence", 1)])
+        chunks: list[StoredChunk] = []
+        async for page in cursor:
+            chunks += page["chunks"]
+        while chunks and chunks[-1]["sequence"] >= page_start:
+            chunks.pop()
+        return chunks
+
+    # Many messages
+
+    async def counters(self, keys: Mapping[ObjectId, ObjectId]) -> dict[ObjectId, Counters]:
+        """The counters of messages, given as message id to conversation id; one query for 1,000.
+
+        What is missing from the answer is missing from the database.
+        """
+        found: dict[ObjectId, Counters] = {}
+        ids = list(keys)
+        for offset in range(0, len(ids), IDS_PER_QUERY):
+            some = ids[offset : offset + IDS_PER_QUERY]
+            match = {
+                "_id": {"$in": some},
+                "conversation_id": {"$in": list({keys[message_id] for message_id in some})},
+            }
+            async for stored in self.messages.find(match, COUNTERS):
+                try:
+                    found[stored["_id"]] = Counters.from_stored(stored)
+                except (KeyError, TypeError, ValueError, AttributeError):
+                    # Counts as ended, so that its watchers read it and find out.
+                    logger.exception("Message %s is not as the library writes it", stored["_id"])
+                    found[stored["_id"]] = Counters(0, True, LeaseState(), False)
+        return found
+
+    async def streaming_anywhere(self, after: "Place | None") -> "Found":
+        """Some messages that are streaming, in the order of their ids."""
+        behind = {} if after is None else {"_id": {"$gt": after.message_id}}
+        match = {"status": MessageStatus.STREAMING.value, **behind}
+        return await self._states(match, [("_id", 1)])
+
+    async def to_compact(self, after: "Place | None", moment: datetime) -> "Found":
+        """The same for messages whose chunks may be merged away by now, the longest due first."""
+        match: dict[str, Any] = {"compact_at": {"$gt": EPOCH, "$lte": moment}}
+        if after is not None:
+            # The range besides, so that the scan begins there whatever the server makes of $or.
+            match["compact_at"]["$gte"] = after.compact_at
+            match["$or"] = [
+                {"compact_at": {"$gt": after.compact_at}},
+                {"compact_at": after.compact_at, "_id": {"$gt": after.message_id}},
+            ]
+        return await self._states(match, [("compact_at", 1), ("_id", 1)])
+
+    async def _states(self, match: Mapping[str, Any], order: list[tuple[str, int]]) -> "Found":
+        cursor = self.messages.find(match, {**STATE, "compact_at": 1}).sort(order)
+        page = await cursor.limit(STATES_PER_READ).to_list(STATES_PER_READ)
+        found: list[MessageState] = []
+        for stored in page:
+            try:
+                found.append(MessageState.from_stored(stored))
+            except (KeyError, TypeError, ValueError, AttributeError):
+                logger.exception("Message %s is not as the library writes it", stored["_id"])
+        if len(page) < STATES_PER_READ:
+            return Found(found, None)
+        return Found(found, Place(page[-1]["_id"], page[-1].get("compact_at")))
+
+    # Conversations
+
+    async def conversation_end(self, conversation_id: ObjectId) -> int | None:
+        """The position that comes next in a conversation; ``None`` if there is no such one.
+
+        Both the counter and the last message may be behind the other: the counter for a moment
+        after an insert, the last message once it is deleted.
+        """
+        found = await self.conversations.find_one({"_id": conversation_id}, {"next_position": 1})
+        if found is None:
+            return None
+        last = await self.messages.find_one(
+            {"conversation_id": conversation_id},
+            {"_id": 0, "position": 1},
+            sort=[("position", -1)],
+        )
+        counted: int = found["next_position"]
+        return max(counted, last["position"] + 1) if last else counted
+
+    async def has_conversation(self, conversation_id: ObjectId) -> bool:
+        """Whether there is such a conversation."""
+        found = await self.conversations.find_one({"_id": conversation_id}, {"_id": 1})
+        return found is not None
+
+    async def has_messages(self, conversation_id: ObjectId, start: int, stop: int) -> bool:
+        """Whether there is a message at a position from ``start`` to before ``stop``."""
+        match = {"conversation_id": conversation_id, "position": {"$gte": start, "$lt": stop}}
+        return await self.messages.find_one(match, {"_id": 1}) is not None
+
+    async def messages_at(
+        self, conversation_id: ObjectId, positions: Sequence[int]
+    ) -> list[MessageState]:
+        """The messages at these positions of a conversation, without their text."""
+        found: list[MessageState] = []
+        for offset in range(0, len(positions), IDS_PER_QUERY):
+            some = list(positions[offset : offset + IDS_PER_QUERY])
+            match = {"conversation_id": conversation_id, "position": {"$in": some}}
+            cursor = self.messages.find(match, STATE)
+            found += [MessageState.from_stored(stored) async for stored in cursor]
+        return found
+
+    async def confirm_primary(self, conversation_id: ObjectId) -> bool:
+        """Waits until the server that answers knows that it is the primary.
+
+        Returns:
+            ``False`` where a server does not know linearizable reads
+            (https://www.mongodb.com/docs/manual/reference/read-concern-linearizable/).
+
+        Raises:
+            PyMongoError: It could not be confirmed; a later try may succeed.
+        """
+        return await collections.read_linearizable(self.conversations, {"_id": conversation_id})
+
+    async def next_positions(self, conversation_ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
+        """The position that comes next in each of these conversations that there are.
+
+        For a moment after a message was added it may be too low; for longer, where its writer died
+        in that moment.
+        """
+        found: dict[ObjectId, int] = {}
+        for offset in range(0, len(conversation_ids), IDS_PER_QUERY):
+            match = {"_id": {"$in": list(conversation_ids[offset : offset + IDS_PER_QUERY])}}
+            async for stored in self.conversations.find(match, {"next_position": 1}):
+                found[stored["_id"]] = stored.get("next_position", 0)
+        return found
+
+    async def streaming(
+        self, conversation_id: ObjectId, before: int
+    ) -> dict[int, tuple[ObjectId, int]]:
+        """Position to (id, next sequence) of the streaming messages before a position."""
+        match = {
+            "conversation_id": conversation_id,
+            "status": MessageStatus.STREAMING.value,
+            "position": {"$lt": before},
+        }
+        return {
+            stored["position"]: (stored["_id"], stored["next_sequence"])
+            async for stored in self.messages.find(match, {**COUNTERS, "position": 1})
+        }
+
+    async def rows(
+        self, conversation_id: ObjectId, start: int, stop: int, limit: int
+    ) -> list[MessageRow]:
+        """Up to ``limit`` messages at the positions from ``start`` to before ``stop``, in order."""
+        match = {"conversation_id": conversation_id, "position": {"$gte": start, "$lt": stop}}
+        cursor = self.messages.find(match, {**STATE, "content": 1}).sort([("position", 1)])
+        return [_row(stored) for stored in await cursor.limit(limit).to_list(limit)]
+
+    async def having(self, places: Mapping[int, Sequence[ObjectId]]) -> set[ObjectId]:
+        """Which conversations, given by position, have a message at that position."""
+        clauses = [
+            {"conversation_id": {"$in": list(ids)}, "position": position}
+            for position, ids in places.items()
+        ]
+        if not clauses:
+            return set()
+        match = clauses[0] if len(clauses) == 1 else {"$or": clauses}
+        cursor = self.messages.find(match, {"_id": 0, "conversation_id": 1})
+        return {stored["conversation_id"] async for stored in cursor}
+
+    async def moment(self) -> Mark:
+        """A moment before which every save is seen by what is read from now on."""
+        return await servers.cluster_time(self.messages.database)
+
+    async def saves(self, conversation_ids: Sequence[ObjectId], since: Mark) -> list[Saved]:
+        """The last saves of all messages of these conversations that were saved since a moment."""
+        found: list[Saved] = []
+        for offset in range(0, len(conversation_ids), IDS_PER_QUERY):
+            some = list(conversation_ids[offset : offset + IDS_PER_QUERY])
+            match = {"conversation_id": {"$in": some}, "save_mark": {"$gt": since}}
+            cursor = self.messages.find(match, SAVE)
+            found.extend([Saved.from_stored(stored) async for stored in cursor])
+        return found
+
+    async def last_saves(self, conversation_id: ObjectId, limit: int) -> list[Saved]:
+        """The messages of a conversation that were saved last, the very last first."""
+        first = servers.first_mark(self.messages)
+        match = {"conversation_id": conversation_id, "save_mark": {"$gt": first}}
+        cursor = self.messages.find(match, SAVE).sort([("save_mark", -1)])
+        return [Saved.from_stored(stored) for stored in await cursor.limit(limit).to_list(limit)]
+
+
+def _chunks(
+    stored: Mapping[str, Any], start: int = 0, limit: int | None = None
+) -> list[MessageChunk]:
+    stop = None if limit is None else start + limit
+    return [MessageChunk.from_stored(chunk) for chunk in (stored.get("chunks") or ())[start:stop]]
+
+
+def _row(stored: Mapping[str, Any]) -> MessageRow:
+    state = MessageState.from_stored(stored)
+    # The text of a stream comes in its chunks; "created" tells only of a text that was there then.
+    return MessageRow(state, "" if state.streamed else stored.get("content") or "")

@@ -1,0 +1,356 @@
+"""Checks that a server and this installation are fit for the library, and says what to do if not.
+
+It only reads: what is missing, ``Converse.open()`` makes, or you do.
+"""
+
+import platform
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from typing import Any
+
+from pymongo import IndexModel, ReadPreference
+from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.messages import SUPERSEDED_INDEXES, Message
+from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.domain.errors import ConfigurationError
+from converse_mongo.driver import change_streams, clients, failures, installed, servers
+from converse_mongo.store.indexes import list_indexes
+from converse_mongo.watching.changes import pipeline
+
+__all__ = ["Finding", "Level", "examine", "run"]
+
+SELECTION_SECONDS = 5.0
+SHORT_OPLOG_HOURS = 1.0
+_SECONDS_PER_HOUR = 3600
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        level: Whether the library works (``OK``), works less well, or does not.
+        subject: What was looked at.
+        text: What was found.
+        advice: What to do about it.
+    """
+
+    level: Level
+    subject: str
+    text: str
+    advice: str | None = None
+
+    def __str__(self) -> str:
+        line = f"{self.level:<4}  {self.subject:<14}  {self.text}"
+        return f"{line}\n{'':<22}-> {self.advice}" if self.advice else line
+
+
+async def run(uri: str, database: str | None, write: Callable[[str], object]) -> int:
+    """Writes a line for each check, and returns 1 if one failed, else 0."""
+    failed = False
+    async for finding in examine(uri, database):
+        write(f"{finding}\n")
+        failed = failed or finding.level is Level.FAIL
+    return 1 if failed else 0
+
+
+async def examine(uri: str, database_name: str | None) -> AsyncIterator[Finding]:
+    """Yields the findings; the checks of a server that cannot be reached are left out."""
+    for finding in check_installation(installed.driver_versions()):
+        yield finding
+    try:
+        client = clients.open_client(
+            uri,
+            {
+                "appname": "converse-mongo doctor",
+                "serverSelectionTimeoutMS": int(SELECTION_SECONDS * 1000),
+            },
+        )
+    except (PyMongoError, ValueError, TypeError) as error:
+        yield Finding(
+            Level.FAIL, "server", _reason(error), "Correct the URI: mongodb://HOST:PORT/DATABASE"
+        )
+        return
+    try:
+        async for finding in _examine_server(client, database_name):
+            yield finding
+    finally:
+        await clients.close_client(client)
+
+
+async def _examine_server(
+    client: clients.Client, database_name: str | None
+) -> AsyncIterator[Finding]:
+    try:
+        hello = await client.admin.command("hello")
+        build = await client.admin.command("buildInfo")
+    except PyMongoError as error:
+        yield _unreachable(error)
+        return
+    yield check_version(build)
+    yield check_topology(hello)
+    try:
+        database = clients.open_database(client, database_name)
+    except ConfigurationError as error:
+        advice = "Give --database or another URI; the checks of the database were left out"
+        yield Finding(Level.FAIL, "database", str(error), advice)
+        return
+    for check in (_check_change_streams, _check_indexes, _check_oplog, _check_write_concern):
+        try:
+            async for finding in check(database):
+                yield finding
+        except PyMongoError as error:
+            yield Finding(
+                Level.FAIL,
+                check.__name__.removeprefix("_check_").replace("_", " "),
+                _reason(error),
+                "See what the server says, and whether the user of the URI may read this database",
+            )
+
+
+# Checks of what was read already
+
+
+def check_installation(versions: Mapping[str, str]) -> Iterable[Finding]:
+    """Python, the driver and the ODM."""
+    yield Finding(Level.OK, "python", platform.python_version())
+    packages = {"converse-mongo": version("converse-mongo"), **versions}
+    installed = ", ".join(f"{name} {number}" for name, number in packages.items())
+    if "motor" in versions:
+        yield Finding(
+            Level.WARN,
+            "packages",
+            installed,
+            "Fine today. Motor's support ends in 2027: install 'beanie>=2' without Motor to move "
+            "to PyMongo Async; code that uses converse_mongo stays as it is",
+        )
+    else:
+        yield Finding(Level.OK, "packages", installed)
+
+
+def check_version(build: Mapping[str, Any]) -> Finding:
+    """What kind of server it is."""
+    if embedded := build.get("secantusVersion"):
+        return Finding(
+            Level.OK,
+            "server",
+            f"SecantusDB {embedded}, for demonstrations and tests; in production use a MongoDB "
+            "replica set",
+        )
+    return Finding(Level.OK, "server", f"MongoDB {build.get('version', 'of unknown version')}")
+
+
+def check_topology(hello: Mapping[str, Any]) -> Finding:
+    """Whether it is a replica set, a sharded cluster or a standalone."""
+    if "setName" in hello:
+        return Finding(Level.OK, "topology", f"replica set {hello['setName']}")
+    if hello.get("msg") == "isdbgrid":
+        return Finding(Level.OK, "topology", "sharded cluster")
+    return Finding(
+        Level.WARN,
+        "topology",
+        "standalone: no change streams, and one failure loses the data",
+        "Make it a replica set, of one member if need be: "
+        "https://www.mongodb.com/docs/manual/tutorial/convert-standalone-to-replica-set/",
+    )
+
+
+def missing_indexes(wanted: Iterable[IndexModel], present: Mapping[str, Any]) -> Iterable[str]:
+    """The names of the indexes in ``wanted`` that ``present``, an index information, lacks."""
+    there = {
+        (tuple(map(tuple, index["key"])), bool(index.get("unique"))) for index in present.values()
+    }
+    for index in wanted:
+        document = index.document
+        if (tuple(document["key"].items()), bool(document.get("unique"))) not in there:
+            yield document["name"]
+
+
+def superseded_indexes(
+    known: Mapping[str, Sequence[tuple[str, int]]], present: Mapping[str, Any]
+) -> list[str]:
+    """The names of the indexes in ``present`` that only an earlier version used."""
+    return [
+        name
+        for name, key in known.items()
+        if name in present and list(map(tuple, present[name]["key"])) == list(key)
+    ]
+
+
+def check_oplog_window(seconds: Sequence[int]) -> Finding:
+    """Whether the oplog reaches back far enough; ``seconds`` are the first and last entry's."""
+    hours = (seconds[1] - seconds[0]) / _SECONDS_PER_HOUR
+    text = f"reaches back {hours:.1f} h"
+    if hours >= SHORT_OPLOG_HOURS:
+        return Finding(Level.OK, "oplog", text)
+    return Finding(
+        Level.WARN,
+        "oplog",
+        text,
+        "Normal for a new server. Else make it larger (replSetResizeOplog): a change stream that "
+        "is away for longer starts anew, and watchers read what they missed",
+    )
+
+
+def check_default_concern(concern: Mapping[str, Any], whose: str) -> Finding:
+    """Whether writes are acknowledged, and by a majority."""
+    w = concern.get("w", 1)
+    text = f"{whose}: w={w!r}"
+    if w == "majority":
+        return Finding(Level.OK, "write concern", text)
+    if w == 0:
+        return Finding(Level.FAIL, "write concern", text, "Use w='majority'")
+    return Finding(
+        Level.WARN,
+        "write concern",
+        text,
+        "Add w=majority to the URI: with w=1 a failover can undo acknowledged text. All other "
+        "guarantees hold",
+    )
+
+
+# Checks that read
+
+
+async def _check_change_streams(database: clients.Database) -> AsyncIterator[Finding]:
+    told = pipeline(Message.Settings.name, Conversation.Settings.name)
+    try:
+        feed = await change_streams.open_change_feed(database, told)
+    except PyMongoError as error:
+        if not failures.refuses_change_streams(error):
+            raise
+        yield Finding(
+            Level.WARN,
+            "change streams",
+            f"none: {_reason(error)}",
+            _advice_on_refusal(error, await servers.has_change_streams(database)),
+        )
+    else:
+        await feed.aclose()
+        yield Finding(Level.OK, "change streams", "opened one")
+
+
+def _advice_on_refusal(error: PyMongoError, replicated: bool) -> str:
+    polling = "Watchers poll instead: same events, up to poll_interval later"
+    if not replicated:
+        return polling
+    if "not authorized" in str(error) or "not allowed to do action" in str(error):
+        return "Let the user of the URI find and changeStream on this database (the role read)"
+    return f"{polling}. What is known of servers: the page 'Servers and services' of the docs"
+
+
+async def _check_indexes(database: clients.Database) -> AsyncIterator[Finding]:
+    present = set(await database.list_collection_names())
+    for settings in (Conversation.Settings, Message.Settings, MessageChunkPage.Settings):
+        name, where = settings.name, f"{database.name}.{settings.name}"
+        if name not in present:
+            yield Finding(
+                Level.WARN, "indexes", f"{where} does not exist yet", "Converse.open() makes it"
+            )
+            continue
+        there = await database[name].index_information()
+        missing = list(missing_indexes(settings.indexes, there))
+        building = (await list_indexes(database[name])).building
+        if building:
+            names = ", ".join(sorted(spec["name"] for spec in building))
+            yield Finding(
+                Level.WARN,
+                "indexes",
+                f"{where}: {names} is being built",
+                "Wait for it. Until then what it is for is slow, and Converse.open() waits as well",
+            )
+        if missing:
+            yield Finding(
+                Level.FAIL,
+                "indexes",
+                f"{where} lacks {', '.join(missing)}",
+                "Run await converse.create_indexes() once",
+            )
+        else:
+            yield Finding(Level.OK, "indexes", f"{where} has all {len(settings.indexes)}")
+        superseded = superseded_indexes(SUPERSEDED_INDEXES, there)
+        if superseded and name == Message.Settings.name:
+            yield Finding(
+                Level.WARN,
+                "indexes",
+                f"{where} has {', '.join(superseded)}, which only earlier versions use",
+                "Once no process runs an earlier version, drop them (dropIndex): each write to "
+                "them costs time and room",
+            )
+
+
+async def _check_oplog(database: clients.Database) -> AsyncIterator[Finding]:
+    hello = await database.client.admin.command("hello")
+    if "setName" not in hello:
+        yield Finding(Level.OK, "oplog", "not to be seen from here: no member of a replica set")
+        return
+    # As it is on the primary, whatever the URI prefers to read from.
+    local = database.client.get_database(
+        "local", read_preference=ReadPreference.PRIMARY, read_concern=ReadConcern("local")
+    )
+    oplog = local.get_collection("oplog.rs")
+    try:
+        ends = [await oplog.find_one({}, {"ts": 1}, sort=[("$natural", way)]) for way in (1, -1)]
+    except OperationFailure as error:
+        yield Finding(
+            Level.WARN,
+            "oplog",
+            f"not readable: {_reason(error)}",
+            "Ask who runs the server for rs.printReplicationInfo(): it should say hours",
+        )
+        return
+    if None in ends:
+        yield Finding(Level.OK, "oplog", "empty")
+    else:
+        yield check_oplog_window([entry["ts"].time for entry in ends])
+
+
+async def _check_write_concern(database: clients.Database) -> AsyncIterator[Finding]:
+    if own := database.write_concern.document:
+        yield check_default_concern(own, "of the URI")
+        return
+    try:
+        defaults = await database.client.admin.command("getDefaultRWConcern")
+    except OperationFailure as error:
+        yield Finding(
+            Level.OK,
+            "write concern",
+            f"acknowledged; the server's default is not readable ({_reason(error)})",
+        )
+        return
+    yield check_default_concern(defaults.get("defaultWriteConcern", {}), "the server's default")
+
+
+def _unreachable(error: PyMongoError) -> Finding:
+    if isinstance(error, OperationFailure):
+        return Finding(
+            Level.FAIL, "server", _reason(error), "Check the user and the password in the URI"
+        )
+    return Finding(
+        Level.FAIL,
+        "server",
+        f"no answer within {SELECTION_SECONDS:.0f} s: {_reason(error)}",
+        "Is MongoDB running, are host and port right, does a firewall let you through? "
+        "For a try without one: converse-mongo demo",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What the driver says, without the dump of the topology and of the whole reply."""
+    text = str(error)
+    for rest in (", full error:", ", Timeout:", " (configured timeouts:"):
+        text = text.partition(rest)[0]
+    return " ".join(text.split())

@@ -1,0 +1,247 @@
+"""Decodes the events of a MongoDB change stream into hints. Pure: nothing here does I/O.
+
+The shapes are those of https://www.mongodb.com/docs/manual/reference/change-events/update/. A hint
+may be late, repeated or missing; it tells where to look, and carries chunks to save the look.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from bson import ObjectId, Timestamp
+
+from converse_mongo.domain.chunks import StoredChunk
+from converse_mongo.domain.headers import STATE
+from converse_mongo.domain.owners import OwnerKey, owner_key
+
+__all__ = [
+    "SHORTENED",
+    "ConversationChanged",
+    "Deleted",
+    "Hint",
+    "Inserted",
+    "MessageHint",
+    "StreamInvalidated",
+    "Updated",
+    "decode",
+    "pipeline",
+    "writers_pipeline",
+]
+
+_UPDATED = "updateDescription.updatedFields"
+
+SHORTENED: list[dict[str, Any]] = [
+    # In three stages, since one cannot include and exclude. First, what is used of an event.
+    {
+        "$project": {
+            **dict.fromkeys(("operationType", "clusterTime", "ns", "to", "documentKey"), 1),
+            # Of documents: what is told of a new message, and whose a conversation is.
+            **{f"fullDocument.{name}": 1 for name in ("_id", *STATE, "content", "owner")},
+            _UPDATED: 1,
+        }
+    },
+    # Of updated fields an inclusion would drop those with a dot in the name, such as "chunks.7".
+    # A save and an end have some of these that nobody uses, "context.x" and "metadata.x", and none
+    # that somebody does.
+    {
+        "$addFields": {
+            _UPDATED: {
+                "$switch": {
+                    "branches": [
+                        {
+                            "case": {"$gt": [f"${_UPDATED}.{mark}", None]},
+                            "then": {name: f"${_UPDATED}.{name}" for name in used},
+                        }
+                        for mark, used in (
+                            ("revision", ("revision", "last_save", "owner")),
+                            ("status", ("status", "next_sequence", "stop_requested_at")),
+                        )
+                    ],
+                    "default": f"${_UPDATED}",
+                }
+            }
+        }
+    },
+    # What every watcher has had chunk by chunk, and counters that nobody uses.
+    {
+        "$project": {
+            f"{_UPDATED}.{name}": 0
+            for name in (
+                *("content", "chunk_lengths", "recent_appends"),
+                *("chunk_bytes", "content_bytes", "page_start", "compact_at", "compacted"),
+            )
+        }
+    },
+]
+"""What a change stream leaves out of its events."""
+
+
+def pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
+    """What a change stream of a database shall tell: all of messages, little of conversations.
+
+    A conversation is also updated with each message that is added to it, which the message tells.
+
+    Args:
+        messages: The name of the collection of messages.
+        conversations: That of conversations.
+    """
+    wanted = [
+        {"ns.coll": messages},
+        {"ns.coll": conversations, "operationType": {"$ne": "update"}},
+        {
+            "ns.coll": conversations,
+            "updateDescription.updatedFields.revision": {"$exists": True},
+        },
+        # One that takes the place of another. Atlas's shared tiers take no $in on a namespace.
+        {"to.coll": messages},
+        {"to.coll": conversations},
+        # They concern no collection.
+        {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
+    ]
+    return [{"$match": {"$or": wanted}}, *SHORTENED]
+
+
+def writers_pipeline(messages: str) -> list[dict[str, Any]]:
+    """The same for a process that only writes: stops, ends and take-overs of messages.
+
+    Args:
+        messages: The name of the collection of messages.
+    """
+    news = [
+        {f"{_UPDATED}.{name}": {"$exists": True}}
+        for name in ("status", "stop_requested_at", "taken_over_by")
+    ]
+    return [
+        {"$match": {"ns.coll": messages, "operationType": "update", "$or": news}},
+        *SHORTENED,
+    ]
+
+
+_WRITER_FIELDS = frozenset({"status", "stop_requested_at"})
+_INVALIDATING = frozenset({"drop", "rename", "dropDatabase", "invalidate"})
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """A message was created, or replaced as a whole."""
+
+    message_id: ObjectId
+    conversation_id: ObjectId | None
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """Fields of a message changed.
+
+    Attributes:
+        chunks: The appended chunks that the event brought, in its order.
+        next_sequence: The counter after the append, where it changed.
+        ended: Whether the state changed; a message leaves ``streaming`` only once.
+        concerns_writer: Whether its writer is to stop.
+        holder: The id that a new writer gave itself, where there is one.
+        conversation_id: The conversation, known only when fields of the message were saved.
+        revision: How often they were, then.
+        time: When, by the server's clock.
+    """
+
+    message_id: ObjectId
+    chunks: list[StoredChunk]
+    next_sequence: int | None = None
+    ended: bool = False
+    concerns_writer: bool = False
+    holder: ObjectId | None = None
+    conversation_id: ObjectId | None = None
+    revision: int = 0
+    time: Timestamp | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A message was removed from the database."""
+
+    message_id: ObjectId
+    conversation_id: None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationChanged:
+    """A conversation was started, saved or removed.
+
+    Attributes:
+        owner: The type and the id of its owner, where the event says so.
+        deleted: Whether it was removed.
+    """
+
+    conversation_id: ObjectId
+    owner: OwnerKey | None = None
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInvalidated:
+    """A collection was dropped or renamed: what was known of it is no use any more."""
+
+    operation: str
+
+
+MessageHint: TypeAlias = Inserted | Updated | Deleted
+Hint: TypeAlias = MessageHint | ConversationChanged | StreamInvalidated
+
+
+def decode(change: Mapping[str, Any], conversations: str) -> Hint | None:
+    """The hint in a change event; ``None`` when it says nothing of use.
+
+    Args:
+        change: The event.
+        conversations: The name of the collection of conversations; all else is of messages.
+    """
+    operation = change["operationType"]
+    if operation in _INVALIDATING:
+        return StreamInvalidated(operation)
+    if change["ns"]["coll"] == conversations:
+        return _decode_conversation(change)
+    message_id = change["documentKey"]["_id"]
+    if operation == "update":
+        fields = change["updateDescription"].get("updatedFields") or {}
+        return _decode_update(message_id, fields, change.get("clusterTime"))
+    if operation == "delete":
+        return Deleted(message_id)
+    if operation in ("insert", "replace"):
+        document = change.get("fullDocument") or {}
+        return Inserted(message_id, document.get("conversation_id"), document)
+    return None
+
+
+def _decode_conversation(change: Mapping[str, Any]) -> ConversationChanged:
+    document = change.get("fullDocument") or {}
+    changed = (change.get("updateDescription") or {}).get("updatedFields") or {}
+    return ConversationChanged(
+        change["documentKey"]["_id"],
+        owner_key(document) or owner_key(changed),
+        deleted=change["operationType"] == "delete",
+    )
+
+
+def _decode_update(
+    message_id: ObjectId, fields: Mapping[str, Any], time: Timestamp | None
+) -> Updated:
+    chunks: list[StoredChunk] = []
+    for path, value in fields.items():
+        # A push arrives as "chunks.7"; into an empty array, some servers send the whole array.
+        if path == "chunks":
+            chunks.extend(value or ())
+        elif path.startswith("chunks.") and path[7:].isdigit():
+            chunks.append(value)
+    save = fields.get("last_save")
+    return Updated(
+        message_id,
+        chunks,
+        next_sequence=fields.get("next_sequence"),
+        ended="status" in fields,
+        concerns_writer=not _WRITER_FIELDS.isdisjoint(fields),
+        holder=fields.get("lease.holder") or (fields.get("lease") or {}).get("holder"),
+        conversation_id=save["conversation_id"] if save else None,
+        revision=fields.get("revision", 0),
+        time=time,
+    )

@@ -1,0 +1,470 @@
+"""The hub: the one change stream of a facade, and all that it feeds."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from converse_mongo.domain.errors import (
+    ConverseClosedError,
+    StoreUnavailableError,
+    WatchError,
+)
+from converse_mongo.domain.owners import OwnerKey
+from converse_mongo.domain.types import WatchMode
+from converse_mongo.driver.deadlines import bounded
+from converse_mongo.driver.failures import is_transient, refuses_change_streams
+from converse_mongo.driver.feeds import CLOSE_SECONDS, Change, ChangeFeed
+from converse_mongo.store import Store
+from converse_mongo.store.reads import Reader
+from converse_mongo.watching import changes
+from converse_mongo.watching.conversation_topic import ConversationTopic
+from converse_mongo.watching.owner_topic import OwnerTopic
+from converse_mongo.watching.pace import Pace
+from converse_mongo.watching.reconciler import Comparison
+from converse_mongo.watching.registry import AnyTopic, Watched
+from converse_mongo.watching.topics import MessageTopic
+
+__all__ = ["Hub", "HubStatistics"]
+
+logger = logging.getLogger("converse_mongo")
+
+FIRST_BACKOFF_SECONDS = 0.05
+MAX_BACKOFF_SECONDS = 5.0
+REFUSED_SECONDS = 600.0
+"""The longest time until a change stream that was refused is asked for again."""
+LOSSES_IN_A_ROW = 2
+"""How many failures that no retry cures may come in a row before they count as a refusal."""
+STEADY_SECONDS = 60.0
+"""How long a change stream has to last, with no change in it, to count as one that works."""
+
+REOPENING_SECONDS = 1.0
+"""The longest time until a lost change stream is opened again: not by all processes at once."""
+GRACE_SECONDS = 10.0
+"""How long a change stream stays open, or tells all, after the last who wanted that."""
+CHECK_SECONDS = 20.0
+"""How long a comparison may take; after one that failed the next may take twice as long."""
+MAX_CHECK_SECONDS = 160.0
+
+T = TypeVar("T", bound=AnyTopic)
+
+
+class Demand(IntEnum):
+    """Who wants to hear of changes; watchers want all that writers do, and more."""
+
+    NOBODY = 0
+    WRITERS = 1
+    WATCHERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class HubStatistics:
+    """What a hub has to do.
+
+    Attributes:
+        watchers: Watchers that are attached. A running writer is none, though it has the stream
+            opened as well, to hear of stops.
+        topics: Messages, conversations and owners that they watch.
+        streams_opened: Change streams opened so far; one at a time.
+        changes: Change events received.
+        checks: Times that the counters of all topics were compared with the database.
+    """
+
+    watchers: int
+    topics: int
+    streams_opened: int
+    changes: int
+    checks: int
+
+
+class Hub:
+    """Feeds the topics of one pair of collections.
+
+    Two tasks: one follows the change stream and hands its hints to the topics; the other compares
+    the counters of all topics with the database, at ``poll_interval`` where there is no change
+    stream (for now, or at all), else at ``check_interval``, since a change stream can skip events
+    without saying so. Both only ever say "look there": what a watcher yields is in ``_topics``.
+
+    The change stream is open while somebody watches or writes. While nobody watches it tells only
+    of what concerns writers.
+
+    Args:
+        reader: Reads for the topics.
+        open_feed: Opens a change stream that tells all; ``None`` where there is none.
+        store: What the running writers belong to.
+        poll_interval: See above; in seconds.
+        check_interval: The same.
+        open_writers_feed: Opens one that tells only of stops, ends and take-overs.
+        sharded: Whether the server is a ``mongos``.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        open_feed: Callable[[], Awaitable[ChangeFeed]] | None,
+        store: Store,
+        *,
+        poll_interval: float,
+        check_interval: float,
+        open_writers_feed: Callable[[], Awaitable[ChangeFeed]] | None = None,
+        sharded: bool = False,
+    ) -> None:
+        self._watched = Watched(reader)
+        self._comparison = Comparison(self._watched, reader, store)
+        self._reader = reader
+        self._conversations = reader.conversations.name
+        self._signals = store.signals
+        self._open_feed = open_feed
+        self._open_writers_feed = open_writers_feed
+        self._poll_interval = poll_interval
+        self._check_interval = check_interval
+        self._pace = Pace(poll_interval, check_interval, sharded=sharded)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._signals.on_listen = self._ensure_running
+        self._signals.on_leave = self._note_leaving
+        self._needed = asyncio.Event()
+        self._demand_changed = asyncio.Event()
+        self._soon: asyncio.TimerHandle | None = None
+        self._check_now = asyncio.Event()
+        self._live = False
+        self._limit = CHECK_SECONDS
+        self._polls = open_feed is None
+        self._refusal: tuple[type[Exception], Any] | None = None
+        self._failures = self._losses = 0
+        self._feed: ChangeFeed | None = None
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._streams_opened = self._changes = self._checks = 0
+
+    @property
+    def mode(self) -> WatchMode:
+        """How watchers learn of news right now."""
+        return WatchMode.POLLING if self._polls else WatchMode.CHANGE_STREAM
+
+    def statistics(self) -> HubStatistics:
+        """What there is to do right now."""
+        topics = self._watched.all()
+        return HubStatistics(
+            watchers=sum(topic.watchers for topic in topics),
+            topics=len(topics),
+            streams_opened=self._streams_opened,
+            changes=self._changes,
+            checks=self._checks,
+        )
+
+    def join_message(self, message_id: ObjectId) -> MessageTopic:
+        """The topic of a message, with one more watcher; :meth:`leave` it in the end."""
+        topic = self._join(self._watched.message(message_id))
+        self._check_soon(topic)
+        return topic
+
+    def join_conversation(self, conversation_id: ObjectId) -> ConversationTopic:
+        """The topic of a conversation, with one more watcher; :meth:`leave` it in the end."""
+        topic = self._join(self._watched.conversation(conversation_id))
+        self._check_soon(topic)
+        return topic
+
+    def join_owner(self, owner: OwnerKey) -> OwnerTopic:
+        """The topic of an owner, with one more watcher; :meth:`leave` it in the end."""
+        return self._join(self._watched.owner(owner))
+
+    def expect(self, conversation_id: ObjectId, end: int) -> None:
+        """Has a watched conversation read if it has not heard of all messages before ``end``."""
+        topic = self._watched.conversations.get(conversation_id)
+        if topic is not None and topic.cursor is not None and topic.cursor.end < end:
+            topic.mark_stale()
+
+    def _join(self, topic: T) -> T:
+        topic.watchers += 1
+        if self._failure is not None:
+            topic.fail(self._failure)
+        else:
+            self._ensure_running()
+        return topic
+
+    def _demand(self) -> Demand:
+        if self._watched.any():
+            return Demand.WATCHERS
+        return Demand.WRITERS if self._signals.messages else Demand.NOBODY
+
+    def _note_leaving(self) -> None:
+        self._demand_changed.set()
+
+    def _ensure_running(self) -> None:
+        self._needed.set()
+        self._demand_changed.set()
+        if not self._tasks and not self._closing:
+            self._start("check", self._check())
+            if self._open_feed is not None:
+                self._start("follow", self._follow())
+
+    def leave(self, topic: AnyTopic) -> None:
+        """Takes a watcher away; a topic that nobody watches is forgotten at once."""
+        topic.watchers -= 1
+        if not topic.watchers:
+            self._watched.forget(topic)
+            self._note_leaving()
+
+    async def aclose(self) -> None:
+        """Ends the tasks, closes the change stream, and ends all watchers with an error."""
+        self._fail(
+            ConverseClosedError("This Converse was closed while the stream was being watched.")
+        )
+        # The flag beside the cancellation: on Python 3.11, asyncio.wait_for, which PyMongo uses to
+        # connect, may swallow a cancellation that comes as it finishes.
+        self._closing = True
+        self._signals.on_listen = self._signals.on_leave = None
+        if self._soon is not None:
+            self._soon.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            # A driver may say goodbye to a server that hangs; a closed client ends that, too.
+            await asyncio.wait(self._tasks, timeout=2 * CLOSE_SECONDS)
+        self._tasks.clear()
+
+    def _is_ending(self) -> bool:
+        """Whether the current task is to end, also if a driver has swallowed its cancellation."""
+        task = asyncio.current_task()
+        return self._closing or (task is not None and task.cancelling() > 0)
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        # In a context of its own: who happens to watch first may have a deadline or a transaction.
+        task = asyncio.create_task(work, name=f"converse_mongo-{name}", context=Context())
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        logger.critical("Task %s crashed", task.get_name(), exc_info=error)
+        failure = WatchError(f"The task {task.get_name()} crashed: {error!r}. Open a new Converse.")
+        failure.__cause__ = error
+        self._fail(failure)
+
+    def _fail(self, failure: BaseException) -> None:
+        self._failure = self._failure or failure
+        self._watched.fail(failure)
+
+    # The change stream
+
+    async def _follow(self) -> None:
+        time = asyncio.get_running_loop().time
+        while self._open_feed is not None and not self._is_ending():
+            demand = await self._wait_for_demand()
+            refused = opened = False
+            try:
+                if demand is Demand.WATCHERS or self._open_writers_feed is None:
+                    demand = Demand.WATCHERS
+                    feed = await bounded(CHECK_SECONDS, self._open_feed)
+                else:
+                    feed = await bounded(CHECK_SECONDS, self._open_writers_feed)
+            except Exception as error:  # noqa: BLE001 - polling goes on, and it is tried again
+                self._losses = self._losses + 1 if _is_lasting(error) else 0
+                refused = refuses_change_streams(error) or self._losses > LOSSES_IN_A_ROW
+                self._note_loss("Could not open a change stream", error, refused)
+            else:
+                began, opened, lost = time(), True, True
+                self._streams_opened += 1
+                self._live, self._polls = True, False
+                # What was written before the stream opened is read, not hoped for.
+                self._watched.mark_all_stale()
+                if self._signals.messages:
+                    self._check_now.set()
+                try:
+                    await self._pump(feed, demand)
+                    lost = False
+                except Exception as error:  # noqa: BLE001 - hints are read again from the database
+                    if time() - began >= STEADY_SECONDS:
+                        self._note_news()
+                    self._losses = self._losses + 1 if _is_lasting(error) else 0
+                    refused = self._losses > LOSSES_IN_A_ROW
+                    self._note_loss("The change stream was lost", error, refused)
+                finally:
+                    self._live, self._polls = False, lost
+                    await asyncio.shield(feed.aclose())
+                if not lost:
+                    continue  # another kind of stream is wanted, or none
+            longest = min(FIRST_BACKOFF_SECONDS * 2 ** min(self._failures, 10), MAX_BACKOFF_SECONDS)
+            shortest = longest / 2
+            if opened and not self._failures:
+                shortest, longest = 0.0, REOPENING_SECONDS
+            if refused:
+                shortest, longest = REFUSED_SECONDS / 2, REFUSED_SECONDS
+            self._failures += 1
+            if not self._is_ending():
+                await asyncio.sleep(random.uniform(shortest, longest))
+
+    async def _wait_for_demand(self) -> Demand:
+        while (demand := self._demand()) is Demand.NOBODY:
+            self._demand_changed.clear()
+            await self._demand_changed.wait()
+        return demand
+
+    async def _pump(self, feed: ChangeFeed, told: Demand) -> None:
+        """Takes what a stream tells, until that is too little, or more than anybody wants.
+
+        Raises:
+            Exception: The stream was lost.
+        """
+        self._feed = feed
+        reading = asyncio.create_task(self._read(feed), name="converse_mongo-read")
+        fitting = asyncio.create_task(self._while_it_fits(told), name="converse_mongo-fit")
+        try:
+            await asyncio.wait({reading, fitting}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._feed = None
+            both = {reading, fitting}
+            for task in both:
+                task.cancel()
+            await asyncio.wait(both, timeout=CLOSE_SECONDS)
+            failure = None
+            if reading.done() and not reading.cancelled():
+                failure = reading.exception()
+        if failure is not None:
+            raise failure
+
+    async def _read(self, feed: ChangeFeed) -> None:
+        while not self._is_ending() and self._feed is feed:
+            for change in await feed.next_batch():
+                self._note_news()
+                self._take(change)
+
+    async def _while_it_fits(self, told: Demand) -> None:
+        time = asyncio.get_running_loop().time
+        ends: float | None = None
+        while (demand := self._demand()) <= told:
+            if demand is told:
+                ends = None
+            elif ends is None:
+                ends = time() + GRACE_SECONDS
+            self._demand_changed.clear()
+            try:
+                async with asyncio.timeout_at(ends):
+                    await self._demand_changed.wait()
+            except TimeoutError:
+                return
+
+    def _note_news(self) -> None:
+        self._failures, self._losses, self._refusal = 0, 0, None
+
+    def _note_loss(self, what: str, error: Exception, refused: bool) -> None:
+        """Logs that there is no change stream for now; a refusal only once."""
+        self._polls = True
+        self._check_within(min(self._poll_interval, REOPENING_SECONDS / 4))
+        if not refused:
+            logger.warning("%s (%s). Watchers poll until a new one is open", what, error)
+            return
+        known, self._refusal = self._refusal, (type(error), getattr(error, "code", None))
+        logger.log(
+            logging.DEBUG if known == self._refusal else logging.WARNING,
+            "%s (%s). This is a refusal: watchers poll, and the next try is made after %d s",
+            *(what, error, REFUSED_SECONDS / 2),
+        )
+
+    def _take(self, change: Change) -> None:
+        self._changes += 1
+        self._reader.note_time(change.get("clusterTime"))
+        try:
+            hint = changes.decode(change, self._conversations)
+            if hint is not None:
+                self._lead(hint)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            # Not the library's own: it may have an id that no dictionary takes.
+            logger.exception("Could not read a change event; the next check reads what changed")
+
+    def _lead(self, hint: changes.Hint) -> None:
+        if isinstance(hint, changes.StreamInvalidated):
+            raise _StreamLostError(hint.operation)
+        if isinstance(hint, changes.Updated) and (hint.concerns_writer or hint.holder is not None):
+            self._signals.hints += 1
+            self._signals.tell(hint.message_id, hint.holder)
+        self._watched.take(hint)
+
+    # The comparison with the database
+
+    async def _check(self) -> None:
+        time = asyncio.get_running_loop().time
+        while not self._is_ending():
+            if self._demand() is Demand.NOBODY:
+                self._needed.clear()
+                self._pace.reset()
+            await self._needed.wait()
+            left = self._comparison.lease_left
+            due = time() + (self._pace.checking(left) if self._live else self._pace.polling())
+            while not self._check_now.is_set() and time() < due:
+                late = self._live and self._pace.late
+                await self._pause(min(due - time(), self._pace.polling() if late else due))
+                if late and time() < due and await self._look(all_topics=False):
+                    self._pace.note_timely()
+            self._check_now.clear()
+            await self._look(all_topics=True)
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits, but no longer than until a comparison is wanted at once."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._check_now.wait()
+
+    async def _look(self, *, all_topics: bool) -> bool:
+        """Compares, and says whether messages went on and the stream had told of all of it."""
+        try:
+            try:
+                comparison = self._comparison
+                compare = comparison.run if all_topics else comparison.run_live
+                went_on = await bounded(self._limit, compare)
+                self._limit = CHECK_SECONDS
+            finally:
+                self._checks += all_topics
+        except (PyMongoError, StoreUnavailableError) as error:
+            self._limit = min(self._limit * 2, MAX_CHECK_SECONDS)
+            log = logger.debug if is_transient(error) else logger.warning
+            log("Could not compare the watched messages with the database: %s", error)
+            return False
+        found = self._comparison.found
+        if not self._live:
+            self._pace.reset()
+            return False
+        if found:
+            # What the stream is about to tell is no sign that it skips events.
+            await self._pause(self._pace.grace)
+        self._pace.judge(untold=any(hints == source.hints for source, hints in found))
+        return went_on and not found
+
+    def _check_soon(self, topic: MessageTopic | ConversationTopic) -> None:
+        """Has a topic that is new compared once it was read: its writer may have died long ago."""
+        if not topic.ready:
+            self._check_within(min(self._poll_interval, self._check_interval), at_random=False)
+
+    def _check_within(self, seconds: float, *, at_random: bool = True) -> None:
+        """Has all compared after some seconds at most; at random, not in all processes at once."""
+
+        def check() -> None:
+            self._soon = None
+            self._check_now.set()
+
+        if self._closing:
+            return
+        loop = asyncio.get_running_loop()
+        when = loop.time() + (random.uniform(0, seconds) if at_random else seconds)
+        if self._soon is None or when < self._soon.when():
+            if self._soon is not None:
+                self._soon.cancel()
+            self._soon = loop.call_at(when, check)
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether MongoDB says something that it may say again each time."""
+    return isinstance(error, PyMongoError) and not is_transient(error)
+
+
+class _StreamLostError(Exception):
+    """The change stream ended for a reason that is no error of the driver's."""

@@ -1,0 +1,282 @@
+"""The comparison with the database: what is watched or written, and not as it is stored.
+
+A change stream can skip events without saying so, and where there is none nothing tells of news.
+"""
+
+import logging
+import random
+from bisect import bisect_left
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import Protocol, TypeVar
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from converse_mongo.domain.cursors import ConversationCursor
+from converse_mongo.domain.errors import StoreUnavailableError
+from converse_mongo.domain.headers import MessageState
+from converse_mongo.driver import servers
+from converse_mongo.driver.servers import Mark
+from converse_mongo.store import Store
+from converse_mongo.store.reads import (
+    IDS_PER_QUERY,
+    Counters,
+    Reader,
+)
+from converse_mongo.watching.conversation_topic import ConversationTopic
+from converse_mongo.watching.owner_topic import OwnerTopic
+from converse_mongo.watching.registry import AnyTopic, Watched
+from converse_mongo.watching.topics import MessageTopic
+
+__all__ = ["Comparison"]
+
+logger = logging.getLogger("converse_mongo")
+
+PLACES_PER_CHECK = 8
+SAVES_OVERLAP_SECONDS = 2
+"""For how long a write may be on its way that has got its mark; and some servers round it down."""
+
+T = TypeVar("T")
+
+
+class HintedAt(Protocol):
+    """What a change stream gives hints of."""
+
+    hints: int
+    """How many."""
+
+
+class Comparison:
+    """Compares all topics with the database: a few queries for all of them together.
+
+    A topic that is behind becomes stale. Running writers hear of stops, and a message whose writer
+    is dead is ended.
+
+    Attributes:
+        found: What was not as it was known when it was compared last, with the number of hints of
+            it until then. If there are no more a moment later, the change stream does not tell.
+        lease_left: Seconds until the first lease of a message runs out, if known.
+    """
+
+    def __init__(self, watched: Watched, reader: Reader, store: Store) -> None:
+        self._watched = watched
+        self._reader = reader
+        self._signals = store.signals
+        self._told: dict[ObjectId, str] = {}
+        self._leases = store.leases
+        self._note_trouble = store.note_trouble
+        self._next_place = 0
+        self._hints = 0
+        self.found: list[tuple[HintedAt, int]] = []
+        self.lease_left: float | None = None
+
+    async def run(self) -> bool:
+        """Compares all once, and says whether there were hints since the last time.
+
+        Raises:
+            PyMongoError: The database could not be read.
+            StoreUnavailableError: A message of a dead writer could not be ended.
+        """
+        try:
+            return await self._run()
+        except (PyMongoError, StoreUnavailableError):
+            self._note_trouble()
+            raise
+
+    async def _run(self) -> bool:
+        self.found, watched = [], self._watched
+        conversations = self._conversations()
+        orphans = await self._attempt(
+            self._compare_messages(conversations), [*watched.messages.values(), *conversations]
+        )
+        if conversations:
+            await self._attempt(self._compare_conversations(conversations), conversations)
+        elif not watched.conversations:
+            watched.routes.saves_since = None
+        await self._attempt(self._compare_owners(), watched.owners.values())
+        for message_id, conversation_id in (orphans or {}).items():
+            await self._settle(message_id, conversation_id)
+        return self._were_hints()
+
+    async def run_live(self) -> bool:
+        """The same for messages alone that stream and are watched: one query, or none.
+
+        Raises:
+            PyMongoError: The database could not be read.
+        """
+        self.found = []
+        conversations = self._conversations()
+        keys = self._watched_keys(conversations)
+        if keys:
+            self._take_counters(await self._reader.counters(keys), conversations)
+        return self._were_hints()
+
+    def _conversations(self) -> dict[ConversationTopic, ConversationCursor]:
+        return {
+            topic: topic.cursor
+            for topic in self._watched.conversations.values()
+            if topic.cursor and not topic.stale
+        }
+
+    def _were_hints(self) -> bool:
+        before, self._hints = (
+            self._hints,
+            sum(
+                [topic.hints for topic in self._watched.all() if not isinstance(topic, OwnerTopic)]
+            ),
+        )
+        return self._hints > before
+
+    def _mark_stale(self, topic: MessageTopic | ConversationTopic) -> None:
+        self.found.append((topic, topic.hints))
+        topic.mark_stale()
+
+    async def _attempt(self, step: Awaitable[T], topics: Iterable[AnyTopic]) -> T | None:
+        """Awaits a step. If a document cannot be read, the watchers of ``topics`` find out which.
+
+        The other steps go on: one document that another application wrote must not stop them.
+        """
+        try:
+            return await step
+        except (PyMongoError, StoreUnavailableError):
+            raise
+        except Exception:
+            logger.exception("Could not compare what is watched with the database")
+            for topic in topics:
+                topic.mark_stale()
+            return None
+
+    async def _compare_messages(
+        self, conversations: Mapping[ConversationTopic, ConversationCursor]
+    ) -> dict[ObjectId, ObjectId]:
+        """Compares counters; the messages whose writers may be dead, with their conversations."""
+        written = dict(self._signals.messages)
+        keys = self._watched_keys(conversations) | written
+        self.lease_left = None
+        if not keys:
+            return {}
+        counters = await self._reader.counters(keys)
+        self._take_counters(counters, conversations)
+        self._tell_writers({message_id: counters.get(message_id) for message_id in written})
+        leases = {key: found.lease for key, found in counters.items() if not found.ended}
+        expired = await self._leases.find_expired(leases, keys)
+        self.lease_left = self._leases.seconds_left(leases.values())
+        return {key: keys[key] for key in expired}
+
+    def _live_messages(self) -> dict[MessageTopic, MessageState]:
+        return {
+            topic: topic.state
+            for topic in self._watched.messages.values()
+            if topic.state and not (topic.stale or topic.ended)
+        }
+
+    def _watched_keys(self, conversations: Iterable[ConversationTopic]) -> dict[ObjectId, ObjectId]:
+        """The messages that stream and are watched, with their conversations."""
+        keys = {topic.key: state.conversation_id for topic, state in self._live_messages().items()}
+        for conversation in conversations:
+            keys |= dict.fromkeys(conversation.open, conversation.key)
+        return keys
+
+    def _take_counters(
+        self, counters: Mapping[ObjectId, Counters], conversations: Iterable[ConversationTopic]
+    ) -> None:
+        for message in self._live_messages():
+            found = counters.get(message.key)
+            if found is None or found.ended or found.next_sequence > message.window.head:
+                self._mark_stale(message)
+        for conversation in conversations:
+            if conversation.is_behind(counters):
+                self._mark_stale(conversation)
+
+    def _tell_writers(self, written: Mapping[ObjectId, Counters | None]) -> None:
+        """Tells each writer once what concerns it; what it writes and renews tells it as well."""
+        news: dict[ObjectId, str] = {}
+        for message_id, found in written.items():
+            if found is None:
+                news[message_id] = "it is gone"
+            elif found.ended:
+                news[message_id] = "it has ended"
+            elif found.stop_requested:
+                news[message_id] = "it is to stop"
+        told, self._told = self._told, news
+        for message_id, what in news.items():
+            if told.get(message_id) != what:
+                self.found.append((self._signals, self._signals.hints))
+                self._signals.tell(message_id)
+
+    async def _compare_conversations(
+        self, conversations: Mapping[ConversationTopic, ConversationCursor]
+    ) -> None:
+        """Finds new messages, saved ones, and conversations that are gone.
+
+        Each query is answered by an index alone, at some keys for each conversation.
+        """
+        ends = {topic.key: cursor.end for topic, cursor in conversations.items()}
+        moment = await self._reader.moment()
+        counted = await self._reader.next_positions(list(ends))
+        behind = {key for key, end in ends.items() if counted.get(key, 0) > end}
+        behind |= await self._reader.having(self._some_places(ends))
+        for conversation in conversations:
+            if conversation.key in behind or conversation.key not in counted:
+                self._mark_stale(conversation)
+        await self._find_saves(conversations, moment)
+
+    def _some_places(self, ends: Mapping[ObjectId, int]) -> dict[int, list[ObjectId]]:
+        """By the position that comes next, conversations to be looked at there; each has its turn.
+
+        Only where a writer died between its message and the counter is a message there that the
+        counter does not tell of.
+        """
+        places: dict[int, list[ObjectId]] = {}
+        for conversation_id, end in ends.items():
+            places.setdefault(end, []).append(conversation_id)
+        order = sorted(places)
+        start = bisect_left(order, self._next_place)
+        chosen = (order[start:] + order[:start])[:PLACES_PER_CHECK]
+        self._next_place = chosen[-1] + 1
+        return {
+            position: random.sample(places[position], min(len(places[position]), IDS_PER_QUERY))
+            for position in chosen
+        }
+
+    async def _find_saves(
+        self, conversations: Mapping[ConversationTopic, ConversationCursor], moment: Mark
+    ) -> None:
+        routes = self._watched.routes
+        if routes.saves_since is None:
+            return  # the next topic to be read notes it
+        since = servers.earlier(routes.saves_since, SAVES_OVERLAP_SECONDS)
+        topics = {topic.key: topic for topic in conversations}
+        for save in await self._reader.saves(list(topics), since):
+            topic = topics[save.conversation_id]
+            hints, head = topic.hints, topic.window.head
+            topic.find_saved(save)
+            if topic.window.head != head:
+                self.found.append((topic, hints))
+        routes.saves_since = moment
+
+    async def _compare_owners(self) -> None:
+        owners = {topic: since for topic in self._watched.owners.values() if (since := topic.due())}
+        if not owners:
+            return
+        changed = await self._watched.owner_reader.changed(
+            {topic.key: since for topic, since in owners.items()}
+        )
+        for owner in owners:
+            if owner.compare(changed[owner.key]):
+                self.found.append((owner, owner.hints))
+
+    async def _settle(self, message_id: ObjectId, conversation_id: ObjectId) -> None:
+        """Ends a message whose writer may be dead; whoever waits for it hears of it."""
+        try:
+            state = await self._leases.settle_orphan(message_id, conversation_id)
+        except (PyMongoError, StoreUnavailableError):
+            raise
+        except Exception:
+            # One that is not as the library writes it must not be in the way of the others.
+            logger.exception("Message %s could not be looked at", message_id)
+            return
+        if state is None or state.status.is_final:
+            for topic in self._watched.all():
+                if topic.key in (message_id, conversation_id):
+                    topic.mark_stale()

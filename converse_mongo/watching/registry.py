@@ -1,0 +1,141 @@
+"""All that is watched in a process: which topics there are, and whom a change concerns."""
+
+import logging
+from typing import Any, TypeAlias
+
+from bson import ObjectId
+
+from converse_mongo.domain.owners import OwnerKey
+from converse_mongo.store.reads import Reader
+from converse_mongo.watching.changes import ConversationChanged, Inserted, MessageHint, Updated
+from converse_mongo.watching.conversation_topic import ConversationTopic, Routes
+from converse_mongo.watching.owner_topic import OwnerReader, OwnerTopic
+from converse_mongo.watching.topics import MessageTopic, Topic
+
+__all__ = ["AnyTopic", "Watched"]
+
+AnyTopic: TypeAlias = Topic[Any, Any] | OwnerTopic
+
+logger = logging.getLogger("converse_mongo")
+
+
+class Watched:
+    """The topics of one pair of collections, and the ways by which hints get to them.
+
+    Attributes:
+        messages: By the id of the message.
+        conversations: By the id of the conversation.
+        owners: By the type and the id of the owner.
+        owner_reader: Reads for them.
+        routes: What all watched conversations share.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.messages: dict[ObjectId, MessageTopic] = {}
+        self.conversations: dict[ObjectId, ConversationTopic] = {}
+        self.owners: dict[OwnerKey, OwnerTopic] = {}
+        self._reader = reader
+        self.owner_reader = OwnerReader(reader)
+        self.routes = Routes()
+        self._owned: dict[ObjectId, OwnerTopic] = {}  # conversation to watched owner
+
+    def all(self) -> list[AnyTopic]:
+        """Every topic there is."""
+        return [*self.messages.values(), *self.conversations.values(), *self.owners.values()]
+
+    def any(self) -> bool:
+        """Whether there is a topic."""
+        return bool(self.messages or self.conversations or self.owners)
+
+    def message(self, message_id: ObjectId) -> MessageTopic:
+        """The topic of a message, made where there is none."""
+        topic = self.messages.get(message_id)
+        if topic is None or topic.failure is not None:
+            topic = self.messages[message_id] = MessageTopic(message_id, self._reader)
+        return topic
+
+    def conversation(self, conversation_id: ObjectId) -> ConversationTopic:
+        """The topic of a conversation, made where there is none."""
+        topic = self.conversations.get(conversation_id)
+        if topic is None or topic.failure is not None:
+            topic = ConversationTopic(conversation_id, self._reader, self.routes)
+            self.conversations[conversation_id] = topic
+        return topic
+
+    def owner(self, key: OwnerKey) -> OwnerTopic:
+        """The topic of an owner, made where there is none."""
+        topic = self.owners.get(key)
+        if topic is None:
+            topic = self.owners[key] = OwnerTopic(key, self.owner_reader, self._owned)
+        return topic
+
+    def forget(self, topic: AnyTopic) -> None:
+        """Takes a topic out, and all that leads to it."""
+        topic.forget()
+        topics: dict[Any, Any] = self.conversations
+        if isinstance(topic, OwnerTopic):
+            topics = self.owners
+        elif isinstance(topic, MessageTopic):
+            topics = self.messages
+        if topics.get(topic.key) is topic:
+            del topics[topic.key]
+
+    def mark_all_stale(self) -> None:
+        """Has everything read again, since a new change stream does not tell what came before."""
+        for topic in self.all():
+            topic.mark_stale()
+
+    def fail(self, failure: BaseException) -> None:
+        """Makes every watcher raise ``failure``."""
+        for topic in self.all():
+            topic.fail(failure)
+
+    # What a hint concerns
+
+    def take(self, hint: MessageHint | ConversationChanged) -> None:
+        """Hands a hint to all topics that it concerns."""
+        if isinstance(hint, ConversationChanged):
+            self._tell_owners(hint)
+            if hint.deleted and (gone := self.conversations.get(hint.conversation_id)):
+                gone.note_deleted()
+            return
+        conversation_id = hint.conversation_id
+        if conversation_id is not None and (owner := self._owned.get(conversation_id)):
+            owner.hints += 1
+            if isinstance(hint, Inserted):
+                owner.tell(conversation_id, said=True)
+            elif isinstance(hint, Updated):
+                owner.saved(conversation_id, hint)
+        for topic in self._topics_of(hint):
+            try:
+                topic.receive(hint)
+            except Exception:
+                # A document that is not the library's own: its watchers find out when they read it.
+                logger.exception("Could not use a change of message %s", hint.message_id)
+                topic.mark_stale()
+
+    def _tell_owners(self, hint: ConversationChanged) -> None:
+        before = self._owned.get(hint.conversation_id)
+        if before is not None:
+            before.hints += 1
+            before.tell(hint.conversation_id)
+            if hint.owner not in (None, before.key):
+                before.disown(hint.conversation_id)
+        now = self.owners.get(hint.owner) if hint.owner is not None else None
+        if now is not None:
+            now.hints += 1
+            now.claim(hint.conversation_id)
+            now.tell(hint.conversation_id)
+
+    def _topics_of(self, hint: MessageHint) -> set[Topic[Any, Any]]:
+        found: set[Topic[Any, Any]] = set()
+        if message := self.messages.get(hint.message_id):
+            found.add(message)
+        if hint.conversation_id is not None:
+            if conversation := self.conversations.get(hint.conversation_id):
+                found.add(conversation)
+        elif conversation := self.routes.open.get(hint.message_id):
+            found.add(conversation)
+        else:
+            found |= self.routes.reading
+        return found

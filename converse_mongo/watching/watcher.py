@@ -1,0 +1,304 @@
+"""Watchers: what an application iterates over."""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar, cast
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from converse_mongo.domain.cursors import NOW
+from converse_mongo.domain.errors import InvalidCursorError
+from converse_mongo.domain.events import Event
+from converse_mongo.driver.deadlines import bounded
+from converse_mongo.driver.failures import is_transient
+from converse_mongo.watching.doubts import OutdatedReadError
+from converse_mongo.watching.hub import Hub
+from converse_mongo.watching.topics import Topic
+from converse_mongo.watching.window import Window
+
+__all__ = ["Watcher", "patiently"]
+
+logger = logging.getLogger("converse_mongo")
+
+E = TypeVar("E", bound=Event)
+T = TypeVar("T")
+
+FIRST_RETRY_SECONDS = 0.02
+MAX_RETRY_SECONDS = 2.0
+MAX_OUTDATED_SECONDS = 0.3
+READ_SECONDS = 10.0
+"""How long a read may take; one that failed may take twice as long the next time."""
+MAX_READ_SECONDS = 80.0
+_BEHIND = -1
+
+
+class Watched(Protocol):
+    """What is watched, as far as who reads it patiently has to know."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What reading it is to raise, where watching cannot go on."""
+
+
+class Watcher(Generic[E]):
+    """An asynchronous iterator over the events of a message or a conversation.
+
+    Use it in a plain ``async for``, or as ``async with ... as events`` to say where watching ends.
+    It holds no queue: it is a place in a window of events that all watchers of the same thing
+    share, and reads from the database what has left the window. So it may be as slow as it likes;
+    and dropping it, closing it or cancelling who waits in it frees all that it held, at once. After
+    a cancelled or timed-out wait it goes on where it was: no chunk, no message and no end is lost
+    (a :class:`MessageUpdated` is: it is news for who listens).
+
+    Iterating raises:
+        NotFoundError: There is no such message or conversation, or it was deleted meanwhile.
+        InvalidCursorError: ``after`` is not of this stream.
+        ConverseClosedError: The facade was closed before the stream ended.
+        WatchError: Something else wrote to the message, or the hub crashed.
+        PyMongoError: MongoDB refused a read. Lost connections are waited out.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_after",
+        "_batch",
+        "_closed",
+        "_goal",
+        "_hub",
+        "_index",
+        "_iterating",
+        "_join",
+        "_key",
+        "_last",
+        "_start",
+        "_topic",
+    )
+
+    def __init__(
+        self,
+        hub: Hub,
+        join: Callable[[Hub, ObjectId], Topic[E, Any]],
+        key: ObjectId,
+        after: object,
+    ) -> None:
+        self._hub = hub
+        self._join = join
+        self._key = key
+        self._after = after
+        self._start: Any = None
+        self._last: E | None = None
+        self._topic: Topic[E, Any] | None = None
+        self._index = _BEHIND
+        self._goal: tuple[Any, int] | None = None
+        self._batch: deque[E] | None = None
+        self._iterating = False
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self, *, wait: bool = True) -> E:
+        if self._iterating:
+            raise RuntimeError("This watcher is being iterated already: make one for each task.")
+        if self._closed:
+            raise StopAsyncIteration
+        self._iterating = True
+        try:
+            # One coroutine that calls little: it runs for each event of each watcher.
+            topic = self._topic or await self._enter()
+            while True:
+                if self._closed:
+                    raise StopAsyncIteration
+                if self._batch:
+                    event = self._batch.popleft()
+                    break
+                if topic.failure is not None:
+                    raise topic.failure
+                window = topic.window
+                found = window.get(self._index)
+                if found is not None:
+                    self._index += 1
+                    event = found
+                    break
+                if self._index < window.first:
+                    await self._read_behind(topic)
+                elif topic.ended:
+                    self._index = window.head - 1  # asked for more than there was: just the end
+                elif topic.stale:
+                    await self._catch_up(topic)
+                elif not wait:
+                    return cast(E, None)
+                else:
+                    waiter = window.waiter()
+                    try:
+                        await waiter
+                    except BaseException:
+                        window.forget(waiter)
+                        raise
+            self._last = event
+            if topic.ended and topic.is_final(event):
+                await self.aclose()
+        except BaseException:
+            # The exception's traceback may live long and would keep the topic alive.
+            self._leave()
+            raise
+        finally:
+            self._iterating = False
+        return event
+
+    async def poll(self) -> E | None:
+        """The next event if there is one by now; ``None`` instead of waiting for news.
+
+        It reads what is to be read. Raises ``StopAsyncIteration`` at the end, else as iterating
+        does.
+        """
+        return await self.__anext__(wait=False)
+
+    @property
+    def window(self) -> Window[E] | None:
+        """What wakes when there may be something to :meth:`poll`; ``None`` if there is now."""
+        topic = self._topic
+        if (
+            topic is None
+            or self._closed
+            or self._batch
+            or topic.failure is not None
+            or self._index != topic.window.head
+            or topic.stale
+            or topic.ended
+        ):
+            return None
+        return topic.window
+
+    async def __aenter__(self) -> Self:
+        """Attaches, so that ``after="now"`` means this moment; raises as iterating does."""
+        if self._topic is not None:
+            return self  # entered before, or iterating
+        try:
+            await self._enter()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the watching; iterating further ends at once."""
+        self._closed = True
+        if self._iterating and self._topic is not None:
+            self._topic.window.wake()  # another task waits in it, and is to see that it ended
+        self._leave()
+
+    def detach(self) -> None:
+        """Lets go of all that it holds; iterating again goes on where it was.
+
+        Not for a watcher that another task iterates: :meth:`aclose` ends that.
+        """
+        self._leave()
+
+    def __del__(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        topic, self._topic = self._topic, None
+        self._batch = None
+        if topic is not None:
+            self._hub.leave(topic)
+
+    async def _enter(self) -> Topic[E, Any]:
+        topic = self._topic = self._join(self._hub, self._key)
+        if topic.stale or not topic.ready:
+            await self._catch_up(topic)
+        if topic.failure is not None:
+            raise topic.failure
+        if self._start is None:
+            self._start = await patiently(topic, lambda: topic.begin(self._after))
+        state = self._state(topic)
+        if not topic.covers(state):
+            # The caller was further in another process: this one has not heard of it yet.
+            try:
+                await patiently(topic, lambda: topic.reach(state))
+            except InvalidCursorError:
+                if self._after != NOW or self._last is not None:
+                    raise
+                self._start = state = topic.here()[0]  # a failover took back what there was
+        await patiently(topic, lambda: topic.check(state))
+        index = topic.locate(state)
+        self._index = _BEHIND if index is None else index
+        self._goal = None
+        return topic
+
+    def _state(self, topic: Topic[E, Any]) -> Any:
+        return self._start if self._last is None else topic.state_behind(self._last)
+
+    async def _read_behind(self, topic: Topic[E, Any]) -> None:
+        """Reads a batch of what is not in the window, or finds the place in it to go on from."""
+        state = self._state(topic)
+        if self._goal is not None and state == self._goal[0]:
+            # Not where the window is by now: saves of messages move it, and no state tells of them.
+            index: int | None = self._goal[1]
+        else:
+            index = topic.locate(state)
+        if index is None:
+            # The window moves on meanwhile: read up to a place that was in it just now.
+            self._goal = self._goal or topic.here()
+            goal, goal_index = self._goal
+            if state != goal:
+                events = await patiently(topic, lambda: topic.read(state, goal))
+                if events:
+                    self._batch = deque(events)
+                    return
+            index = goal_index
+        self._index = index
+        self._goal = None
+
+    async def _catch_up(self, topic: Topic[E, Any]) -> None:
+        await patiently(topic, topic.catch_up)
+
+
+async def patiently(topic: Watched, read: Callable[[], Awaitable[T]]) -> T:
+    """Awaits ``read()`` again and again while MongoDB is not to be reached.
+
+    A deadline of the caller's, set by ``pymongo.timeout()``, does not count: watching has no end,
+    and others may wait for what is read.
+    """
+    wait, limit = FIRST_RETRY_SECONDS, READ_SECONDS
+    before = _cancellations()
+    while True:
+        try:
+            found = await bounded(limit, read, own=True)
+            if _cancellations() > before:
+                # On Python 3.11, asyncio.wait_for, which PyMongo uses, may swallow a cancellation.
+                raise asyncio.CancelledError
+            return found
+        except PyMongoError as error:
+            if topic.failure is not None:
+                raise topic.failure from error
+            if not is_transient(error):
+                raise
+            logger.warning("Could not read what is watched (%s); trying again", error)
+            longest, limit = MAX_RETRY_SECONDS, min(limit * 2, MAX_READ_SECONDS)
+        except OutdatedReadError:
+            logger.debug("What was read is older than what is known; reading again")
+            longest = MAX_OUTDATED_SECONDS
+        if topic.failure is not None:
+            raise topic.failure
+        wait = min(wait * 2, longest)
+        await asyncio.sleep(random.uniform(wait / 2, wait))
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0

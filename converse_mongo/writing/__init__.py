@@ -1,0 +1,1 @@
+"""Tokens in: the writer of a message, its buffer and its flusher."""

@@ -1,0 +1,356 @@
+"""The background task of a writer: it appends what gathers, and gives signs of life."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from bson import ObjectId
+
+from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.errors import (
+    ConverseError,
+    MessageNotStreamingError,
+    StoreUnavailableError,
+    StreamStoppedError,
+    WriterFailedError,
+    WriterFencedError,
+)
+from converse_mongo.domain.headers import LeaseState, MessageState
+from converse_mongo.store import Lane, Store
+from converse_mongo.store.appends import WriterClaim, fenced
+from converse_mongo.store.ends import End
+from converse_mongo.writing.buffer import TokenBuffer
+from converse_mongo.writing.shielded import Persistent
+
+__all__ = ["Appender", "WriterTarget"]
+
+logger = logging.getLogger("converse_mongo")
+
+HEARTBEATS_PER_LEASE = 3
+
+TURNS = 3
+"""How often the event loop must have turned to count as free."""
+LOOK_SECONDS = 0.1
+"""For how long a loop that turned counts as free; longer than the usual ``flush_interval``."""
+CATCH_UP_SECONDS = 0.05
+"""How long a call of ``write`` waits for what is due, in a loop that is not free otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriterTarget:
+    """What a writer writes to.
+
+    Attributes:
+        store: Where.
+        lane: The queue of the message's writers.
+        key: The filter that finds the message.
+        taken_over: Loads the message after a take-over, as the writer with the given lease finds
+            it.
+        written: Told of chunks that are stored.
+        end: Ends the message, if the given lease still is the writer's; a second call with the
+            same id is the same end.
+    """
+
+    store: Store
+    lane: Lane
+    key: Mapping[str, Any]
+    taken_over: Callable[[LeaseState], Awaitable[Any]]
+    written: Callable[[Sequence[MessageChunk]], None]
+    end: Callable[[End, LeaseState, ObjectId], Awaitable[Any]]
+
+    @property
+    def message_id(self) -> ObjectId:
+        """The id of the message."""
+        message_id: ObjectId = self.key["_id"]
+        return message_id
+
+
+class Turns:
+    """Tells whether the event loop is free: whether it turns other than in a call of ``write``.
+
+    It does not where whoever writes never awaits anything else, as a synchronous SDK does not.
+
+    Attributes:
+        look_at: When to ask, by the monotonic clock; the loop has turned a moment before.
+    """
+
+    def __init__(self) -> None:
+        self.look_at = 0.0
+        self._left = 0
+
+    def note(self) -> None:
+        """Takes note that the loop turns right now."""
+        self.look_at = monotonic() + LOOK_SECONDS
+
+    @property
+    def passed(self) -> bool:
+        """Whether the loop has turned a few times since :meth:`watch`."""
+        return not self._left
+
+    def watch(self) -> None:
+        """Begins to count turns, if it does not count already."""
+        self.note()
+        if not self._left:
+            self._left = TURNS
+            asyncio.get_running_loop().call_soon(self._count)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left:
+            asyncio.get_running_loop().call_soon(self._count)
+
+
+class Appender:
+    """Appends what gathers in a buffer, one write at a time, until it is told to drain it.
+
+    Attributes:
+        buffer: Where the tokens gather.
+        turns: Whether the event loop is free.
+        stop: Set once somebody has asked for a stop.
+        failure: Set once it cannot go on; what the buffer held is in it.
+        chunks: How many chunks it has stored.
+        writes: In how many appends.
+        retries: How often one of those was tried again.
+        bytes: How much text that was, in bytes of UTF-8.
+    """
+
+    def __init__(
+        self,
+        target: WriterTarget,
+        *,
+        flush_interval: float,
+        max_buffered: int,
+        merges: bool,
+        stopped: Callable[[], Awaitable[Any]],
+        refused: Callable[[], None],
+    ) -> None:
+        self._target = target
+        self._flush_interval = flush_interval
+        self._stopped = stopped
+        self._refused = refused
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._next_renewal = self._deadline = 0.0
+        self._hurry = self._draining = self._look = False
+        self._lease = LeaseState()
+        self._append_id = ObjectId()
+        self._tried = False
+        self._task: Persistent | None = None
+        self._given_up: ConverseError | None = None
+        self.turns = Turns()
+        self.buffer = TokenBuffer(max_buffered, self._wake.set, merges=merges)
+        self.stop: StreamStoppedError | None = None
+        self.failure: ConverseError | None = None
+        self.chunks = self.writes = self.retries = self.bytes = 0
+
+    def start(self, lease: LeaseState) -> Callable[[], None]:
+        """Begins to append, as the writer with a lease; returns what ends its listening."""
+        target = self._target
+        self._lease = lease
+        self._next_renewal = asyncio.get_running_loop().time() + self._silence
+        self._task = Persistent(
+            self._run, f"converse_mongo-writer-{target.message_id}", self._hasten
+        )
+        return target.store.signals.listen(
+            target.message_id, target.key["conversation_id"], self._notice
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether it has not begun, or is finished."""
+        return self._task is None or self._task.done
+
+    def hurry(self) -> None:
+        """Has all that gathers written without a pause."""
+        self._hurry = True
+        self._wake.set()
+
+    @property
+    def _silence(self) -> float:
+        """Seconds without a sign of life until one is due."""
+        return self._target.store.options.lease / HEARTBEATS_PER_LEASE
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it should have gone on by itself by now, and had no turn to."""
+        late = asyncio.get_running_loop().time() - self._deadline
+        return self._settled.is_set() and late > CATCH_UP_SECONDS
+
+    async def catch_up(self) -> None:
+        """Waits a moment for what is due to be done; longer if a sign of life is among it."""
+        if self.done:
+            return
+        overdue = asyncio.get_running_loop().time() >= self._next_renewal
+        self._settled.clear()
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._silence if overdue else CATCH_UP_SECONDS):
+                await self._settled.wait()
+
+    async def drain(self) -> None:
+        """Waits until everything is stored, or it cannot be; nothing is appended after it."""
+        self._draining = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task.wait()
+
+    def give_up(self, error: ConverseError) -> None:
+        """Has it end now, whatever it waits for; :attr:`failure` has what is not stored."""
+        self._given_up = error
+        self._draining = True
+        if self._task is not None and not self._task.done:
+            self._task.interrupt()
+
+    def note_stop(self, reason: str | None) -> None:
+        """Takes the news that somebody asked for a stop."""
+        self.stop = StreamStoppedError(self._target.message_id, reason)
+        self._draining = True
+        self._refused()
+        self.buffer.wake_waiters()
+
+    def _notice(self, holder: ObjectId | None) -> None:
+        """Takes a hint that there may be news of the message."""
+        own = holder is not None and holder == self._lease.holder
+        if not (own or self._draining):  # what is drained finds out what happened
+            self._look = True
+            self._wake.set()
+
+    def _hasten(self) -> None:
+        # Whoever cancels this task cancels every task there is: store what there is, and be done.
+        self._draining = True
+
+    async def _run(self) -> None:
+        try:
+            await self._append_until_drained()
+            if self.stop is not None:
+                await self._stopped()
+        except asyncio.CancelledError:
+            if self._given_up is None:
+                raise
+            self._fail(self._given_up)
+        except Exception as error:  # noqa: BLE001 - the generation loop gets it
+            self._fail(error)
+        finally:
+            self._settled.set()
+            self.buffer.wake_waiters()
+
+    async def _append_until_drained(self) -> None:
+        time, buffer = asyncio.get_running_loop().time, self.buffer
+        next_flush = time()
+        while True:
+            self._wake.clear()
+            if self._given_up is not None:
+                raise self._given_up
+            self.turns.note()
+            if self._draining:
+                buffer.end_half()
+                if not buffer:
+                    return
+            # Text goes before hints. They may come faster than they are answered, and an append
+            # answers them as well: it fails where there is news.
+            if buffer and (
+                self._draining or self._hurry or buffer.is_urgent or time() >= next_flush
+            ):
+                next_flush = time() + self._flush_interval
+                self._look = False
+                await self._flush()
+                self._next_renewal = time() + self._silence
+            elif self._look or time() >= self._next_renewal:
+                await self._renew()
+                self._next_renewal = time() + self._silence
+            else:
+                renewal = self._next_renewal
+                self._deadline = min(next_flush, renewal) if buffer else renewal
+                self._settled.set()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(self._deadline):
+                        await self._wake.wait()
+                self._settled.clear()
+
+    async def _flush(self) -> None:
+        if not self.buffer.in_flight:  # else it was cancelled there, and is to go on
+            self.buffer.take()
+            self._append_id, self._tried = ObjectId(), False
+        if not self.buffer.gathers:
+            self._hurry = False
+        try:
+            chunks = await self._append()
+        except StreamStoppedError as stop:
+            self.note_stop(stop.reason)
+            chunks = await self._append()
+        self.writes += 1
+        self.chunks += len(chunks)
+        self._target.written(chunks)
+        self.bytes += self.buffer.confirm()
+
+    async def _append(self) -> list[MessageChunk]:
+        target, again = self._target, self._tried
+        claim = WriterClaim(self._lease, unless_stopped=not self.stop, on_retry=self._count_retry)
+        self._tried = True  # if this is cancelled, it is not known whether it was stored
+        try:
+            return await target.store.appends.append(
+                target.lane,
+                target.key,
+                self.buffer.batch,
+                self._append_id,
+                claim,
+                again=again,
+            )
+        except StreamStoppedError:
+            self._tried = again
+            raise
+
+    def _count_retry(self) -> None:
+        self.retries += 1
+
+    async def _renew(self) -> None:
+        self._look = False
+        target = self._target
+        try:
+            state = await target.store.leases.renew(target.key, self._lease)
+        except StoreUnavailableError as error:
+            # What is written decides; and the lease may outlive the trouble.
+            logger.warning("Message %s: no sign of life was given (%s)", target.message_id, error)
+            return
+        if state is not None:
+            self._judge(state)
+
+    def _judge(self, state: MessageState) -> None:
+        if not state.lease.is_held_by(self._lease):
+            raise fenced(state.message_id, state.status)
+        if state.status.is_final:
+            raise MessageNotStreamingError(state.message_id, state.status)
+        if state.stop_requested and self.stop is None:
+            self.note_stop(state.stop_reason)
+
+    def _fail(self, error: Exception) -> None:
+        unconfirmed, unsent = self.buffer.clear()
+        text = "".join(unconfirmed) + unsent
+        if isinstance(error, WriterFencedError):
+            error.text = text
+            self.failure = error
+        elif isinstance(error, MessageNotStreamingError) and not text:
+            self.failure = error
+        else:
+            message_id = self._target.message_id
+            failure = WriterFailedError(
+                f"The writer of message {message_id} gave up ({error}). "
+                + (
+                    f"{len(text)} characters that it had taken may not be stored: see 'text'."
+                    if text
+                    else "All text that it had taken is stored."
+                ),
+                message_id,
+                text,
+            )
+            failure.append_id = self._append_id if unconfirmed else None
+            failure.unconfirmed, failure.unsent = unconfirmed, unsent
+            failure.__cause__ = error
+            self.failure = failure
+        logger.warning("%s", self.failure)
+        self._refused()
+        self.buffer.wake_waiters()

@@ -1,0 +1,326 @@
+"""Tokens that wait to be stored, and writers that wait for room. No MongoDB here."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from converse_mongo.domain.chunks import NO_METADATA, Piece
+from converse_mongo.domain.surrogates import (
+    REPLACEMENT,
+    begins_with_second_half,
+    mend,
+    split_first_half,
+)
+from converse_mongo.domain.validation import (
+    CHUNK_OVERHEAD,
+    MAX_APPEND_BYTES,
+    MAX_APPEND_CHUNKS,
+    MAX_CHUNK_BYTES,
+    utf8_size,
+)
+
+__all__ = ["Run", "TokenBuffer"]
+
+MAX_PARTS = 4096
+
+
+class Run:
+    """Adjacent tokens that become one chunk.
+
+    Attributes:
+        metadata: What was said of each of them.
+        encoded: That in BSON; empty where there is nothing.
+        tokens: How many there are.
+        text_size: The size of their text, in bytes of UTF-8.
+    """
+
+    __slots__ = ("_parts", "encoded", "metadata", "text_size", "tokens")
+
+    def __init__(self, metadata: Mapping[str, Any], encoded: bytes) -> None:
+        self._parts: list[str] = []
+        self.metadata = metadata
+        self.encoded = encoded
+        self.tokens = self.text_size = 0
+
+    def add(self, content: str, text_size: int, tokens: int = 1) -> None:
+        """Adds a token of ``text_size`` bytes, or the text of several."""
+        self._parts.append(content)
+        if len(self._parts) == MAX_PARTS:
+            self._parts = [self.text]  # many small strings take many times what their text does
+        self.tokens += tokens
+        self.text_size += text_size
+
+    @property
+    def text(self) -> str:
+        """The text of all tokens."""
+        return "".join(self._parts)
+
+
+class _Addition(NamedTuple):
+    """Text to add, what is said of it, and how many tokens it stands for."""
+
+    content: str
+    metadata: Mapping[str, Any]
+    encoded: bytes
+    tokens: int
+
+
+class TokenBuffer:
+    """Tokens in order: first those of the write that is in flight, then those that gather.
+
+    The first half of a character at the end of a token waits for the next token, which has the
+    other half. The whole character is part of that token, and has its metadata. A half that stays
+    alone is replaced, under the metadata of its own token.
+
+    Attributes:
+        accepted: How many tokens were put in, without one of which all is half a character.
+        stored: How many of them were confirmed.
+        replaced: How many halves of characters stayed alone.
+        batch: What the write in flight is made of, or was last.
+        in_flight: The runs of tokens of that; empty when no write is in flight.
+        waits: How often somebody had to wait for room.
+    """
+
+    def __init__(self, max_bytes: int, wake: Callable[[], None], *, merges: bool) -> None:
+        self._max_bytes = max_bytes
+        self._wake = wake
+        self._merges = merges
+        self._gathering: deque[Run] = deque()
+        self._last: Run | None = None
+        self._gathering_bytes = self._in_flight_bytes = 0
+        self._queue = asyncio.Lock()
+        self._queued = 0
+        self._waiters: list[asyncio.Future[None]] = []
+        self._half: _Addition | None = None
+        self.in_flight: list[Run] = []
+        self.batch: list[Piece] = []
+        self.accepted = self.stored = self.replaced = self.waits = 0
+
+    def __bool__(self) -> bool:
+        """Whether anything is not stored yet."""
+        return bool(self._gathering or self.in_flight)
+
+    def add(
+        self,
+        content: str,
+        text_size: int,
+        metadata: Mapping[str, Any] = NO_METADATA,
+        encoded: bytes = b"",
+        *,
+        in_turn: bool = False,
+    ) -> bool:
+        """Adds a token if there is room; says whether there was.
+
+        Args:
+            content: The text.
+            text_size: Its size, in bytes of UTF-8; -1 if it holds halves of characters.
+            metadata: What is said of it.
+            encoded: That in BSON.
+            in_turn: Whether those who wait for room come later.
+        """
+        if self._queued and not in_turn:
+            return False
+        if text_size < 0 or self._half is not None:
+            return self._add_halves(content, metadata, encoded)
+        return self._add(content, text_size, metadata, encoded)
+
+    def extend(self, content: str) -> bool:
+        """Adds a token that has no metadata to the text that gathers, if nothing speaks against it.
+
+        A short way for most tokens. If it returns ``False``, :meth:`add` decides.
+        """
+        run = self._last
+        if run is None or run.encoded or not (self._merges and content and content.isascii()):
+            return False
+        size = len(content)
+        gathering = self._gathering_bytes + size
+        if (
+            2 * gathering >= self._max_bytes
+            or gathering + self._in_flight_bytes > self._max_bytes
+            or run.text_size + size > MAX_CHUNK_BYTES
+            or self._half is not None
+            or self._queued
+            or self._waiters
+        ):
+            return False
+        run.add(content, size)
+        self.accepted += 1
+        self._gathering_bytes = gathering
+        return True
+
+    def _add(
+        self,
+        content: str,
+        text_size: int,
+        metadata: Mapping[str, Any],
+        encoded: bytes,
+        tokens: int = 1,
+        *,
+        has_room: bool = False,
+    ) -> bool:
+        run, size = self._last, text_size
+        if (
+            run is None
+            or run.encoded != encoded
+            or not self._merges
+            or run.text_size + text_size > MAX_CHUNK_BYTES
+        ):
+            run = None
+            size += self._cost_of_run(encoded)
+        gathering = self._gathering_bytes + size
+        if not (has_room or self._has_room(size)):
+            return False
+        if run is None:
+            run = self._last = Run(metadata, encoded)
+            self._gathering.append(run)
+        run.add(content, text_size, tokens)
+        self.accepted += tokens
+        self._gathering_bytes = gathering
+        if gathering == size or self._waiters or 2 * gathering >= self._max_bytes:
+            self._wake()
+        return True
+
+    def _has_room(self, size: int) -> bool:
+        held = self._gathering_bytes + self._in_flight_bytes
+        return not held or held + size <= self._max_bytes
+
+    def _add_halves(self, content: str, metadata: Mapping[str, Any], encoded: bytes) -> bool:
+        """Adds a token that begins or ends inside a character, or comes behind one that did."""
+        half, tokens, replaced = self._half, 1, 0
+        additions: list[_Addition] = []
+        if half is not None and begins_with_second_half(content):
+            content, tokens = half.content + content, 1 + half.tokens
+        elif half is not None:
+            additions.append(half._replace(content=REPLACEMENT))
+            replaced = 1
+        text, first_half = split_first_half(content)
+        text, alone = mend(text)
+        if text:
+            additions.append(_Addition(text, metadata, encoded, tokens))
+            tokens = 0
+        sizes = [utf8_size(addition.content) for addition in additions]
+        costs = [self._cost_of_run(addition.encoded) for addition in additions]
+        if additions and not self._has_room(sum(sizes) + sum(costs)):
+            return False
+        self._half = _Addition(first_half, metadata, encoded, tokens) if first_half else None
+        self.replaced += replaced + alone
+        for addition, size in zip(additions, sizes, strict=True):
+            self._force(addition, size)
+        return True
+
+    def _force(self, addition: _Addition, size: int) -> None:
+        content, metadata, encoded, tokens = addition
+        self._add(content, size, metadata, encoded, tokens, has_room=True)
+
+    def end_half(self) -> None:
+        """Replaces half a character that waits for the other half, since none comes any more."""
+        half, self._half = self._half, None
+        if half is not None:
+            self.replaced += 1
+            self._force(half._replace(content=REPLACEMENT), len(REPLACEMENT.encode()))
+
+    @property
+    def taken(self) -> int:
+        """How many tokens were put in, with one of which all is half a character."""
+        return self.accepted + (self._half.tokens if self._half is not None else 0)
+
+    def _cost_of_run(self, encoded: bytes) -> int:
+        """What counts for a run beside its text: many small ones take more than that."""
+        return len(encoded) + CHUNK_OVERHEAD if encoded or not self._merges else 0
+
+    async def put(
+        self,
+        content: str,
+        text_size: int,
+        metadata: Mapping[str, Any],
+        encoded: bytes,
+        check: Callable[[], None],
+    ) -> None:
+        """Adds a token where :meth:`add` found no room; waits for it, first come, first served.
+
+        Cancelled while it waits, it has not added the token.
+
+        Args:
+            content: As for :meth:`add`, like the next three.
+            text_size: See there.
+            metadata: See there.
+            encoded: See there.
+            check: Raises when no more is to be added; called after each wait.
+        """
+        self.waits += 1
+        self._queued += 1
+        try:
+            async with self._queue:
+                check()
+                while not self.add(content, text_size, metadata, encoded, in_turn=True):
+                    await self.progress()
+                    check()
+        finally:
+            self._queued -= 1
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether it is getting full, or somebody waits for a write."""
+        return bool(self._waiters) or 2 * self._gathering_bytes >= self._max_bytes
+
+    @property
+    def gathers(self) -> bool:
+        """Whether there are tokens that are in no write yet."""
+        return bool(self._gathering)
+
+    def take(self) -> list[Piece]:
+        """Puts in flight what one append can hold, and makes chunks of it."""
+        total = 0
+        while self._gathering and len(self.in_flight) < MAX_APPEND_CHUNKS:
+            run = self._gathering[0]
+            total += run.text_size + len(run.encoded) + CHUNK_OVERHEAD
+            if total > MAX_APPEND_BYTES and self.in_flight:
+                break
+            self.in_flight.append(self._gathering.popleft())
+            size = run.text_size + self._cost_of_run(run.encoded)
+            self._in_flight_bytes += size
+            self._gathering_bytes -= size
+        if not self._gathering:
+            self._last = None
+        self.batch = [Piece(run.text, run.metadata, run.text_size) for run in self.in_flight]
+        return self.batch
+
+    def confirm(self) -> int:
+        """Lets go of what was in flight, since it is stored; returns the size of its text."""
+        size = sum([run.text_size for run in self.in_flight])
+        self.stored += sum([run.tokens for run in self.in_flight])
+        self.in_flight, self._in_flight_bytes = [], 0
+        self.wake_waiters()
+        return size
+
+    def clear(self) -> tuple[list[str], str]:
+        """Lets go of everything; returns the chunks that were in flight and the text behind."""
+        chunks = [piece.content for piece in self.batch] if self.in_flight else []
+        self.end_half()
+        behind = "".join([run.text for run in self._gathering])
+        self.in_flight.clear()
+        self._gathering.clear()
+        self._last = None
+        self._gathering_bytes = self._in_flight_bytes = 0
+        self.wake_waiters()
+        return chunks, behind
+
+    async def progress(self) -> None:
+        """Waits until something was stored or given up; has a write made soon."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._wake()
+        try:
+            await waiter
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiters.remove(waiter)
+
+    def wake_waiters(self) -> None:
+        """Wakes everybody who waits for progress."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)

@@ -1,0 +1,485 @@
+"""The writer: tokens in, batched appends out."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+import bson
+from bson import ObjectId
+from bson.errors import BSONError
+from pymongo.errors import OperationFailure, PyMongoError
+
+from converse_mongo.domain.chunks import NO_METADATA
+from converse_mongo.domain.errors import (
+    ConverseClosedError,
+    ConverseError,
+    InvalidInputError,
+    InvalidMetadataError,
+    MessageTooLargeError,
+    StreamStoppedError,
+    WriterError,
+)
+from converse_mongo.domain.headers import LeaseState, MessageState
+from converse_mongo.domain.metadata import (
+    is_addressable,
+    keep_storable,
+    storable,
+)
+from converse_mongo.domain.types import (
+    Granularity,
+    MessageStatus,
+    Metadata,
+)
+from converse_mongo.domain.validation import (
+    check_metadata,
+    check_seconds,
+    check_token,
+)
+from converse_mongo.store.ends import End
+from converse_mongo.writing.appender import Appender, WriterTarget
+from converse_mongo.writing.shielded import Persistent
+
+__all__ = ["MessageWriter", "WriterOptions", "WriterStatistics", "WriterTarget"]
+
+logger = logging.getLogger("converse_mongo")
+
+MAX_ERROR_LENGTH = 10_000
+
+_REFUSALS = (InvalidMetadataError, MessageTooLargeError, OperationFailure, BSONError)
+"""What may be due to the metadata of an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriterStatistics:
+    """What a writer has done.
+
+    Attributes:
+        tokens: Calls of ``write`` that it took.
+        chunks: Chunks that it stored.
+        writes: Appends that it made of them.
+        retries: Times that one of those had to be tried again.
+        bytes: The text that it stored, in bytes of UTF-8.
+        waits: Calls of ``write`` that had to wait, since the buffer was full.
+        replaced: Halves of characters that stayed alone, each stored as U+FFFD.
+    """
+
+    tokens: int = 0
+    chunks: int = 0
+    writes: int = 0
+    retries: int = 0
+    bytes: int = 0
+    waits: int = 0
+    replaced: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterOptions:
+    """How a writer is to write; ``Message.writer`` explains them."""
+
+    flush_interval: float = 0.04
+    max_buffered: int = 1024 * 1024
+    granularity: Granularity = "flush"
+    interrupt: bool = False
+
+    def __post_init__(self) -> None:
+        check_seconds(self.flush_interval, "flush_interval")
+        if isinstance(self.max_buffered, bool) or not isinstance(self.max_buffered, int):
+            raise InvalidInputError(f"max_buffered={self.max_buffered!r}: pass a number of bytes.")
+        if self.max_buffered < 1:
+            raise InvalidInputError(f"max_buffered={self.max_buffered}: pass 1 or more bytes.")
+        if self.granularity not in ("flush", "token"):
+            raise InvalidInputError(
+                f"granularity={self.granularity!r}: pass 'flush' or 'token'. Nothing was written."
+            )
+
+
+class MessageWriter:
+    """Stores the tokens of a generation loop in the background.
+
+    Made by ``Message.writer`` and ``Message.resume_writer``, and used in ``async with``. A clean
+    exit stores what is left and completes the message; an exception fails it; a cancellation marks
+    it cancelled. Whichever it is, the text that was written is stored first.
+
+    Attributes:
+        metadata: Merged into the metadata of the message when it ends, however it ends; yours to
+            fill. It never fails an answer: what cannot be stored is left out, and
+            ``metadata["unstored"]`` of the message has the keys of that with their types.
+
+    Entering raises:
+        WriterExistsError: ``Message.writer`` only: the message has, or had, another writer.
+        StreamStoppedError: Somebody asked for a stop before; the message is cancelled.
+        WriterFencedError: Another writer took the message over while this one entered.
+        MessageNotStreamingError: The message has ended.
+        MessageNotFoundError: There is no such message.
+        StoreUnavailableError: MongoDB gave no answer.
+        ConverseClosedError: The facade is closed.
+
+    Leaving raises what :meth:`write` does, and :class:`StoreUnavailableError` if all text is
+    stored, but the end is not. A block that is left cleanly after a stop raises nothing if it knew
+    of the stop, through :attr:`stopping` or :meth:`wait_stopping`: the message is cancelled then.
+    """
+
+    def __init__(
+        self,
+        target: WriterTarget,
+        options: WriterOptions,
+        metadata: Metadata | None = None,
+        *,
+        completion: Metadata | None = None,
+        take_over: bool = False,
+    ) -> None:
+        self.metadata: dict[str, Any] = check_metadata(metadata)
+        self._completion = check_metadata(completion)
+        target.store.check_keys(self.metadata, self._completion)
+        self._target = target
+        self._interrupts = options.interrupt
+        self._take_over = take_over
+        self._appender = Appender(
+            target,
+            flush_interval=options.flush_interval,
+            max_buffered=options.max_buffered,
+            merges=options.granularity == "flush",
+            stopped=self._end_stopped,
+            refused=self._refuse,
+        )
+        self._buffer = self._appender.buffer
+        self._turns = self._appender.turns
+        self._lease = LeaseState()
+        self._end_id = ObjectId()
+        self._refusal: ConverseError | None = WriterError(
+            "This writer is not open: use it in 'async with'.", target.message_id
+        )
+        self._refused = asyncio.Event()
+        self._detached = self._knows_stop = False
+        self._closing: Persistent | None = None
+        self._given_up: ConverseError | None = None
+        self._unlisten: Callable[[], None] | None = None
+        self._surrounding: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self._interrupted = False
+
+    # For the generation loop
+
+    async def write(self, token: str, metadata: Metadata | None = None) -> None:
+        """Takes a token; returns at once unless the buffer is full.
+
+        In a loop that never awaits anything else, such as that of a synchronous SDK, it waits a
+        moment so that what came before is stored. Cancelled while it waits, it has not taken the
+        token.
+
+        Args:
+            token: Text, at most ``MAX_CHUNK_BYTES`` in UTF-8; an empty one is nothing. Half of a
+                character at its end, a lone surrogate, waits for the next token; halves that stay
+                alone are stored as U+FFFD.
+            metadata: What BSON can hold, said of this token. Tokens become one chunk only where
+                theirs are equal.
+
+        Raises:
+            InvalidInputError: The token or its metadata cannot be stored; it was not taken.
+            StreamStoppedError: Somebody asked for a stop.
+            WriterFencedError: Another writer took over, or the message was ended as an orphan.
+            MessageNotStreamingError: Another call ended the message, and all text is stored.
+            WriterFailedError: The writer gave up; ``text`` holds what is not stored.
+            ConverseClosedError: The facade was closed.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        if monotonic() >= self._turns.look_at:
+            await self._let_others_run()
+        buffer = self._buffer
+        if metadata is None and isinstance(token, str) and buffer.extend(token):
+            return
+        size = check_token(token)
+        checked, encoded = NO_METADATA, b""
+        if metadata:
+            checked = check_metadata(metadata, "chunk metadata")
+            encoded = bson.encode(storable(checked))
+        if size and not buffer.add(token, size, checked, encoded):
+            await buffer.put(token, size, checked, encoded, self._check)
+
+    async def _let_others_run(self) -> None:
+        """Gives the background task its turn where the generation loop never awaits anything."""
+        if not self._turns.passed or self._appender.overdue:
+            await self._appender.catch_up()
+            self._check()
+        self._turns.watch()
+
+    def _check(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+
+    async def flush(self) -> None:
+        """Waits until all that was written so far is stored. Raises as :meth:`write` does."""
+        appender = self._appender
+        goal = appender.buffer.accepted
+        while appender.buffer.stored < goal:
+            if appender.failure is not None:
+                raise appender.failure
+            if appender.done:
+                raise self._refusal or self._closed()
+            appender.hurry()
+            await appender.buffer.progress()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked for a stop: leave the loop, ``write`` takes nothing any more."""
+        self._knows_stop = self._appender.stop is not None
+        return self._knows_stop
+
+    async def wait_stopping(self) -> str | None:
+        """Waits until somebody asks for a stop, and returns the reason.
+
+        Also returns when the writer cannot go on for another reason, with ``None``.
+        """
+        await self._refused.wait()
+        stop = self._appender.stop
+        self._knows_stop = stop is not None
+        return stop.reason if stop is not None else None
+
+    async def detach(self) -> None:
+        """Stores what was written and lets go of the message without ending it.
+
+        For a worker that shuts down while another is to go on with ``Message.resume_writer``. The
+        message has the facade's ``idle_timeout`` until it counts as an orphan.
+
+        Raises:
+            StoreUnavailableError: All text is stored, but MongoDB gave no answer to the rest.
+
+        Beside that it raises what :meth:`write` does.
+        """
+        self._check()
+        target, appender = self._target, self._appender
+        self._detached = True
+        self._refusal = WriterError(
+            f"This writer has let go of message {target.message_id}.", target.message_id
+        )
+        await appender.drain()
+        if appender.failure is not None:
+            raise appender.failure
+        if appender.stop is None:
+            await target.store.leases.release(target.key, self._lease)
+
+    def statistics(self) -> WriterStatistics:
+        """What was done so far."""
+        appender = self._appender
+        return WriterStatistics(
+            tokens=appender.buffer.taken,
+            chunks=appender.chunks,
+            writes=appender.writes,
+            retries=appender.retries,
+            bytes=appender.bytes,
+            waits=appender.buffer.waits,
+            replaced=appender.buffer.replaced,
+        )
+
+    # Lifetime
+
+    async def __aenter__(self) -> Self:
+        target = self._target
+        if self._closing is not None or self._lease.epoch:
+            raise WriterError("A writer is used once: make a new one.", target.message_id)
+        opening = asyncio.create_task(self._open(), name="converse_mongo-writer-open")
+        try:
+            state = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The message may be this writer's by now, and nobody else would end it.
+            await Persistent(lambda: self._give_back(opening), "converse_mongo-writer-end").wait()
+            raise
+        if state.stop_requested:
+            self._appender.note_stop(state.stop_reason)
+            await self._end_stopped()
+            raise StreamStoppedError(state.message_id, state.stop_reason)
+        if target.store.closing:
+            await self._release()
+            raise ConverseClosedError
+        self._refusal = None
+        self._surrounding = asyncio.current_task()
+        if self._surrounding is not None:
+            self._cancelling = self._surrounding.cancelling()
+        self._unlisten = self._appender.start(self._lease)
+        self._turns.watch()
+        target.store.writers.add(self)
+        return self
+
+    async def _open(self) -> MessageState:
+        target = self._target
+        leases = target.store.leases
+        lease = leases.take_over if self._take_over else leases.acquire
+        state = await lease(target.key)
+        self._lease = state.lease
+        if self._take_over:
+            try:
+                await target.taken_over(self._lease)
+            except BaseException:
+                await self._release()
+                raise
+        return state
+
+    async def _release(self) -> None:
+        """Lets go of the message, as far as that goes."""
+        target = self._target
+        with contextlib.suppress(ConverseError, PyMongoError):
+            await target.store.leases.release(target.key, self._lease)
+
+    async def _give_back(self, opening: "asyncio.Task[MessageState]") -> None:
+        await asyncio.wait({opening})
+        if opening.cancelled() or opening.exception() is not None:
+            return
+        try:
+            await self._end(MessageStatus.CANCELLED)
+        except (ConverseError, PyMongoError):
+            logger.exception("Message %s could not be ended", self._target.message_id)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        surrounding, self._surrounding = self._surrounding, None
+        interrupted = (
+            self._interrupted
+            and surrounding is not None
+            and surrounding.uncancel() <= self._cancelling
+            and isinstance(exc, asyncio.CancelledError)
+        )
+        self._refusal = self._refusal or self._closed()
+        self._closing = Persistent(lambda: self._close(exc), "converse_mongo-writer-close")
+        try:
+            await self._closing.finish()
+        except (ConverseError, PyMongoError) as error:
+            if exc is None:
+                raise
+            logger.exception("Message %s could not be ended", self._target.message_id)
+            exc.add_note(f"Besides, message {self._target.message_id} could not be ended: {error}")
+        finally:
+            if self._unlisten is not None:
+                self._unlisten()
+            self._target.store.writers.discard(self)
+            self._refused.set()
+        failure = self._appender.failure
+        if interrupted or exc is None:
+            tell = interrupted or not self._knows_stop
+            verdict = failure or (self._appender.stop if tell else None)
+            if verdict is not None:
+                raise verdict from (verdict.__cause__ or exc)
+        elif failure is not None and exc is not failure:
+            exc.add_note(f"Besides: {failure}")
+            exc.__context__ = exc.__context__ or failure
+
+    def _closed(self) -> WriterError:
+        return WriterError("This writer is closed.", self._target.message_id)
+
+    async def shut_down(self) -> None:
+        """Stores what was written and takes no more: the facade is about to be closed."""
+        if self._closing is not None:
+            await self._closing.wait()
+            return
+        closed = ConverseClosedError()
+        self._refusal = self._refusal or closed
+        self._detached = True
+        appender = self._appender
+        try:
+            await appender.drain()
+            if appender.failure is None and appender.stop is None:
+                await self._release()
+        finally:
+            appender.failure = appender.failure or closed
+            self._refuse()
+
+    def give_up(self, error: ConverseError) -> None:
+        """Ends what it does in the background now; its error has the text that is not stored."""
+        self._given_up = error
+        self._appender.give_up(error)
+        if self._closing is not None and not self._closing.done:
+            self._closing.interrupt()
+
+    async def _close(self, exc: BaseException | None) -> None:
+        """Stores what is left, and ends the message in the way that ``exc`` calls for."""
+        try:
+            if self._given_up is None:
+                await self._store_and_end(exc)
+                return
+        except asyncio.CancelledError:
+            if self._given_up is None:
+                raise
+        await self._appender.drain()
+        if self._appender.failure is None:
+            raise self._given_up
+
+    async def _store_and_end(self, exc: BaseException | None) -> None:
+        await self._appender.drain()
+        failure = self._appender.failure
+        if self._appender.stop is not None or self._detached:
+            return
+        if failure is not None:
+            cause = failure.__cause__
+            if isinstance(cause, PyMongoError):
+                # MongoDB answers, but refuses the text: the message need not wait for its lease.
+                await self._end(MessageStatus.FAILED, _error_text(cause))
+            return
+        if exc is None:
+            await self._end(MessageStatus.COMPLETED)
+        elif isinstance(exc, Exception):
+            await self._end(MessageStatus.FAILED, _error_text(exc))
+        else:
+            await self._end(MessageStatus.CANCELLED)
+
+    async def _end(self, status: MessageStatus, error: str | None = None) -> None:
+        """Ends the message with what can be stored of its metadata: they never fail an answer."""
+        metadata, unstored = keep_storable(self.metadata)
+        if status is MessageStatus.COMPLETED:
+            metadata |= self._completion
+        while True:
+            if unstored:
+                metadata["unstored"] = unstored
+            try:
+                await self._target.end(End(status, metadata, error), self._lease, self._end_id)
+            except _REFUSALS as refused:
+                metadata, refused_keys = _without_refused(metadata)
+                if not refused_keys:
+                    raise
+                unstored |= refused_keys
+                logger.warning("Message %s: %s", self._target.message_id, refused)
+            else:
+                break
+        if unstored:
+            logger.warning(
+                "Message %s has ended without a part of its metadata, which cannot be stored: %s",
+                self._target.message_id,
+                ", ".join(f"{key!r} ({kind})" for key, kind in unstored.items()),
+            )
+
+    async def _end_stopped(self) -> None:
+        await self._end(MessageStatus.CANCELLED)
+
+    def _refuse(self) -> None:
+        """Takes no more, and lets the generation loop know."""
+        appender = self._appender
+        self._refusal = appender.failure or self._refusal or appender.stop
+        self._refused.set()
+        if self._interrupts and self._surrounding is not None and not self._interrupted:
+            self._interrupted = True
+            self._surrounding.cancel()
+
+
+def _without_refused(metadata: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """``metadata`` without what a server may refuse, and the types of that by their keys.
+
+    First the keys that no path can name, which mongomock and old servers do not take; then all.
+    """
+    given = {key: value for key, value in metadata.items() if key != "unstored"}
+    refused = {key for key in given if not is_addressable(key)} or set(given)
+    left = {key: value for key, value in given.items() if key not in refused}
+    return left, {key: type(given[key]).__name__ for key in given if key in refused}
+
+
+def _error_text(error: Exception) -> str:
+    """The text of an exception, made fit to be stored."""
+    text = str(error) or type(error).__name__
+    return text[:MAX_ERROR_LENGTH].encode("utf-8", "replace").decode()
