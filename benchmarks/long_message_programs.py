@@ -39,7 +39,7 @@ def token(sequence: int) -> str:
     return start + _FILLER[: 24 + sequence * 37 % 65 - len(start)]
 
 
-class Marks:
+class ChangeMarkers:
     """Tells the parent of every hundredth of the way, with the memory there.
 
     Args:
@@ -125,7 +125,7 @@ async def write(converse: Converse, chunks: int) -> None:
     message = await conversation.start_streaming_assistant()
     tell("started", conversation=str(conversation.id), message=str(message.id))
     await wait_for_parent()
-    marks, check = Marks("writer", chunks), Check()
+    marks, check = ChangeMarkers("writer", chunks), Check()
     async with message.writer(granularity="token") as writer, _marked(writer, marks):
         for part in range(PARTS):
             sequences = range(part * chunks // PARTS, (part + 1) * chunks // PARTS)
@@ -158,7 +158,7 @@ async def _write_new_message(conversation: Conversation, what: str, chunks: int)
 
 
 @asynccontextmanager
-async def _marked(writer: MessageWriter, marks: Marks) -> AsyncIterator[None]:
+async def _marked(writer: MessageWriter, marks: ChangeMarkers) -> AsyncIterator[None]:
     """Marks what ``writer`` has stored, which is behind what was written to it."""
 
     async def mark() -> None:
@@ -181,7 +181,7 @@ async def _marked(writer: MessageWriter, marks: Marks) -> AsyncIterator[None]:
 
 async def watch(converse: Converse, message_id: str, chunks: int) -> None:
     """Watches the message from before its first chunk to its end."""
-    marks, check = Marks("watcher", chunks), Check()
+    marks, check = ChangeMarkers("watcher", chunks), Check()
     async with converse.watch_message(message_id) as events:
         tell("watching", mode=converse.watch_mode)
         async for event in events:
@@ -200,13 +200,13 @@ async def read(converse: Converse, conversation_id: str, chunks: int) -> None:
     """
     conversation = await converse.get_conversation(conversation_id)
     message = (await conversation.messages(limit=1))[0]
-    marks, check = Marks("iter_chunks", chunks), Check()
+    marks, check = ChangeMarkers("iter_chunks", chunks), Check()
     async for chunk in message.iter_chunks():
         check.chunk(chunk)
         marks.pass_by(check.count)
     check.in_order &= message.is_completed
     check.tell("iter_chunks")
-    marks, check = Marks("iter_content", chunks), Check()
+    marks, check = ChangeMarkers("iter_content", chunks), Check()
     async for text in message.iter_content():
         check.text(text)
         marks.pass_by(check.count)

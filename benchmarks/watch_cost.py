@@ -23,7 +23,7 @@ from pymongo import MongoClient, monitoring
 from benchmarks.figures import BenchmarkError, Figure, compare
 from benchmarks.settings import Setting
 from converse_mongo import Converse
-from converse_mongo.driver.change_streams import open_change_feed
+from converse_mongo.driver.change_streams import open_change_stream
 
 __all__ = ["run"]
 
@@ -115,7 +115,7 @@ async def _events(setting: Setting) -> list[Figure]:
         await stack.enter_async_context(viewing.watch_message(own.id))
         names = streaming.message_model.Settings.name, streaming.conversation_model.Settings.name
         messages = former.message_model.store().messages
-        feed = await open_change_feed(messages.database, _told_before(*names))
+        feed = await open_change_stream(messages.database, _told_before(*names))
         stack.push_async_callback(feed.aclose)
         for each in (writing, viewing):
             while not each.statistics().streams_opened:  # noqa: ASYNC110 - nothing tells
@@ -194,7 +194,7 @@ async def _comparison(setting: Setting) -> list[Figure]:
             for conversation_id in ids:
                 watcher = converse.watch_conversation(conversation_id, "now")
                 await stack.enter_async_context(watcher)
-            comparison = converse._open_parts.hub._comparison  # noqa: SLF001 - it has no other door
+            comparison = converse._open_parts.hub._reconciler  # noqa: SLF001 - it has no other door
             await comparison.run()
             received.queries.clear()
             await comparison.run()

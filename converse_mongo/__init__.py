@@ -68,12 +68,15 @@ from converse_mongo.domain.validation import (
     MAX_REASON_BYTES,
 )
 from converse_mongo.store import Transaction
-from converse_mongo.watching.hub import HubStatistics
+from converse_mongo.watching.hub import WatchStatistics
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.writing.writer import MessageWriter, WriterStatistics
 
 __version__ = version("converse-mongo")
+
+HubStatistics = WatchStatistics
+"""The former name of :class:`WatchStatistics`."""
 
 __all__ = [
     "DOCUMENT_MODELS",
@@ -136,6 +139,7 @@ __all__ = [
     "TransactionsUnavailableError",
     "WatchError",
     "WatchMode",
+    "WatchStatistics",
     "Watcher",
     "WriterError",
     "WriterExistsError",

@@ -56,12 +56,12 @@ from converse_mongo.driver import (
 )
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.store import Options, Store, Transaction, store_now
-from converse_mongo.store.calls import PAGES
+from converse_mongo.store.collections import PAGES
 from converse_mongo.store.handlers import Handler, Handlers
 from converse_mongo.store.indexes import build_missing
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching import changes
-from converse_mongo.watching.hub import Hub, HubStatistics
+from converse_mongo.watching.hub import Hub, WatchStatistics
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 
@@ -249,7 +249,7 @@ class Converse:
         )
         open_feed, open_writers_feed = (
             partial(
-                change_streams.open_change_feed,
+                change_streams.open_change_stream,
                 reader.messages.database,
                 told,
                 reader.begin_times,
@@ -373,7 +373,7 @@ class Converse:
         """The class of pages that is bound to this database, to read."""
         return self._open_parts.page
 
-    def statistics(self) -> HubStatistics:
+    def statistics(self) -> WatchStatistics:
         """How many watch what, and what that costs."""
         return self._open_parts.hub.statistics()
 

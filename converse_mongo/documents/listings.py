@@ -14,7 +14,7 @@ from pymongo import ASCENDING, DESCENDING
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.chunks import ChunkLog
 from converse_mongo.domain.cursors import ConversationCursor
-from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.owners import Owner, check_owner
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES
@@ -160,7 +160,7 @@ class MessageList:
         page = await store.call(read, match, {"chunks": 0, "chunk_lengths": 0}, what=what)
         for stored in page:
             if stored["status"] == MessageStatus.STREAMING.value:
-                await store.leases.settle_if_expired(MessageState.from_stored(stored))
+                await store.leases.settle_if_expired(MessageHeader.from_stored(stored))
         # Only the chunks hold the text of a message that streams, or ended a moment ago.
         textless = [stored["_id"] for stored in page if _needs_chunks(stored)]
         whole: dict[ObjectId, dict[str, Any]] = {}

@@ -19,7 +19,7 @@ from converse_mongo.domain.errors import (
     WatchError,
 )
 from converse_mongo.domain.events import MessageCreated
-from converse_mongo.domain.headers import LeaseState, MessageState
+from converse_mongo.domain.headers import LeaseState, MessageHeader
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import (
     EPOCH,
@@ -224,7 +224,7 @@ class Message(StreamingMessage, Document):
         if longest is None or stored.get("content_bytes", 0) <= longest:
             await store.call(store.reader.add_moved_chunks, stored, what=f"read message {self.id}")
         if lease is not None:
-            refuse_overtaken(MessageState.from_stored(stored), key, lease)
+            refuse_overtaken(MessageHeader.from_stored(stored), key, lease)
         self._load(stored)
         return self
 
@@ -299,7 +299,7 @@ class Message(StreamingMessage, Document):
             await add(skip_actions=skipped, session=store.session)
 
         self.position, is_new = await store.positions.add_message(
-            store.lane(self.conversation_id), self.conversation_id, new_id, insert
+            store.queue(self.conversation_id), self.conversation_id, new_id, insert
         )
         self._remember()
         if self.generation_id is not None and not is_new:
@@ -363,7 +363,7 @@ async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
     stored: Any = await store.call(store.messages.find_one, key, what=what)
     if stored is None:
         raise MessageNotFoundError(key["_id"])
-    state = MessageState.from_stored(stored)
+    state = MessageHeader.from_stored(stored)
     if not state.status.is_final:
         settled = await store.leases.settle_if_expired(state)
         if settled.status.is_final:

@@ -22,7 +22,7 @@ from converse_mongo.domain.validation import (
     PAGE_CHUNKS,
     now,
 )
-from converse_mongo.store import EndedMessage, Lane, Store
+from converse_mongo.store import EndedMessage, Store, WriteQueue
 
 __all__ = ["Lease", "StoredMessage", "generated_id"]
 
@@ -95,7 +95,7 @@ class StoredMessage(StoredDocument):
         "revision": "save() counts it",
     }
     _untracked = frozenset({"revision_id", "chunks", "updated_at", "lease"})
-    _lane: Lane | None = PrivateAttr(default=None)
+    _queue: WriteQueue | None = PrivateAttr(default=None)
 
     @classmethod
     def _derive(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class StoredMessage(StoredDocument):
 
     def _load(self, stored: dict[str, Any]) -> None:
         super()._load(stored)
-        self._lane = None  # the message may be another one with the same id
+        self._queue = None  # the message may be another one with the same id
         self._follows = self._unconfirmed = False
 
     def __copy__(self) -> Self:
@@ -230,16 +230,16 @@ class StoredMessage(StoredDocument):
         """The filter that finds this message, and no later one with the same id."""
         return message_key(self._own_id(), self.conversation_id, self.log_id)
 
-    def _own_lane(self, store: Store) -> Lane:
+    def _own_queue(self, store: Store) -> WriteQueue:
         private: dict[str, Any] = self._private()
-        lane: Lane | None = private["_lane"] if store.session is None else None
-        if lane is None:
-            lane = store.lane((self._own_id(), self.log_id))
+        queue: WriteQueue | None = private["_queue"] if store.session is None else None
+        if queue is None:
+            queue = store.queue((self._own_id(), self.log_id))
             if store.session is None:
-                private["_lane"] = lane
+                private["_queue"] = queue
         fields = self.__dict__
-        lane.learn(fields["next_sequence"], fields["page_start"], fields["chunk_bytes"])
-        return lane
+        queue.learn(fields["next_sequence"], fields["page_start"], fields["chunk_bytes"])
+        return queue
 
 
 def generated_id(conversation_id: ObjectId, generation_id: str) -> PydanticObjectId:

@@ -105,8 +105,8 @@ class StreamingMessage(StoredMessage):
         if append_id is not None:
             append_id = object_id(append_id, "append")
         store = self.store()
-        lane, key = self._own_lane(store), self._own_key()
-        chunks = await store.appends.append(lane, key, pieces, append_id)
+        queue, key = self._own_queue(store), self._own_key()
+        chunks = await store.appends.append(queue, key, pieces, append_id)
         if store.session is not None:
             self._unconfirmed = True
         self._take_appended(chunks)
@@ -182,7 +182,7 @@ class StreamingMessage(StoredMessage):
             )
         return WriterTarget(
             store=store,
-            lane=self._own_lane(store),
+            queue=self._own_queue(store),
             key=self._own_key(),
             taken_over=lambda lease: self._reload(MAX_CONTENT_BYTES, lease),
             written=self._take_written,
@@ -314,7 +314,7 @@ class StreamingMessage(StoredMessage):
     ) -> Self:
         store = self.store()
         ended = await store.ends.end(
-            self._own_lane(store),
+            self._own_queue(store),
             self._own_key(),
             end,
             retention=self.retention,

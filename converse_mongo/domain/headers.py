@@ -18,7 +18,7 @@ from converse_mongo.domain.events import (
 from converse_mongo.domain.metadata import restored
 from converse_mongo.domain.types import MessageRole, MessageStatus
 
-__all__ = ["COUNTERS", "STATE", "LeaseState", "MessageState", "message_key", "with_chunk_count"]
+__all__ = ["COUNTERS", "HEADER", "LeaseState", "MessageHeader", "message_key", "with_chunk_count"]
 
 COUNTERS = {
     "conversation_id": 1,
@@ -30,7 +30,7 @@ COUNTERS = {
 }
 """The projection that tells whether a message moved on, and whether its writer lives."""
 
-STATE = COUNTERS | {
+HEADER = COUNTERS | {
     "position": 1,
     "role": 1,
     "page_start": 1,
@@ -44,7 +44,7 @@ STATE = COUNTERS | {
     "end_id": 1,
     "compacted": 1,
 }
-"""The projection of all that a :class:`MessageState` holds: neither text nor chunks."""
+"""The projection of all that a :class:`MessageHeader` holds: neither text nor chunks."""
 
 
 def message_key(
@@ -99,7 +99,7 @@ class LeaseState:
 
 
 @dataclass(frozen=True, slots=True)
-class MessageState:
+class MessageHeader:
     """A message without its text."""
 
     message_id: ObjectId
@@ -123,7 +123,7 @@ class MessageState:
     compacted: bool
 
     @classmethod
-    def from_stored(cls, stored: Mapping[str, Any]) -> "MessageState":
+    def from_stored(cls, stored: Mapping[str, Any]) -> "MessageHeader":
         """The state in ``stored``, a document read with :data:`STATE`."""
         completed_at = stored.get("completed_at")
         return cls(

@@ -13,13 +13,13 @@ from converse_mongo.domain.events import ConversationCreated, ConversationUpdate
 from converse_mongo.domain.metadata import restored
 from converse_mongo.domain.owners import OwnerKey, owner_key
 
-__all__ = ["MARKS", "NEVER", "OWNED", "Marks", "OwnedConversation"]
+__all__ = ["MARKERS", "NEVER", "SUMMARY", "ChangeMarkers", "ConversationSummary"]
 
-MARKS = {"owner": 1, "next_position": 1, "revision": 1, "updated_at": 1}
+MARKERS = {"owner": 1, "next_position": 1, "revision": 1, "updated_at": 1}
 """The projection that tells whether something happened in a conversation."""
 
-OWNED = MARKS | {"title": 1, "metadata": 1, "created_at": 1}
-"""The projection of all that an :class:`OwnedConversation` holds."""
+SUMMARY = MARKERS | {"title": 1, "metadata": 1, "created_at": 1}
+"""The projection of all that an :class:`ConversationSummary` holds."""
 
 NEVER = datetime(1970, 1, 2, tzinfo=UTC)
 """When a document was changed that does not say so: the library has not written it."""
@@ -30,7 +30,7 @@ def _moment(stored: Mapping[str, Any], name: str) -> datetime:
     return aware(found) if isinstance(found, datetime) else NEVER
 
 
-class Marks(NamedTuple):
+class ChangeMarkers(NamedTuple):
     """What changes when something happens in a conversation, other than to its messages."""
 
     next_position: int
@@ -38,7 +38,7 @@ class Marks(NamedTuple):
     updated_at: datetime
 
     @classmethod
-    def from_stored(cls, stored: Mapping[str, Any]) -> "Marks":
+    def from_stored(cls, stored: Mapping[str, Any]) -> "ChangeMarkers":
         """The marks of a document, or of its projection ``MARKS``."""
         return cls(
             stored.get("next_position", 0),
@@ -48,7 +48,7 @@ class Marks(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class OwnedConversation:
+class ConversationSummary:
     """A conversation as events tell of it."""
 
     conversation_id: ObjectId
@@ -60,7 +60,7 @@ class OwnedConversation:
     revision: int
 
     @classmethod
-    def from_stored(cls, stored: Mapping[str, Any]) -> "OwnedConversation":
+    def from_stored(cls, stored: Mapping[str, Any]) -> "ConversationSummary":
         """The conversation in a document, or in its projection ``OWNED``."""
         return cls(
             conversation_id=stored["_id"],

@@ -9,22 +9,27 @@ from pymongo import ReadPreference
 from pymongo.read_concern import ReadConcern
 
 from converse_mongo.driver.clients import Database
-from converse_mongo.driver.feeds import CLOSE_SECONDS, ChangeFeed, TaskFeed, ThreadFeed
+from converse_mongo.driver.feeds import (
+    CLOSE_SECONDS,
+    ChangeStream,
+    TaskChangeStream,
+    ThreadChangeStream,
+)
 from converse_mongo.driver.installed import SPEAKS_MOTOR
 from converse_mongo.driver.servers import _takes_time, committed_time
 
-__all__ = ["open_change_feed"]
+__all__ = ["open_change_stream"]
 
 # Change feeds
 
 
-async def open_change_feed(
+async def open_change_stream(
     database: Database,
     pipeline: list[dict[str, Any]],
     begins: Callable[[Timestamp | None], None] = lambda _: None,
     *,
     secondary: bool = False,
-) -> ChangeFeed:
+) -> ChangeStream:
     """Opens a change stream on ``database``.
 
     The stream holds every change that a majority read made from now on does not show yet. Without
@@ -59,10 +64,10 @@ async def open_change_feed(
             unicode_decode_error_handler="replace",
         ),
     }
-    feed: ChangeFeed = (
-        ThreadFeed(database.delegate.with_options(**options), pipeline, start)
+    feed: ChangeStream = (
+        ThreadChangeStream(database.delegate.with_options(**options), pipeline, start)
         if SPEAKS_MOTOR
-        else TaskFeed(database.with_options(**options), pipeline, start)
+        else TaskChangeStream(database.with_options(**options), pipeline, start)
     )
     opening = asyncio.create_task(feed.open(), name="converse_mongo-open")
     try:

@@ -13,7 +13,14 @@ from pymongo.errors import AutoReconnect, PyMongoError
 
 from converse_mongo.driver.deadlines import fresh
 
-__all__ = ["CLOSE_SECONDS", "Change", "ChangeFeed", "TaskFeed", "ThreadFeed", "in_thread"]
+__all__ = [
+    "CLOSE_SECONDS",
+    "Change",
+    "ChangeStream",
+    "TaskChangeStream",
+    "ThreadChangeStream",
+    "in_thread",
+]
 
 logger = logging.getLogger("converse_mongo")
 
@@ -52,7 +59,7 @@ async def in_thread(function: Callable[[], object], seconds: float) -> None:
             await done.wait()
 
 
-class ChangeFeed(Protocol):
+class ChangeStream(Protocol):
     """A change stream."""
 
     async def open(self) -> None:
@@ -74,7 +81,7 @@ class ChangeFeed(Protocol):
         """Closes the cursor on the server and frees the connection, within two seconds."""
 
 
-class TaskFeed:
+class TaskChangeStream:
     """A change stream of PyMongo Async."""
 
     def __init__(
@@ -107,7 +114,7 @@ class TaskFeed:
                     await self._stream.close()
 
 
-class ThreadFeed:
+class ThreadChangeStream:
     """A change stream of the synchronous database under Motor's, read by a thread of its own.
 
     Motor runs every call in one pool of threads that all clients of the process share, and a change

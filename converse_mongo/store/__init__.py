@@ -5,7 +5,7 @@ what it did before it recognises by an id that it chose. So calls that fail on t
 again for ``retry_timeout`` seconds.
 """
 
-from converse_mongo.store.calls import Calls, Lane, Options
+from converse_mongo.store.collections import Collections, Options, WriteQueue
 from converse_mongo.store.ends import EndedMessage
 from converse_mongo.store.store import Store
 from converse_mongo.store.transaction import (
@@ -16,12 +16,12 @@ from converse_mongo.store.transaction import (
 )
 
 __all__ = [
-    "Calls",
+    "Collections",
     "EndedMessage",
-    "Lane",
     "Options",
     "Store",
     "Transaction",
+    "WriteQueue",
     "context_apart",
     "open_transaction",
     "store_now",

@@ -20,12 +20,12 @@ from converse_mongo.domain.errors import (
     WriterFencedError,
 )
 from converse_mongo.domain.events import ChunkReceived
-from converse_mongo.domain.headers import LeaseState, MessageState
+from converse_mongo.domain.headers import LeaseState, MessageHeader
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES, now
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
-from converse_mongo.store.calls import Calls, Lane, back_off
+from converse_mongo.store.collections import Collections, WriteQueue, back_off
 from converse_mongo.store.pages import Pages
 
 __all__ = ["Appends", "WriterClaim", "fenced", "refuse_overtaken", "replaced"]
@@ -100,13 +100,13 @@ class _Append:
 class Appends:
     """Appends to messages, each append all or none."""
 
-    def __init__(self, calls: Calls, pages: Pages) -> None:
-        self._calls = calls
+    def __init__(self, collections: Collections, pages: Pages) -> None:
+        self._collections = collections
         self._pages = pages
 
     async def append(
         self,
-        lane: Lane,
+        queue: WriteQueue,
         key: Mapping[str, Any],
         pieces: Sequence[Piece],
         append_id: ObjectId | None = None,
@@ -142,13 +142,13 @@ class Appends:
         # What may be stored already is looked for first, by a try that cannot match.
         wanted.first = -1 if append_id is not None and again else None
         try:
-            chunks = await self._append_once_there_is_room(lane, wanted)
+            chunks = await self._append_once_there_is_room(queue, wanted)
         except StoreUnavailableError as error:
             error.append_id = wanted.append_id
             raise
-        if self._pages.is_full(lane):
-            await self._pages.seal_if_possible(lane, key)
-        handlers = self._calls.handlers
+        if self._pages.is_full(queue):
+            await self._pages.seal_if_possible(queue, key)
+        handlers = self._collections.handlers
         if handlers.wants(ChunkReceived):
             for chunk in chunks:
                 await handlers.publish(
@@ -158,17 +158,19 @@ class Appends:
                 )
         return chunks
 
-    async def _append_once_there_is_room(self, lane: Lane, wanted: "_Append") -> list[MessageChunk]:
+    async def _append_once_there_is_room(
+        self, queue: WriteQueue, wanted: "_Append"
+    ) -> list[MessageChunk]:
         deadline: float | None = None
         for attempt in count(1):
-            async with lane.lock:
-                chunks = await self._append(lane, wanted)
+            async with queue.lock:
+                chunks = await self._append(queue, wanted)
                 if chunks is not None:
-                    lane.next_sequence = chunks[-1].sequence + 1
-                    lane.live_bytes += wanted.size
+                    queue.next_sequence = chunks[-1].sequence + 1
+                    queue.live_bytes += wanted.size
                     return chunks
             # Not under the lock: nobody else, such as who ends the message, is to wait for this.
-            seconds = self._calls.options.retry_timeout
+            seconds = self._collections.options.retry_timeout
             if deadline is None:
                 deadline = time.monotonic() + seconds
             elif time.monotonic() >= deadline:
@@ -180,16 +182,16 @@ class Appends:
                     f"it again with append_id=ObjectId('{append_id}').",
                     append_id,
                 )
-            if await self._pages.seal_if_possible(lane, wanted.key):
+            if await self._pages.seal_if_possible(queue, wanted.key):
                 deadline = None
             else:
                 await back_off(attempt)
         raise AssertionError("unreachable")
 
-    async def _append(self, lane: Lane, wanted: "_Append") -> list[MessageChunk] | None:
+    async def _append(self, queue: WriteQueue, wanted: "_Append") -> list[MessageChunk] | None:
         """Appends; ``None`` if the message embeds so much that there is no room."""
         if wanted.first is None:
-            wanted.first = lane.next_sequence
+            wanted.first = queue.next_sequence
         if wanted.earliest is None:
             wanted.earliest = wanted.first
         for attempt in count():
@@ -219,8 +221,8 @@ class Appends:
             unless_stopped=claim is not None and claim.unless_stopped,
         )
         try:
-            result = await self._calls.call(
-                self._calls.messages.update_one,
+            result = await self._collections.call(
+                self._collections.messages.update_one,
                 match,
                 update,
                 what=f"append to message {message_id}",
@@ -240,8 +242,8 @@ class Appends:
         """
         key, append_id, claim = wanted.key, wanted.append_id, wanted.claim
         message_id = key["_id"]
-        found = await self._calls.call(
-            self._calls.messages.find_one,
+        found = await self._collections.call(
+            self._collections.messages.find_one,
             updates.any_log(key),
             updates.find_append(append_id),
             what=f"read message {message_id}",
@@ -256,8 +258,8 @@ class Appends:
         if stored:
             return {**found, "stored_at": stored[0]["sequence"]}
         if found.get("page_start", 0) > earliest:
-            stored_at = await self._calls.call(
-                self._calls.reader.appended,
+            stored_at = await self._collections.call(
+                self._collections.reader.appended,
                 *(message_id, key["conversation_id"], found.get("log_id")),
                 *(append_id, max(earliest, 0)),
                 what=f"read message {message_id}",
@@ -283,8 +285,8 @@ class Appends:
         chunks: list[MessageChunk] = []
         while len(chunks) < len(pieces):
             start = first + len(chunks)
-            read = await self._calls.call(
-                self._calls.reader.read,
+            read = await self._collections.call(
+                self._collections.reader.read,
                 *(key["_id"], key["conversation_id"], start, len(pieces) - len(chunks)),
                 what=f"read message {key['_id']}",
             )
@@ -325,7 +327,7 @@ def fenced(message_id: ObjectId, status: MessageStatus) -> WriterFencedError:
     )
 
 
-def refuse_overtaken(state: MessageState, key: Mapping[str, Any], lease: LeaseState) -> None:
+def refuse_overtaken(state: MessageHeader, key: Mapping[str, Any], lease: LeaseState) -> None:
     """Refuses a message to who was to go on with it.
 
     Args:

@@ -23,9 +23,9 @@ from converse_mongo.domain.events import (
     MessageFailed,
 )
 from converse_mongo.domain.headers import (
-    STATE,
+    HEADER,
     LeaseState,
-    MessageState,
+    MessageHeader,
     with_chunk_count,
 )
 from converse_mongo.domain.types import MessageStatus
@@ -37,7 +37,7 @@ from converse_mongo.domain.validation import (
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
 from converse_mongo.store.appends import refuse_overtaken
-from converse_mongo.store.calls import Calls, Lane, back_off
+from converse_mongo.store.collections import Collections, WriteQueue, back_off
 from converse_mongo.store.pages import Pages
 
 __all__ = ["End", "EndedMessage", "Ends"]
@@ -69,7 +69,7 @@ class EndedMessage:
     The text is ``None`` where it could not be read any more, or fits into no document.
     """
 
-    state: MessageState
+    state: MessageHeader
     content: str | None
     chunks: list[StoredChunk] | None
 
@@ -77,13 +77,13 @@ class EndedMessage:
 class Ends:
     """Ends messages."""
 
-    def __init__(self, calls: Calls, pages: Pages) -> None:
-        self._calls = calls
+    def __init__(self, collections: Collections, pages: Pages) -> None:
+        self._collections = collections
         self._pages = pages
 
     async def end(
         self,
-        lane: Lane,
+        queue: WriteQueue,
         key: Mapping[str, Any],
         end: End,
         *,
@@ -116,10 +116,10 @@ class Ends:
             WriterFencedError: Another writer came, or another message with this id.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        self._calls.check_keys(end.metadata)
+        self._collections.check_keys(end.metadata)
         end_id, attempt = end_id or ObjectId(), 0
         condition = {} if lease is None else updates.held_by(lease)
-        async with lane.lock:
+        async with queue.lock:
             while True:
                 try:
                     state = await self._end(key, end_id, end, retention, condition)
@@ -141,8 +141,8 @@ class Ends:
         return await self._finish(state, known)
 
     async def settle(
-        self, state: MessageState, end: End, condition: Mapping[str, Any]
-    ) -> MessageState | None:
+        self, state: MessageHeader, end: End, condition: Mapping[str, Any]
+    ) -> MessageHeader | None:
         """Ends a message that nobody writes to, if ``condition`` says that this is still so.
 
         Returns:
@@ -165,7 +165,7 @@ class Ends:
         condition: Mapping[str, Any],
         *,
         fence: bool = False,
-    ) -> MessageState | None:
+    ) -> MessageHeader | None:
         """Tries to end a message, and returns what then has its id; ``None`` when nothing has."""
         match, update = updates.end(
             key,
@@ -179,15 +179,15 @@ class Ends:
             condition=condition,
             fence=fence,
         )
-        what, messages = f"end message {key['_id']}", self._calls.messages
-        call = partial(self._calls.call, what=what)
+        what, messages = f"end message {key['_id']}", self._collections.messages
+        call = partial(self._collections.call, what=what)
         # Whoever gets the document back from an update has its image written into the oplog. And a
         # try whose answer was lost may have been the one that did it: the id says whose end it is.
         await call(messages.update_one, match, update)
-        stored: Any = await call(messages.find_one, updates.any_log(key), STATE)
-        return MessageState.from_stored(stored) if stored else None
+        stored: Any = await call(messages.find_one, updates.any_log(key), HEADER)
+        return MessageHeader.from_stored(stored) if stored else None
 
-    async def _finish(self, state: MessageState, known: tuple[int, str] | None) -> EndedMessage:
+    async def _finish(self, state: MessageHeader, known: tuple[int, str] | None) -> EndedMessage:
         """Stores what follows from an end, as far as that goes: the end itself is stored."""
         content, chunks = None, None
         try:
@@ -196,8 +196,8 @@ class Ends:
             elif known is not None and known[0] == state.next_sequence:
                 content = known[1]
             else:
-                chunks = await self._calls.call(
-                    self._calls.reader.stored_chunks,
+                chunks = await self._collections.call(
+                    self._collections.reader.stored_chunks,
                     *(state.message_id, state.conversation_id, state.log_id),
                     what=f"read message {state.message_id}",
                 )
@@ -216,17 +216,17 @@ class Ends:
                 state.message_id,
             )
         state = replace(state, metadata=with_chunk_count(state.metadata, state.next_sequence))
-        handlers = self._calls.handlers
+        handlers = self._collections.handlers
         if any(map(handlers.wants, (MessageCompleted, MessageFailed, MessageCancelled))):
             await handlers.publish(state.ended())
         return EndedMessage(state, content, chunks)
 
-    async def _fill(self, state: MessageState, content: str | None) -> None:
+    async def _fill(self, state: MessageHeader, content: str | None) -> None:
         """Stores what readers would else work out from the chunks."""
         key = state.key
         fill = partial(
-            self._calls.call,
-            self._calls.messages.update_one,
+            self._collections.call,
+            self._collections.messages.update_one,
             what=f"end message {key['_id']}",
         )
         end_id: Any = state.end_id

@@ -25,14 +25,14 @@ from converse_mongo.domain.errors import (
     WriterExistsError,
 )
 from converse_mongo.domain.headers import (
-    STATE,
+    HEADER,
     LeaseState,
-    MessageState,
+    MessageHeader,
 )
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.store import updates
 from converse_mongo.store.appends import fenced, replaced
-from converse_mongo.store.calls import Calls
+from converse_mongo.store.collections import Collections
 from converse_mongo.store.ends import End, Ends
 
 __all__ = ["INTERRUPTED", "Leases"]
@@ -71,15 +71,15 @@ class _Look:
 class Leases:
     """Gives leases of messages to writers, and ends what nobody writes to any more."""
 
-    def __init__(self, calls: Calls, ends: Ends) -> None:
-        self._calls = calls
+    def __init__(self, collections: Collections, ends: Ends) -> None:
+        self._collections = collections
         self._ends = ends
         self._clock: tuple[datetime, float] | None = None
         self._looks: dict[ObjectId, _Look] = {}
 
     # Writers
 
-    async def acquire(self, key: Mapping[str, Any]) -> MessageState:
+    async def acquire(self, key: Mapping[str, Any]) -> MessageHeader:
         """Makes the caller the first writer of a message.
 
         Args:
@@ -96,7 +96,7 @@ class Leases:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         holder = ObjectId()
-        change = updates.acquire_lease(key, holder, self._calls.options.lease)
+        change = updates.acquire_lease(key, holder, self._collections.options.lease)
         acquired = await self._change(key, change)
         state = await self._look_after_claim(key, LeaseState(1, holder))
         self._refuse_overtaken(state, holder, claimed=acquired)
@@ -109,7 +109,7 @@ class Leases:
             )
         return state
 
-    async def take_over(self, key: Mapping[str, Any]) -> MessageState:
+    async def take_over(self, key: Mapping[str, Any]) -> MessageHeader:
         """Makes the caller the next writer of a message; the one before is fenced off.
 
         Raises:
@@ -122,13 +122,13 @@ class Leases:
         while state.lease.holder != holder:
             self._refuse_overtaken(state, holder, claimed=taken)
             # From the lease that was seen to the next: a repeat that comes late changes nothing.
-            change = updates.take_over(key, state.lease, holder, self._calls.options.lease)
+            change = updates.take_over(key, state.lease, holder, self._collections.options.lease)
             taken = await self._change(key, change)
             state = await self._look_after_claim(key, LeaseState(state.lease.epoch + 1, holder))
         self._refuse_overtaken(state, holder, claimed=taken)
         return state
 
-    async def renew(self, key: Mapping[str, Any], lease: LeaseState) -> MessageState | None:
+    async def renew(self, key: Mapping[str, Any], lease: LeaseState) -> MessageHeader | None:
         """Gives a sign of life of the writer that was given ``lease``.
 
         Returns:
@@ -149,7 +149,9 @@ class Leases:
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        await self._change(key, updates.release_lease(key, lease, self._calls.options.idle_timeout))
+        await self._change(
+            key, updates.release_lease(key, lease, self._collections.options.idle_timeout)
+        )
 
     async def _change(
         self, key: Mapping[str, Any], change: tuple[updates.Document, updates.Document]
@@ -158,29 +160,29 @@ class Leases:
 
         It may not match because an earlier try, whose answer was lost, was performed.
         """
-        result = await self._calls.call(
-            self._calls.messages.update_one,
+        result = await self._collections.call(
+            self._collections.messages.update_one,
             *change,
             what=f"change the lease of message {key['_id']}",
         )
         return bool(result.matched_count)
 
-    async def _look(self, key: Mapping[str, Any], *, for_writer: bool = False) -> MessageState:
+    async def _look(self, key: Mapping[str, Any], *, for_writer: bool = False) -> MessageHeader:
         """The message as it is now."""
         message_id = key["_id"]
-        stored = await self._calls.call(
-            self._calls.messages.find_one,
-            *(updates.any_log(key), STATE),
+        stored = await self._collections.call(
+            self._collections.messages.find_one,
+            *(updates.any_log(key), HEADER),
             what=f"read message {message_id}",
         )
         if stored is None:
             raise MessageNotFoundError(message_id)
-        state = MessageState.from_stored(stored)
+        state = MessageHeader.from_stored(stored)
         if state.log_id != key.get("log_id", state.log_id):
             raise replaced(message_id) if for_writer else MessageNotFoundError(message_id)
         return state
 
-    async def _look_after_claim(self, key: Mapping[str, Any], lease: LeaseState) -> MessageState:
+    async def _look_after_claim(self, key: Mapping[str, Any], lease: LeaseState) -> MessageHeader:
         """The message as it is now, for who may have the given lease by now."""
         try:
             return await self._look(key)
@@ -189,7 +191,7 @@ class Leases:
                 await self.release(key, lease)  # else nobody could write until it runs out
             raise
 
-    def _refuse_overtaken(self, state: MessageState, holder: ObjectId, *, claimed: bool) -> None:
+    def _refuse_overtaken(self, state: MessageHeader, holder: ObjectId, *, claimed: bool) -> None:
         if claimed and state.lease.holder != holder:
             raise fenced(state.message_id, state.status)
         if state.status.is_final:
@@ -197,7 +199,7 @@ class Leases:
 
     # Stops
 
-    async def request_stop(self, key: Mapping[str, Any], reason: str | None) -> MessageState:
+    async def request_stop(self, key: Mapping[str, Any], reason: str | None) -> MessageHeader:
         """Asks the writer of a message to stop; ends the message where there is no writer.
 
         Args:
@@ -247,8 +249,8 @@ class Leases:
                 "_id": {"$in": unmet},
                 "conversation_id": {"$in": list({conversations[key] for key in unmet})},
             }
-            await self._calls.call(
-                self._calls.messages.update_many,
+            await self._collections.call(
+                self._collections.messages.update_many,
                 *updates.start_lease(them),
                 what="start the leases of messages",
             )
@@ -263,14 +265,14 @@ class Leases:
 
     async def settle_orphan(
         self, message_id: ObjectId, conversation_id: ObjectId
-    ) -> MessageState | None:
+    ) -> MessageHeader | None:
         """Ends a message if its lease has run out; returns it as it is then, if there is one.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        state = await self._calls.call(
-            self._calls.reader.state,
+        state = await self._collections.call(
+            self._collections.reader.state,
             *(message_id, conversation_id),
             what=f"read message {message_id}",
         )
@@ -279,8 +281,8 @@ class Leases:
         return await self.settle_if_expired(state)
 
     async def settle_if_expired(
-        self, state: MessageState, *, complete_partial: bool = False
-    ) -> MessageState:
+        self, state: MessageHeader, *, complete_partial: bool = False
+    ) -> MessageHeader:
         """Ends the message of ``state`` if its lease has run out; returns it as it is then.
 
         Not at the first look, from which on :meth:`next_look` says when the second is due.
@@ -295,8 +297,8 @@ class Leases:
         if state.status.is_final or lease.duration is None:
             return state
         if lease.renewed_at is None:
-            await self._calls.call(
-                self._calls.messages.update_one,
+            await self._collections.call(
+                self._collections.messages.update_one,
                 *updates.start_lease(state.key),
                 what=f"start the lease of message {state.message_id}",
             )
@@ -307,7 +309,7 @@ class Leases:
             return state
         return await self._settle(state, complete_partial=complete_partial) or state
 
-    def next_look(self, state: MessageState) -> float | None:
+    def next_look(self, state: MessageHeader) -> float | None:
         """Seconds until the second look at a message is due; ``None`` if there was no first."""
         look = self._looks.get(state.message_id)
         if look is None or (look.log_id, look.lease) != (state.log_id, state.lease):
@@ -316,16 +318,20 @@ class Leases:
 
     def _waits(self, message_id: ObjectId, lease: LeaseState) -> bool:
         look = self._looks.get(message_id)
-        if look is None or look.lease != lease or look.troubles != self._calls.troubles:
+        if look is None or look.lease != lease or look.troubles != self._collections.troubles:
             return False
         return time.monotonic() < look.moment + look.seconds
 
-    def _looked_before(self, state: MessageState) -> bool:
+    def _looked_before(self, state: MessageHeader) -> bool:
         """Whether a message stood still since a look that was long enough ago; looks at it now.
 
         A call that failed meanwhile says that its writer may not have been able to write.
         """
-        message_id, moment, troubles = state.message_id, time.monotonic(), self._calls.troubles
+        message_id, moment, troubles = (
+            state.message_id,
+            time.monotonic(),
+            self._collections.troubles,
+        )
         look = self._looks.pop(message_id, None)
         if (
             look is None
@@ -334,7 +340,7 @@ class Leases:
         ):
             seconds = state.lease.duration or 0.0
             if state.lease.holder is None:  # nobody gives signs: only an outage has to be over
-                seconds = min(seconds, self._calls.options.lease)
+                seconds = min(seconds, self._collections.options.lease)
             look = _Look(state.log_id, state.lease, seconds / LOOKS_APART, moment, troubles)
         elif moment >= look.moment + look.seconds:
             return True
@@ -345,11 +351,11 @@ class Leases:
 
     async def _settle(
         self,
-        state: MessageState,
+        state: MessageHeader,
         condition: Mapping[str, Any] | None = None,
         *,
         complete_partial: bool = False,
-    ) -> MessageState | None:
+    ) -> MessageHeader | None:
         if state.stop_requested:
             end = End(MessageStatus.CANCELLED, {})
         elif complete_partial and state.next_sequence:
@@ -389,8 +395,8 @@ class Leases:
         return self._may_have_expired(lease) and lease.has_expired(await self._read_clock())
 
     async def _read_clock(self) -> datetime:
-        seen = await self._calls.call(
-            self._calls.reader.server_time, what="read the server's clock"
+        seen = await self._collections.call(
+            self._collections.reader.server_time, what="read the server's clock"
         )
         self._clock = seen, time.monotonic()
         return seen

@@ -5,13 +5,13 @@ from typing import TypeAlias
 
 from bson import ObjectId
 
-__all__ = ["Listener", "Signals"]
+__all__ = ["Listener", "WriterNotices"]
 
 Listener: TypeAlias = Callable[[ObjectId | None], None]
 """Takes the holder of a new lease, or ``None`` for other news."""
 
 
-class Signals:
+class WriterNotices:
     """Leads news of messages to those who write to them.
 
     News are hints, as everywhere: whoever gets one looks at the message itself.

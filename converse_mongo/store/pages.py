@@ -15,7 +15,7 @@ from typing import Any
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from converse_mongo.domain.errors import ConverseError, WatchError
-from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.validation import (
     MAX_CONTENT_BYTES,
     PAGE_BYTES,
@@ -23,7 +23,7 @@ from converse_mongo.domain.validation import (
 )
 from converse_mongo.driver import collections, servers
 from converse_mongo.store import updates
-from converse_mongo.store.calls import PAGES, Calls, Lane
+from converse_mongo.store.collections import PAGES, Collections, WriteQueue
 
 __all__ = ["Pages"]
 
@@ -37,15 +37,17 @@ _FIRST_DELAY_SECONDS, _DELAY_SECONDS = 0.05, 5.0
 class Pages:
     """Moves chunks out of messages that stream, and merges those of messages that ended."""
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
+    def __init__(self, collections: Collections) -> None:
+        self._collections = collections
         self._replicated: bool | None = None
 
-    def is_full(self, lane: Lane) -> bool:
+    def is_full(self, queue: WriteQueue) -> bool:
         """Whether a message is thought to embed as much as makes a page."""
-        return lane.next_sequence - lane.page_start >= PAGE_CHUNKS or lane.live_bytes >= PAGE_BYTES
+        return (
+            queue.next_sequence - queue.page_start >= PAGE_CHUNKS or queue.live_bytes >= PAGE_BYTES
+        )
 
-    async def seal_if_possible(self, lane: Lane, key: Mapping[str, Any]) -> bool:
+    async def seal_if_possible(self, queue: WriteQueue, key: Mapping[str, Any]) -> bool:
         """The same as :meth:`seal`, for who has something else to say than that it went wrong.
 
         One at a time in a lane, and after one that had no effect not again for a while: the
@@ -54,11 +56,11 @@ class Pages:
         Returns:
             Whether the message embeds less now.
         """
-        if lane.sealing or time.monotonic() < lane.next_seal:
+        if queue.sealing or time.monotonic() < queue.next_seal:
             return False
-        lane.sealing, sealed = True, False
+        queue.sealing, sealed = True, False
         try:
-            sealed = await self.seal(lane, key)
+            sealed = await self.seal(queue, key)
         except (PyMongoError, ConverseError):
             logger.warning(
                 "Message %s could not move chunks to a page; a later append tries again",
@@ -66,17 +68,17 @@ class Pages:
                 exc_info=True,
             )
         finally:
-            lane.sealing = False
+            queue.sealing = False
         if sealed:
-            lane.failed_seals, lane.next_seal = 0, 0.0
+            queue.failed_seals, queue.next_seal = 0, 0.0
         else:
-            if lane.failed_seals:  # one may fail by chance
-                delay = _FIRST_DELAY_SECONDS * 2 ** min(lane.failed_seals, 20)
-                lane.next_seal = time.monotonic() + min(delay, _DELAY_SECONDS)
-            lane.failed_seals += 1
+            if queue.failed_seals:  # one may fail by chance
+                delay = _FIRST_DELAY_SECONDS * 2 ** min(queue.failed_seals, 20)
+                queue.next_seal = time.monotonic() + min(delay, _DELAY_SECONDS)
+            queue.failed_seals += 1
         return sealed
 
-    async def seal(self, lane: Lane, key: Mapping[str, Any]) -> bool:
+    async def seal(self, queue: WriteQueue, key: Mapping[str, Any]) -> bool:
         """Moves the embedded chunks of a message to a page, if they are as many as it takes.
 
         Safe to be done by several at once, and to be left undone at any step.
@@ -88,7 +90,7 @@ class Pages:
             StoreUnavailableError: No answer for some seconds.
         """
         message_id = key["_id"]
-        call = partial(self._calls.call, at_most=SEAL_SECONDS)
+        call = partial(self._collections.call, at_most=SEAL_SECONDS)
         what = f"move chunks of message {message_id} to a page"
         messages, pages = await self._durable()
         found = await call(
@@ -102,9 +104,9 @@ class Pages:
         chunks = found.get("chunks") or []
         first, live_bytes = found.get("page_start", 0), found.get("chunk_bytes", 0)
         if not chunks or (len(chunks) < PAGE_CHUNKS and live_bytes < PAGE_BYTES):
-            if first <= lane.page_start:
+            if first <= queue.page_start:
                 return False
-            lane.page_start, lane.live_bytes = first, live_bytes
+            queue.page_start, queue.live_bytes = first, live_bytes
             return True  # by another process
         sequences = [chunk["sequence"] for chunk in chunks]
         if sequences != list(range(first, first + len(chunks))):
@@ -122,7 +124,7 @@ class Pages:
             if page is None:
                 return False  # not safe from a failover yet
         trimmed = await call(
-            self._calls.messages.update_one,
+            self._collections.messages.update_one,
             *updates.trim(key, first, page["next_sequence"], page["chunk_bytes"]),
             what=what,
         )
@@ -133,25 +135,25 @@ class Pages:
             )
             if left is None or left.get("compacted") or left.get("log_id") != key["log_id"]:
                 await call(pages.delete_many, page_key, what=what)
-        if page["next_sequence"] > lane.page_start:
-            lane.page_start = page["next_sequence"]
-            lane.live_bytes = max(lane.live_bytes - page["chunk_bytes"], 0)
+        if page["next_sequence"] > queue.page_start:
+            queue.page_start = page["next_sequence"]
+            queue.live_bytes = max(queue.live_bytes - page["chunk_bytes"], 0)
         return True
 
     async def _durable(self) -> tuple[collections.Collection, collections.Collection]:
         """Messages and pages, read and written so that no failover takes anything back."""
-        messages = self._calls.messages
-        if self._calls.session is not None:  # the transaction holds all of it together
-            return messages, self._calls.pages
+        messages = self._collections.messages
+        if self._collections.session is not None:  # the transaction holds all of it together
+            return messages, self._collections.pages
         if self._replicated is None:
-            self._replicated = await self._calls.call(
+            self._replicated = await self._collections.call(
                 servers.has_change_streams, messages.database, what="look at the server"
             )
         if self._replicated:
             messages = collections.majority_of(messages)
         return messages, collections.sibling(messages, PAGES)
 
-    async def compact(self, state: MessageState) -> bool:
+    async def compact(self, state: MessageHeader) -> bool:
         """Merges the chunks of an ended message away; says whether they are gone.
 
         What stays is the text, and where each chunk ended in it: watchers resume as before. A text
@@ -160,12 +162,12 @@ class Pages:
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds; it is done later.
         """
-        calls, key = self._calls, state.key
+        collections, key = self._collections, state.key
         what = f"merge the chunks of message {state.message_id}"
         possible = state.end_id is not None and state.content_bytes <= MAX_CONTENT_BYTES
         if possible and not state.compacted:
-            chunks = await calls.call(
-                calls.reader.stored_chunks,
+            chunks = await collections.call(
+                collections.reader.stored_chunks,
                 *(state.message_id, state.conversation_id, state.log_id),
                 what=what,
             )
@@ -174,13 +176,15 @@ class Pages:
             end_id: Any = state.end_id
             match, update = updates.compact(key, end_id, chunks)
             messages, _ = await self._durable()
-            await calls.call(messages.update_one, match, update, what=what)
+            await collections.call(messages.update_one, match, update, what=what)
         if possible and not await self._delete_merged(key, state):
             return False  # a failover took the end back, or is about to decide
-        await calls.call(calls.messages.update_one, *updates.finish_compaction(key), what=what)
+        await collections.call(
+            collections.messages.update_one, *updates.finish_compaction(key), what=what
+        )
         return possible
 
-    async def _delete_merged(self, key: Mapping[str, Any], state: MessageState) -> bool:
+    async def _delete_merged(self, key: Mapping[str, Any], state: MessageHeader) -> bool:
         """Deletes the pages of a message that is merged, and can be nothing else any more.
 
         What a primary says that is about to step down may never have been: pages that are deleted
@@ -188,7 +192,7 @@ class Pages:
         """
         what = f"merge the chunks of message {state.message_id}"
         messages, pages = await self._durable()
-        call = self._calls.call
+        call = self._collections.call
         merged = await call(messages.find_one, key, {"compacted": 1}, what=what)
         if merged is None or not merged.get("compacted"):
             return False
@@ -197,8 +201,8 @@ class Pages:
 
     async def delete(self, key: Mapping[str, Any]) -> None:
         """Deletes the pages of a message that is no more."""
-        await self._calls.call(
-            self._calls.pages.delete_many,
+        await self._collections.call(
+            self._collections.pages.delete_many,
             updates.pages_of(key),
             what=f"delete the pages of message {key['_id']}",
         )

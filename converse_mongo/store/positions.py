@@ -11,7 +11,7 @@ from pymongo.errors import DuplicateKeyError
 from converse_mongo.domain.errors import ConversationNotFoundError
 from converse_mongo.domain.validation import now
 from converse_mongo.store import updates
-from converse_mongo.store.calls import Calls, Lane, back_off
+from converse_mongo.store.collections import Collections, WriteQueue, back_off
 
 __all__ = ["Added", "Insert", "Positions"]
 
@@ -35,12 +35,12 @@ class Added(NamedTuple):
 class Positions:
     """Adds conversations, and messages to them."""
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
+    def __init__(self, collections: Collections) -> None:
+        self._collections = collections
 
     async def add_message(
         self,
-        lane: Lane,
+        queue: WriteQueue,
         conversation_id: ObjectId,
         new_id: ObjectId | None,
         insert: Insert,
@@ -62,11 +62,13 @@ class Positions:
             ConversationNotFoundError: There is no such conversation; nothing was written.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        call = partial(self._calls.call, what=f"add a message to conversation {conversation_id}")
-        async with lane.lock:
+        call = partial(
+            self._collections.call, what=f"add a message to conversation {conversation_id}"
+        )
+        async with queue.lock:
             for attempt in count():
                 conversation = await call(
-                    self._calls.conversations.find_one,
+                    self._collections.conversations.find_one,
                     {"_id": conversation_id},
                     {"next_position": 1},
                 )
@@ -78,14 +80,14 @@ class Positions:
                     await call(insert, position)
                 except DuplicateKeyError:
                     stored: Any = new_id and await call(
-                        self._calls.messages.find_one,
+                        self._collections.messages.find_one,
                         {"_id": new_id, "conversation_id": conversation_id},
                         {"position": 1},
                     )
                     if stored:
                         position, is_new = stored["position"], False
                     elif await call(
-                        self._calls.messages.find_one,
+                        self._collections.messages.find_one,
                         {"conversation_id": conversation_id, "position": position},
                         {"_id": 0, "position": 1},
                     ):
@@ -93,7 +95,7 @@ class Positions:
                     else:  # a unique index of the application's
                         raise
                 await call(
-                    self._calls.conversations.update_one,
+                    self._collections.conversations.update_one,
                     {"_id": conversation_id},
                     updates.move_next_position(position, now()),
                 )
@@ -112,9 +114,9 @@ class Positions:
         """
         what = "start a conversation"
         try:
-            await self._calls.call(insert, what=what)
+            await self._collections.call(insert, what=what)
         except DuplicateKeyError:
-            if new_id is None or not await self._calls.call(
-                self._calls.conversations.find_one, {"_id": new_id}, {"_id": 1}, what=what
+            if new_id is None or not await self._collections.call(
+                self._collections.conversations.find_one, {"_id": new_id}, {"_id": 1}, what=what
             ):
                 raise

@@ -12,9 +12,9 @@ from bson import ObjectId, Timestamp
 from converse_mongo.domain.chunks import MessageChunk, StoredChunk
 from converse_mongo.domain.headers import (
     COUNTERS,
-    STATE,
+    HEADER,
     LeaseState,
-    MessageState,
+    MessageHeader,
     message_key,
 )
 from converse_mongo.domain.lengths import expand
@@ -69,7 +69,7 @@ class Counters:
 class MessageRow:
     """A message of a conversation as ``MessageCreated`` tells of it."""
 
-    state: MessageState
+    state: MessageHeader
     content: str
 
 
@@ -110,7 +110,7 @@ class Found(NamedTuple):
         last: Where to go on; ``None`` at the end.
     """
 
-    states: list[MessageState]
+    states: list[MessageHeader]
     last: Place | None
 
 
@@ -197,12 +197,12 @@ class Reader:
         """Whether there is such a message."""
         return await self.messages.find_one({"_id": message_id}, {"_id": 1}) is not None
 
-    async def state(self, message_id: ObjectId, conversation_id: ObjectId) -> MessageState | None:
+    async def state(self, message_id: ObjectId, conversation_id: ObjectId) -> MessageHeader | None:
         """The state of a message; ``None`` when there is no such one."""
         stored = await self.messages.find_one(
-            {"_id": message_id, "conversation_id": conversation_id}, STATE
+            {"_id": message_id, "conversation_id": conversation_id}, HEADER
         )
-        return MessageState.from_stored(stored) if stored else None
+        return MessageHeader.from_stored(stored) if stored else None
 
     async def read(
         self,
@@ -212,7 +212,7 @@ class Reader:
         limit: int,
         page_start: int = 0,
         stop: int | None = None,
-    ) -> tuple[MessageState, list[MessageChunk]] | None:
+    ) -> tuple[MessageHeader, list[MessageChunk]] | None:
         """The state of a message, and some chunks from sequence ``start``.
 
         Some: those that are in one place, the message itself or one page or the text of a merged
@@ -236,21 +236,21 @@ class Reader:
         start: int,
         limit: int,
         stop: int | None = None,
-    ) -> tuple[MessageState, list[MessageChunk]] | None:
+    ) -> tuple[MessageHeader, list[MessageChunk]] | None:
         """The same for the message at a position of a conversation."""
         key = {"conversation_id": conversation_id, "position": position}
         return await self._read(key, start, limit, 0, stop)
 
     async def read_tail(
         self, message_id: ObjectId, limit: int
-    ) -> tuple[MessageState, list[MessageChunk]] | None:
+    ) -> tuple[MessageHeader, list[MessageChunk]] | None:
         """The same with up to ``limit`` of the last chunks, for who knows only the message."""
         stored = await self.messages.find_one(
-            {"_id": message_id}, {**STATE, "chunks": {"$slice": -limit}}
+            {"_id": message_id}, {**HEADER, "chunks": {"$slice": -limit}}
         )
         if stored is None:
             return None
-        return MessageState.from_stored(stored), _chunks(stored)
+        return MessageHeader.from_stored(stored), _chunks(stored)
 
     async def _read(
         self,
@@ -259,7 +259,7 @@ class Reader:
         limit: int,
         page_start: int,
         stop: int | None,
-    ) -> tuple[MessageState, list[MessageChunk]] | None:
+    ) -> tuple[MessageHeader, list[MessageChunk]] | None:
         merged_limit = MERGED_CHUNKS_PER_READ
         if stop is not None:
             stop = max(stop, start + 1)  # MongoDB takes no $slice of nothing
@@ -267,11 +267,11 @@ class Reader:
         while True:
             embedded = {"chunks": {"$slice": [start - page_start, limit]}}
             stored = await self.messages.find_one(
-                match, STATE | (embedded if start >= page_start else {})
+                match, HEADER | (embedded if start >= page_start else {})
             )
             if stored is None:
                 return None
-            state = MessageState.from_stored(stored)
+            state = MessageHeader.from_stored(stored)
             if state.page_start == page_start <= start:
                 return state, _chunks(stored)
             page_start = state.page_start
@@ -283,7 +283,7 @@ class Reader:
                 page_start = 0
 
     async def _read_moved(
-        self, state: MessageState, start: int, limit: int, merged_limit: int
+        self, state: MessageHeader, start: int, limit: int, merged_limit: int
     ) -> list[MessageChunk] | None:
         """Chunks that are not in the message any more; ``None`` if they just went elsewhere."""
         key = state.key
@@ -304,7 +304,7 @@ class Reader:
         now = await self.messages.find_one(key, {"compacted": 1})
         return None if now is None or now.get("compacted") else []
 
-    async def _page(self, state: MessageState, start: int, behind: int) -> dict[str, Any] | None:
+    async def _page(self, state: MessageHeader, start: int, behind: int) -> dict[str, Any] | None:
         """The last page that begins at ``start`` or before, and behind another sequence."""
         page: dict[str, Any] | None = await self.pages.find_one(
             {
@@ -318,7 +318,7 @@ class Reader:
         )
         return page
 
-    async def _following(self, state: MessageState, start: int, limit: int) -> list[MessageChunk]:
+    async def _following(self, state: MessageHeader, start: int, limit: int) -> list[MessageChunk]:
         """Chunks of whole pages, from the page that begins at ``start``.
 
         About ``limit`` of them, and fewer where a page is not there any more.
@@ -467,12 +467,12 @@ class Reader:
         return await self._states(match, [("compact_at", 1), ("_id", 1)])
 
     async def _states(self, match: Mapping[str, Any], order: list[tuple[str, int]]) -> "Found":
-        cursor = self.messages.find(match, {**STATE, "compact_at": 1}).sort(order)
+        cursor = self.messages.find(match, {**HEADER, "compact_at": 1}).sort(order)
         page = await cursor.limit(STATES_PER_READ).to_list(STATES_PER_READ)
-        found: list[MessageState] = []
+        found: list[MessageHeader] = []
         for stored in page:
             try:
-                found.append(MessageState.from_stored(stored))
+                found.append(MessageHeader.from_stored(stored))
             except (KeyError, TypeError, ValueError, AttributeError):
                 logger.exception("Message %s is not as the library writes it", stored["_id"])
         if len(page) < STATES_PER_READ:
@@ -510,14 +510,14 @@ class Reader:
 
     async def messages_at(
         self, conversation_id: ObjectId, positions: Sequence[int]
-    ) -> list[MessageState]:
+    ) -> list[MessageHeader]:
         """The messages at these positions of a conversation, without their text."""
-        found: list[MessageState] = []
+        found: list[MessageHeader] = []
         for offset in range(0, len(positions), IDS_PER_QUERY):
             some = list(positions[offset : offset + IDS_PER_QUERY])
             match = {"conversation_id": conversation_id, "position": {"$in": some}}
-            cursor = self.messages.find(match, STATE)
-            found += [MessageState.from_stored(stored) async for stored in cursor]
+            cursor = self.messages.find(match, HEADER)
+            found += [MessageHeader.from_stored(stored) async for stored in cursor]
         return found
 
     async def confirm_primary(self, conversation_id: ObjectId) -> bool:
@@ -564,7 +564,7 @@ class Reader:
     ) -> list[MessageRow]:
         """Up to ``limit`` messages at the positions from ``start`` to before ``stop``, in order."""
         match = {"conversation_id": conversation_id, "position": {"$gte": start, "$lt": stop}}
-        cursor = self.messages.find(match, {**STATE, "content": 1}).sort([("position", 1)])
+        cursor = self.messages.find(match, {**HEADER, "content": 1}).sort([("position", 1)])
         return [_row(stored) for stored in await cursor.limit(limit).to_list(limit)]
 
     async def having(self, places: Mapping[int, Sequence[ObjectId]]) -> set[ObjectId]:
@@ -609,6 +609,6 @@ def _chunks(
 
 
 def _row(stored: Mapping[str, Any]) -> MessageRow:
-    state = MessageState.from_stored(stored)
+    state = MessageHeader.from_stored(stored)
     # The text of a stream comes in its chunks; "created" tells only of a text that was there then.
     return MessageRow(state, "" if state.streamed else stored.get("content") or "")

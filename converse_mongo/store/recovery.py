@@ -9,9 +9,9 @@ from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from converse_mongo.domain.events import FinalEvent
-from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.validation import now
-from converse_mongo.store.calls import Calls
+from converse_mongo.store.collections import Collections
 from converse_mongo.store.leases import LOOKS_KEPT, Leases
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.reads import Found
@@ -33,8 +33,8 @@ async def pause(seconds: float) -> None:
 class Recovery:
     """Ends orphans, and merges away chunks whose time has come."""
 
-    def __init__(self, calls: Calls, leases: Leases, pages: Pages) -> None:
-        self._calls = calls
+    def __init__(self, collections: Collections, leases: Leases, pages: Pages) -> None:
+        self._collections = collections
         self._leases = leases
         self._pages = pages
 
@@ -51,7 +51,7 @@ class Recovery:
         seen: dict[ObjectId, float] | None = None
         for further in reversed(range(ROUNDS)):
             waiting: dict[ObjectId, float] = {}
-            async for state in self._each(self._calls.reader.streaming_anywhere):
+            async for state in self._each(self._collections.reader.streaming_anywhere):
                 if seen is not None and state.message_id not in seen:
                     continue
                 try:
@@ -80,7 +80,7 @@ class Recovery:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         compacted = 0
-        async for state in self._each(self._calls.reader.to_compact, now()):
+        async for state in self._each(self._collections.reader.to_compact, now()):
             try:
                 compacted += await self._pages.compact(state)
             except PyMongoError:
@@ -89,10 +89,10 @@ class Recovery:
 
     async def _each(
         self, read: Callable[..., Awaitable[Found]], *arguments: Any
-    ) -> AsyncIterator[MessageState]:
+    ) -> AsyncIterator[MessageHeader]:
         what, after = "look for messages that were left behind", None
         while True:
-            states, after = await self._calls.call(read, after, *arguments, what=what)
+            states, after = await self._collections.call(read, after, *arguments, what=what)
             for state in states:
                 yield state
             if after is None:
@@ -101,7 +101,7 @@ class Recovery:
     async def sweep(self, interval: float) -> None:
         """Does both every ``interval`` seconds, until the store is closed."""
         task = asyncio.current_task()
-        while not (self._calls.closing or (task and task.cancelling())):
+        while not (self._collections.closing or (task and task.cancelling())):
             try:
                 await self.recover_stale()
                 await self.compact_due()
@@ -109,5 +109,5 @@ class Recovery:
                 # A sweep that went wrong is made good by the next.
                 logger.warning("A sweep was not finished; the next one goes on", exc_info=True)
             # On Python 3.11 a driver may swallow a cancellation.
-            if not (self._calls.closing or (task and task.cancelling())):
+            if not (self._collections.closing or (task and task.cancelling())):
                 await asyncio.sleep(interval)

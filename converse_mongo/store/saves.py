@@ -13,12 +13,12 @@ from converse_mongo.domain.errors import (
     MessageTooLargeError,
 )
 from converse_mongo.domain.events import MessageUpdated
-from converse_mongo.domain.summaries import OWNED, OwnedConversation
+from converse_mongo.domain.summaries import SUMMARY, ConversationSummary
 from converse_mongo.driver import servers
 from converse_mongo.driver.collections import Collection
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
-from converse_mongo.store.calls import Calls
+from converse_mongo.store.collections import Collections
 
 __all__ = ["Saves"]
 
@@ -26,8 +26,8 @@ __all__ = ["Saves"]
 class Saves:
     """Saves fields that are not the library's own."""
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
+    def __init__(self, collections: Collections) -> None:
+        self._collections = collections
 
     async def save_conversation(self, conversation_id: ObjectId, update: updates.Document) -> int:
         """Applies ``update`` to a conversation, and returns the revision that it then has.
@@ -36,15 +36,15 @@ class Saves:
             ConversationNotFoundError: There is no such conversation.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        key, conversations = {"_id": conversation_id}, self._calls.conversations
-        call = partial(self._calls.call, what=f"save conversation {conversation_id}")
+        key, conversations = {"_id": conversation_id}, self._collections.conversations
+        call = partial(self._collections.call, what=f"save conversation {conversation_id}")
         # Whoever gets the document back from an update has its image written into the oplog.
         result = await call(conversations.update_one, key, update)
-        stored: Any = await call(conversations.find_one, key, OWNED)
+        stored: Any = await call(conversations.find_one, key, SUMMARY)
         if stored is None or not result.matched_count:
             raise ConversationNotFoundError(conversation_id)
-        saved = OwnedConversation.from_stored(stored)
-        await self._calls.handlers.publish(saved.updated())
+        saved = ConversationSummary.from_stored(stored)
+        await self._collections.handlers.publish(saved.updated())
         return saved.revision
 
     async def save_unaddressable(
@@ -61,10 +61,10 @@ class Saves:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         for assigned, removed in changes.values():
-            self._calls.check_keys(assigned, dict.fromkeys(removed))
+            self._collections.check_keys(assigned, dict.fromkeys(removed))
         update, what = updates.save_unaddressable(changes), f"save {key['_id']}"
         try:
-            await self._calls.call(collection.update_one, dict(key), update, what=what)
+            await self._collections.call(collection.update_one, dict(key), update, what=what)
         except OperationFailure as error:
             if is_too_large(error):
                 raise MessageTooLargeError(key["_id"]) from error
@@ -77,9 +77,9 @@ class Saves:
             MessageNotFoundError: There is no such message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        message_id, messages = key["_id"], self._calls.messages
+        message_id, messages = key["_id"], self._collections.messages
         update = updates.mark_saved(update, servers.mark_type(messages))
-        call = partial(self._calls.call, what=f"save message {message_id}")
+        call = partial(self._collections.call, what=f"save message {message_id}")
         try:
             await call(messages.update_one, key, update)
         except OperationFailure as error:
@@ -90,7 +90,7 @@ class Saves:
         if stored is None:
             raise MessageNotFoundError(message_id)
         revision: int = stored["revision"]
-        await self._calls.handlers.publish(
+        await self._collections.handlers.publish(
             MessageUpdated(
                 conversation_id=key["conversation_id"], message_id=message_id, revision=revision
             )

@@ -7,11 +7,11 @@ from typing import Protocol
 from converse_mongo.domain.errors import ConverseClosedError, ConverseError
 from converse_mongo.driver.collections import Collection
 from converse_mongo.store.appends import Appends
-from converse_mongo.store.calls import Calls, Options
+from converse_mongo.store.collections import Collections, Options
 from converse_mongo.store.ends import Ends
 from converse_mongo.store.handlers import Handlers
 from converse_mongo.store.leases import Leases
-from converse_mongo.store.notices import Signals
+from converse_mongo.store.notices import WriterNotices
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.positions import Positions
 from converse_mongo.store.recovery import Recovery
@@ -33,7 +33,7 @@ class RunningWriter(Protocol):
         """Ends at once; what is not stored is in its own error."""
 
 
-class Store(Calls):
+class Store(Collections):
     """The collections of one database, and all that is done to them.
 
     Attributes:
@@ -66,7 +66,7 @@ class Store(Calls):
             handlers=handlers,
             options=options,
         )
-        self.signals = Signals()
+        self.notices = WriterNotices()
         self.writers: set[RunningWriter] = set()
         self.paging = Pages(self)
         self.appends = Appends(self, self.paging)

@@ -228,7 +228,7 @@ def check_default_concern(concern: Mapping[str, Any], whose: str) -> Finding:
 async def _check_change_streams(database: clients.Database) -> AsyncIterator[Finding]:
     told = pipeline(Message.Settings.name, Conversation.Settings.name)
     try:
-        feed = await change_streams.open_change_feed(database, told)
+        feed = await change_streams.open_change_stream(database, told)
     except PyMongoError as error:
         if not failures.refuses_change_streams(error):
             raise

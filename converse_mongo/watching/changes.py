@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from bson import ObjectId, Timestamp
 
 from converse_mongo.domain.chunks import StoredChunk
-from converse_mongo.domain.headers import STATE
+from converse_mongo.domain.headers import HEADER
 from converse_mongo.domain.owners import OwnerKey, owner_key
 
 __all__ = [
@@ -36,7 +36,7 @@ SHORTENED: list[dict[str, Any]] = [
         "$project": {
             **dict.fromkeys(("operationType", "clusterTime", "ns", "to", "documentKey"), 1),
             # Of documents: what is told of a new message, and whose a conversation is.
-            **{f"fullDocument.{name}": 1 for name in ("_id", *STATE, "content", "owner")},
+            **{f"fullDocument.{name}": 1 for name in ("_id", *HEADER, "content", "owner")},
             _UPDATED: 1,
         }
     },

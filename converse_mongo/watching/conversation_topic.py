@@ -20,7 +20,7 @@ from converse_mongo.domain.events import (
     MessageCreated,
     MessageUpdated,
 )
-from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.driver.servers import Mark
 from converse_mongo.store.reads import (
     Counters,
@@ -261,7 +261,7 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
         if position > self._known.end or hint.document.get("next_sequence"):
             self.mark_stale()
             return
-        state = MessageState.from_stored(hint.document)
+        state = MessageHeader.from_stored(hint.document)
         row = MessageRow(state, "" if state.streamed else hint.document.get("content") or "")
         self._put(*_created(self._known, row))
 

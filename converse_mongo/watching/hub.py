@@ -22,18 +22,18 @@ from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.domain.types import WatchMode
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_transient, refuses_change_streams
-from converse_mongo.driver.feeds import CLOSE_SECONDS, Change, ChangeFeed
+from converse_mongo.driver.feeds import CLOSE_SECONDS, Change, ChangeStream
 from converse_mongo.store import Store
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching import changes
 from converse_mongo.watching.conversation_topic import ConversationTopic
 from converse_mongo.watching.owner_topic import OwnerTopic
 from converse_mongo.watching.pace import Pace
-from converse_mongo.watching.reconciler import Comparison
-from converse_mongo.watching.registry import AnyTopic, Watched
+from converse_mongo.watching.reconciler import Reconciler
+from converse_mongo.watching.registry import AnyTopic, TopicRegistry
 from converse_mongo.watching.topics import MessageTopic
 
-__all__ = ["Hub", "HubStatistics"]
+__all__ = ["Hub", "WatchStatistics"]
 
 logger = logging.getLogger("converse_mongo")
 
@@ -66,7 +66,7 @@ class Demand(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class HubStatistics:
+class WatchStatistics:
     """What a hub has to do.
 
     Attributes:
@@ -109,27 +109,27 @@ class Hub:
     def __init__(
         self,
         reader: Reader,
-        open_feed: Callable[[], Awaitable[ChangeFeed]] | None,
+        open_feed: Callable[[], Awaitable[ChangeStream]] | None,
         store: Store,
         *,
         poll_interval: float,
         check_interval: float,
-        open_writers_feed: Callable[[], Awaitable[ChangeFeed]] | None = None,
+        open_writers_feed: Callable[[], Awaitable[ChangeStream]] | None = None,
         sharded: bool = False,
     ) -> None:
-        self._watched = Watched(reader)
-        self._comparison = Comparison(self._watched, reader, store)
+        self._registry = TopicRegistry(reader)
+        self._reconciler = Reconciler(self._registry, reader, store)
         self._reader = reader
         self._conversations = reader.conversations.name
-        self._signals = store.signals
+        self._notices = store.notices
         self._open_feed = open_feed
         self._open_writers_feed = open_writers_feed
         self._poll_interval = poll_interval
         self._check_interval = check_interval
         self._pace = Pace(poll_interval, check_interval, sharded=sharded)
         self._tasks: list[asyncio.Task[None]] = []
-        self._signals.on_listen = self._ensure_running
-        self._signals.on_leave = self._note_leaving
+        self._notices.on_listen = self._ensure_running
+        self._notices.on_leave = self._note_leaving
         self._needed = asyncio.Event()
         self._demand_changed = asyncio.Event()
         self._soon: asyncio.TimerHandle | None = None
@@ -139,7 +139,7 @@ class Hub:
         self._polls = open_feed is None
         self._refusal: tuple[type[Exception], Any] | None = None
         self._failures = self._losses = 0
-        self._feed: ChangeFeed | None = None
+        self._feed: ChangeStream | None = None
         self._closing = False
         self._failure: BaseException | None = None
         self._streams_opened = self._changes = self._checks = 0
@@ -149,10 +149,10 @@ class Hub:
         """How watchers learn of news right now."""
         return WatchMode.POLLING if self._polls else WatchMode.CHANGE_STREAM
 
-    def statistics(self) -> HubStatistics:
+    def statistics(self) -> WatchStatistics:
         """What there is to do right now."""
-        topics = self._watched.all()
-        return HubStatistics(
+        topics = self._registry.all()
+        return WatchStatistics(
             watchers=sum(topic.watchers for topic in topics),
             topics=len(topics),
             streams_opened=self._streams_opened,
@@ -162,23 +162,23 @@ class Hub:
 
     def join_message(self, message_id: ObjectId) -> MessageTopic:
         """The topic of a message, with one more watcher; :meth:`leave` it in the end."""
-        topic = self._join(self._watched.message(message_id))
+        topic = self._join(self._registry.message(message_id))
         self._check_soon(topic)
         return topic
 
     def join_conversation(self, conversation_id: ObjectId) -> ConversationTopic:
         """The topic of a conversation, with one more watcher; :meth:`leave` it in the end."""
-        topic = self._join(self._watched.conversation(conversation_id))
+        topic = self._join(self._registry.conversation(conversation_id))
         self._check_soon(topic)
         return topic
 
     def join_owner(self, owner: OwnerKey) -> OwnerTopic:
         """The topic of an owner, with one more watcher; :meth:`leave` it in the end."""
-        return self._join(self._watched.owner(owner))
+        return self._join(self._registry.owner(owner))
 
     def expect(self, conversation_id: ObjectId, end: int) -> None:
         """Has a watched conversation read if it has not heard of all messages before ``end``."""
-        topic = self._watched.conversations.get(conversation_id)
+        topic = self._registry.conversations.get(conversation_id)
         if topic is not None and topic.cursor is not None and topic.cursor.end < end:
             topic.mark_stale()
 
@@ -191,9 +191,9 @@ class Hub:
         return topic
 
     def _demand(self) -> Demand:
-        if self._watched.any():
+        if self._registry.any():
             return Demand.WATCHERS
-        return Demand.WRITERS if self._signals.messages else Demand.NOBODY
+        return Demand.WRITERS if self._notices.messages else Demand.NOBODY
 
     def _note_leaving(self) -> None:
         self._demand_changed.set()
@@ -210,7 +210,7 @@ class Hub:
         """Takes a watcher away; a topic that nobody watches is forgotten at once."""
         topic.watchers -= 1
         if not topic.watchers:
-            self._watched.forget(topic)
+            self._registry.forget(topic)
             self._note_leaving()
 
     async def aclose(self) -> None:
@@ -221,7 +221,7 @@ class Hub:
         # The flag beside the cancellation: on Python 3.11, asyncio.wait_for, which PyMongo uses to
         # connect, may swallow a cancellation that comes as it finishes.
         self._closing = True
-        self._signals.on_listen = self._signals.on_leave = None
+        self._notices.on_listen = self._notices.on_leave = None
         if self._soon is not None:
             self._soon.cancel()
         for task in self._tasks:
@@ -252,7 +252,7 @@ class Hub:
 
     def _fail(self, failure: BaseException) -> None:
         self._failure = self._failure or failure
-        self._watched.fail(failure)
+        self._registry.fail(failure)
 
     # The change stream
 
@@ -276,8 +276,8 @@ class Hub:
                 self._streams_opened += 1
                 self._live, self._polls = True, False
                 # What was written before the stream opened is read, not hoped for.
-                self._watched.mark_all_stale()
-                if self._signals.messages:
+                self._registry.mark_all_stale()
+                if self._notices.messages:
                     self._check_now.set()
                 try:
                     await self._pump(feed, demand)
@@ -309,7 +309,7 @@ class Hub:
             await self._demand_changed.wait()
         return demand
 
-    async def _pump(self, feed: ChangeFeed, told: Demand) -> None:
+    async def _pump(self, feed: ChangeStream, told: Demand) -> None:
         """Takes what a stream tells, until that is too little, or more than anybody wants.
 
         Raises:
@@ -332,7 +332,7 @@ class Hub:
         if failure is not None:
             raise failure
 
-    async def _read(self, feed: ChangeFeed) -> None:
+    async def _read(self, feed: ChangeStream) -> None:
         while not self._is_ending() and self._feed is feed:
             for change in await feed.next_batch():
                 self._note_news()
@@ -385,9 +385,9 @@ class Hub:
         if isinstance(hint, changes.StreamInvalidated):
             raise _StreamLostError(hint.operation)
         if isinstance(hint, changes.Updated) and (hint.concerns_writer or hint.holder is not None):
-            self._signals.hints += 1
-            self._signals.tell(hint.message_id, hint.holder)
-        self._watched.take(hint)
+            self._notices.hints += 1
+            self._notices.tell(hint.message_id, hint.holder)
+        self._registry.take(hint)
 
     # The comparison with the database
 
@@ -398,7 +398,7 @@ class Hub:
                 self._needed.clear()
                 self._pace.reset()
             await self._needed.wait()
-            left = self._comparison.lease_left
+            left = self._reconciler.lease_left
             due = time() + (self._pace.checking(left) if self._live else self._pace.polling())
             while not self._check_now.is_set() and time() < due:
                 late = self._live and self._pace.late
@@ -418,7 +418,7 @@ class Hub:
         """Compares, and says whether messages went on and the stream had told of all of it."""
         try:
             try:
-                comparison = self._comparison
+                comparison = self._reconciler
                 compare = comparison.run if all_topics else comparison.run_live
                 went_on = await bounded(self._limit, compare)
                 self._limit = CHECK_SECONDS
@@ -429,7 +429,7 @@ class Hub:
             log = logger.debug if is_transient(error) else logger.warning
             log("Could not compare the watched messages with the database: %s", error)
             return False
-        found = self._comparison.found
+        found = self._reconciler.found
         if not self._live:
             self._pace.reset()
             return False

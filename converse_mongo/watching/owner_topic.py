@@ -15,11 +15,11 @@ from bson import ObjectId
 from converse_mongo.domain.events import MessageUpdated
 from converse_mongo.domain.owners import OwnerKey, owner_key
 from converse_mongo.domain.summaries import (
-    MARKS,
+    MARKERS,
     NEVER,
-    OWNED,
-    Marks,
-    OwnedConversation,
+    SUMMARY,
+    ChangeMarkers,
+    ConversationSummary,
 )
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.driver.collections import Collection
@@ -48,33 +48,33 @@ class OwnerReader:
         self._reader = reader
         self._local = reader.local and reader.local.conversations
 
-    async def marks(self, owner: OwnerKey, limit: int) -> dict[ObjectId, Marks]:
+    async def marks(self, owner: OwnerKey, limit: int) -> dict[ObjectId, ChangeMarkers]:
         """The marks of the conversations of an owner, up to ``limit``, the last changed first."""
-        cursor = self._reader.conversations.find(_whose(owner), MARKS)
+        cursor = self._reader.conversations.find(_whose(owner), MARKERS)
         cursor = cursor.sort([("updated_at", -1), ("_id", -1)]).limit(limit)
         return {
-            stored["_id"]: Marks.from_stored(stored)
+            stored["_id"]: ChangeMarkers.from_stored(stored)
             async for stored in cursor
             if owner_key(stored) == owner  # a query for a value finds it in an array, too
         }
 
     async def changed(
         self, owners: Mapping[OwnerKey, datetime]
-    ) -> dict[OwnerKey, dict[ObjectId, Marks]]:
+    ) -> dict[OwnerKey, dict[ObjectId, ChangeMarkers]]:
         """The marks of the conversations of owners that changed after a moment."""
-        found: dict[OwnerKey, dict[ObjectId, Marks]] = {owner: {} for owner in owners}
+        found: dict[OwnerKey, dict[ObjectId, ChangeMarkers]] = {owner: {} for owner in owners}
         clauses = [
             {**_whose(owner), "updated_at": {"$gt": moment}} for owner, moment in owners.items()
         ]
         for offset in range(0, len(clauses), OWNERS_PER_QUERY):
             match = {"$or": clauses[offset : offset + OWNERS_PER_QUERY]}
-            async for stored in self._reader.conversations.find(match, MARKS):
+            async for stored in self._reader.conversations.find(match, MARKERS):
                 whose = owner_key(stored)
                 if whose in found:
-                    found[whose][stored["_id"]] = Marks.from_stored(stored)
+                    found[whose][stored["_id"]] = ChangeMarkers.from_stored(stored)
         return found
 
-    async def conversations(self, ids: list[ObjectId]) -> dict[ObjectId, OwnedConversation]:
+    async def conversations(self, ids: list[ObjectId]) -> dict[ObjectId, ConversationSummary]:
         """Those of these conversations that there are.
 
         Raises:
@@ -105,9 +105,9 @@ class OwnerReader:
 
 async def _owned(
     conversations: Collection, ids: list[ObjectId]
-) -> dict[ObjectId, OwnedConversation]:
-    cursor = conversations.find({"_id": {"$in": ids}}, OWNED)
-    return {stored["_id"]: OwnedConversation.from_stored(stored) async for stored in cursor}
+) -> dict[ObjectId, ConversationSummary]:
+    cursor = conversations.find({"_id": {"$in": ids}}, SUMMARY)
+    return {stored["_id"]: ConversationSummary.from_stored(stored) async for stored in cursor}
 
 
 def _whose(owner: OwnerKey) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class OwnerTopic:
         self.failure: BaseException | None = None
         self.watchers = self.hints = 0
         self._routes = routes
-        self._marks: dict[ObjectId, Marks] = {}
+        self._marks: dict[ObjectId, ChangeMarkers] = {}
         self._news: dict[ObjectId, News] = {}  # in the order of their serials
         self._serial_before = self._compared = 0
         # Not all owners at once.
@@ -166,7 +166,7 @@ class OwnerTopic:
         self._latest = NEVER
         self._reading = asyncio.Lock()
         self._looking = asyncio.Lock()
-        self._looked: tuple[int, Mapping[ObjectId, News], dict[ObjectId, OwnedConversation]]
+        self._looked: tuple[int, Mapping[ObjectId, News], dict[ObjectId, ConversationSummary]]
         self._looked = 0, {}, {}
 
     def mark_stale(self) -> None:
@@ -219,7 +219,7 @@ class OwnerTopic:
             found.append((conversation_id, news))
         return dict(found[: -limit - 1 : -1])
 
-    async def look(self, news: Mapping[ObjectId, News]) -> dict[ObjectId, OwnedConversation]:
+    async def look(self, news: Mapping[ObjectId, News]) -> dict[ObjectId, ConversationSummary]:
         """Reads the conversations that there are news of; one reads for all who ask for the same.
 
         Raises:
@@ -236,7 +236,7 @@ class OwnerTopic:
 
     # The comparison with the database
 
-    async def attach(self) -> tuple[int, dict[ObjectId, Marks]]:
+    async def attach(self) -> tuple[int, dict[ObjectId, ChangeMarkers]]:
         """Where a new watcher begins: behind which news, and with what seen.
 
         Raises:
@@ -293,7 +293,7 @@ class OwnerTopic:
                 del self._news[conversation_id]
         self._serial_before = serial
 
-    def compare(self, marks: Mapping[ObjectId, Marks]) -> bool:
+    def compare(self, marks: Mapping[ObjectId, ChangeMarkers]) -> bool:
         """Tells of each conversation that is not as it was known.
 
         Returns:

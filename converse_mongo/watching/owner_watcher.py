@@ -22,10 +22,10 @@ from converse_mongo.domain.events import (
     OwnerEvent,
 )
 from converse_mongo.domain.owners import OwnerKey
-from converse_mongo.domain.summaries import Marks, OwnedConversation
+from converse_mongo.domain.summaries import ChangeMarkers, ConversationSummary
 from converse_mongo.watching.hub import Hub
 from converse_mongo.watching.owner_topic import News, OwnerTopic
-from converse_mongo.watching.watcher import Watcher, patiently
+from converse_mongo.watching.watcher import Watcher, retry_reads
 from converse_mongo.watching.window import Window
 
 __all__ = ["OwnerWatcher"]
@@ -47,7 +47,7 @@ class _Seen:
     end: int
     revision: int
 
-    def is_all_of(self, marks: Marks) -> bool:
+    def is_all_of(self, marks: ChangeMarkers) -> bool:
         """Whether a conversation with these marks has nothing new."""
         return self.end >= marks.next_position and self.revision >= marks.revision
 
@@ -158,11 +158,11 @@ class OwnerWatcher:
 
     async def _look(self, topic: OwnerTopic) -> None:
         """Begins with the conversations as they are, or finds those that are not as they were."""
-        serial, marks = await patiently(topic, topic.attach)
+        serial, marks = await retry_reads(topic, topic.attach)
         if topic.failure is not None:
             raise topic.failure
         if self._seen is None:
-            streaming = await patiently(topic, lambda: topic.reader.streaming(list(marks)))
+            streaming = await retry_reads(topic, lambda: topic.reader.streaming(list(marks)))
             self._seen = {
                 key: _Seen(each.next_position, each.revision) for key, each in marks.items()
             }
@@ -234,7 +234,7 @@ class OwnerWatcher:
 
     async def _read_news(self, topic: OwnerTopic) -> None:
         if topic.stale:
-            await patiently(topic, topic.catch_up)
+            await retry_reads(topic, topic.catch_up)
         if self._serial < topic.forgotten:
             await self._look(topic)
         if not self._backlog:
@@ -243,9 +243,9 @@ class OwnerWatcher:
             self._serial = told[-1] if told else topic.serial
         # Taken out once it was read: who is cancelled meanwhile reads it again.
         some = dict(islice(self._backlog.items(), NEWS_PER_READ))
-        found = await patiently(topic, lambda: topic.look(some))
+        found = await retry_reads(topic, lambda: topic.look(some))
         older = [key for key in found.keys() - self._known.keys() if _is_older(topic, found[key])]
-        streaming = await patiently(topic, lambda: topic.reader.streaming(older))
+        streaming = await retry_reads(topic, lambda: topic.reader.streaming(older))
         for conversation_id, news in some.items():
             del self._backlog[conversation_id]
             there = found.get(conversation_id)
@@ -259,7 +259,7 @@ class OwnerWatcher:
             else:
                 self._take(news, there)
 
-    def _take(self, news: News, found: OwnedConversation) -> None:
+    def _take(self, news: News, found: ConversationSummary) -> None:
         conversation_id = found.conversation_id
         seen = self._known.get(conversation_id)
         if seen is None:
@@ -345,7 +345,7 @@ class OwnerWatcher:
             self._unwatch(conversation_id)
 
 
-def _is_older(topic: OwnerTopic, found: OwnedConversation) -> bool:
+def _is_older(topic: OwnerTopic, found: ConversationSummary) -> bool:
     return topic.cut is not None and found.created_at <= topic.cut
 
 

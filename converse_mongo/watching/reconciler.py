@@ -14,7 +14,7 @@ from pymongo.errors import PyMongoError
 
 from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.errors import StoreUnavailableError
-from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.driver import servers
 from converse_mongo.driver.servers import Mark
 from converse_mongo.store import Store
@@ -25,10 +25,10 @@ from converse_mongo.store.reads import (
 )
 from converse_mongo.watching.conversation_topic import ConversationTopic
 from converse_mongo.watching.owner_topic import OwnerTopic
-from converse_mongo.watching.registry import AnyTopic, Watched
+from converse_mongo.watching.registry import AnyTopic, TopicRegistry
 from converse_mongo.watching.topics import MessageTopic
 
-__all__ = ["Comparison"]
+__all__ = ["Reconciler"]
 
 logger = logging.getLogger("converse_mongo")
 
@@ -46,7 +46,7 @@ class HintedAt(Protocol):
     """How many."""
 
 
-class Comparison:
+class Reconciler:
     """Compares all topics with the database: a few queries for all of them together.
 
     A topic that is behind becomes stale. Running writers hear of stops, and a message whose writer
@@ -58,10 +58,10 @@ class Comparison:
         lease_left: Seconds until the first lease of a message runs out, if known.
     """
 
-    def __init__(self, watched: Watched, reader: Reader, store: Store) -> None:
-        self._watched = watched
+    def __init__(self, watched: TopicRegistry, reader: Reader, store: Store) -> None:
+        self._registry = watched
         self._reader = reader
-        self._signals = store.signals
+        self._notices = store.notices
         self._told: dict[ObjectId, str] = {}
         self._leases = store.leases
         self._note_trouble = store.note_trouble
@@ -84,7 +84,7 @@ class Comparison:
             raise
 
     async def _run(self) -> bool:
-        self.found, watched = [], self._watched
+        self.found, watched = [], self._registry
         conversations = self._conversations()
         orphans = await self._attempt(
             self._compare_messages(conversations), [*watched.messages.values(), *conversations]
@@ -114,7 +114,7 @@ class Comparison:
     def _conversations(self) -> dict[ConversationTopic, ConversationCursor]:
         return {
             topic: topic.cursor
-            for topic in self._watched.conversations.values()
+            for topic in self._registry.conversations.values()
             if topic.cursor and not topic.stale
         }
 
@@ -122,7 +122,7 @@ class Comparison:
         before, self._hints = (
             self._hints,
             sum(
-                [topic.hints for topic in self._watched.all() if not isinstance(topic, OwnerTopic)]
+                [topic.hints for topic in self._registry.all() if not isinstance(topic, OwnerTopic)]
             ),
         )
         return self._hints > before
@@ -150,7 +150,7 @@ class Comparison:
         self, conversations: Mapping[ConversationTopic, ConversationCursor]
     ) -> dict[ObjectId, ObjectId]:
         """Compares counters; the messages whose writers may be dead, with their conversations."""
-        written = dict(self._signals.messages)
+        written = dict(self._notices.messages)
         keys = self._watched_keys(conversations) | written
         self.lease_left = None
         if not keys:
@@ -163,10 +163,10 @@ class Comparison:
         self.lease_left = self._leases.seconds_left(leases.values())
         return {key: keys[key] for key in expired}
 
-    def _live_messages(self) -> dict[MessageTopic, MessageState]:
+    def _live_messages(self) -> dict[MessageTopic, MessageHeader]:
         return {
             topic: topic.state
-            for topic in self._watched.messages.values()
+            for topic in self._registry.messages.values()
             if topic.state and not (topic.stale or topic.ended)
         }
 
@@ -201,8 +201,8 @@ class Comparison:
         told, self._told = self._told, news
         for message_id, what in news.items():
             if told.get(message_id) != what:
-                self.found.append((self._signals, self._signals.hints))
-                self._signals.tell(message_id)
+                self.found.append((self._notices, self._notices.hints))
+                self._notices.tell(message_id)
 
     async def _compare_conversations(
         self, conversations: Mapping[ConversationTopic, ConversationCursor]
@@ -242,7 +242,7 @@ class Comparison:
     async def _find_saves(
         self, conversations: Mapping[ConversationTopic, ConversationCursor], moment: Mark
     ) -> None:
-        routes = self._watched.routes
+        routes = self._registry.routes
         if routes.saves_since is None:
             return  # the next topic to be read notes it
         since = servers.earlier(routes.saves_since, SAVES_OVERLAP_SECONDS)
@@ -256,10 +256,12 @@ class Comparison:
         routes.saves_since = moment
 
     async def _compare_owners(self) -> None:
-        owners = {topic: since for topic in self._watched.owners.values() if (since := topic.due())}
+        owners = {
+            topic: since for topic in self._registry.owners.values() if (since := topic.due())
+        }
         if not owners:
             return
-        changed = await self._watched.owner_reader.changed(
+        changed = await self._registry.owner_reader.changed(
             {topic.key: since for topic, since in owners.items()}
         )
         for owner in owners:
@@ -277,6 +279,6 @@ class Comparison:
             logger.exception("Message %s could not be looked at", message_id)
             return
         if state is None or state.status.is_final:
-            for topic in self._watched.all():
+            for topic in self._registry.all():
                 if topic.key in (message_id, conversation_id):
                     topic.mark_stale()

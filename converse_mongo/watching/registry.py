@@ -12,14 +12,14 @@ from converse_mongo.watching.conversation_topic import ConversationTopic, Routes
 from converse_mongo.watching.owner_topic import OwnerReader, OwnerTopic
 from converse_mongo.watching.topics import MessageTopic, Topic
 
-__all__ = ["AnyTopic", "Watched"]
+__all__ = ["AnyTopic", "TopicRegistry"]
 
 AnyTopic: TypeAlias = Topic[Any, Any] | OwnerTopic
 
 logger = logging.getLogger("converse_mongo")
 
 
-class Watched:
+class TopicRegistry:
     """The topics of one pair of collections, and the ways by which hints get to them.
 
     Attributes:

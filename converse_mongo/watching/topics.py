@@ -22,7 +22,7 @@ from converse_mongo.domain.events import (
     Event,
     MessageEvent,
 )
-from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.validation import check_sequence
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching.changes import MessageHint, Updated
@@ -208,7 +208,7 @@ class MessageTopic(Topic[MessageEvent, int]):
 
     def __init__(self, key: ObjectId, reader: Reader) -> None:
         super().__init__(key, reader)
-        self.state: MessageState | None = None
+        self.state: MessageHeader | None = None
         """The message as it was last read."""
         self._since: Timestamp | None = None
         """When it was first read: updates before may be of a message that had the same id."""
@@ -249,8 +249,8 @@ class MessageTopic(Topic[MessageEvent, int]):
         return [known.chunk_received(chunk) for chunk in chunks]
 
     @property
-    def _known(self) -> MessageState:
-        return cast(MessageState, self.state)
+    def _known(self) -> MessageHeader:
+        return cast(MessageHeader, self.state)
 
     def _note(self, hint: MessageHint) -> None:
         if isinstance(hint, Updated):
@@ -306,8 +306,8 @@ class MessageTopic(Topic[MessageEvent, int]):
             self.window.put(state.ended(), 0)
 
     async def _accept(
-        self, found: tuple[MessageState, list[MessageChunk]] | None
-    ) -> tuple[MessageState, list[MessageChunk]]:
+        self, found: tuple[MessageHeader, list[MessageChunk]] | None
+    ) -> tuple[MessageHeader, list[MessageChunk]]:
         """What was read, if it is of the message that is watched.
 
         Raises:
@@ -330,7 +330,7 @@ class MessageTopic(Topic[MessageEvent, int]):
         self.fail(error)
         raise error
 
-    def _refuse_older(self, state: MessageState) -> None:
+    def _refuse_older(self, state: MessageHeader) -> None:
         """Refuses a state that is behind what is known."""
         known, final = self.window.head if self.state else 0, state.status.is_final
         behind = state.next_sequence < max(self._told, known) or (self._end_told and not final)

@@ -21,7 +21,7 @@ from converse_mongo.watching.hub import Hub
 from converse_mongo.watching.topics import Topic
 from converse_mongo.watching.window import Window
 
-__all__ = ["Watcher", "patiently"]
+__all__ = ["Watcher", "retry_reads"]
 
 logger = logging.getLogger("converse_mongo")
 
@@ -37,7 +37,7 @@ MAX_READ_SECONDS = 80.0
 _BEHIND = -1
 
 
-class Watched(Protocol):
+class Readable(Protocol):
     """What is watched, as far as who reads it patiently has to know."""
 
     @property
@@ -224,17 +224,17 @@ class Watcher(Generic[E]):
         if topic.failure is not None:
             raise topic.failure
         if self._start is None:
-            self._start = await patiently(topic, lambda: topic.begin(self._after))
+            self._start = await retry_reads(topic, lambda: topic.begin(self._after))
         state = self._state(topic)
         if not topic.covers(state):
             # The caller was further in another process: this one has not heard of it yet.
             try:
-                await patiently(topic, lambda: topic.reach(state))
+                await retry_reads(topic, lambda: topic.reach(state))
             except InvalidCursorError:
                 if self._after != NOW or self._last is not None:
                     raise
                 self._start = state = topic.here()[0]  # a failover took back what there was
-        await patiently(topic, lambda: topic.check(state))
+        await retry_reads(topic, lambda: topic.check(state))
         index = topic.locate(state)
         self._index = _BEHIND if index is None else index
         self._goal = None
@@ -256,7 +256,7 @@ class Watcher(Generic[E]):
             self._goal = self._goal or topic.here()
             goal, goal_index = self._goal
             if state != goal:
-                events = await patiently(topic, lambda: topic.read(state, goal))
+                events = await retry_reads(topic, lambda: topic.read(state, goal))
                 if events:
                     self._batch = deque(events)
                     return
@@ -265,10 +265,10 @@ class Watcher(Generic[E]):
         self._goal = None
 
     async def _catch_up(self, topic: Topic[E, Any]) -> None:
-        await patiently(topic, topic.catch_up)
+        await retry_reads(topic, topic.catch_up)
 
 
-async def patiently(topic: Watched, read: Callable[[], Awaitable[T]]) -> T:
+async def retry_reads(topic: Readable, read: Callable[[], Awaitable[T]]) -> T:
     """Awaits ``read()`` again and again while MongoDB is not to be reached.
 
     A deadline of the caller's, set by ``pymongo.timeout()``, does not count: watching has no end,

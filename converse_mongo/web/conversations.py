@@ -16,10 +16,10 @@ from converse_mongo.domain.errors import InvalidCursorError, NotFoundError
 from converse_mongo.domain.events import ConversationEvent, Event
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.bodies import read_object, text_field
-from converse_mongo.web.edge import NO_STORE, Edge
+from converse_mongo.web.context import NO_STORE, WebContext
 from converse_mongo.web.errors import RequestError, UnknownError, answer_errors
+from converse_mongo.web.presenter import ENDED, Json, event_id, parse_event_id, to_json
 from converse_mongo.web.streams import EventStream, until_cut
-from converse_mongo.web.wire import ENDED, Json, event_id, parse_event_id, to_json
 
 __all__ = ["ConversationEndpoints", "cursor_of", "number_of", "watch_conversation"]
 
@@ -34,8 +34,8 @@ _NUMBER = re.compile(r"[0-9]{1,15}")
 class ConversationEndpoints:
     """What a browser reads of a conversation and asks of it."""
 
-    def __init__(self, edge: Edge) -> None:
-        self._edge = edge
+    def __init__(self, context: WebContext) -> None:
+        self._context = context
 
     # Reading
 
@@ -43,7 +43,7 @@ class ConversationEndpoints:
     async def conversation(self, request: Request) -> Response:
         """GET: the conversation itself."""
         conversation = await self._conversation(request)
-        return Json(self._edge.wire.conversation(conversation))
+        return Json(self._context.presenter.conversation(conversation))
 
     @answer_errors
     async def history(self, request: Request) -> Response:
@@ -54,8 +54,8 @@ class ConversationEndpoints:
         before = number_of(request, "before", -1)
         conversation = await self._conversation(request)
         page = await conversation.history(limit, None if before < 0 else before)
-        access, wire = self._edge.access, self._edge.wire
-        shown = [wire.message(each) for each in page.messages if access.shows(each.role)]
+        access, presenter = self._context.access, self._context.presenter
+        shown = [presenter.message(each) for each in page.messages if access.shows(each.role)]
         found = {"messages": shown, "before": page.before, "cursor": page.cursor}
         return Json(found)
 
@@ -63,7 +63,7 @@ class ConversationEndpoints:
     async def message(self, request: Request) -> Response:
         """GET: one message."""
         message = await self._message(request, await self._conversation(request))
-        return Json(self._edge.wire.message(message))
+        return Json(self._context.presenter.message(message))
 
     # Streams
 
@@ -71,14 +71,17 @@ class ConversationEndpoints:
     async def conversation_events(self, request: Request) -> Response:
         """GET: the stream of a conversation, which has no end of its own."""
         conversation = await self._conversation(request)
-        watcher = await watch_conversation(self._edge, request, conversation)
-        shown, wire = self._edge.visibility.shown(conversation, watcher), self._edge.wire
+        watcher = await watch_conversation(self._context, request, conversation)
+        shown, presenter = (
+            self._context.visibility.shown(conversation, watcher),
+            self._context.presenter,
+        )
 
         async def events() -> AsyncGenerator[ServerSentEvent, None]:
             async for event in until_cut(shown):
-                yield _sent(event, wire.event(event))
+                yield _sent(event, presenter.event(event))
 
-        return EventStream(watcher, events, self._edge.streams)
+        return EventStream(watcher, events, self._context.streams)
 
     @answer_errors
     async def message_events(self, request: Request) -> Response:
@@ -87,15 +90,15 @@ class ConversationEndpoints:
         after = _message_cursor(request, message_id)
         if after == ENDED:
             return Response(status_code=204, headers=NO_STORE)
-        watcher = self._edge.converse.watch_message(message_id, after)
+        watcher = self._context.converse.watch_message(message_id, after)
         await _enter(watcher)
-        wire = self._edge.wire
+        presenter = self._context.presenter
 
         async def events() -> AsyncGenerator[ServerSentEvent, None]:
             async for event in until_cut(watcher):
-                yield _sent(event, wire.event(event))
+                yield _sent(event, presenter.event(event))
 
-        return EventStream(watcher, events, self._edge.streams)
+        return EventStream(watcher, events, self._context.streams)
 
     # What users do
 
@@ -103,14 +106,14 @@ class ConversationEndpoints:
     async def say(self, request: Request) -> Response:
         """POST: what a user says; starts the answer."""
         conversation = await self._conversation(request)
-        body = await read_object(request, self._edge.limits.body)
-        content = text_field(body, "content", self._edge.limits.message, required=True) or ""
+        body = await read_object(request, self._context.limits.body)
+        content = text_field(body, "content", self._context.limits.message, required=True) or ""
         request_id = text_field(body, "request_id", MAX_REQUEST_ID_BYTES)
-        question, answer = await self._edge.answers.ask(conversation, content, request_id)
-        wire = self._edge.wire
+        question, answer = await self._context.turns.ask(conversation, content, request_id)
+        presenter = self._context.presenter
         found = {
-            "message": wire.message(question),
-            "answer": None if answer is None else wire.message(answer),
+            "message": presenter.message(question),
+            "answer": None if answer is None else presenter.message(answer),
         }
         return Json(found, 201)
 
@@ -119,9 +122,9 @@ class ConversationEndpoints:
         """POST: another answer instead of the last one."""
         conversation = await self._conversation(request)
         message = await self._message(request, conversation)
-        await read_object(request, self._edge.limits.body)
-        answer = await self._edge.answers.retry(conversation, message)
-        shown = None if answer is None else self._edge.wire.message(answer)
+        await read_object(request, self._context.limits.body)
+        answer = await self._context.turns.retry(conversation, message)
+        shown = None if answer is None else self._context.presenter.message(answer)
         return Json({"answer": shown}, 201)
 
     @answer_errors
@@ -130,7 +133,7 @@ class ConversationEndpoints:
         conversation = await self._conversation(request)
         message_id = await self._message_id(request, conversation)
         reason = await self._reason(request)
-        status = await self._edge.converse.request_stop(message_id, reason)
+        status = await self._context.converse.request_stop(message_id, reason)
         return Json({"id": str(message_id), "status": status.value})
 
     @answer_errors
@@ -140,26 +143,26 @@ class ConversationEndpoints:
         reason = await self._reason(request)
         stopped = [
             {"id": str(message.id), "status": status.value}
-            for message, status in await self._edge.answers.stop(conversation, reason)
+            for message, status in await self._context.turns.stop(conversation, reason)
         ]
         return Json({"stopped": stopped})
 
     async def _reason(self, request: Request) -> str | None:
-        body = await read_object(request, self._edge.limits.body)
+        body = await read_object(request, self._context.limits.body)
         return text_field(body, "reason", MAX_REASON_BYTES)
 
     async def _conversation(self, request: Request) -> Conversation:
-        return await self._edge.access.conversation(request, request.path_params["conversation"])
+        return await self._context.access.conversation(request, request.path_params["conversation"])
 
     async def _message(self, request: Request, conversation: Conversation) -> Message:
-        return await self._edge.access.message(conversation, request.path_params["message"])
+        return await self._context.access.message(conversation, request.path_params["message"])
 
     async def _message_id(self, request: Request, conversation: Conversation) -> ObjectId:
-        return await self._edge.access.message_id(conversation, request.path_params["message"])
+        return await self._context.access.message_id(conversation, request.path_params["message"])
 
 
 async def watch_conversation(
-    edge: Edge, request: HTTPConnection, conversation: Conversation
+    context: WebContext, request: HTTPConnection, conversation: Conversation
 ) -> Watcher[ConversationEvent]:
     """A watcher that has begun where the request says that its client is.
 
@@ -172,7 +175,7 @@ async def watch_conversation(
         parts = str(after).split(".")
         if len(parts) > 1 and re.fullmatch(r"[0-9a-f]{24}", parts[0]):
             raise UnknownError
-    watcher = edge.converse.watch_conversation(conversation.id, after)
+    watcher = context.converse.watch_conversation(conversation.id, after)
     await _enter(watcher)
     return watcher
 

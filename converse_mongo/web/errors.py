@@ -14,7 +14,7 @@ from converse_mongo.domain.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
-from converse_mongo.web.wire import Json
+from converse_mongo.web.presenter import Json
 
 __all__ = [
     "BusyError",

@@ -23,7 +23,7 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.store import Transaction, context_apart, open_transaction
 from converse_mongo.web.errors import BusyError
-from converse_mongo.writing.shielded import Persistent
+from converse_mongo.writing.shielded import ShieldedTask
 
 __all__ = ["Generations", "Respond"]
 
@@ -160,7 +160,7 @@ class Generations:
             logger.warning("The generation of message %s ended: %s", message.id, error)
             return
         except asyncio.CancelledError:
-            ending = Persistent(lambda: self._cancel(message), "converse_mongo-generation-end")
+            ending = ShieldedTask(lambda: self._cancel(message), "converse_mongo-generation-end")
             await ending.wait()
             raise
         except Exception as error:

@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.domain.events import ConversationDeleted, OwnerEvent
-from converse_mongo.web.edge import Edge
+from converse_mongo.web.context import WebContext
 from converse_mongo.web.errors import RequestError, UnknownError, answer_errors
+from converse_mongo.web.presenter import to_json
 from converse_mongo.web.streams import EventStream, until_cut
-from converse_mongo.web.wire import to_json
 
 __all__ = ["OwnerEndpoint", "OwnerOf"]
 
@@ -31,8 +31,8 @@ _SWITCH = {None: True, "true": True, "false": False}
 class OwnerEndpoint:
     """What a list of conversations follows."""
 
-    def __init__(self, edge: Edge, owner: OwnerOf) -> None:
-        self._edge = edge
+    def __init__(self, context: WebContext, owner: OwnerOf) -> None:
+        self._context = context
         self._owner = owner
 
     @answer_errors
@@ -41,9 +41,9 @@ class OwnerEndpoint:
         chunks = _SWITCH.get(request.query_params.get("chunks"))
         if chunks is None:
             raise RequestError("chunks must be true or false.")
-        watcher = self._edge.converse.watch_owner(await self._owner_of(request), chunks=chunks)
+        watcher = self._context.converse.watch_owner(await self._owner_of(request), chunks=chunks)
         await watcher.__aenter__()
-        visibility, wire = _OwnerVisibility(self._edge, request), self._edge.wire
+        visibility, presenter = _OwnerVisibility(self._context, request), self._context.presenter
 
         async def shown() -> AsyncGenerator[OwnerEvent, None]:
             async for event in watcher:
@@ -54,10 +54,10 @@ class OwnerEndpoint:
             # From here on nothing is missed: now is the time to list.
             yield ServerSentEvent(to_json({"type": OPENED}), event=OPENED, sep="\n")
             async for event in until_cut(shown()):
-                fields = {**wire.event(event), "cursor": event.cursor}
+                fields = {**presenter.event(event), "cursor": event.cursor}
                 yield ServerSentEvent(to_json(fields), event=event.type, sep="\n")
 
-        return EventStream(watcher, events, self._edge.streams)
+        return EventStream(watcher, events, self._context.streams)
 
     async def _owner_of(self, request: Request) -> tuple[str, Any]:
         try:
@@ -74,9 +74,9 @@ class OwnerEndpoint:
 class _OwnerVisibility:
     """Tells what a request may see of the conversations of an owner: each is authorized, too."""
 
-    def __init__(self, edge: Edge, request: Request) -> None:
-        self._access = edge.access
-        self._visibility = edge.visibility
+    def __init__(self, context: WebContext, request: Request) -> None:
+        self._access = context.access
+        self._visibility = context.visibility
         self._request = request
         self._known: dict[ObjectId, Conversation | None] = {}
 

@@ -10,17 +10,17 @@ from converse_mongo.domain.errors import ConfigurationError, InvalidInputError
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.domain.validation import check_seconds
 from converse_mongo.web.access import Access, Authorize
-from converse_mongo.web.answers import Answers
 from converse_mongo.web.bodies import Limits
 from converse_mongo.web.chat import ChatEndpoints
+from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import ConversationEndpoints
-from converse_mongo.web.edge import Edge
 from converse_mongo.web.generations import Generations
 from converse_mongo.web.owners import OwnerEndpoint, OwnerOf
+from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.sockets import ConversationSocket
 from converse_mongo.web.streams import StreamOptions
+from converse_mongo.web.turns import Turns
 from converse_mongo.web.visibility import Visibility
-from converse_mongo.web.wire import Wire
 
 __all__ = ["routes"]
 
@@ -100,22 +100,22 @@ def routes(
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigurationError(f"{name}={size!r}: pass a number of bytes from 1 on.")
     access = Access(converse, authorize, shown)
-    edge = Edge(
+    context = WebContext(
         converse=converse,
         access=access,
         visibility=Visibility(access),
-        answers=Answers(generations),
-        wire=Wire(show_errors, show_metadata or (lambda metadata: metadata)),
+        turns=Turns(generations),
+        presenter=Presenter(show_errors, show_metadata or (lambda metadata: metadata)),
         streams=options,
         limits=Limits(max_body_bytes, max_message_bytes),
     )
-    native, chat = ConversationEndpoints(edge), ChatEndpoints(edge)
+    native, chat = ConversationEndpoints(context), ChatEndpoints(context)
     one = "/conversations/{conversation}"
     message = f"{one}/messages/{{message}}"
     made: list[BaseRoute] = [
         Route(one, native.conversation, methods=["GET"]),
         Route(f"{one}/events", native.conversation_events, methods=["GET"]),
-        WebSocketRoute(f"{one}/socket", ConversationSocket(edge, origins).__call__),
+        WebSocketRoute(f"{one}/socket", ConversationSocket(context, origins).__call__),
         Route(f"{one}/messages", native.history, methods=["GET"]),
         Route(f"{one}/messages", native.say, methods=["POST"]),
         Route(f"{one}/stop", native.stop_all, methods=["POST"]),
@@ -129,5 +129,5 @@ def routes(
         Route("/chat/{conversation}/stop", chat.stop, methods=["POST"]),
     ]
     if owner is not None:
-        made.append(Route("/events", OwnerEndpoint(edge, owner).events, methods=["GET"]))
+        made.append(Route("/events", OwnerEndpoint(context, owner).events, methods=["GET"]))
     return made

@@ -11,11 +11,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.domain.errors import ConverseError
 from converse_mongo.watching.watcher import Watcher
+from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import watch_conversation
-from converse_mongo.web.edge import Edge
 from converse_mongo.web.errors import UnknownError, error_response
+from converse_mongo.web.presenter import event_id, to_json
 from converse_mongo.web.streams import until_cut
-from converse_mongo.web.wire import event_id, to_json
 
 __all__ = ["ConversationSocket"]
 
@@ -34,8 +34,8 @@ class ConversationSocket:
             browser lets every page open a socket to any site, with the cookies of the user.
     """
 
-    def __init__(self, edge: Edge, origins: Collection[str]) -> None:
-        self._edge = edge
+    def __init__(self, context: WebContext, origins: Collection[str]) -> None:
+        self._context = context
         self._origins = frozenset(origins)
 
     async def __call__(self, websocket: WebSocket) -> None:
@@ -43,10 +43,10 @@ class ConversationSocket:
         try:
             if not self._may_come_from(websocket):
                 raise UnknownError
-            conversation = await self._edge.access.conversation(
+            conversation = await self._context.access.conversation(
                 websocket, websocket.path_params["conversation"]
             )
-            watcher = await watch_conversation(self._edge, websocket, conversation)
+            watcher = await watch_conversation(self._context, websocket, conversation)
         except ConverseError as error:
             await websocket.send_denial_response(error_response(error))
             return
@@ -67,11 +67,11 @@ class ConversationSocket:
         # Whoever comes to an end first ends the other: a client that leaves, or the watching.
         listening.add_done_callback(lambda _: asyncio.ensure_future(watcher.aclose()))
         cutting = asyncio.get_running_loop().call_later(
-            self._edge.streams.lifetime, lambda: asyncio.ensure_future(watcher.aclose())
+            self._context.streams.lifetime, lambda: asyncio.ensure_future(watcher.aclose())
         )
         try:
-            async for event in until_cut(self._edge.visibility.shown(conversation, watcher)):
-                fields = {"id": event_id(event), **self._edge.wire.event(event)}
+            async for event in until_cut(self._context.visibility.shown(conversation, watcher)):
+                fields = {"id": event_id(event), **self._context.presenter.event(event)}
                 await websocket.send_text(to_json(fields))
             if websocket.application_state is WebSocketState.CONNECTED and not listening.done():
                 await websocket.close(GOING_AWAY)

@@ -15,8 +15,8 @@ from converse_mongo.domain.events import (
 )
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.watching.watcher import Watcher
+from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.streams import until_cut
-from converse_mongo.web.wire import Wire
 
 __all__ = ["STREAM_HEADERS", "question_of", "ui_message", "ui_parts"]
 
@@ -38,13 +38,15 @@ _FINISH_REASONS = {
 
 
 async def ui_parts(
-    message: Message, watcher: Watcher[Any], wire: Wire
+    message: Message, watcher: Watcher[Any], presenter: Presenter
 ) -> AsyncIterator[dict[str, Any]]:
     """Yields the parts of a message, from its start to its end.
 
     The client throws at a delta without a start and at an unknown key, so there are neither.
     """
-    yield _with_metadata({"type": "start", "messageId": str(message.id)}, wire, message.metadata)
+    yield _with_metadata(
+        {"type": "start", "messageId": str(message.id)}, presenter, message.metadata
+    )
     text_is_open = False
     async for event in until_cut(watcher):
         if isinstance(event, ChunkReceived):
@@ -59,13 +61,13 @@ async def ui_parts(
             finish: dict[str, Any] = {"type": "finish"}
             if (reason := event.metadata.get("finish_reason")) is not None:
                 finish["finishReason"] = _FINISH_REASONS.get(str(reason), "other")
-            yield _with_metadata(finish, wire, event.metadata)
+            yield _with_metadata(finish, presenter, event.metadata)
         elif isinstance(event, MessageFailed):
-            if metadata := wire.metadata(event.metadata):
+            if metadata := presenter.metadata(event.metadata):
                 yield {"type": "message-metadata", "messageMetadata": metadata}
-            yield {"type": "error", "errorText": wire.error(event.error)}
+            yield {"type": "error", "errorText": presenter.error(event.error)}
         elif isinstance(event, MessageCancelled):
-            if metadata := wire.metadata(event.metadata):
+            if metadata := presenter.metadata(event.metadata):
                 yield {"type": "message-metadata", "messageMetadata": metadata}
             yield {"type": "abort"} | ({"reason": event.reason} if event.reason else {})
         return
@@ -74,22 +76,24 @@ async def ui_parts(
     yield {"type": "error", "errorText": CUT_OFF}
 
 
-def _with_metadata(part: dict[str, Any], wire: Wire, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    shown = wire.metadata(metadata)
+def _with_metadata(
+    part: dict[str, Any], presenter: Presenter, metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    shown = presenter.metadata(metadata)
     return part | ({"messageMetadata": shown} if shown else {})
 
 
-def ui_message(message: Message, wire: Wire) -> dict[str, Any]:
+def ui_message(message: Message, presenter: Presenter) -> dict[str, Any]:
     """A stored message as ``useChat`` takes it for its initial messages.
 
     What the client shows of a failed one is an error, which UI messages do not have: their metadata
     says ``status`` and ``error`` where a message did not complete.
     """
-    metadata = dict(wire.metadata(message.metadata))
+    metadata = dict(presenter.metadata(message.metadata))
     if message.status is not MessageStatus.COMPLETED:
         metadata["status"] = message.status.value
     if message.status is MessageStatus.FAILED and message.error is not None:
-        metadata["error"] = wire.error(message.error)
+        metadata["error"] = presenter.error(message.error)
     found: dict[str, Any] = {
         "id": str(message.id),
         "role": message.role.value,

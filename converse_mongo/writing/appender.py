@@ -19,12 +19,12 @@ from converse_mongo.domain.errors import (
     WriterFailedError,
     WriterFencedError,
 )
-from converse_mongo.domain.headers import LeaseState, MessageState
-from converse_mongo.store import Lane, Store
+from converse_mongo.domain.headers import LeaseState, MessageHeader
+from converse_mongo.store import Store, WriteQueue
 from converse_mongo.store.appends import WriterClaim, fenced
 from converse_mongo.store.ends import End
 from converse_mongo.writing.buffer import TokenBuffer
-from converse_mongo.writing.shielded import Persistent
+from converse_mongo.writing.shielded import ShieldedTask
 
 __all__ = ["Appender", "WriterTarget"]
 
@@ -56,7 +56,7 @@ class WriterTarget:
     """
 
     store: Store
-    lane: Lane
+    queue: WriteQueue
     key: Mapping[str, Any]
     taken_over: Callable[[LeaseState], Awaitable[Any]]
     written: Callable[[Sequence[MessageChunk]], None]
@@ -139,7 +139,7 @@ class Appender:
         self._lease = LeaseState()
         self._append_id = ObjectId()
         self._tried = False
-        self._task: Persistent | None = None
+        self._task: ShieldedTask | None = None
         self._given_up: ConverseError | None = None
         self.turns = Turns()
         self.buffer = TokenBuffer(max_buffered, self._wake.set, merges=merges)
@@ -152,10 +152,10 @@ class Appender:
         target = self._target
         self._lease = lease
         self._next_renewal = asyncio.get_running_loop().time() + self._silence
-        self._task = Persistent(
+        self._task = ShieldedTask(
             self._run, f"converse_mongo-writer-{target.message_id}", self._hasten
         )
-        return target.store.signals.listen(
+        return target.store.notices.listen(
             target.message_id, target.key["conversation_id"], self._notice
         )
 
@@ -293,7 +293,7 @@ class Appender:
         self._tried = True  # if this is cancelled, it is not known whether it was stored
         try:
             return await target.store.appends.append(
-                target.lane,
+                target.queue,
                 target.key,
                 self.buffer.batch,
                 self._append_id,
@@ -319,7 +319,7 @@ class Appender:
         if state is not None:
             self._judge(state)
 
-    def _judge(self, state: MessageState) -> None:
+    def _judge(self, state: MessageHeader) -> None:
         if not state.lease.is_held_by(self._lease):
             raise fenced(state.message_id, state.status)
         if state.status.is_final:

@@ -11,12 +11,12 @@ from typing import Any
 
 from converse_mongo.domain.errors import ConverseClosedError
 
-__all__ = ["Persistent"]
+__all__ = ["ShieldedTask"]
 
 MAX_CANCELLATIONS = 100
 
 
-class Persistent:
+class ShieldedTask:
     """A task that goes on when it is cancelled, and that inherits no context of its caller.
 
     What is stored must not depend on a deadline that somebody set for something else.

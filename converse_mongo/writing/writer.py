@@ -24,7 +24,7 @@ from converse_mongo.domain.errors import (
     StreamStoppedError,
     WriterError,
 )
-from converse_mongo.domain.headers import LeaseState, MessageState
+from converse_mongo.domain.headers import LeaseState, MessageHeader
 from converse_mongo.domain.metadata import (
     is_addressable,
     keep_storable,
@@ -42,7 +42,7 @@ from converse_mongo.domain.validation import (
 )
 from converse_mongo.store.ends import End
 from converse_mongo.writing.appender import Appender, WriterTarget
-from converse_mongo.writing.shielded import Persistent
+from converse_mongo.writing.shielded import ShieldedTask
 
 __all__ = ["MessageWriter", "WriterOptions", "WriterStatistics", "WriterTarget"]
 
@@ -156,7 +156,7 @@ class MessageWriter:
         )
         self._refused = asyncio.Event()
         self._detached = self._knows_stop = False
-        self._closing: Persistent | None = None
+        self._closing: ShieldedTask | None = None
         self._given_up: ConverseError | None = None
         self._unlisten: Callable[[], None] | None = None
         self._surrounding: asyncio.Task[Any] | None = None
@@ -288,7 +288,7 @@ class MessageWriter:
             state = await asyncio.shield(opening)
         except asyncio.CancelledError:
             # The message may be this writer's by now, and nobody else would end it.
-            await Persistent(lambda: self._give_back(opening), "converse_mongo-writer-end").wait()
+            await ShieldedTask(lambda: self._give_back(opening), "converse_mongo-writer-end").wait()
             raise
         if state.stop_requested:
             self._appender.note_stop(state.stop_reason)
@@ -306,7 +306,7 @@ class MessageWriter:
         target.store.writers.add(self)
         return self
 
-    async def _open(self) -> MessageState:
+    async def _open(self) -> MessageHeader:
         target = self._target
         leases = target.store.leases
         lease = leases.take_over if self._take_over else leases.acquire
@@ -326,7 +326,7 @@ class MessageWriter:
         with contextlib.suppress(ConverseError, PyMongoError):
             await target.store.leases.release(target.key, self._lease)
 
-    async def _give_back(self, opening: "asyncio.Task[MessageState]") -> None:
+    async def _give_back(self, opening: "asyncio.Task[MessageHeader]") -> None:
         await asyncio.wait({opening})
         if opening.cancelled() or opening.exception() is not None:
             return
@@ -349,7 +349,7 @@ class MessageWriter:
             and isinstance(exc, asyncio.CancelledError)
         )
         self._refusal = self._refusal or self._closed()
-        self._closing = Persistent(lambda: self._close(exc), "converse_mongo-writer-close")
+        self._closing = ShieldedTask(lambda: self._close(exc), "converse_mongo-writer-close")
         try:
             await self._closing.finish()
         except (ConverseError, PyMongoError) as error:

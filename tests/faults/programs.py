@@ -76,10 +76,10 @@ class Link:
             client_options=self.client_options,
             **self.options,
         )
-        return await patiently(converse.open)
+        return await retry_reads(converse.open)
 
 
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+async def retry_reads(call: Callable[[], Awaitable[T]]) -> T:
     """Awaits ``call()`` until MongoDB has answered: the runner gives up if that takes too long."""
     while True:
         try:
@@ -134,7 +134,7 @@ class Writing:
         detaching = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(DETACH, detaching.set)
         converse = await self.link.open()
-        message = await patiently(lambda: converse.get_message(self.link.message_id))
+        message = await retry_reads(lambda: converse.get_message(self.link.message_id))
         try:
             writer = await self._enter(message)
         except ConverseError as error:
@@ -261,7 +261,7 @@ class Appending:
 
     async def append(self, tell: Tell) -> None:
         converse = await self.link.open()
-        message = await patiently(lambda: converse.get_message(self.link.message_id))
+        message = await retry_reads(lambda: converse.get_message(self.link.message_id))
         tell("entered", length=len(message.content), epoch=0)
         schedule, error = self.schedule, None
         count = 0

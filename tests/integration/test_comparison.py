@@ -95,7 +95,7 @@ async def until_saves_are_old(converse: Converse) -> None:
     """Waits until no comparison need look at the saves so far any more: they are on their way."""
 
     async def moment() -> Any:
-        return await converse._open_parts.hub._watched._reader.moment()
+        return await converse._open_parts.hub._registry._reader.moment()
 
     begun = (await moment()).time
     async with asyncio.timeout(SOON):

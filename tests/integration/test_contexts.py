@@ -65,8 +65,8 @@ async def test_tasks__inherit_nothing(
 ) -> None:
     name = (await facade()).database_name
     witness = Witness(monkeypatch)
-    witness.watch(reconciler.Comparison, "run")  # the hub
-    witness.watch(change_streams, "open_change_feed")
+    witness.watch(reconciler.Reconciler, "run")  # the hub
+    witness.watch(change_streams, "open_change_stream")
     witness.watch(Recovery, "compact_due")  # the sweeper
     witness.watch(Appends, "append")  # the flusher
     witness.watch(Ends, "end")  # the closer of a writer
@@ -79,13 +79,13 @@ async def test_tasks__inherit_nothing(
         message = await (await converse.start_conversation()).start_streaming_assistant()
         async with converse.watch_message(message.id):
             await until(lambda: "run" in witness.seen)
-            await until(lambda: "open_change_feed" in witness.seen)
+            await until(lambda: "open_change_stream" in witness.seen)
         async with message.writer() as writer:
             await writer.write("text")
         await until(lambda: "compact_due" in witness.seen)
         await converse.aclose()
     witness.assert_clean(
-        *("run", "open_change_feed", "compact_due", "append", "end", "aclose", "close_client")
+        *("run", "open_change_stream", "compact_due", "append", "end", "aclose", "close_client")
     )
 
 

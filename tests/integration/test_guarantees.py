@@ -213,7 +213,7 @@ async def test_poll__at_its_interval_only_while_there_is_no_stream(facade: Facad
 
 def slow(monkeypatch: pytest.MonkeyPatch, converse: Converse, name: str) -> Any:
     """Lets the hub's read ``name`` return only when told, with what it found before."""
-    reader = converse._open_parts.hub._watched._reader
+    reader = converse._open_parts.hub._registry._reader
     read, began, go = getattr(reader, name), asyncio.Event(), asyncio.Event()
 
     async def read_slowly(*arguments: Any) -> Any:

@@ -24,7 +24,7 @@ from converse_mongo.driver.clients import open_client
 from tests.conftest import USES_MOTOR
 from tests.streams import SOON
 
-FEED = "ThreadFeed" if USES_MOTOR else "TaskFeed"
+FEED = "ThreadChangeStream" if USES_MOTOR else "TaskChangeStream"
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_left_open__ends_with_its_loop_though_a_cancellation_is_swallowed(
         message = await (await converse.start_conversation()).start_streaming_assistant()
         the_hub = converse._open_parts.hub
         if when == "comparing":
-            monkeypatch.setattr(the_hub._comparison, "run", swallow)
+            monkeypatch.setattr(the_hub._reconciler, "run", swallow)
         elif when == "opening":
             monkeypatch.setattr(the_hub, "_open_feed", swallow)
         else:

@@ -60,11 +60,11 @@ class Scene:
 
     def read_again(self) -> None:
         """Has everything that is watched read from the database."""
-        self.viewer._open_parts.hub._watched.mark_all_stale()
+        self.viewer._open_parts.hub._registry.mark_all_stale()
 
     async def was_read(self) -> None:
         """Waits until that was tried, and found outdated."""
-        topics = self.viewer._open_parts.hub._watched.all()
+        topics = self.viewer._open_parts.hub._registry.all()
         await until(lambda: any(getattr(topic, "_again_at", 0) for topic in topics))
 
     def skip_events(self) -> None:

@@ -24,7 +24,7 @@ from converse_mongo import (
 )
 from converse_mongo.driver.collections import collection_of
 from converse_mongo.watching import hub, owner_topic, owner_watcher
-from converse_mongo.watching.registry import Watched
+from converse_mongo.watching.registry import TopicRegistry
 from tests.conftest import Commands, Facade
 from tests.integration.test_owners import ADA, EVE, NEVER, OFTEN, end, soon, take, watching
 from tests.streams import sequences, until
@@ -86,7 +86,7 @@ async def test_owner__forgets_what_is_gone_but_tells_who_is_slow(facade: Facade)
         for _ in range(3):
             async with viewer.watch_owner(ADA):  # compares all
                 pass
-        assert (topic._news, topic._marks, hub._watched._owned) == ({}, {}, {})
+        assert (topic._news, topic._marks, hub._registry._owned) == ({}, {}, {})
         last = await end(ADA, writer)
         assert (await soon(fast)).conversation_id == last
         assert await soon(slow) == ConversationDeleted(conversation_id=known.id)
@@ -246,7 +246,7 @@ async def test_owner__leads_to_what_the_conversation_has_not_heard_of(
 ) -> None:
     converse = await facade(**NEVER)
     conversation = await converse.start_conversation(owner=ADA)
-    monkeypatch.setattr(Watched, "_topics_of", lambda _self, _hint: set())  # they are deaf
+    monkeypatch.setattr(TopicRegistry, "_topics_of", lambda _self, _hint: set())  # they are deaf
     async with watching(converse) as watcher:
         for position in range(3):
             await conversation.add_user_message("Hello")

@@ -329,7 +329,7 @@ async def test_seal__by_several_at_once(facade: Facade) -> None:
         await asyncio.gather(
             *[
                 one.message_model.store().paging.seal(
-                    one.message_model.store().lane((message.id, message.log_id)), key
+                    one.message_model.store().queue((message.id, message.log_id)), key
                 )
                 for one in facades
                 for _ in range(3)
@@ -724,6 +724,6 @@ async def test_seal__that_failed_is_not_tried_again_by_each_append(facade: Facad
         await message.append_chunk("x")
     assert 1 <= behind.reads < 20
     behind.behind = False
-    message.store().lane((message.id, message.log_id)).next_seal = 0.0
+    message.store().queue((message.id, message.log_id)).next_seal = 0.0
     await message.append_chunk("x")
     assert len(await pages_of(converse, message)) == 1

@@ -198,8 +198,8 @@ async def test_pain_7__nothing_grows(facade: Facade) -> None:
     assert tasks() == before
     assert worker.statistics().topics == worker.statistics().watchers == 0
     assert not store.writers
-    assert not store.signals.messages
-    assert len(store.lanes) <= 1
+    assert not store.notices.messages
+    assert len(store.queues) <= 1
     assert await store.pages.count_documents({}) == 0
     assert await store.messages.count_documents({"chunks.0": {"$exists": True}}) == 0
 
@@ -284,4 +284,4 @@ async def test_pain_10__what_is_anothers_stays_anothers(converse: Converse) -> N
         await my_message.request_stop()
         await writer.write("undisturbed")
     assert their_message.is_completed
-    await until(lambda: not converse.message_model.store().signals.messages)
+    await until(lambda: not converse.message_model.store().notices.messages)

@@ -243,7 +243,9 @@ async def test_append__is_recognised_though_its_lane_was_ahead(facade: Facade) -
         return answer
 
     store = message.store()
-    store.lane((message.id, message.log_id)).next_sequence += PAGE_CHUNKS  # as a failover leaves it
+    store.queue(
+        (message.id, message.log_id)
+    ).next_sequence += PAGE_CHUNKS  # as a failover leaves it
     Between(store, update_one=lose)
     chunk = await message.append_chunk("once ")
     assert chunk.sequence == PAGE_CHUNKS - 1

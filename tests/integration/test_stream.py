@@ -275,7 +275,7 @@ async def test_stream__is_read_from_the_member_that_was_asked_for(
     facade: Facade, monkeypatch: pytest.MonkeyPatch, member: Any
 ) -> None:
     asked: list[Any] = []
-    name = "ThreadFeed" if installed.driver_name() == "motor" else "TaskFeed"
+    name = "ThreadChangeStream" if installed.driver_name() == "motor" else "TaskChangeStream"
     real = getattr(change_streams, name)
 
     def make(database: Any, *arguments: Any, **options: Any) -> Any:
@@ -324,7 +324,7 @@ async def test_late_stream__behind_a_mongos_is_made_good_for_what_streams(
         if what == "message":
             return
         # Where nothing streams there is nothing to ask for.
-        [topic] = viewer._open_parts.hub._watched.conversations.values()
+        [topic] = viewer._open_parts.hub._registry.conversations.values()
         await until(lambda: not (topic.open or topic.stale or topic._reading.locked()))
         await asyncio.sleep(0.2)  # a look that had begun is over
         commands.sent.clear()
@@ -428,7 +428,7 @@ async def test_lost_stream__has_few_topics_read_at_once(
         *[conversation.start_streaming_assistant() for _ in range(count)]
     )
     the_hub = viewer._open_parts.hub
-    reader, gate, reading = the_hub._watched._reader, asyncio.Event(), 0
+    reader, gate, reading = the_hub._registry._reader, asyncio.Event(), 0
     real = reader.read
 
     async def read(*arguments: Any, **options: Any) -> Any:
@@ -438,7 +438,7 @@ async def test_lost_stream__has_few_topics_read_at_once(
         return await real(*arguments, **options)
 
     watching = [asyncio.create_task(collect(viewer, message)) for message in messages]
-    topics = the_hub._watched.messages
+    topics = the_hub._registry.messages
     await opened(viewer)
     await until(
         lambda: (
@@ -447,7 +447,7 @@ async def test_lost_stream__has_few_topics_read_at_once(
         )
     )
     monkeypatch.setattr(reader, "read", read)
-    the_hub._watched.mark_all_stale()
+    the_hub._registry.mark_all_stale()
     await until(lambda: reading == room)
     await asyncio.sleep(0.05)
     assert reading == room

@@ -597,7 +597,7 @@ class SlowRenewals:
             self.renewals += 1
             if self.renewals > 200:
                 pytest.fail("nothing but renewals")
-            self._message.store().signals.tell(self._message.id)
+            self._message.store().notices.tell(self._message.id)
         return answer
 
 
@@ -608,7 +608,7 @@ async def test_hints__that_come_faster_than_they_are_answered_do_not_hold_text_u
     slow = SlowRenewals(message)
     Between(message.store(), update_one=slow)
     async with message.writer(flush_interval=0.001) as writer:
-        message.store().signals.tell(message.id)
+        message.store().notices.tell(message.id)
         await until(lambda: slow.renewals > 2)
         for number in range(3):
             await writer.write(f"{number} ")
@@ -626,7 +626,7 @@ async def test_stop__is_carried_out_while_hints_go_on(facade: Facade) -> None:
         await writer.flush()
         await writer.write("two")
         await message.request_stop("enough")
-        message.store().signals.tell(message.id)
+        message.store().notices.tell(message.id)
         await soon(writer.wait_stopping())
     read = await stored(converse, message)
     assert (read.status, read.content) == (MessageStatus.CANCELLED, "one two")
@@ -639,7 +639,7 @@ async def test_stop__is_told_to_a_writer_once(facade: Facade) -> None:
     store = message.store()
     await store.leases.acquire(message._own_key())
     told: list[Any] = []
-    unlisten = store.signals.listen(message.id, message.conversation_id, told.append)
+    unlisten = store.notices.listen(message.id, message.conversation_id, told.append)
     await message.request_stop("enough")
     await until(lambda: bool(told))
     checks = converse.statistics().checks

@@ -68,7 +68,7 @@ def _append_by_hand(
 ) -> Operation:
     async def work(operation: Operation) -> Any:
         chunks = await process.store.appends.append(
-            process.lane,
+            process.queue,
             KEY,
             [Piece(text, {}, len(text.encode())) for text in contents],
             append_id,
@@ -90,7 +90,7 @@ def write(simulation: Simulation, process: Process, endings: Sequence[str]) -> O
     async def try_once(operation: Operation, *, again: bool) -> Any:
         claim = WriterClaim(lease, operation.unless_stopped, lambda: None)
         return await process.store.appends.append(
-            *(process.lane, KEY, [Piece(text, {}, len(text.encode())) for text in contents]),
+            *(process.queue, KEY, [Piece(text, {}, len(text.encode())) for text in contents]),
             *(operation.append_id, claim),
             again=again,
         )
@@ -188,7 +188,7 @@ def end(
         while True:
             try:
                 return await process.store.ends.end(
-                    process.lane,
+                    process.queue,
                     KEY,
                     End(status, {"by": operation.label}, error),
                     retention=simulation.retention,
@@ -245,7 +245,7 @@ def load(simulation: Simulation, process: Process) -> Operation:
 
         stored = await process.store.call(read, what="load the message")
         copy = [chunk["content"] for chunk in stored["chunks"]]
-        process.lane.learn(
+        process.queue.learn(
             *[stored[name] for name in ("next_sequence", "page_start", "chunk_bytes")]
         )
         process.copy = copy

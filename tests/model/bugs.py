@@ -13,7 +13,7 @@ from bson import ObjectId
 from pymongo.errors import AutoReconnect
 
 from converse_mongo.domain.chunks import MessageChunk
-from converse_mongo.domain.headers import STATE, MessageState
+from converse_mongo.domain.headers import HEADER, MessageHeader
 from converse_mongo.domain.lengths import expand
 from converse_mongo.driver import collections
 from converse_mongo.store import updates
@@ -274,7 +274,7 @@ def end_that_is_not_recognised(patch: pytest.MonkeyPatch) -> None:
 def end_with_the_text_of_a_copy(patch: pytest.MonkeyPatch) -> None:
     finish = Ends._finish
 
-    async def spoiled(self: Ends, state: MessageState, known: tuple[int, str] | None) -> Any:
+    async def spoiled(self: Ends, state: MessageHeader, known: tuple[int, str] | None) -> Any:
         return await finish(self, state, known and (state.next_sequence, known[1]))
 
     patch.setattr(Ends, "_finish", spoiled)
@@ -351,9 +351,9 @@ def reader_that_trusts_its_guess(patch: pytest.MonkeyPatch) -> None:
         if start < page_start:
             return await read(self, match, start, limit, page_start, stop)
         part = {"chunks": {"$slice": [start - page_start, limit]}}
-        stored = await self.messages.find_one(match, STATE | part)
+        stored = await self.messages.find_one(match, HEADER | part)
         chunks = [MessageChunk.from_stored(chunk) for chunk in stored["chunks"]]
-        return MessageState.from_stored(stored), chunks
+        return MessageHeader.from_stored(stored), chunks
 
     patch.setattr(Reader, "_read", spoiled)
 

@@ -12,7 +12,7 @@ from bson import ObjectId
 
 from converse_mongo.domain import errors
 from converse_mongo.domain.chunks import MessageChunk
-from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.store import EndedMessage
 from tests.model.server import CLOCK, MESSAGES, PAGES, Operation, Server, documents
 
@@ -360,7 +360,7 @@ class Contract:
 
     def stopped(self, operation: Operation, outcome: Any) -> None:
         """Judges how a request to stop went."""
-        if isinstance(outcome, MessageState):
+        if isinstance(outcome, MessageHeader):
             if not outcome.status.is_final and outcome.lease.holder is None:
                 broken("A stop ends a message that has no writer", operation, outcome)
             if outcome.status.is_final and not self.now.ended and not self.server.lagging:

@@ -78,7 +78,7 @@ class Process:
             RemoteCollection(self._database, "conversations"),
             options=Options(retry_timeout=0, lease=LEASE, idle_timeout=IDLE_TIMEOUT),
         )
-        self.lane = self.store.lane((MESSAGE_ID, LOG_ID))
+        self.queue = self.store.queue((MESSAGE_ID, LOG_ID))
         level = "majority" if self.reads_what_is_safe else "local"
         self.reader = _reader(self._database, ReadConcern(level))
         self.tasks: dict[Operation, asyncio.Task[None]] = {}

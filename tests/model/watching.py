@@ -25,7 +25,7 @@ from converse_mongo.domain.events import (
     MessageCreated,
     MessageUpdated,
 )
-from converse_mongo.domain.headers import MessageState
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.store.reads import MessageRow
 from converse_mongo.watching import conversation_topic, doubts, topics, watcher
@@ -204,11 +204,11 @@ class ModelReader:
 
     def _chunks(
         self, message: dict[str, Any] | None, start: int, stop: int | None
-    ) -> tuple[MessageState, list[MessageChunk]] | None:
+    ) -> tuple[MessageHeader, list[MessageChunk]] | None:
         if message is None:
             return None
         chunks = [MessageChunk.from_stored(each) for each in message["chunks"][start:stop]]
-        return MessageState.from_stored(message), chunks
+        return MessageHeader.from_stored(message), chunks
 
     async def read_tail(self, message_id: ObjectId, limit: int) -> Any:
         return self._chunks(self._find(_id=message_id), 0, None)
@@ -241,12 +241,12 @@ class ModelReader:
             self._state[position] for position in range(start, stop) if position in self._state
         ]
         return [
-            MessageRow(MessageState.from_stored(each), each["content"]) for each in found[:limit]
+            MessageRow(MessageHeader.from_stored(each), each["content"]) for each in found[:limit]
         ]
 
     async def messages_at(self, conversation_id: ObjectId, positions: Sequence[int]) -> Any:
         found = [self._state[position] for position in positions if position in self._state]
-        return [MessageState.from_stored(each) for each in found]
+        return [MessageHeader.from_stored(each) for each in found]
 
     async def conversation_end(self, conversation_id: ObjectId) -> int:
         return self._set.ends[self._index]

@@ -7,12 +7,12 @@ from converse_mongo.documents.messages import Message
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.web.errors import ConflictError
 from converse_mongo.web.generations import Generations
-from converse_mongo.web.wire import REPLACES, replaced_id
+from converse_mongo.web.presenter import REPLACES, replaced_id
 
-__all__ = ["Answers", "without_replaced"]
+__all__ = ["Turns", "without_replaced"]
 
 
-class Answers:
+class Turns:
     """Adds messages, and has them answered where there is somebody to answer.
 
     Args:

@@ -17,7 +17,7 @@ from converse_mongo.driver.collections import Collection
 from converse_mongo.store.handlers import Handlers
 from converse_mongo.store.reads import Reader
 
-__all__ = ["PAGES", "Calls", "Lane", "Options", "back_off"]
+__all__ = ["PAGES", "Collections", "Options", "WriteQueue", "back_off"]
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Options:
     retention: float | None = None
 
 
-class Lane:
+class WriteQueue:
     """Keeps the writers of one message, or one conversation, of this process in a queue.
 
     Without it they would race one another to the server, where one wins and all others try again.
@@ -73,7 +73,7 @@ class Lane:
         "sealing",
     )
 
-    def __deepcopy__(self, memo: object) -> "Lane":
+    def __deepcopy__(self, memo: object) -> "WriteQueue":
         return self  # a copy of a message is written in the same queue
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Lane:
             self.page_start, self.live_bytes = page_start, live_bytes
 
 
-class Calls:
+class Collections:
     """One set of collections, and calls to them that are tried again."""
 
     def __init__(
@@ -122,19 +122,19 @@ class Calls:
         """Raises where calls are made in another event loop than the facade was opened in."""
         self.session: Any = None
         """The session that every call is to carry, in a transaction."""
-        self.lanes: WeakValueDictionary[Hashable, Lane] = WeakValueDictionary()
+        self.queues: WeakValueDictionary[Hashable, WriteQueue] = WeakValueDictionary()
 
-    def lane(self, key: Hashable) -> Lane:
+    def queue(self, key: Hashable) -> WriteQueue:
         """The lane of a conversation, or of a message; it lives as long as somebody holds it.
 
         Args:
             key: The id of a conversation; of a message, its id and its ``log_id``, since what is
                 known of one says nothing of another with the same id.
         """
-        lane = self.lanes.get(key)
-        if lane is None:
-            lane = self.lanes[key] = Lane()
-        return lane
+        queue = self.queues.get(key)
+        if queue is None:
+            queue = self.queues[key] = WriteQueue()
+        return queue
 
     def check_keys(self, *mappings: Mapping[str, Any]) -> None:
         """Refuses keys that are no part of a path where the database is one of mongomock's.

@@ -4,25 +4,25 @@ from dataclasses import dataclass
 
 from converse_mongo.converse import Converse
 from converse_mongo.web.access import Access
-from converse_mongo.web.answers import Answers
 from converse_mongo.web.bodies import Limits
+from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.streams import StreamOptions
+from converse_mongo.web.turns import Turns
 from converse_mongo.web.visibility import Visibility
-from converse_mongo.web.wire import Wire
 
-__all__ = ["NO_STORE", "Edge"]
+__all__ = ["NO_STORE", "WebContext"]
 
 NO_STORE = {"cache-control": "no-store"}
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
+class WebContext:
     """The parts of a web edge."""
 
     converse: Converse
     access: Access
     visibility: Visibility
-    answers: Answers
-    wire: Wire
+    turns: Turns
+    presenter: Presenter
     streams: StreamOptions
     limits: Limits

@@ -26,7 +26,7 @@ __all__ = [
     "ENDED",
     "REPLACES",
     "Json",
-    "Wire",
+    "Presenter",
     "event_id",
     "parse_event_id",
     "replaced_id",
@@ -48,7 +48,7 @@ _EVENT_ID = re.compile(r"([0-9a-f]{24})\.([0-9]{1,18}|end)")
 
 
 @dataclass(frozen=True, slots=True)
-class Wire:
+class Presenter:
     """Turns what happened into what may be told.
 
     Attributes:
