@@ -19,6 +19,7 @@ from rich.console import Console
 from benchmarks import (
     append_cost,
     append_overhead,
+    call_costs,
     fan_out,
     generation,
     live_latency,
@@ -44,6 +45,7 @@ Benchmark: TypeAlias = Callable[[Setting], Awaitable[list[Figure]]]
 
 BENCHMARKS: dict[str, Benchmark] = {
     "append_cost": append_cost.run,
+    "call_costs": call_costs.run,
     "append_overhead": append_overhead.run,
     "writer_speed": writer_speed.run,
     "generation": generation.run,
