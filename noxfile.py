@@ -39,7 +39,7 @@ def group(name: str) -> list[str]:
 
 # What a driver or a Python can change; all else is the session "system".
 EACH_DRIVER = [
-    *("tests/unit", "tests/integration", "tests/app", "tests/web"),
+    *("tests/unit", "tests/integration", "tests/app"),
     "tests/docs/test_programs.py::test_program_of_a_driver__runs_as_printed",
 ]
 
@@ -54,9 +54,9 @@ def tests(session: nox.Session, driver: str) -> None:
 
 @nox.session(python=PYTHON)
 def system(session: nox.Session) -> None:
-    """Once for all drivers: the model, faults, the documentation, the commands, the example."""
+    """Once for all drivers: model, faults, documentation, commands, web edge, example."""
     session.install(*DRIVERS["motor"], *group("test"))
-    folders = ("model", "faults", "docs", "acceptance", "example")
+    folders = ("model", "faults", "docs", "acceptance", "web", "example")
     arguments = session.posargs or [*(f"tests/{folder}" for folder in folders), *PARALLEL]
     session.run("python", "-m", "pytest", *arguments)
 
