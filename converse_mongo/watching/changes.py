@@ -128,6 +128,7 @@ class Inserted:
     message_id: ObjectId
     conversation_id: ObjectId | None
     document: Mapping[str, Any]
+    time: Timestamp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,7 @@ class Deleted:
     """A message was removed from the database."""
 
     message_id: ObjectId
+    time: Timestamp | None = None
     conversation_id: None = None
 
 
@@ -206,10 +208,12 @@ def decode(change: Mapping[str, Any], conversations: str) -> Hint | None:
         fields = change["updateDescription"].get("updatedFields") or {}
         return _decode_update(message_id, fields, change.get("clusterTime"))
     if operation == "delete":
-        return Deleted(message_id)
+        return Deleted(message_id, change.get("clusterTime"))
     if operation in ("insert", "replace"):
         document = change.get("fullDocument") or {}
-        return Inserted(message_id, document.get("conversation_id"), document)
+        return Inserted(
+            message_id, document.get("conversation_id"), document, change.get("clusterTime")
+        )
     return None
 
 

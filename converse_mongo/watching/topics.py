@@ -25,7 +25,7 @@ from converse_mongo.domain.events import (
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.validation import check_sequence
 from converse_mongo.store.reads import Reader
-from converse_mongo.watching.changes import MessageHint, Updated
+from converse_mongo.watching.changes import Deleted, Inserted, MessageHint, Updated
 from converse_mongo.watching.doubts import Doubts, OutdatedReadError
 from converse_mongo.watching.window import Window
 
@@ -257,9 +257,18 @@ class MessageTopic(Topic[MessageEvent, int]):
             if self.state is not None and is_after(hint, self._since):
                 self._told = max(self._told, hint.next_sequence or 0)
                 self._end_told = self._end_told or hint.ended
-        else:
-            # Deleted, or started anew: what was told before is of no use.
+        elif self._is_gone_by(hint):
+            # What was told before is of no use.
             self._told, self._end_told, self._deletion_told = 0, False, True
+
+    def _is_gone_by(self, hint: Inserted | Deleted) -> bool:
+        """Whether it was deleted, or started anew: news of its own insertion may come late."""
+        if not is_after(hint, self._since):
+            return False
+        known = self.state
+        return isinstance(hint, Deleted) or (
+            known is not None and hint.document.get("log_id") != known.log_id
+        )
 
     def _apply(self, hint: MessageHint) -> None:
         if self.ended:
@@ -350,8 +359,8 @@ class MessageTopic(Topic[MessageEvent, int]):
         raise hole(self.key, sequence)
 
 
-def is_after(hint: Updated, moment: Timestamp | None) -> bool:
-    """Whether an update was made after a moment of the server's clock."""
+def is_after(hint: MessageHint, moment: Timestamp | None) -> bool:
+    """Whether a change was made after a moment of the server's clock."""
     return hint.time is None or moment is None or hint.time > moment
 
 

@@ -22,6 +22,7 @@ from converse_mongo import (
     WatchMode,
 )
 from converse_mongo.watching import doubts
+from converse_mongo.watching.changes import Inserted
 from tests.conftest import Facade
 from tests.faults.failover import run_failovers
 from tests.majority import Majority, behind
@@ -167,6 +168,25 @@ async def test_older__message_has_no_hole_and_is_not_missing(scene: Scene) -> No
     await scene.majority.has_all()
     scene.newer()
     assert_exact(await asyncio.wait_for(watching, SOON), await scene.writer.get_message(message.id))
+
+
+async def test_older__message_is_not_missing_though_its_start_is_told_late(scene: Scene) -> None:
+    message = await start(scene.writer)
+    document = await message.store().messages.find_one({"_id": message.id})
+    await scene.majority.has_all()
+    watching = asyncio.create_task(collect(scene.viewer, message))
+    await until(lambda: scene.viewer.statistics().streams_opened == 1)
+    await message.append_chunk("a")
+    await until(lambda: scene.viewer.statistics().changes > 0)
+    await scene.older()
+    scene.viewer._open_parts.hub._registry.take(
+        Inserted(message.id, message.conversation_id, document)
+    )
+    await scene.was_read()
+    await message.complete_streaming()
+    await scene.majority.has_all()
+    scene.newer()
+    assert sequences(await asyncio.wait_for(watching, SOON)) == [0]
 
 
 async def test_older__new_message_is_there(scene: Scene) -> None:
