@@ -21,7 +21,7 @@ from tests.faults.proxy import Proxy
 __all__ = ["Chat", "Complaints", "Line", "Model", "Tab", "until", "words"]
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 END_SECONDS = 20.0
 NETWORK = "Failed to load resource"
 
