@@ -1,24 +1,28 @@
 """What processes do: each is a call of the library, and what the contract says of its outcome."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from bson import ObjectId
+from pymongo.errors import DuplicateKeyError
 
 from converse_mongo.domain.chunks import Piece
 from converse_mongo.domain.errors import (
+    MessageNotFoundError,
     StoreUnavailableError,
     StreamStoppedError,
     WatchError,
 )
 from converse_mongo.domain.headers import LeaseState, message_key
 from converse_mongo.domain.types import MessageStatus
+from converse_mongo.store import updates
 from converse_mongo.store.appends import WriterClaim
 from converse_mongo.store.ends import End
 from converse_mongo.store.reads import Reader
-from tests.model.contract import CONVERSATION_ID, LOG_ID, MESSAGE, MESSAGE_ID, broken
-from tests.model.server import Operation
+from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, broken
+from tests.model.server import CLOCK, Operation
 from tests.model.simulation import Process, Simulation
 
 __all__ = [
@@ -26,11 +30,14 @@ __all__ = [
     "append",
     "append_again",
     "compact",
+    "delete",
     "end",
     "follow",
     "load",
     "release",
     "renew",
+    "save",
+    "start",
     "stop",
     "sweep",
     "take_over",
@@ -39,7 +46,6 @@ __all__ = [
 
 IDS = (MESSAGE_ID, CONVERSATION_ID)
 CHUNKS_PER_READ = 2
-KEY = message_key(MESSAGE_ID, CONVERSATION_ID, LOG_ID)
 NOBODY = LeaseState(-1)
 """The lease of a writer that came too late."""
 
@@ -51,8 +57,8 @@ def append(simulation: Simulation, process: Process, endings: Sequence[str]) -> 
 
 def append_again(simulation: Simulation, process: Process) -> Operation:
     """Tries an append again of which it is not known whether it was stored."""
-    append_id, contents = simulation.contract.unknown.pop(0)
-    return _append_by_hand(simulation, process, contents, append_id)
+    log_id, append_id, contents = simulation.contract.unknown.pop(0)
+    return _append_by_hand(simulation, process, contents, append_id, log_id)
 
 
 def _contents(simulation: Simulation, endings: Sequence[str]) -> tuple[str, ...]:
@@ -65,19 +71,24 @@ def _append_by_hand(
     process: Process,
     contents: tuple[str, ...],
     append_id: ObjectId | None,
+    log_id: ObjectId | None = None,
 ) -> Operation:
+    log_id = log_id or process.log_id
+    queue, key = process.store.queue((MESSAGE_ID, log_id)), message_key(*IDS, log_id)
+
     async def work(operation: Operation) -> Any:
         chunks = await process.store.appends.append(
-            process.queue,
-            KEY,
+            queue,
+            key,
             [Piece(text, {}, len(text.encode())) for text in contents],
             append_id,
         )
-        process.take(chunks)
+        process.take(log_id, chunks)
         return chunks
 
     return simulation.begin(
         *(process, "append", work, simulation.contract.appended),
+        log_id=log_id,
         contents=contents,
         append_id=append_id,
     )
@@ -86,11 +97,12 @@ def _append_by_hand(
 def write(simulation: Simulation, process: Process, endings: Sequence[str]) -> Operation:
     """Appends a chunk for each of ``endings`` as the writer of this process does."""
     contents, lease = _contents(simulation, endings), _lease_of(simulation, process)
+    queue, key = process.queue, process.key
 
     async def try_once(operation: Operation, *, again: bool) -> Any:
         claim = WriterClaim(lease, operation.unless_stopped, lambda: None)
         return await process.store.appends.append(
-            *(process.queue, KEY, [Piece(text, {}, len(text.encode())) for text in contents]),
+            *(queue, key, [Piece(text, {}, len(text.encode())) for text in contents]),
             *(operation.append_id, claim),
             again=again,
         )
@@ -109,11 +121,12 @@ def write(simulation: Simulation, process: Process, endings: Sequence[str]) -> O
                 process.stopped = True
                 operation.unless_stopped = False
             else:
-                process.take(chunks)
+                process.take(key["log_id"], chunks)
                 return chunks
 
     return simulation.begin(
         *(process, "append", work, simulation.contract.appended),
+        log_id=key["log_id"],
         epoch=lease.epoch,
         unless_stopped=not process.stopped,
         contents=contents,
@@ -141,38 +154,47 @@ def take_over(simulation: Simulation, process: Process) -> Operation:
 
 
 def _claim(simulation: Simulation, process: Process, kind: str) -> Operation:
+    key = process.key
+
     async def work(operation: Operation) -> Any:
-        state = await getattr(process.store.leases, kind)(KEY)
-        process.lease, process.stopped = state.lease, state.stop_requested
+        state = await getattr(process.store.leases, kind)(key)
+        if process.key == key:
+            process.lease, process.stopped = state.lease, state.stop_requested
         return state
 
-    return simulation.begin(process, kind, work, simulation.contract.leased)
+    return simulation.begin(process, kind, work, simulation.contract.leased, log_id=key["log_id"])
 
 
 def renew(simulation: Simulation, process: Process) -> Operation:
     """Gives a sign of life."""
     lease = _lease_of(simulation, process)
+    key = process.key
 
     async def work(operation: Operation) -> Any:
-        state = await process.store.leases.renew(KEY, lease)
+        state = await process.store.leases.renew(key, lease)
         if state is not None and process.lease == lease and state.lease.is_held_by(lease):
             process.stopped = process.stopped or state.stop_requested
         return state
 
     return simulation.begin(
-        process, "renew", work, simulation.contract.succeeded, epoch=lease.epoch
+        *(process, "renew", work, simulation.contract.succeeded),
+        log_id=key["log_id"],
+        epoch=lease.epoch,
     )
 
 
 def release(simulation: Simulation, process: Process) -> Operation:
     """Lets go of the message."""
     lease = _lease_of(simulation, process)
+    key = process.key
 
     async def work(operation: Operation) -> None:
-        await process.store.leases.release(KEY, lease)
+        await process.store.leases.release(key, lease)
 
     return simulation.begin(
-        process, "release", work, simulation.contract.succeeded, epoch=lease.epoch
+        *(process, "release", work, simulation.contract.succeeded),
+        log_id=key["log_id"],
+        epoch=lease.epoch,
     )
 
 
@@ -181,6 +203,7 @@ def end(
 ) -> Operation:
     """Ends the message, as the writer of this process or by hand."""
     lease = process.lease if by_writer else None
+    queue, key, copy = process.queue, process.key, process.copy
     error = "it broke" if status is MessageStatus.FAILED else None
 
     async def work(operation: Operation) -> Any:
@@ -188,11 +211,11 @@ def end(
         while True:
             try:
                 return await process.store.ends.end(
-                    process.queue,
-                    KEY,
+                    queue,
+                    key,
                     End(status, {"by": operation.label}, error),
                     retention=simulation.retention,
-                    known=(len(process.copy), "".join(process.copy)) if process.copy else None,
+                    known=(len(copy), "".join(copy)) if copy else None,
                     lease=lease,
                     end_id=end_id,
                 )
@@ -202,7 +225,11 @@ def end(
                 operation.interrupted = False
 
     epoch = None if lease is None else lease.epoch
-    return simulation.begin(process, "end", work, simulation.contract.ended, epoch=epoch)
+    return simulation.begin(
+        *(process, "end", work, simulation.contract.ended),
+        log_id=key["log_id"],
+        epoch=epoch,
+    )
 
 
 def sweep(simulation: Simulation, process: Process) -> Operation:
@@ -216,11 +243,58 @@ def sweep(simulation: Simulation, process: Process) -> Operation:
 
 def stop(simulation: Simulation, process: Process) -> Operation:
     """Asks for a stop."""
+    key = process.key
 
     async def work(operation: Operation) -> Any:
-        return await process.store.leases.request_stop(KEY, operation.label)
+        return await process.store.leases.request_stop(key, operation.label)
 
-    return simulation.begin(process, "stop", work, simulation.contract.stopped)
+    return simulation.begin(
+        process, "stop", work, simulation.contract.stopped, log_id=key["log_id"]
+    )
+
+
+def save(simulation: Simulation, process: Process) -> Operation:
+    """Saves a field of the copy that this process has."""
+    key = process.key
+
+    async def work(operation: Operation) -> Any:
+        update = updates.save({"title": operation.label}, (), CLOCK.now)
+        return await process.store.saves.save_message(key, update)
+
+    return simulation.begin(
+        process, "save", work, simulation.contract.succeeded, log_id=key["log_id"]
+    )
+
+
+def delete(simulation: Simulation, process: Process) -> Operation:
+    """Deletes the message that this process was given, and its pages, as ``Message`` does."""
+    key = process.key
+
+    async def work(operation: Operation) -> None:
+        store = process.store
+        deleted = await store.call(store.messages.delete_one, key, what="delete the message")
+        await store.paging.delete(key)
+        if not deleted.deleted_count:
+            raise MessageNotFoundError(MESSAGE_ID)
+
+    def judge(operation: Operation, outcome: Any) -> None:
+        if not isinstance(outcome, MessageNotFoundError):  # it may be by an earlier try
+            simulation.contract.succeeded(operation, outcome)
+
+    return simulation.begin(process, "delete", work, judge, log_id=key["log_id"])
+
+
+def start(simulation: Simulation, process: Process) -> Operation:
+    """Starts the generation anew, if nobody else has."""
+
+    async def insert() -> None:
+        with contextlib.suppress(DuplicateKeyError):
+            await process.store.messages.insert_one(simulation.new_message())
+
+    async def work(operation: Operation) -> None:
+        await process.store.call(insert, what="start the generation anew")
+
+    return simulation.begin(process, "start", work, simulation.contract.succeeded)
 
 
 def compact(simulation: Simulation, process: Process) -> Operation:
@@ -234,16 +308,20 @@ def compact(simulation: Simulation, process: Process) -> Operation:
 
 def load(simulation: Simulation, process: Process) -> Operation:
     """Reads the whole message; who appends here goes on from what it says."""
-    reader = process.reader
+    reader, was_gone = process.reader, simulation.contract.safe.log_id is None
     epoch = None if process.lease is None else process.lease.epoch
 
     async def work(operation: Operation) -> Any:
         async def read() -> Any:
             stored = await reader.messages.find_one(MESSAGE)
+            if stored is None:
+                raise MessageNotFoundError(MESSAGE_ID)
             await reader.add_moved_chunks(stored)
             return stored
 
         stored = await process.store.call(read, what="load the message")
+        if process.log_id != stored["log_id"]:
+            process.take_up(stored["log_id"])
         copy = [chunk["content"] for chunk in stored["chunks"]]
         process.queue.learn(
             *[stored[name] for name in ("next_sequence", "page_start", "chunk_bytes")]
@@ -252,33 +330,42 @@ def load(simulation: Simulation, process: Process) -> Operation:
         return stored
 
     def judge(operation: Operation, outcome: Any) -> None:
+        deleted = operation.deletions != simulation.contract.deletions
+        if isinstance(outcome, MessageNotFoundError) and (deleted or was_gone):
+            return
         if isinstance(outcome, Exception):
             simulation.contract.succeeded(operation, outcome)
             return
+        if deleted:
+            return  # with the pages of what it read first
         sequences = [chunk["sequence"] for chunk in outcome["chunks"]]
         if sequences != list(range(outcome["next_sequence"])):
             broken("A reader gets each chunk once and in order", operation, sequences)
         contents = tuple(chunk["content"] for chunk in outcome["chunks"])
         if process.reads_what_is_safe or not simulation.server.lagging:
-            simulation.contract.loaded(operation, contents, whole=True)
+            simulation.contract.loaded(operation, outcome["log_id"], contents, whole=True)
 
     return simulation.begin(process, "load", work, judge, epoch=epoch)
 
 
 def follow(simulation: Simulation, process: Process) -> Operation:
     """Reads what is new since the last time, as one who watches does."""
-    seen = process.seen
 
     async def read_on(operation: Operation, reader: Reader) -> None:
         page_start = 0
         while True:
+            log_id, seen = process.seen
             found = await process.store.call(
                 reader.read,
                 *(*IDS, len(seen), CHUNKS_PER_READ, page_start),
                 what="follow the message",
             )
-            assert found is not None
+            if found is None:
+                return
             state, chunks = found
+            if state.log_id != log_id:
+                process.seen, page_start = (state.log_id, []), 0
+                continue
             for chunk in chunks:
                 if chunk.sequence != len(seen):
                     broken("A reader gets each chunk once and in order", operation, chunk, seen)
@@ -294,8 +381,8 @@ def follow(simulation: Simulation, process: Process) -> Operation:
 
     def judge(operation: Operation, outcome: Any) -> None:
         simulation.contract.succeeded(operation, outcome)
-        simulation.contract.loaded(
-            operation, tuple(seen), whole=not isinstance(outcome, StoreUnavailableError)
-        )
+        log_id, seen = process.seen
+        whole = not isinstance(outcome, StoreUnavailableError)
+        simulation.contract.loaded(operation, log_id, tuple(seen), whole=whole)
 
     return simulation.begin(process, "follow", work, judge)

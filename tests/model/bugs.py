@@ -5,6 +5,8 @@ A rule that no bug here breaks is one that the model may not check at all.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,11 +18,14 @@ from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.headers import HEADER, MessageHeader
 from converse_mongo.domain.lengths import expand
 from converse_mongo.driver import collections
-from converse_mongo.store import updates
+from converse_mongo.store import appends, pages, updates
 from converse_mongo.store.appends import Appends
+from converse_mongo.store.collections import WriteQueue
 from converse_mongo.store.ends import Ends
 from converse_mongo.store.leases import Leases
+from converse_mongo.store.pages import Pages
 from converse_mongo.store.reads import Reader
+from converse_mongo.store.saves import Saves
 from tests.model.server import PAGES, RemoteCollection
 
 __all__ = ["BUGS", "Bug"]
@@ -45,6 +50,8 @@ class Bug:
 
 BUGS: list[Bug] = []
 
+LOG_AND_HOLDER = ("log_id", "lease.holder")
+"""The conditions that a message was not started anew: to a writer its holder says as much."""
 HELD = ("lease.epoch", "lease.holder")
 """The conditions that a writer still holds its lease."""
 
@@ -109,7 +116,7 @@ def append_id_not_looked_for_in_pages(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reader, "appended", appended)
 
 
-@bug("append trouble")
+@bug("append write trouble")
 def append_again_without_looking(patch: pytest.MonkeyPatch) -> None:
     append = Appends.append
 
@@ -138,7 +145,35 @@ def append_gives_no_sign_of_life(patch: pytest.MonkeyPatch) -> None:
     rewrite(patch, "append", lambda match, update: update.pop("$currentDate"))
 
 
+@bug("append lag")
+def append_that_waits_for_room_for_ever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(appends, "time", SimpleNamespace(monotonic=lambda: 0.0))
+
+
+@bug("append lag")
+def append_that_does_not_wait_for_room(patch: pytest.MonkeyPatch) -> None:
+    moments = count(step=1000)
+    patch.setattr(appends, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+
+
 # Pages
+
+
+@bug("append lag")
+def seal_that_holds_the_queue(patch: pytest.MonkeyPatch) -> None:
+    seal = Pages.seal_if_possible
+
+    async def spoiled(self: Pages, queue: WriteQueue, key: Any) -> bool:
+        async with queue.lock:
+            return await seal(self, queue, key)
+
+    patch.setattr(Pages, "seal_if_possible", spoiled)
+
+
+@bug("append lag")
+def seal_that_failed_again_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(pages, "_FIRST_DELAY_SECONDS", 0)
+
 
 named("trim_twice", "append crash trouble", forget("trim", "page_start"))
 
@@ -153,8 +188,8 @@ def trim_before_the_page_is_stored(patch: pytest.MonkeyPatch) -> None:
 
     async def update_one(self: RemoteCollection, *arguments: Any) -> Any:
         result = await update(self, *arguments)
-        for pages, page in held.pop(self.database, []):
-            await insert(pages, page)
+        for collection, page in held.pop(self.database, []):
+            await insert(collection, page)
         return result
 
     patch.setattr(RemoteCollection, "insert_one", insert_one)
@@ -208,7 +243,7 @@ def take_over_the_same_epoch(patch: pytest.MonkeyPatch) -> None:
     rewrite(patch, "take_over", lambda match, update: update["$set"].pop("lease.epoch"))
 
 
-@bug("write sweep time")
+@bug("lease sweep time")
 def settle_what_lives_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(updates, "unchanged_lease", lambda lease: {})
 
@@ -249,7 +284,7 @@ def sweep_that_hides_trouble(patch: pytest.MonkeyPatch) -> None:
 named("stop_for_the_second_time", "stop lease", forget("request_stop", "stop_requested_at"))
 
 
-@bug("stop stop lease")
+@bug("stop stop lease trouble")
 def stop_a_writer_that_just_came(patch: pytest.MonkeyPatch) -> None:
     settle = Ends.settle
 
@@ -262,7 +297,7 @@ def stop_a_writer_that_just_came(patch: pytest.MonkeyPatch) -> None:
 # Ends
 
 named("end_twice", "append end", forget("end", "status"))
-named("end_when_replaced", "lease end", forget("end", *HELD))
+named("end_when_replaced", "write lease end", forget("end", *HELD))
 
 
 @bug("end")
@@ -278,6 +313,53 @@ def end_with_the_text_of_a_copy(patch: pytest.MonkeyPatch) -> None:
         return await finish(self, state, known and (state.next_sequence, known[1]))
 
     patch.setattr(Ends, "_finish", spoiled)
+
+
+# Restarts
+
+named("append_to_another_log", "append restart", forget("append", "log_id"))
+named("append_to_another_log_of_the_same_epoch", "write restart", forget("append", *LOG_AND_HOLDER))
+named("acquire_another_log", "lease restart", forget("acquire_lease", "log_id"))
+named("take_over_another_log", "lease restart", forget("take_over", "log_id"))
+named("renew_another_log", "write lease restart time", forget("renew_lease", *LOG_AND_HOLDER))
+named("release_another_log", "lease restart", forget("release_lease", *LOG_AND_HOLDER))
+named("stop_another_log", "stop restart", forget("request_stop", "log_id"))
+named("end_another_log", "end restart", forget("end", "log_id"))
+named("trim_another_log", "append restart trouble", forget("trim", "log_id"))
+named(
+    "finish_the_merge_of_another_log",
+    "end compact restart trouble",
+    forget("finish_compaction", "log_id"),
+)
+
+
+@bug("write end restart crash")
+def end_another_log_of_the_same_epoch(patch: pytest.MonkeyPatch) -> None:
+    def change(match: dict[str, Any], _update: Any) -> None:
+        if "lease.epoch" in match:
+            del match["log_id"], match["lease.holder"]
+
+    rewrite(patch, "end", change)
+
+
+@bug("restart")
+def save_another_log(patch: pytest.MonkeyPatch) -> None:
+    save = Saves.save_message
+
+    async def spoiled(self: Saves, key: Any, update: Any) -> Any:
+        return await save(self, updates.any_log(key), update)
+
+    patch.setattr(Saves, "save_message", spoiled)
+
+
+@bug("append restart")
+def delete_the_pages_of_another_log(patch: pytest.MonkeyPatch) -> None:
+    delete = RemoteCollection.delete_many
+
+    async def spoiled(self: RemoteCollection, match: Any) -> Any:
+        return await delete(self, match if "_id" in match else updates.any_log(match))
+
+    patch.setattr(RemoteCollection, "delete_many", spoiled)
 
 
 # Merges

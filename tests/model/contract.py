@@ -4,9 +4,11 @@ It reads the documents by itself, so that a mistake of the library's reader cann
 writers; and it has the library's reader read them too, after each write.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
+from weakref import WeakKeyDictionary
 
 from bson import ObjectId
 
@@ -14,17 +16,24 @@ from converse_mongo.domain import errors
 from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.store import EndedMessage
+from converse_mongo.store.collections import WriteQueue
 from tests.model.server import CLOCK, MESSAGES, PAGES, Operation, Server, documents
 
 __all__ = ["CONVERSATION_ID", "MESSAGE", "MESSAGE_ID", "Broken", "Contract", "View", "broken"]
 
 MESSAGE_ID, CONVERSATION_ID = ObjectId("5" * 24), ObjectId("c" * 24)
-LOG_ID = ObjectId("1" * 24)
 MESSAGE = {"_id": MESSAGE_ID, "conversation_id": CONVERSATION_ID}
 
 FINAL = {"completed", "failed", "cancelled"}
 WRITERS_OWN = {"append", "acquire", "take_over", "renew", "release"}
 SETTLERS = {"sweep", "stop"}
+REFUSALS = (
+    errors.MessageNotFoundError,
+    errors.MessageNotStreamingError,
+    errors.StreamStoppedError,
+    errors.WriterError,
+)
+"""What is said to who was given a message that was deleted meanwhile."""
 
 
 class Broken(AssertionError):  # noqa: N818
@@ -37,8 +46,9 @@ def broken(rule: str, *details: object) -> NoReturn:
 
 @dataclass(frozen=True)
 class View:
-    """What the database says of the message."""
+    """What the database says of the message; of one that is gone, that no log has its id."""
 
+    log_id: ObjectId | None
     log: tuple[str, ...]
     status: str
     end: tuple[Any, ...]
@@ -50,8 +60,10 @@ class View:
     stop: tuple[bool, str | None]
     live_bytes: int
     compacted: bool
+    due: datetime | None
+    revision: int
     signs: int = 0
-    """How many signs of life its writers have given."""
+    """How many signs of life were given so far, to it and to those that had its id before."""
     last_sign: datetime | None = None
 
     @property
@@ -67,10 +79,16 @@ class View:
         return CLOCK.now > self.last_sign + timedelta(seconds=self.duration)
 
 
+GONE = View(None, (), "gone", (), "", 0, None, None, None, (False, None), 0, False, None, 0)
+
+
 def look(database: Any) -> View:
     """Reads the message, and checks what must be true of it at any moment."""
-    (stored,) = documents(database, MESSAGES)
-    pages = sorted(documents(database, PAGES), key=lambda page: page["first_sequence"])
+    stored = next(iter(documents(database, MESSAGES)), None)
+    if stored is None:
+        return GONE
+    pages = [page for page in documents(database, PAGES) if page["log_id"] == stored["log_id"]]
+    pages.sort(key=lambda page: page["first_sequence"])
     embedded, page_start = stored["chunks"], stored["page_start"]
     if stored.get("compacted"):
         log = _cut(stored["content"], stored["chunk_lengths"])
@@ -93,6 +111,7 @@ def look(database: Any) -> View:
         broken("The counter says what is embedded", stored["chunk_bytes"], size)
     lease = stored["lease"]
     return View(
+        log_id=stored["log_id"],
         log=log,
         status=stored["status"],
         end=tuple(stored.get(name) for name in ("status", "end_id", "error", "completed_at"))  # noqa: RUF005
@@ -105,6 +124,8 @@ def look(database: Any) -> View:
         stop=(stored.get("stop_requested_at") is not None, stored.get("stop_reason")),
         live_bytes=size,
         compacted=bool(stored.get("compacted")),
+        due=stored.get("compact_at"),
+        revision=stored.get("revision", 0),
     )
 
 
@@ -118,37 +139,70 @@ def _cut(text: str, lengths: bytes) -> tuple[str, ...]:
     return tuple(contents)
 
 
+class Unknown(NamedTuple):
+    """An append of which it is not known whether it was stored."""
+
+    log_id: ObjectId | None
+    append_id: ObjectId
+    contents: tuple[str, ...]
+
+
 @dataclass
 class Contract:
-    """Judges what happens to one message.
+    """Judges what happens to one message, and to those that are started anew under its id.
 
     Attributes:
         most_live_bytes: What its embedded chunks may take.
+        patience: For how many seconds an append waits for room.
+        hasty: Whether what the primary has is acknowledged.
         now: What the primary has.
         safe: What no failover takes back.
-        acknowledged: Sequence to text of all appends that returned.
+        acknowledged: For each log, sequence to text of all appends that returned.
         refused: Texts of all appends that said that nothing was stored.
-        fence: The epoch of the last writer who was told that it is the one.
-        unknown: Append id and texts of appends that had no answer.
+        fences: For each log, the epoch of the last writer who was told that it is the one.
+        unknown: Log, append id and texts of appends that had no answer.
+        deletions: How often a message was deleted.
     """
 
     server: Server
     most_live_bytes: int
+    patience: float
+    hasty: bool
     now: View = field(init=False)
     safe: View = field(init=False)
-    acknowledged: dict[int, str] = field(default_factory=dict)
+    acknowledged: dict[ObjectId | None, dict[int, str]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     refused: set[str] = field(default_factory=set)
-    fence: int = 0
-    unknown: list[tuple[ObjectId, tuple[str, ...]]] = field(default_factory=list)
+    fences: dict[ObjectId | None, int] = field(default_factory=lambda: defaultdict(int))
+    unknown: list[Unknown] = field(default_factory=list)
+    deletions: int = 0
+    _failed_seals: WeakKeyDictionary[WriteQueue, tuple[int, datetime]] = field(
+        default_factory=WeakKeyDictionary
+    )
 
     def __post_init__(self) -> None:
         self.now = self.safe = look(self.server.primary)
+
+    @property
+    def confirmed(self) -> View:
+        """What is there under the write concern of the clients."""
+        return self.now if self.hasty else self.safe
 
     # Writes
 
     def written(self, operation: Operation) -> None:
         """Judges a write of ``operation`` that the server has just performed."""
         before, after = self.now, look(self.server.primary)
+        after = replace(after, signs=before.signs, last_sign=before.last_sign)
+        if self.is_gone(operation) and before != after:
+            broken("Nothing old changes what was started anew", operation, before, after)
+        if before.log_id != after.log_id:
+            self._judge_restart(operation, before, after)
+            self.now = replace(after, signs=before.signs + 1, last_sign=None)
+            return
+        if before.log_id is None:
+            return
         self._judge_log(operation, before, after)
         self._judge_end(operation, before, after)
         self._judge_lease(operation, before, after)
@@ -156,12 +210,31 @@ class Contract:
             broken("The first who asks for a stop gives the reason", before.stop, after.stop)
         if after.live_bytes > self.most_live_bytes:
             broken("A message embeds no more than it may", after.live_bytes)
+        if before.due and not after.due and not after.compacted:
+            broken("What is due stays so until it is merged", operation)
         sign = self._is_sign_of_life(operation, before, after)
         self.now = replace(
             after,
             signs=before.signs + sign,
             last_sign=CLOCK.now if sign else before.last_sign,
         )
+
+    def is_gone(self, operation: Operation) -> bool:
+        """Whether the message that ``operation`` was given is not there any more."""
+        return operation.log_id not in (None, self.now.log_id)
+
+    def _is_told_that_it_is_gone(self, operation: Operation, outcome: object) -> bool:
+        if self.server.lagging and isinstance(outcome, errors.MessageNotFoundError):
+            return True  # and a failover may have brought it back
+        return self.is_gone(operation) and isinstance(outcome, REFUSALS)
+
+    def _judge_restart(self, operation: Operation, before: View, after: View) -> None:
+        if after.log_id is None:
+            self.deletions += 1
+            if operation.kind != "delete":
+                broken("Only who deletes a message deletes it", operation, before)
+        elif before.log_id is not None or operation.kind != "start" or after.log:
+            broken("A message is started anew where there is none", operation, before, after)
 
     def _judge_log(self, operation: Operation, before: View, after: View) -> None:
         if after.log[: len(before.log)] != before.log:
@@ -178,7 +251,7 @@ class Contract:
         if before.ended:
             broken("Nothing is added after the end", operation, after.log)
         epoch = operation.epoch
-        if epoch is not None and (epoch != before.epoch or epoch < self.fence):
+        if epoch is not None and (epoch != before.epoch or epoch < self.fences[before.log_id]):
             broken("Nothing is added by a writer that was replaced", operation, before.epoch)
         if operation.unless_stopped and before.stop[0]:
             broken("Nothing is added by a writer that is to stop", operation)
@@ -195,7 +268,7 @@ class Contract:
             return
         if operation.kind == "end":
             epoch = operation.epoch
-            if epoch is not None and (epoch != before.epoch or epoch < self.fence):
+            if epoch is not None and (epoch != before.epoch or epoch < self.fences[before.log_id]):
                 broken("A message is not ended by a writer that was replaced", operation)
         elif operation.kind in SETTLERS:
             self._judge_settling(operation, before, after)
@@ -232,6 +305,8 @@ class Contract:
             broken("There is one first writer", operation)
 
     def _is_sign_of_life(self, operation: Operation, before: View, after: View) -> bool:
+        if operation.log_id not in (None, before.log_id):
+            return False
         match operation.kind:
             case "append":
                 return after.log != before.log
@@ -257,9 +332,10 @@ class Contract:
 
     def check_acknowledged(self) -> None:
         """Checks that what was promised to be stored is stored."""
-        for sequence, text in self.acknowledged.items():
-            if sequence >= len(self.safe.log) or self.safe.log[sequence] != text:
-                broken("Acknowledged is stored", sequence, text, self.safe.log)
+        stored = self.confirmed
+        for sequence, text in self.acknowledged[stored.log_id].items():
+            if sequence >= len(stored.log) or stored.log[sequence] != text:
+                broken("Acknowledged is stored", sequence, text, stored.log)
 
     def read(self, operation: Operation) -> None:
         """Takes note of what ``operation`` has seen."""
@@ -277,15 +353,16 @@ class Contract:
                 broken("An append returns what it stored", operation, contents)
             if sequences != list(range(first, first + len(contents))):
                 broken("An append returns where it is", operation, sequences)
-            self.acknowledged |= dict(zip(sequences, contents, strict=True))
+            self.acknowledged[operation.log_id] |= dict(zip(sequences, contents, strict=True))
             self.check_acknowledged()
             return
         if isinstance(outcome, errors.StoreUnavailableError):
             self._judge_trouble(operation)
+            self._judge_patience(operation)
             append_id = outcome.append_id or operation.append_id
             if append_id is None:
                 broken("An append without an answer can be tried again", operation, outcome)
-            self.unknown.append((append_id, operation.contents))
+            self.unknown.append(Unknown(operation.log_id, append_id, operation.contents))
             return
         self.refused_justly(operation, outcome)
         if set(operation.contents) & set(self.now.log):
@@ -294,6 +371,8 @@ class Contract:
 
     def refused_justly(self, operation: Operation, error: object) -> None:
         """Judges an error that says that nothing was done, and why."""
+        if self._is_told_that_it_is_gone(operation, error):
+            return
         # One that let go of the message is its writer no more.
         holds = self.now.holder is not None and operation.epoch == self.now.epoch
         replaced = operation.epoch is not None and not holds
@@ -310,12 +389,32 @@ class Contract:
             broken("Who is refused is told why", operation, error, self.now)
 
     def _judge_trouble(self, operation: Operation) -> None:
-        # A majority that is behind keeps an append from making room.
-        if not operation.troubles and not self.server.lagging:
+        # A majority that is behind keeps an append from making room, or who makes it already.
+        if not (operation.troubles or operation.queued or self.server.lagging):
             broken("There is an answer where there is no trouble", operation)
+
+    def _judge_patience(self, operation: Operation) -> None:
+        assert operation.began is not None
+        waited = (CLOCK.now - operation.began).total_seconds()
+        if not operation.troubles and waited < self.patience:
+            broken("An append waits for room as long as it may", operation, waited)
+
+    def seals(self, queue: WriteQueue, delay: float) -> None:
+        """Judges that chunks are about to be moved to a page."""
+        failures, moment = self._failed_seals.get(queue, (0, CLOCK.now))
+        waited = (CLOCK.now - moment).total_seconds()
+        if failures > 1 and waited < delay:
+            broken("After seals that had no effect the next one waits", failures, waited)
+
+    def sealed(self, queue: WriteQueue, *, moved: bool) -> None:
+        """Takes note of whether they were."""
+        failures, _ = self._failed_seals.get(queue, (0, CLOCK.now))
+        self._failed_seals[queue] = (0 if moved else failures + 1, CLOCK.now)
 
     def leased(self, operation: Operation, outcome: Any) -> None:
         """Judges how an acquisition or a take-over went."""
+        if self._is_told_that_it_is_gone(operation, outcome):
+            return
         if isinstance(outcome, errors.StoreUnavailableError):
             self._judge_trouble(operation)
         elif isinstance(outcome, errors.MessageNotStreamingError):
@@ -334,19 +433,23 @@ class Contract:
         else:
             if outcome.status.is_final:
                 broken("Nobody becomes the writer of what has ended", operation)
-            if outcome.lease.epoch <= self.fence:
+            fence = self.fences[operation.log_id]
+            if outcome.lease.epoch <= fence:
                 broken("Each writer has an epoch of its own", operation, outcome.lease)
-            self.fence = max(self.fence, outcome.lease.epoch)
+            self.fences[operation.log_id] = max(fence, outcome.lease.epoch)
 
     def ended(self, operation: Operation, outcome: Any) -> None:
         """Judges how an end went."""
-        by = self.now.end[-1]
+        if self.is_gone(operation) and isinstance(outcome, EndedMessage):
+            return
+        by = self.now.end[-1] if self.now.end else None
         if isinstance(outcome, EndedMessage):
-            if self.safe.end[-1] != operation.label:
-                broken("Who ended a message has ended it", operation, self.safe.end)
-            if outcome.state.next_sequence != len(self.safe.log):
+            stored = self.confirmed
+            if stored.end[-1] != operation.label:
+                broken("Who ended a message has ended it", operation, stored.end)
+            if outcome.state.next_sequence != len(stored.log):
                 broken("An end knows how many chunks there are", operation, outcome)
-            if outcome.content not in (None, "".join(self.safe.log)):
+            if outcome.content not in (None, "".join(stored.log)):
                 broken("The text of a message is that of its chunks", operation, outcome.content)
             if outcome.content is None:
                 self._judge_trouble(operation)
@@ -360,6 +463,8 @@ class Contract:
 
     def stopped(self, operation: Operation, outcome: Any) -> None:
         """Judges how a request to stop went."""
+        if self.is_gone(operation) and isinstance(outcome, MessageHeader):
+            return
         if isinstance(outcome, MessageHeader):
             if not outcome.status.is_final and outcome.lease.holder is None:
                 broken("A stop ends a message that has no writer", operation, outcome)
@@ -379,16 +484,29 @@ class Contract:
         """Judges a call that only trouble on the network may keep from its work."""
         if isinstance(outcome, errors.StoreUnavailableError):
             self._judge_trouble(operation)
+        elif self._is_told_that_it_is_gone(operation, outcome):
+            pass
         elif isinstance(outcome, Exception):
             broken("Unexpected", operation, outcome)
 
-    def loaded(self, operation: Operation, contents: tuple[str, ...], *, whole: bool) -> None:
+    def loaded(
+        self,
+        operation: Operation,
+        log_id: ObjectId | None,
+        contents: tuple[str, ...],
+        *,
+        whole: bool,
+    ) -> None:
         """Judges what a reader got while others wrote.
 
         Args:
+            log_id: Whose text it is.
             whole: Whether it must have all that was stored before it began.
         """
+        if log_id != self.safe.log_id:
+            return  # that is no more
         if contents != self.safe.log[: len(contents)]:
             broken("A reader gets a beginning of the log", operation, contents, self.safe.log)
-        if whole and len(contents) < operation.stored_before:
+        before: View = operation.safe_before
+        if whole and before.log_id == log_id and len(contents) < len(before.log):
             broken("A reader misses nothing", operation, contents, self.safe.log)

@@ -12,7 +12,7 @@ from tests.model.server import CLOCK, Fate, Operation
 from tests.model.simulation import IDLE_TIMEOUT, LEASE, Process, Simulation
 from tests.model.world import MAX_LIVE_BYTES
 
-__all__ = ["Move", "Protocol"]
+__all__ = ["HASTY", "Move", "Protocol"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,7 @@ OTHERS: dict[str, list[Move]] = {
     "sweep": [Move("sweeper", "sweep")],
     "stop": [Move("sweeper", "stop")],
     "compact": [Move("sweeper", "compact"), Move("other sweeper", "compact")],
+    "restart": [Move("sweeper", "delete"), Move("alpha", "save")],
 }
 ENDS = ("end", "end_as_writer", "stop")
 EVENTS: dict[str, list[str]] = {
@@ -49,7 +50,11 @@ EVENTS: dict[str, list[str]] = {
     "crash": ["crash", "crash"],
     "time": ["lease runs out", "lease runs out", "time passes"],
     "failover": ["isolation", "failover", "failover", "failover"],
+    "restart": ["restart", "restart"],
+    "lag": ["majority falls behind"] * 4 + ["majority catches up"],
 }
+HASTY = "lag"
+"""The topic of those who do not wait for a majority, which is not there where it is needed."""
 
 Schedule: TypeAlias = list[tuple[int, Fate]]
 """Whose call is answered next, and how."""
@@ -83,7 +88,7 @@ class Protocol(RuleBasedStateMachine):
         lagging: Whether the majority may be behind the primary, which may be lost.
     """
 
-    topics: ClassVar[Collection[str]] = (*WRITERS, *OTHERS, *EVENTS)
+    topics: ClassVar[Collection[str]] = sorted({*WRITERS, *OTHERS, *EVENTS} - {HASTY})
     simulation: Simulation
 
     @initialize(
@@ -109,7 +114,8 @@ class Protocol(RuleBasedStateMachine):
         self.growth = [move.verb for move in self.moves if move.verb in ("append", "write")]
         self.shortest = shortest if self.growth else 0
         self.simulation = Simulation(
-            lagging="failover" in self.topics,
+            lagging="failover" in self.topics or HASTY in self.topics,
+            hasty=HASTY in self.topics,
             idle_timeout=idle_timeout,
             retention=retention,
             most_live_bytes=MAX_LIVE_BYTES,
@@ -157,8 +163,12 @@ class Protocol(RuleBasedStateMachine):
                 CLOCK.advance(LEASE + 1)
             case "time passes":
                 CLOCK.advance(IDLE_TIMEOUT + 1)
-            case "isolation" | "failover":
+            case "restart":
+                self.restart()
+            case "isolation" | "failover" | "majority falls behind":
                 self.simulation.server.isolated = True
+            case "majority catches up":
+                self.simulation.server.rejoin()
         self.play(begun, second)
         match event:
             case "isolation":
@@ -193,6 +203,8 @@ class Protocol(RuleBasedStateMachine):
     def fitting(self, verb: str) -> str:
         """What to do instead, where a message is too short to end or long enough."""
         contract = self.simulation.contract
+        if contract.now.log_id is None:
+            return "start"
         length = len(contract.now.log)
         if verb in ENDS and length < self.shortest and not contract.now.ended:
             verb = self.growth[0]
@@ -207,6 +219,15 @@ class Protocol(RuleBasedStateMachine):
             if operation.request is not None:
                 fate = fate if "trouble" in self.topics else Fate.DONE
                 self.simulation.answer(operation, fate)
+
+    def restart(self) -> None:
+        """Has the message deleted and started anew elsewhere while others go on with it."""
+        simulation = self.simulation
+        process = simulation.processes["other sweeper"]
+        if simulation.contract.now.log_id != process.log_id:
+            process.take_up(simulation.contract.now.log_id)
+        for activity in (activities.delete, activities.start):
+            simulation.finish(activity(simulation, process))
 
     def interrupt(self, fate: Fate) -> None:
         """Cancels something that a writer does, which goes on all the same."""

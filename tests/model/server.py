@@ -83,14 +83,18 @@ class Operation:
         label: Its name in reports.
         process: Who does it.
         kind: What it does.
+        log_id: The log of the message that it was given; ``None`` if it looks for one.
         epoch: That of the writer who does it.
         unless_stopped: Whether a request to stop is to keep it from its work.
         contents: The texts that it appends.
         append_id: The id of the append, if it was chosen by who makes it.
-        stored_before: How many chunks were safe when it began.
+        began: When it began.
+        safe_before: What was safe when it began.
+        deletions: How many messages had been deleted when it began.
         orphaned: How many signs of life there were, if it began when the lease had run out.
         looked: How many signs of life there were when it last looked.
         troubles: How many of its calls went wrong.
+        queued: Whether another one of its process was making room when it ended.
         interrupted: Whether it was cancelled, and is to go on all the same.
         request: The call that it waits for.
         outcome: What it returned, or raised.
@@ -99,14 +103,18 @@ class Operation:
     label: str
     process: str
     kind: str
+    log_id: ObjectId | None = None
     epoch: int | None = None
     unless_stopped: bool = False
     contents: tuple[str, ...] = ()
     append_id: ObjectId | None = None
-    stored_before: int = 0
+    began: datetime | None = None
+    safe_before: Any = None
+    deletions: int = 0
     orphaned: int = -1
     looked: int = -1
     troubles: int = 0
+    queued: bool = False
     interrupted: bool = False
     request: "Request | None" = None
     outcome: Any = None
@@ -136,7 +144,8 @@ class Server:
     """A primary, and what a majority of the replica set has of it.
 
     Without ``lagging`` there is no difference between the two. While the primary is ``isolated`` it
-    performs what it is asked to, and can neither confirm it nor pass it on.
+    performs what it is asked to, and can neither confirm it nor pass it on: who does not ask for a
+    majority gets an answer all the same.
     """
 
     lagging: bool
@@ -163,7 +172,7 @@ class Server:
         finally:
             if request.writes:
                 self.on_write(request.operation)
-                if not self.lagging or (confirmed and request.majority):
+                if not self.lagging or (confirmed and not self.isolated):
                     self.replicate()
             self.on_read(request.operation)
 
@@ -278,6 +287,9 @@ class RemoteCollection:
 
     async def insert_one(self, *arguments: Any, **options: Any) -> Any:
         return await self._call("insert_one", True, *arguments, **options)
+
+    async def delete_one(self, *arguments: Any, **options: Any) -> Any:
+        return await self._call("delete_one", True, *arguments, **options)
 
     async def delete_many(self, *arguments: Any, **options: Any) -> Any:
         return await self._call("delete_many", True, *arguments, **options)

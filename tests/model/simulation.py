@@ -9,16 +9,20 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
+from itertools import count
 from typing import Any, TypeVar
 
+from bson import ObjectId
 from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
 
 from converse_mongo.domain.chunks import MessageChunk
-from converse_mongo.domain.headers import LeaseState
+from converse_mongo.domain.errors import MessageNotFoundError, WriterFencedError
+from converse_mongo.domain.headers import LeaseState, message_key
 from converse_mongo.store import Options, Store
 from converse_mongo.store.reads import Reader
-from tests.model.contract import CONVERSATION_ID, LOG_ID, MESSAGE, MESSAGE_ID, Contract, broken
+from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, Contract, broken
 from tests.model.server import (
     CLOCK,
     MESSAGES,
@@ -32,12 +36,14 @@ from tests.model.server import (
     no_answer,
 )
 
-__all__ = ["Process", "Simulation", "pause"]
+__all__ = ["Process", "Simulation", "contract", "pause"]
 
 T = TypeVar("T")
 
 IDS = (MESSAGE_ID, CONVERSATION_ID)
 LEASE, IDLE_TIMEOUT = 30.0, 60.0
+PATIENCE = 10.0
+"""For how long an append of who is hasty waits for room."""
 RECENT_CHUNKS = 4
 CALLS_AT_MOST = 200
 """No operation needs more calls when nothing gets in its way."""
@@ -46,6 +52,11 @@ PAUSE = "pause"
 
 _current: ContextVar[Operation] = ContextVar("operation")
 _simulation: ContextVar["Simulation"] = ContextVar("simulation")
+
+
+def contract() -> Contract:
+    """The contract that what runs just now is held to."""
+    return _simulation.get().contract
 
 
 async def pause(seconds: float) -> None:
@@ -57,38 +68,72 @@ class Process:
     """A process of the application; what it knows is gone when it crashes.
 
     Attributes:
+        log_id: The log of the message that it was given: of an old copy, one that is no more.
         lease: That of its writer, if it has one.
         stopped: Whether its writer has heard of a stop.
         reads_what_is_safe: Whether it reads only what no failover takes back, as who watches does.
         copy: The texts of the chunks that its copy of the message has.
-        seen: What the consumer that follows the message here has had.
+        seen: What the consumer that follows the message here has had, and of which log.
     """
 
-    def __init__(self, name: str, server: Server, sender: Callable[[Request], Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        server: Server,
+        sender: Callable[[Request], Any],
+        log_id: ObjectId | None,
+        *,
+        hasty: bool,
+    ) -> None:
         self.name = name
+        self._concern = WriteConcern(1 if hasty else "majority")
+        self._patience = PATIENCE if hasty else 0
+        self.log_id = log_id
         self.reads_what_is_safe = name in ("reader", "follower")
         self._database = RemoteDatabase(server, sender)
-        self.seen: list[str] = []
+        self.seen: tuple[ObjectId | None, list[str]] = (log_id, [])
         self.start()
 
     def start(self) -> None:
         """Starts it anew."""
         self.store = Store(
-            RemoteCollection(self._database, MESSAGES),
-            RemoteCollection(self._database, "conversations"),
-            options=Options(retry_timeout=0, lease=LEASE, idle_timeout=IDLE_TIMEOUT),
+            RemoteCollection(self._database, MESSAGES, write_concern=self._concern),
+            RemoteCollection(self._database, "conversations", write_concern=self._concern),
+            options=Options(retry_timeout=self._patience, lease=LEASE, idle_timeout=IDLE_TIMEOUT),
         )
-        self.queue = self.store.queue((MESSAGE_ID, LOG_ID))
         level = "majority" if self.reads_what_is_safe else "local"
         self.reader = _reader(self._database, ReadConcern(level))
         self.tasks: dict[Operation, asyncio.Task[None]] = {}
+        self.take_up(self.log_id)
+
+    def take_up(self, log_id: ObjectId | None) -> None:
+        """Goes on with the message of a log, of which it knows nothing."""
+        self.log_id = log_id
+        self.queue = self.store.queue((MESSAGE_ID, log_id))
         self.lease: LeaseState | None = None
         self.stopped = False
         self.copy: list[str] = []
 
-    def take(self, chunks: Sequence[MessageChunk]) -> None:
-        """Follows an append with the copy of this process."""
-        if len(self.copy) == chunks[0].sequence:
+    @property
+    def key(self) -> dict[str, Any]:
+        """The filter that finds its message."""
+        return message_key(*IDS, self.log_id)
+
+    def is_sealing(self, log_id: ObjectId | None) -> bool:
+        """Whether something that it does moves chunks of a log to a page."""
+        queue = self.store.queues.get((MESSAGE_ID, log_id))
+        return queue is not None and queue.sealing
+
+    def check_queue(self) -> None:
+        """Checks that nobody waits in the queue of a message until a seal gets its answers."""
+        if self.queue.sealing and self.queue.lock.locked():
+            sent = [task for task in self.tasks if task.request and task.log_id == self.log_id]
+            if len(sent) == 1:  # by who seals: so it holds the queue as well
+                broken("Nobody holds the queue of a message for a seal", *sent)
+
+    def take(self, log_id: ObjectId | None, chunks: Sequence[MessageChunk]) -> None:
+        """Follows an append to a log with the copy of this process."""
+        if log_id == self.log_id and len(self.copy) == chunks[0].sequence:
             self.copy += [chunk.content for chunk in chunks]
 
 
@@ -100,12 +145,16 @@ def _reader(database: RemoteDatabase, concern: ReadConcern | None = None) -> Rea
 
 
 class Simulation:
-    """One message, and all who do something with it."""
+    """One message, and all who do something with it.
+
+    Where they are ``hasty`` they write with ``w: 1``, and wait for room where a majority is behind.
+    """
 
     def __init__(
         self,
         *,
         lagging: bool,
+        hasty: bool,
         idle_timeout: float | None,
         retention: float | None,
         most_live_bytes: int,
@@ -114,38 +163,45 @@ class Simulation:
         self.loop = asyncio.new_event_loop()
         self.retention = retention
         self.server = Server(lagging)
-        self.server.primary[MESSAGES].insert_one(
-            {
-                **MESSAGE,
-                "position": 0,
-                "role": "assistant",
-                "status": "streaming",
-                "content": "",
-                "chunks": [],
-                "next_sequence": 0,
-                "page_start": 0,
-                "chunk_bytes": 0,
-                "content_bytes": 0,
-                "metadata": {},
-                "error": None,
-                "stop_reason": None,
-                "retention": retention,
-                "log_id": LOG_ID,
-                "lease": {"epoch": 0, "duration": idle_timeout, "renewed_at": None},
-                "created_at": CLOCK.now,
-            }
-        )
-        self.contract = Contract(self.server, most_live_bytes)
+        self._idle_timeout = idle_timeout
+        self._logs = count(1)
+        self.server.primary[MESSAGES].insert_one(self.new_message())
+        self.contract = Contract(self.server, most_live_bytes, PATIENCE if hasty else 0, hasty)
         self.server.replicate()
         self.server.on_write = self._written
         self.server.on_read = self.contract.read
         self.server.on_replicated = self.contract.replicated
         names = ("alpha", "beta", "reader", "follower", "sweeper", "other sweeper")
-        self.processes = {name: Process(name, self.server, self._sent) for name in names}
+        log_id = self.contract.now.log_id
+        self.processes = {
+            name: Process(name, self.server, self._sent, log_id, hasty=hasty) for name in names
+        }
         fresh = RemoteDatabase(self.server, lambda request: None)
         self._fresh = _reader(fresh)
         self._count = 0
-        self._finished: list[tuple[Operation, Callable[[Any], None]]] = []
+        self._finished: list[tuple[Operation, Callable[[Operation, Any], None]]] = []
+
+    def new_message(self) -> dict[str, Any]:
+        """The document of the generation, as it is when it is started."""
+        return {
+            **MESSAGE,
+            "position": 0,
+            "role": "assistant",
+            "status": "streaming",
+            "content": "",
+            "chunks": [],
+            "next_sequence": 0,
+            "page_start": 0,
+            "chunk_bytes": 0,
+            "content_bytes": 0,
+            "metadata": {},
+            "error": None,
+            "stop_reason": None,
+            "retention": self.retention,
+            "log_id": ObjectId(f"{next(self._logs):024x}"),
+            "lease": {"epoch": 0, "duration": self._idle_timeout, "renewed_at": None},
+            "created_at": CLOCK.now,
+        }
 
     # What processes do
 
@@ -163,7 +219,9 @@ class Simulation:
             f"{process.name}:{kind}:{self._count}",
             process.name,
             kind,
-            stored_before=len(self.contract.safe.log),
+            began=CLOCK.now,
+            safe_before=self.contract.safe,
+            deletions=self.contract.deletions,
             orphaned=self.contract.now.signs if self.contract.now.expired else -1,
             **attributes,
         )
@@ -175,8 +233,9 @@ class Simulation:
                 operation.outcome = await work(operation)
             except Exception as error:  # noqa: BLE001 - it is judged
                 operation.outcome = error
+            operation.queued = process.is_sealing(operation.log_id)
             del process.tasks[operation]
-            self._finished.append((operation, lambda outcome: judge(operation, outcome)))
+            self._finished.append((operation, judge))
 
         process.tasks[operation] = self.loop.create_task(run(), name=operation.label)
         self._spin()
@@ -208,11 +267,22 @@ class Simulation:
         while loop._ready:
             loop.call_soon(loop.stop)
             loop.run_forever()
+        for process in self.processes.values():
+            process.check_queue()
         while self._finished:
             operation, judge = self._finished.pop(0)
             if isinstance(operation.outcome, AssertionError):
                 raise operation.outcome
-            judge(operation.outcome)
+            judge(operation, operation.outcome)
+            self._tell(operation)
+
+    def _tell(self, operation: Operation) -> None:
+        """Gives a process that heard that its message is gone the one that has its id now."""
+        process, log_id = self.processes[operation.process], self.contract.now.log_id
+        if isinstance(operation.outcome, (MessageNotFoundError, WriterFencedError)):
+            stale = operation.log_id == process.log_id != log_id
+            if stale and log_id is not None:
+                process.take_up(log_id)
 
     # What becomes of their calls
 
@@ -296,6 +366,8 @@ class Simulation:
         """Has the library read it, as somebody does who comes just now."""
         log = self.contract.now.log
         stored = self.server.primary[MESSAGES].find_one(MESSAGE)
+        if stored is None:
+            return
         at_once(self._fresh.add_moved_chunks(stored))
         sequences = [chunk["sequence"] for chunk in stored["chunks"]]
         texts = tuple(chunk["content"] for chunk in stored["chunks"])

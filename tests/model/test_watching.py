@@ -21,6 +21,8 @@ SEEDS = 150
 SEEDS_FOR_A_BUG = 3000
 """At the most: most bugs show in fewer than a hundred."""
 
+pytestmark = pytest.mark.timeout(1800)  # it computes all the time: a busy machine takes long
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
