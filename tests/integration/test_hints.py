@@ -60,7 +60,7 @@ async def test_feed__holds_what_was_applied_and_not_yet_committed_when_it_opened
         return committed
 
     message = await start(converse)  # no majority has it yet
-    monkeypatch.setattr(servers, "committed_time", lagging)
+    monkeypatch.setattr(change_streams, "committed_time", lagging)
     feed = await change_streams.open_change_stream(database, [])
     try:
         async with asyncio.timeout(SOON):
