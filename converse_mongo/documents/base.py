@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
@@ -27,13 +28,16 @@ from converse_mongo.documents.tracking import ChangeTracker
 from converse_mongo.domain.chunks import aware
 from converse_mongo.domain.errors import (
     ConfigurationError,
+    ConversationNotFoundError,
     InvalidInputError,
+    MessageNotFoundError,
     ProtectedFieldError,
 )
 from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.metadata import check_metadata, restored
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, now
 from converse_mongo.driver.collections import collection_of
+from converse_mongo.driver.odm import RoutedFindOne, routed
 from converse_mongo.store import Store, store_now
 from converse_mongo.store.saves import Changes
 
@@ -86,6 +90,9 @@ class StoredDocument(_Base):
     """The ``Settings`` of the library's own class."""
     _kind: ClassVar[str]
     """The document's name in error messages."""
+    _missing_error: ClassVar[type[MessageNotFoundError] | type[ConversationNotFoundError]]
+    """The error where there is no such document."""
+    _find_one_query_class: ClassVar[type] = RoutedFindOne
     _protected: ClassVar[Mapping[str, str]] = {}
     """Fields that only the library writes, with what to call instead."""
     _untracked: ClassVar[frozenset[str]] = frozenset({"revision_id"})
@@ -286,8 +293,15 @@ class StoredDocument(_Base):
 
         Beanie's ``set``, ``inc`` and ``current_date`` come here, too.
 
+        An update without an answer is tried again if that is safe, as ``$set`` is; ``$inc`` or
+        ``$push`` might be applied twice, and are not.
+
         Raises:
             ProtectedFieldError: One of the fields is written by the library only.
+            MessageNotFoundError: There is no such message.
+            ConversationNotFoundError: There is no such conversation.
+            StoreUnavailableError: MongoDB gave no answer.
+            ConverseClosedError: The facade was closed.
         """
         for path in _updated_paths(args):
             root = path.partition(".")[0]
@@ -298,20 +312,45 @@ class StoredDocument(_Base):
             for name in type(self).model_fields:
                 if self._path(name) == root:
                     self._refuse_protected(name)
-        await super().update(*args, **self._in_session(kwargs))
+        with self._through_store(kwargs) as options:
+            await super().update(*args, **options)
         self._remember()
         return self
 
     async def delete(self, *args: Any, **kwargs: Any) -> Any:
-        """Deletes the document, as Beanie does."""
-        return await super().delete(*args, **self._in_session(kwargs))
+        """Deletes the document, as Beanie does.
 
-    def _in_session(self, options: dict[str, Any]) -> dict[str, Any]:
-        """``options`` of a call of Beanie's, with the session of a transaction."""
-        session = self.store().session
-        if session is None or options.get("session") is not None:
-            return options
-        return {**options, "session": session}
+        Tried again like any write of the library; the result may then be that of a second try,
+        which found nothing to delete.
+
+        Raises:
+            StoreUnavailableError: MongoDB gave no answer.
+            ConverseClosedError: The facade was closed.
+        """
+        with self._through_store(kwargs) as options:
+            return await super().delete(*args, **options)
+
+    @contextmanager
+    def _through_store(self, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Sends what Beanie writes in the block through the store, by the whole key.
+
+        Yields:
+            ``options`` of the call of Beanie's, with the session of a transaction.
+        """
+        store = self.store()
+        store.check_open()
+        session = options.get("session") or store.session
+        lent = session is not store.session
+
+        async def send(run: Callable[[], Awaitable[Any]], update: Mapping[str, Any]) -> Any:
+            what = f"{'update' if update else 'delete'} {self._kind} {self.id}"
+            done = await store.saves.apply(run, update, what=what, lent=lent)
+            if done is None and not self.get_settings().use_revision:
+                raise self._missing_error(self._own_id())
+            return done
+
+        with routed(self._own_key(), send):
+            yield {**options, "session": session} if session else options
 
     def _load(self, stored: dict[str, Any]) -> None:
         loaded = type(self).model_validate(stored)

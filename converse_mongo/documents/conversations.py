@@ -70,6 +70,7 @@ class Conversation(StoredDocument, Document):
     message_model: ClassVar[type[Message]] = Message
 
     _kind = "conversation"
+    _missing_error = ConversationNotFoundError
     _protected: ClassVar[dict[str, str]] = {
         "id": "MongoDB ids never change",
         "next_position": "add messages with its methods",

@@ -3,8 +3,6 @@
 import copy
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 from beanie import Document, PydanticObjectId
@@ -65,18 +63,6 @@ SUPERSEDED_INDEXES = {
 }
 """Name to key of the indexes of earlier versions. A changed index gets a new name and a new key:
 MongoDB refuses one with the name, or the key, of another that has other options."""
-
-_own_key: ContextVar[dict[str, Any] | None] = ContextVar("converse_mongo_own_key", default=None)
-"""The filter of a message that Beanie is about to find by its id alone, to update or delete it."""
-
-
-@contextmanager
-def _finding_only(key: dict[str, Any]) -> Iterator[None]:
-    token = _own_key.set(key)
-    try:
-        yield
-    finally:
-        _own_key.reset(token)
 
 
 class Lease(BaseModel):
@@ -178,6 +164,7 @@ class Message(StoredDocument, Document):
     }
     _untracked = frozenset({"revision_id", "chunks", "updated_at", "lease"})
     _kind = "message"
+    _missing_error = MessageNotFoundError
 
     conversation_model: ClassVar[type[Document]]
 
@@ -407,36 +394,10 @@ class Message(StoredDocument, Document):
             )
         return self
 
-    @classmethod
-    def find_one(cls, *args: Any, **kwargs: Any) -> Any:
-        """Finds one message, as Beanie does."""
-        own = _own_key.get()
-        if own is not None and args and args[0] == {"_id": own["_id"]}:
-            args = (own, *args[1:])
-        return super().find_one(*args, **kwargs)
-
-    async def update(self, *args: Any, **kwargs: Any) -> Self:
-        """Applies update operators, as Beanie does, to fields that are not the library's.
-
-        Beanie's ``set``, ``inc`` and ``current_date`` come here, too.
-
-        Raises:
-            ProtectedFieldError: One of the fields is written by the library only.
-            MessageNotFoundError: There is no such message.
-        """
-        store, key = self.store(), self._own_key()
-        what = f"read message {self.id}"
-        if await store.call(store.messages.find_one, key, {"_id": 1}, what=what) is None:
-            raise MessageNotFoundError(self._own_id())
-        with _finding_only(key):
-            return await super().update(*args, **kwargs)
-
     async def delete(self, *args: Any, **kwargs: Any) -> Any:
         """Deletes the message, as Beanie does, and its pages."""
-        key = self._own_key()
-        with _finding_only(key):
-            deleted = await super().delete(*args, **kwargs)
-        await self.store().paging.delete(key)
+        deleted = await super().delete(*args, **kwargs)
+        await self.store().paging.delete(self._own_key())
         return deleted
 
     # Chunks by hand

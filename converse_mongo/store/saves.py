@@ -1,10 +1,10 @@
 """Saves: fields that the application changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from pymongo.errors import OperationFailure
 
@@ -18,11 +18,14 @@ from converse_mongo.domain.metadata import is_addressable
 from converse_mongo.domain.summaries import SUMMARY, ConversationSummary
 from converse_mongo.driver import servers
 from converse_mongo.driver.collections import Collection
+from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
 from converse_mongo.store.collections import Collections
 
 __all__ = ["Changes", "Saves"]
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -63,7 +66,7 @@ class Changes:
 class Saves:
     """Saves fields that are not the library's own.
 
-    Both methods raise, beside what they say:
+    The first two methods raise, beside what they say:
         InvalidMetadataError: A key has a dot or a leading dollar, and the database is one of
             mongomock's, which cannot set it.
         MessageTooLargeError: The document would be too large.
@@ -125,6 +128,32 @@ class Saves:
             )
         )
         return revision
+
+    async def apply(
+        self,
+        run: Callable[[], Awaitable[T]],
+        update: Mapping[str, Any],
+        *,
+        what: str,
+        lent: bool = False,
+    ) -> T:
+        """Makes a write of the application's own, and tries it again only where that is safe.
+
+        Args:
+            run: Makes the write.
+            update: Its update operators; none for a delete.
+            what: What it does, for errors.
+            lent: Whether it belongs to a transaction that the application began with the driver,
+                and tries again itself.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds, or to the only try.
+            PyMongoError: The write failed; also for want of an answer, if it is ``lent``.
+        """
+        if lent:
+            return await bounded(self._collections.options.retry_timeout, run)
+        repeat = updates.may_repeat(update)
+        return await self._collections.call(run, what=what, repeat=repeat)
 
     async def _save_unaddressable(
         self, collection: Collection, key: Mapping[str, Any], changes: Changes

@@ -31,6 +31,7 @@ __all__ = [
     "held_by",
     "mark_edited",
     "mark_saved",
+    "may_repeat",
     "move_next_position",
     "page",
     "pages_of",
@@ -412,6 +413,26 @@ def mark_edited(update: Document, conversation_id: ObjectId, edited_at: datetime
 def mark_saved(update: Document, mark_type: Any) -> Document:
     """The same with the moment of the save in the server's logical time."""
     return {**update, "$currentDate": {"save_mark": mark_type}}
+
+
+_REPEATABLE = frozenset(
+    {
+        "$addToSet",
+        "$currentDate",
+        "$max",
+        "$min",
+        "$pull",
+        "$pullAll",
+        "$set",
+        "$setOnInsert",
+        "$unset",
+    }
+)
+
+
+def may_repeat(update: Mapping[str, Any]) -> bool:
+    """Whether an update that an application made changes nothing more when it is made again."""
+    return _REPEATABLE.issuperset(update)
 
 
 def move_next_position(position: int, updated_at: datetime) -> Document:
