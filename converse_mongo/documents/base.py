@@ -186,7 +186,8 @@ class StoredDocument(_Base):
         }
 
     def _remember(self) -> None:
-        self._tracker.remember(self._fields())
+        tracker: ChangeTracker = self._private()["_tracker"]
+        tracker.remember(self._fields())
 
     def _changes(self) -> Changes:
         """Checks what was changed on this copy, and returns what to write.

@@ -711,7 +711,7 @@ class Message(StoredDocument, Document):
 
     def _load(self, stored: dict[str, Any]) -> None:
         super()._load(stored)
-        self._own_writes.reset()
+        self._own_writes = OwnWrites()  # the message may be another one with the same id
 
     def __copy__(self) -> Self:
         copied = super().__copy__()

@@ -29,10 +29,6 @@ class OwnWrites:
     __slots__ = ("has_text", "queue", "unconfirmed")
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets all: the message was loaded again, and may be another one with the same id."""
         self.queue: WriteQueue | None = None
         self.has_text = self.unconfirmed = False
 

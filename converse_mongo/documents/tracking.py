@@ -31,11 +31,13 @@ class ChangeTracker:
 
     __slots__ = ("remembered",)
 
-    def __init__(self, remembered: Mapping[str, Any] | None = None) -> None:
-        self.remembered: dict[str, Any] = dict(remembered or {})
+    def __init__(self) -> None:
+        self.remembered: dict[str, Any] = {}
 
     def __copy__(self) -> "ChangeTracker":
-        return ChangeTracker(self.remembered)
+        copied = ChangeTracker()
+        copied.remembered = dict(self.remembered)
+        return copied
 
     def remember(self, fields: Mapping[str, Any]) -> None:
         """Takes ``fields`` as stored; none of them counts as changed from here on."""

@@ -165,12 +165,3 @@ def test_end__drops_chunks_that_are_not_all(content: str | None, left: str) -> N
     copied.end(content, 2)
     assert not copied.fields["chunks"].is_loaded
     assert copied.fields["content"] == left
-
-
-def test_reset__forgets_what_was_followed() -> None:
-    copied = Copy("a")
-    copied.write(1, "b")
-    copied.fields["chunks"] = ChunkLog.not_loaded()
-    assert copied.known == (2, "ab")
-    copied.writes.reset()
-    assert copied.known is None
