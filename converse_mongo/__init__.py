@@ -5,7 +5,7 @@ from importlib.metadata import version
 from converse_mongo.converse import Converse
 from converse_mongo.documents.conversations import DOCUMENT_MODELS, Conversation
 from converse_mongo.documents.listings import History, MessageList
-from converse_mongo.documents.messages import Lease, Message
+from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.chunks import ChunkLog, MessageChunk
 from converse_mongo.domain.errors import (
@@ -50,6 +50,7 @@ from converse_mongo.domain.events import (
     MessageUpdated,
     OwnerEvent,
 )
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.owners import Owner
 from converse_mongo.domain.types import (
     Granularity,

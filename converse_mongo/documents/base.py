@@ -13,7 +13,6 @@ from beanie.odm.utils.dump import get_dict
 from bson import ObjectId
 from bson.errors import BSONError
 from pydantic import (
-    AfterValidator,
     BaseModel,
     Field,
     PlainSerializer,
@@ -25,7 +24,6 @@ from pydantic import (
 from pymongo import IndexModel
 
 from converse_mongo.documents.tracking import ChangeTracker
-from converse_mongo.domain.chunks import aware
 from converse_mongo.domain.errors import (
     ConfigurationError,
     ConversationNotFoundError,
@@ -41,11 +39,10 @@ from converse_mongo.driver.odm import RoutedFindOne, routed
 from converse_mongo.store import Store, store_now
 from converse_mongo.store.saves import Changes
 
-__all__ = ["JsonableDict", "StoredDocument", "UtcDatetime", "make"]
+__all__ = ["JsonableDict", "StoredDocument", "make"]
 
 D = TypeVar("D", bound=Document)
 
-UtcDatetime = Annotated[datetime, AfterValidator(aware)]
 JsonableDict = Annotated[dict[str, Any], PlainSerializer(jsonable, when_used="json")]
 """A mapping of what BSON holds, which is more than what JSON holds."""
 

@@ -10,7 +10,7 @@ from beanie.odm.utils.parsing import parse_obj
 from pydantic import Field
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
-from converse_mongo.documents.base import JsonableDict, StoredDocument, UtcDatetime, make
+from converse_mongo.documents.base import JsonableDict, StoredDocument, make
 from converse_mongo.documents.listings import (
     History,
     MessageList,
@@ -20,6 +20,7 @@ from converse_mongo.documents.listings import (
 )
 from converse_mongo.documents.messages import Message, generated_id, load_message
 from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.domain.chunks import UtcDatetime
 from converse_mongo.domain.errors import ConversationNotFoundError, InvalidInputError
 from converse_mongo.domain.events import ConversationCreated
 from converse_mongo.domain.owners import Owner, check_owner

@@ -9,12 +9,12 @@ from beanie import Document, PydanticObjectId
 from beanie.odm.actions import ActionDirections, EventTypes, wrap_with_actions
 from beanie.odm.utils.parsing import parse_obj
 from bson import ObjectId
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 from pymongo import ASCENDING, IndexModel
 
-from converse_mongo.documents.base import JsonableDict, StoredDocument, UtcDatetime
+from converse_mongo.documents.base import JsonableDict, StoredDocument
 from converse_mongo.documents.own_writes import OwnWrites
-from converse_mongo.domain.chunks import NO_METADATA, ChunkLog, MessageChunk, Piece
+from converse_mongo.domain.chunks import NO_METADATA, ChunkLog, MessageChunk, Piece, UtcDatetime
 from converse_mongo.domain.errors import (
     InvalidInputError,
     MessageNotFoundError,
@@ -23,7 +23,8 @@ from converse_mongo.domain.errors import (
     WatchError,
 )
 from converse_mongo.domain.events import MessageCreated
-from converse_mongo.domain.headers import LeaseState, MessageHeader, message_key, with_chunk_count
+from converse_mongo.domain.headers import MessageHeader, message_key, with_chunk_count
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import Granularity, MessageRole, MessageStatus, Metadata
 from converse_mongo.domain.validation import (
     CHUNK_OVERHEAD,
@@ -50,7 +51,7 @@ from converse_mongo.store.ends import End
 from converse_mongo.store.saves import Changes
 from converse_mongo.writing.writer import MessageWriter, WriterOptions, WriterTarget
 
-__all__ = ["SUPERSEDED_INDEXES", "Lease", "Message", "generated_id", "load_message"]
+__all__ = ["SUPERSEDED_INDEXES", "Message", "generated_id", "load_message"]
 
 M = TypeVar("M", bound="Message")
 
@@ -63,25 +64,6 @@ SUPERSEDED_INDEXES = {
 }
 """Name to key of the indexes of earlier versions. A changed index gets a new name and a new key:
 MongoDB refuses one with the name, or the key, of another that has other options."""
-
-
-class Lease(BaseModel):
-    """Who may write to a streaming message, and how long without a sign of life.
-
-    Attributes:
-        epoch: How many writers the message has had; 0 while it is appended to by hand.
-        holder: The id that the last writer gave itself.
-        renewed_at: When there was a sign of life, by the server's clock; ``None`` for never.
-        duration: Seconds from then on until whoever meets the message ends it as an orphan;
-            ``None`` for never.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    epoch: int = 0
-    holder: PydanticObjectId | None = None
-    renewed_at: UtcDatetime | None = None
-    duration: float | None = None
 
 
 class Message(StoredDocument, Document):
@@ -304,7 +286,7 @@ class Message(StoredDocument, Document):
         """The same as :meth:`refresh`."""
         await self.refresh()
 
-    async def _reload(self, longest: int | None = None, lease: LeaseState | None = None) -> Self:
+    async def _reload(self, longest: int | None = None, lease: Lease | None = None) -> Self:
         store, key = self.store(), self._own_key()
         stored: Any = await store.call(
             store.messages.find_one, updates.any_log(key), what=f"read message {self.id}"
@@ -661,7 +643,7 @@ class Message(StoredDocument, Document):
         return state.status
 
     async def _end(
-        self, end: End, lease: LeaseState | None = None, end_id: ObjectId | None = None
+        self, end: End, lease: Lease | None = None, end_id: ObjectId | None = None
     ) -> Self:
         store = self.store()
         ended = await store.ends.end(

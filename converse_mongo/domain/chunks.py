@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Annotated, Any, NamedTuple, TypeAlias, overload
 
 import bson
-from pydantic import GetCoreSchemaHandler
+from pydantic import AfterValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from converse_mongo.domain.errors import ChunksNotLoadedError
@@ -15,7 +15,16 @@ from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.metadata import restored, storable
 from converse_mongo.domain.validation import CHUNK_OVERHEAD, utf8_size
 
-__all__ = ["NO_METADATA", "ChunkLog", "MessageChunk", "Piece", "StoredChunk", "stored_size"]
+__all__ = [
+    "NO_METADATA",
+    "ChunkLog",
+    "MessageChunk",
+    "Piece",
+    "StoredChunk",
+    "UtcDatetime",
+    "aware",
+    "stored_size",
+]
 
 StoredChunk: TypeAlias = dict[str, Any]
 """A chunk as BSON holds it: sequence, content, created_at, and where it has them, metadata and,
@@ -27,6 +36,9 @@ NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 def aware(moment: datetime) -> datetime:
     """``moment`` in UTC with a time zone: BSON dates have none, and drivers differ in adding it."""
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+UtcDatetime = Annotated[datetime, AfterValidator(aware)]
 
 
 def stored_size(content_size: int, metadata: Mapping[str, Any]) -> int:

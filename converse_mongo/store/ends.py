@@ -24,10 +24,10 @@ from converse_mongo.domain.events import (
 )
 from converse_mongo.domain.headers import (
     HEADER,
-    LeaseState,
     MessageHeader,
     with_chunk_count,
 )
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import (
     MAX_CONTENT_BYTES,
@@ -89,7 +89,7 @@ class Ends:
         *,
         retention: float | None = None,
         known: tuple[int, str] | None = None,
-        lease: LeaseState | None = None,
+        lease: Lease | None = None,
         end_id: ObjectId | None = None,
     ) -> EndedMessage:
         """Takes a message out of ``streaming``; only one call ever does.

@@ -12,7 +12,8 @@ from converse_mongo.domain.errors import (
     StreamStoppedError,
     WatchError,
 )
-from converse_mongo.domain.headers import LeaseState, message_key
+from converse_mongo.domain.headers import message_key
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.store.appends import WriterClaim
 from converse_mongo.store.ends import End
@@ -40,7 +41,7 @@ __all__ = [
 IDS = (MESSAGE_ID, CONVERSATION_ID)
 CHUNKS_PER_READ = 2
 KEY = message_key(MESSAGE_ID, CONVERSATION_ID, LOG_ID)
-NOBODY = LeaseState(-1)
+NOBODY = Lease(epoch=-1)
 """The lease of a writer that came too late."""
 
 
@@ -121,7 +122,7 @@ def write(simulation: Simulation, process: Process, endings: Sequence[str]) -> O
     )
 
 
-def _lease_of(simulation: Simulation, process: Process) -> LeaseState:
+def _lease_of(simulation: Simulation, process: Process) -> Lease:
     """The lease of the writer of this process, which becomes one if it is none."""
     if process.lease is None:
         simulation.finish(acquire(simulation, process))

@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from converse_mongo.domain.chunks import MessageChunk
-from converse_mongo.domain.headers import LeaseState
+from converse_mongo.domain.leases import Lease
 from converse_mongo.store import Options, Store
 from converse_mongo.store.reads import Reader
 from tests.model.contract import CONVERSATION_ID, LOG_ID, MESSAGE, MESSAGE_ID, Contract, broken
@@ -82,7 +82,7 @@ class Process:
         level = "majority" if self.reads_what_is_safe else "local"
         self.reader = _reader(self._database, ReadConcern(level))
         self.tasks: dict[Operation, asyncio.Task[None]] = {}
-        self.lease: LeaseState | None = None
+        self.lease: Lease | None = None
         self.stopped = False
         self.copy: list[str] = []
 
