@@ -219,11 +219,8 @@ class Conversation(StoredDocument, Document):
         store, message_id = self.store(), generated_id(self._own_id(), generation_id)
         what = f"look for the generation {generation_id!r}"
         key = {"_id": message_id, "conversation_id": self._own_id()}
-        stored: Any = await store.call(store.messages.find_one, key, what=what)
-        if stored is None:
-            return None
-        await store.call(store.reader.add_moved_chunks, stored, what=what)
-        return cast(Message, parse_obj(self.message_model, stored))
+        stored = await store.call(store.reader.document, key, what=what)
+        return cast(Message, parse_obj(self.message_model, stored)) if stored else None
 
     def _make(
         self,

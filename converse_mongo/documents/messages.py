@@ -288,13 +288,10 @@ class Message(StoredDocument, Document):
 
     async def _reload(self, longest: int | None = None, lease: Lease | None = None) -> Self:
         store, key = self.store(), self._own_key()
-        stored: Any = await store.call(
-            store.messages.find_one, updates.any_log(key), what=f"read message {self.id}"
-        )
+        read, key_now = store.reader.document, updates.any_log(key)
+        stored = await store.call(read, key_now, longest, what=f"read message {self.id}")
         if stored is None:
             raise MessageNotFoundError(self._own_id())
-        if longest is None or stored.get("content_bytes", 0) <= longest:
-            await store.call(store.reader.add_moved_chunks, stored, what=f"read message {self.id}")
         if lease is not None:
             refuse_overtaken(MessageHeader.from_stored(stored), key, lease)
         self._load(stored)
@@ -725,7 +722,7 @@ async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
         StoreUnavailableError: MongoDB gave no answer.
     """
     store, what = model.store(), f"read message {key['_id']}"
-    stored: Any = await store.call(store.messages.find_one, key, what=what)
+    stored = await store.call(store.reader.document, key, what=what)
     if stored is None:
         raise MessageNotFoundError(key["_id"])
     state = MessageHeader.from_stored(stored)
@@ -733,7 +730,6 @@ async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
         settled = await store.leases.settle_if_expired(state)
         if settled.status.is_final:
             return await load_message(model, key)
-    await store.call(store.reader.add_moved_chunks, stored, what=what)
     return cast(M, parse_obj(model, stored))
 
 

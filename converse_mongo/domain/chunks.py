@@ -24,6 +24,7 @@ __all__ = [
     "UtcDatetime",
     "aware",
     "stored_size",
+    "text_of",
 ]
 
 StoredChunk: TypeAlias = dict[str, Any]
@@ -45,6 +46,11 @@ def stored_size(content_size: int, metadata: Mapping[str, Any]) -> int:
     """What a chunk takes in a document, in bytes; at the most, and closely."""
     extra = len(bson.encode(storable(metadata))) if metadata else 0
     return CHUNK_OVERHEAD + content_size + extra
+
+
+def text_of(chunks: Iterable[StoredChunk]) -> str:
+    """The contents of chunks, joined."""
+    return "".join([chunk["content"] for chunk in chunks])
 
 
 class Piece(NamedTuple):
@@ -184,7 +190,7 @@ class ChunkLog(Sequence[MessageChunk]):
 
     def text(self) -> str:
         """The contents, joined."""
-        return "".join([chunk["content"] for chunk in self.stored])
+        return text_of(self.stored)
 
     @overload
     def __getitem__(self, index: int) -> MessageChunk: ...

@@ -9,7 +9,7 @@ from typing import Any
 from bson import ObjectId
 from pymongo.errors import OperationFailure, PyMongoError
 
-from converse_mongo.domain.chunks import StoredChunk
+from converse_mongo.domain.chunks import StoredChunk, text_of
 from converse_mongo.domain.errors import (
     ConverseClosedError,
     MessageNotFoundError,
@@ -202,7 +202,7 @@ class Ends:
                     what=f"read message {state.message_id}",
                 )
                 if [chunk["sequence"] for chunk in chunks] == list(range(state.next_sequence)):
-                    content = "".join([chunk["content"] for chunk in chunks])
+                    content = text_of(chunks)
                 else:
                     logger.error("Message %s has chunks that are not in order", state.message_id)
                     chunks = None

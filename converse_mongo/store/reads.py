@@ -386,6 +386,20 @@ class Reader:
         await self.add_moved_chunks(stored)
         return list(stored.get("chunks") or ())
 
+    async def document(
+        self, key: Mapping[str, Any], longest: int | None = None
+    ) -> dict[str, Any] | None:
+        """The whole document that a filter finds, with all chunks; ``None`` if there is none.
+
+        Args:
+            key: The filter.
+            longest: Leave out moved chunks where the text takes more bytes.
+        """
+        stored: dict[str, Any] | None = await self.messages.find_one(key)
+        if stored and (longest is None or stored.get("content_bytes", 0) <= longest):
+            await self.add_moved_chunks(stored)
+        return stored
+
     async def add_moved_chunks(self, stored: dict[str, Any]) -> None:
         """Gives a whole document of a message the chunks that it does not embed any more."""
         page_start = stored.get("page_start", 0)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from bson import ObjectId
 
-from converse_mongo.domain.chunks import MessageChunk, StoredChunk
+from converse_mongo.domain.chunks import MessageChunk, StoredChunk, text_of
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.lengths import encode_lengths
 from converse_mongo.domain.metadata import is_addressable, storable
@@ -341,7 +341,6 @@ def compact(
     The ids of the last appends stay, for writers whose answer was lost: they ask within seconds. It
     matches once: what is read of a merged message has those ids no more.
     """
-    contents = [chunk["content"] for chunk in chunks]
     appends = [
         {"append_id": chunk["append_id"], "sequence": chunk["sequence"]}
         for chunk in chunks
@@ -351,8 +350,8 @@ def compact(
         {**key, "end_id": end_id, "compacted": {"$ne": True}},
         {
             "$set": {
-                "content": "".join(contents),
-                "chunk_lengths": encode_lengths(contents),
+                "content": text_of(chunks),
+                "chunk_lengths": encode_lengths([chunk["content"] for chunk in chunks]),
                 "recent_appends": appends[-APPENDS_KEPT:],
                 "chunks": [],
                 "chunk_bytes": 0,
