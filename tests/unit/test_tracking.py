@@ -61,6 +61,6 @@ def test_changes__are_none_of_no_fields() -> None:
 def test_copy__forgets_nothing_and_is_told_apart() -> None:
     tracker = tracker_of(LOADED)
     copied = copy.copy(tracker)
-    copied.remember(LOADED | {"title": "Folders"})
+    copied.remembered["title"] = "Folders"
     assert tracker.changed(LOADED) == []
     assert copied.changed(LOADED) == ["title"]
