@@ -7,7 +7,6 @@ from converse_mongo.documents.conversations import DOCUMENT_MODELS, Conversation
 from converse_mongo.documents.listings import History, MessageList
 from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
-from converse_mongo.documents.stored_message import Lease
 from converse_mongo.domain.chunks import ChunkLog, MessageChunk
 from converse_mongo.domain.errors import (
     ChunksNotLoadedError,
@@ -51,6 +50,7 @@ from converse_mongo.domain.events import (
     MessageUpdated,
     OwnerEvent,
 )
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.owners import Owner
 from converse_mongo.domain.types import (
     Granularity,

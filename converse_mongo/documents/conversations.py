@@ -2,15 +2,15 @@
 
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 from beanie import Document, PydanticObjectId
 from beanie.odm.actions import EventTypes, wrap_with_actions
 from beanie.odm.utils.parsing import parse_obj
-from bson import ObjectId
 from pydantic import Field
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
+from converse_mongo.documents.base import JsonableDict, StoredDocument, make
 from converse_mongo.documents.listings import (
     History,
     MessageList,
@@ -18,15 +18,9 @@ from converse_mongo.documents.listings import (
     list_conversations,
     read_history,
 )
-from converse_mongo.documents.messages import Message, load_message
+from converse_mongo.documents.messages import Message, generated_id, load_message
 from converse_mongo.documents.pages import MessageChunkPage
-from converse_mongo.documents.stored_message import generated_id
-from converse_mongo.documents.tracking import (
-    JsonableDict,
-    StoredDocument,
-    UtcDatetime,
-    make,
-)
+from converse_mongo.domain.chunks import UtcDatetime
 from converse_mongo.domain.errors import ConversationNotFoundError, InvalidInputError
 from converse_mongo.domain.events import ConversationCreated
 from converse_mongo.domain.owners import Owner, check_owner
@@ -47,7 +41,6 @@ from converse_mongo.domain.validation import (
     now,
     object_id,
 )
-from converse_mongo.store import updates
 
 __all__ = ["DOCUMENT_MODELS", "Conversation"]
 
@@ -66,9 +59,6 @@ class Conversation(StoredDocument, Document):
         updated_at: When a message was last added to it, or it was saved itself.
     """
 
-    if TYPE_CHECKING:  # what the library gives out is stored, and so has an id
-        id: PydanticObjectId = Field(default=None)  # type: ignore[assignment]
-
     title: str | None = None
     owner: Owner | None = None
     metadata: JsonableDict = Field(default_factory=dict)
@@ -80,6 +70,8 @@ class Conversation(StoredDocument, Document):
 
     message_model: ClassVar[type[Message]] = Message
 
+    _kind = "conversation"
+    _missing_error = ConversationNotFoundError
     _protected: ClassVar[dict[str, str]] = {
         "id": "MongoDB ids never change",
         "next_position": "add messages with its methods",
@@ -108,10 +100,6 @@ class Conversation(StoredDocument, Document):
         ]
 
     _library_settings = Settings
-
-    @classmethod
-    def _models(cls) -> tuple[type[Document], type[Document]]:
-        return cls.message_model, cls
 
     @classmethod
     async def start(
@@ -231,11 +219,8 @@ class Conversation(StoredDocument, Document):
         store, message_id = self.store(), generated_id(self._own_id(), generation_id)
         what = f"look for the generation {generation_id!r}"
         key = {"_id": message_id, "conversation_id": self._own_id()}
-        stored: Any = await store.call(store.messages.find_one, key, what=what)
-        if stored is None:
-            return None
-        await store.call(store.reader.add_moved_chunks, stored, what=what)
-        return cast(Message, parse_obj(self.message_model, stored))
+        stored = await store.call(store.reader.document, key, what=what)
+        return cast(Message, parse_obj(self.message_model, stored)) if stored else None
 
     def _make(
         self,
@@ -431,6 +416,10 @@ class Conversation(StoredDocument, Document):
         self._load(stored)
         return self
 
+    async def sync(self, *_args: Any, **_kwargs: Any) -> None:
+        """The same as :meth:`refresh`."""
+        await self.refresh()
+
     @wrap_with_actions(EventTypes.SAVE)
     async def save(self, *_args: Any, **_kwargs: Any) -> Self:
         """Saves the fields that were changed on this copy, and no others.
@@ -444,21 +433,7 @@ class Conversation(StoredDocument, Document):
             InvalidInputError: A changed field cannot be stored.
             ConversationNotFoundError: There is no such conversation.
         """
-        if self.id is None:
-            return await self.insert()
-        changes = self._changes()
-        if changes:
-            saved_at, store = now(), self.store()
-            if changes.unaddressable:
-                await store.saves.save_unaddressable(
-                    store.conversations, {"_id": self.id}, changes.unaddressable
-                )
-            self.revision = await store.saves.save_conversation(
-                self.id, updates.save(changes.assign, changes.remove, saved_at)
-            )
-            self.updated_at = saved_at
-            self._remember()
-        return self
+        return await self._save(self.store().saves.save_conversation)
 
     async def insert(self, **_kwargs: Any) -> Self:
         """Stores a new conversation.
@@ -490,11 +465,6 @@ class Conversation(StoredDocument, Document):
                 )
             )
         return self
-
-    def _own_id(self) -> ObjectId:
-        if self.id is None:
-            raise InvalidInputError("This conversation is not stored yet: await insert() first.")
-        return self.id
 
 
 Message.conversation_model = Conversation

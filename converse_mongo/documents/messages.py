@@ -1,39 +1,57 @@
 """Messages: what was said, whole or while it streams."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+import copy
+import hashlib
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 from beanie import Document, PydanticObjectId
 from beanie.odm.actions import ActionDirections, EventTypes, wrap_with_actions
 from beanie.odm.utils.parsing import parse_obj
+from bson import ObjectId
+from pydantic import Field, PrivateAttr
 from pymongo import ASCENDING, IndexModel
 
-from converse_mongo.documents.stored_message import Lease, generated_id
-from converse_mongo.documents.streaming import StreamingMessage
-from converse_mongo.domain.chunks import ChunkLog, MessageChunk
+from converse_mongo.documents.base import JsonableDict, StoredDocument
+from converse_mongo.documents.own_writes import OwnWrites
+from converse_mongo.domain.chunks import NO_METADATA, ChunkLog, MessageChunk, Piece, UtcDatetime
 from converse_mongo.domain.errors import (
     InvalidInputError,
     MessageNotFoundError,
+    ProtectedFieldError,
+    StoreUnavailableError,
     WatchError,
 )
 from converse_mongo.domain.events import MessageCreated
-from converse_mongo.domain.headers import LeaseState, MessageHeader
-from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.headers import MessageHeader, message_key, with_chunk_count
+from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.types import Granularity, MessageRole, MessageStatus, Metadata
 from converse_mongo.domain.validation import (
+    CHUNK_OVERHEAD,
     EPOCH,
+    MAX_APPEND_BYTES,
+    MAX_APPEND_CHUNKS,
+    MAX_CHUNK_BYTES,
+    MAX_CONTENT_BYTES,
     PAGE_CHUNKS,
+    check_chunk_contents,
     check_content,
+    check_error,
     check_metadata,
+    check_reason,
     check_sequence,
     now,
+    object_id,
+    utf8_size,
 )
 from converse_mongo.driver.servers import FIRST_MARK
-from converse_mongo.store import updates
+from converse_mongo.store import Store, WriteQueue, updates
 from converse_mongo.store.appends import refuse_overtaken
+from converse_mongo.store.ends import End
+from converse_mongo.store.saves import Changes
+from converse_mongo.writing.writer import MessageWriter, WriterOptions, WriterTarget
 
-__all__ = ["SUPERSEDED_INDEXES", "Message", "load_message"]
+__all__ = ["SUPERSEDED_INDEXES", "Message", "generated_id", "load_message"]
 
 M = TypeVar("M", bound="Message")
 
@@ -47,20 +65,8 @@ SUPERSEDED_INDEXES = {
 """Name to key of the indexes of earlier versions. A changed index gets a new name and a new key:
 MongoDB refuses one with the name, or the key, of another that has other options."""
 
-_own_key: ContextVar[dict[str, Any] | None] = ContextVar("converse_mongo_own_key", default=None)
-"""The filter of a message that Beanie is about to find by its id alone, to update or delete it."""
 
-
-@contextmanager
-def _finding_only(key: dict[str, Any]) -> Iterator[None]:
-    token = _own_key.set(key)
-    try:
-        yield
-    finally:
-        _own_key.reset(token)
-
-
-class Message(StreamingMessage, Document):
+class Message(StoredDocument, Document):
     """One entry of a conversation.
 
     An object is a copy: what was loaded, and what was done through it since. ``content`` and
@@ -95,6 +101,52 @@ class Message(StreamingMessage, Document):
         updated_at: When it was last changed otherwise than by a chunk.
         completed_at: When it ended, or was added whole.
     """
+
+    conversation_id: PydanticObjectId
+    position: int | None = None
+    role: MessageRole
+    status: MessageStatus = MessageStatus.COMPLETED
+    content: str = ""
+    chunks: ChunkLog = Field(default_factory=ChunkLog)
+    next_sequence: int = 0
+    page_start: int = 0
+    log_id: PydanticObjectId | None = None
+    chunk_bytes: int = 0
+    content_bytes: int = 0
+    metadata: JsonableDict = Field(default_factory=dict)
+    error: str | None = None
+    stop_reason: str | None = None
+    generation_id: str | None = None
+    retention: float | None = None
+    lease: Lease | None = None
+    revision: int = 0
+    created_at: UtcDatetime = Field(default_factory=now)
+    updated_at: UtcDatetime = Field(default_factory=now)
+    completed_at: UtcDatetime | None = None
+
+    _protected: ClassVar[dict[str, str]] = {
+        "id": "MongoDB ids never change",
+        "conversation_id": "a message stays in its conversation",
+        "position": "the order of messages is given once",
+        "status": "use complete_streaming, fail_streaming or cancel_streaming",
+        "chunks": "use append_chunk",
+        "next_sequence": "use append_chunk",
+        "page_start": "use append_chunk",
+        "log_id": "it was given once",
+        "chunk_bytes": "use append_chunk",
+        "content_bytes": "use append_chunk",
+        "error": "use fail_streaming",
+        "stop_reason": "use request_stop or cancel_streaming",
+        "generation_id": "pass it when you start the message",
+        "retention": "pass it when you start the message",
+        "lease": "writers keep it",
+        "created_at": "it was given once",
+        "completed_at": "use complete_streaming, fail_streaming or cancel_streaming",
+        "revision": "save() counts it",
+    }
+    _untracked = frozenset({"revision_id", "chunks", "updated_at", "lease"})
+    _kind = "message"
+    _missing_error = MessageNotFoundError
 
     conversation_model: ClassVar[type[Document]]
 
@@ -150,9 +202,25 @@ class Message(StreamingMessage, Document):
 
     _library_settings = Settings
 
-    @classmethod
-    def _models(cls) -> tuple[type[Document], type[Document]]:
-        return cls, cls.conversation_model
+    @property
+    def is_streaming(self) -> bool:
+        """Whether it was still growing when this copy last knew."""
+        return self.status is MessageStatus.STREAMING
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether it ended well, or was added whole."""
+        return self.status is MessageStatus.COMPLETED
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self.status is MessageStatus.FAILED
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it was stopped."""
+        return self.status is MessageStatus.CANCELLED
 
     # Reading
 
@@ -214,19 +282,22 @@ class Message(StreamingMessage, Document):
         """
         return await self._reload()
 
-    async def _reload(self, longest: int | None = None, lease: LeaseState | None = None) -> Self:
+    async def sync(self, *_args: Any, **_kwargs: Any) -> None:
+        """The same as :meth:`refresh`."""
+        await self.refresh()
+
+    async def _reload(self, longest: int | None = None, lease: Lease | None = None) -> Self:
         store, key = self.store(), self._own_key()
-        stored: Any = await store.call(
-            store.messages.find_one, updates.any_log(key), what=f"read message {self.id}"
-        )
+        read, key_now = store.reader.document, updates.any_log(key)
+        stored = await store.call(read, key_now, longest, what=f"read message {self.id}")
         if stored is None:
             raise MessageNotFoundError(self._own_id())
-        if longest is None or stored.get("content_bytes", 0) <= longest:
-            await store.call(store.reader.add_moved_chunks, stored, what=f"read message {self.id}")
         if lease is not None:
             refuse_overtaken(MessageHeader.from_stored(stored), key, lease)
         self._load(stored)
         return self
+
+    # The document
 
     @wrap_with_actions(EventTypes.SAVE)
     async def save(self, *_args: Any, **_kwargs: Any) -> Self:
@@ -242,24 +313,7 @@ class Message(StreamingMessage, Document):
             InvalidInputError: A changed field cannot be stored.
             MessageNotFoundError: There is no such message.
         """
-        if self.id is None:
-            return await self.insert()
-        changes = self._changes()
-        if "content" in changes.assign:
-            check_content(self.content)
-        if changes:
-            saved_at, store = now(), self.store()
-            if changes.unaddressable:
-                await store.saves.save_unaddressable(
-                    store.messages, self._own_key(), changes.unaddressable
-                )
-            update = updates.save(changes.assign, changes.remove, saved_at)
-            self.revision = await store.saves.save_message(
-                self._own_key(), updates.mark_edited(update, self.conversation_id, saved_at)
-            )
-            self.updated_at = saved_at
-            self._remember()
-        return self
+        return await self._save(self.store().saves.save_message)
 
     async def insert(self, **_kwargs: Any) -> Self:
         """Adds the message at the end of its conversation.
@@ -319,37 +373,345 @@ class Message(StreamingMessage, Document):
             )
         return self
 
-    @classmethod
-    def find_one(cls, *args: Any, **kwargs: Any) -> Any:
-        """Finds one message, as Beanie does."""
-        own = _own_key.get()
-        if own is not None and args and args[0] == {"_id": own["_id"]}:
-            args = (own, *args[1:])
-        return super().find_one(*args, **kwargs)
-
-    async def update(self, *args: Any, **kwargs: Any) -> Self:
-        """Applies update operators, as Beanie does, to fields that are not the library's.
-
-        Beanie's ``set``, ``inc`` and ``current_date`` come here, too.
-
-        Raises:
-            ProtectedFieldError: One of the fields is written by the library only.
-            MessageNotFoundError: There is no such message.
-        """
-        store, key = self.store(), self._own_key()
-        what = f"read message {self.id}"
-        if await store.call(store.messages.find_one, key, {"_id": 1}, what=what) is None:
-            raise MessageNotFoundError(self._own_id())
-        with _finding_only(key):
-            return await super().update(*args, **kwargs)
-
     async def delete(self, *args: Any, **kwargs: Any) -> Any:
         """Deletes the message, as Beanie does, and its pages."""
-        key = self._own_key()
-        with _finding_only(key):
-            deleted = await super().delete(*args, **kwargs)
-        await self.store().paging.delete(key)
+        deleted = await super().delete(*args, **kwargs)
+        await self.store().paging.delete(self._own_key())
         return deleted
+
+    # Chunks by hand
+
+    async def append_chunk(
+        self, content: str, metadata: Metadata | None = None, *, append_id: ObjectId | None = None
+    ) -> MessageChunk:
+        """Appends one chunk; when it returns, the chunk is stored.
+
+        Args:
+            content: The text, at most ``MAX_CHUNK_BYTES`` in UTF-8.
+            metadata: What BSON can hold, said of this chunk.
+            append_id: The ``append_id`` of a :class:`StoreUnavailableError`, to try that same
+                append again: it is stored once, whether or not it was stored then.
+
+        Raises:
+            InvalidInputError: The content or the metadata cannot be stored.
+            MessageNotStreamingError: The message has ended.
+            MessageNotFoundError: There is no such message.
+            StoreUnavailableError: MongoDB gave no answer; the error carries the append id.
+        """
+        size = check_content(content, MAX_CHUNK_BYTES)
+        checked = NO_METADATA if metadata is None else check_metadata(metadata, "chunk metadata")
+        return (await self._append([Piece(content, checked, size)], append_id))[0]
+
+    async def append_chunks(
+        self, contents: Iterable[str], *, append_id: ObjectId | None = None
+    ) -> list[MessageChunk]:
+        """Appends a chunk for each of ``contents``, in as few atomic writes as limits allow.
+
+        One write, all of it or none, takes ``MAX_APPEND_CHUNKS`` chunks of together
+        ``MAX_APPEND_BYTES``; more are split into several writes, one after the other. Should one of
+        them fail, those before it are stored: the error's ``appended`` says how many contents.
+
+        Args:
+            contents: Texts, each at most ``MAX_CHUNK_BYTES`` in UTF-8.
+            append_id: The ``append_id`` of a :class:`StoreUnavailableError`, to try again with
+                those ``contents`` that begin at its ``appended``.
+
+        Raises what :meth:`append_chunk` does; nothing is written if one of ``contents`` is no good.
+        """
+        checked = check_chunk_contents(contents)
+        appended: list[MessageChunk] = []
+        try:
+            for batch in _batches(checked):
+                pieces = [Piece(text, NO_METADATA, utf8_size(text)) for text in batch]
+                appended += await self._append(pieces, append_id)
+                append_id = None
+        except StoreUnavailableError as error:
+            error.appended = len(appended)
+            raise
+        return appended
+
+    async def _append(self, pieces: list[Piece], append_id: ObjectId | None) -> list[MessageChunk]:
+        if append_id is not None:
+            append_id = object_id(append_id, "append")
+        store, private = self.store(), self._private()
+        queue, key = self._own_queue(store), self._own_key()
+        chunks = await store.appends.append(queue, key, pieces, append_id)
+        own_writes: OwnWrites = private["_own_writes"]
+        if store.session is not None:
+            own_writes.unconfirmed = True
+        own_writes.append(self.__dict__, private["_tracker"], chunks)
+        return chunks
+
+    # Chunks by a writer
+
+    def writer(
+        self,
+        *,
+        metadata: Metadata | None = None,
+        flush_interval: float = 0.04,
+        max_buffered: int = 1024 * 1024,
+        granularity: Granularity = "flush",
+        interrupt: bool = False,
+    ) -> MessageWriter:
+        """A writer, to be used in ``async with``: the first one that this message has.
+
+        The first token is written at once. While a write is in flight, and for ``flush_interval``
+        after it began, tokens gather; then they are written together, by a timer and not by the
+        next token. There is never more than one write in flight.
+
+        Args:
+            metadata: Merged into the metadata of the message when it ends, however it ends.
+            flush_interval: Seconds from the beginning of a write to that of the next.
+            max_buffered: How many bytes of text may wait to be stored; beyond it ``write`` waits.
+            granularity: ``"flush"`` makes one chunk of adjacent tokens that are written together,
+                ``"token"`` a chunk of each.
+            interrupt: Whether a stop, or the loss of the message to another writer, cancels what
+                the task awaits inside the block, such as a model that is silent. The block then
+                ends with :class:`StreamStoppedError` or :class:`WriterFencedError`.
+
+        Raises:
+            InvalidInputError: An option makes no sense, or the metadata cannot be stored.
+        """
+        options = WriterOptions(
+            flush_interval=flush_interval,
+            max_buffered=max_buffered,
+            granularity=granularity,
+            interrupt=interrupt,
+        )
+        return MessageWriter(self._writer_target(), options, metadata)
+
+    def resume_writer(
+        self,
+        *,
+        metadata: Metadata | None = None,
+        flush_interval: float = 0.04,
+        max_buffered: int = 1024 * 1024,
+        granularity: Granularity = "flush",
+        interrupt: bool = False,
+    ) -> MessageWriter:
+        """The same, taking the message over from the writer that it has or had.
+
+        Once it is entered, the other one's next write fails with :class:`WriterFencedError` and
+        stores nothing, and this copy of the message was loaded again: ``content`` is what to go on
+        from.
+        """
+        options = WriterOptions(
+            flush_interval=flush_interval,
+            max_buffered=max_buffered,
+            granularity=granularity,
+            interrupt=interrupt,
+        )
+        return MessageWriter(self._writer_target(), options, metadata, take_over=True)
+
+    def _writer_target(self) -> WriterTarget:
+        store = self.store()
+        if store.session is not None:
+            raise InvalidInputError(
+                "A writer stores text while it streams, which a transaction would hide: use it "
+                "outside, or append_chunks inside. Nothing was written."
+            )
+        return WriterTarget(
+            store=store,
+            queue=self._own_queue(store),
+            key=self._own_key(),
+            taken_over=lambda lease: self._reload(MAX_CONTENT_BYTES, lease),
+            written=lambda chunks: self._own_writes.write(self.__dict__, self._tracker, chunks),
+            end=self._end,
+        )
+
+    async def pipe(
+        self,
+        tokens: AsyncIterable[str],
+        metadata: Metadata | None = None,
+        *,
+        flush_interval: float = 0.04,
+        max_buffered: int = 1024 * 1024,
+        granularity: Granularity = "flush",
+        resume: bool = False,
+    ) -> Self:
+        """Writes all of ``tokens`` through a :meth:`writer`, and completes the message.
+
+        A stop interrupts ``tokens`` even while they are silent, and closes them where they have an
+        ``aclose``.
+
+        Args:
+            tokens: Any asynchronous iterable of text.
+            metadata: Merged into the metadata of the message when it completes. Nothing of it is
+                stored when the message fails or is stopped.
+            flush_interval: As for :meth:`writer`, like the rest.
+            max_buffered: See there.
+            granularity: See there.
+            resume: Take the message over from the writer that it has or had, as
+                :meth:`resume_writer` does, and go on behind its text.
+
+        Raises:
+            InvalidInputError: These are no tokens, an option makes no sense, or the metadata cannot
+                be stored. No token was taken.
+            StreamStoppedError: Somebody asked for a stop; the message is cancelled.
+
+        Beside these it raises what a writer does, and what ``tokens`` do.
+        """
+        if not isinstance(tokens, AsyncIterable):
+            raise InvalidInputError(
+                f"pipe takes an asynchronous iterable of str, not {type(tokens).__name__}: "
+                "use append_chunks for texts that are all there. Nothing was written."
+            )
+        try:
+            options = WriterOptions(
+                flush_interval=flush_interval,
+                max_buffered=max_buffered,
+                granularity=granularity,
+                interrupt=True,
+            )
+            target = self._writer_target()
+            async with MessageWriter(
+                target, options, completion=metadata, take_over=resume
+            ) as writer:
+                async for token in tokens:
+                    await writer.write(token)
+        finally:
+            close = getattr(tokens, "aclose", None)
+            if close is not None:
+                await close()
+        return self
+
+    # The end
+
+    async def complete_streaming(self, metadata: Metadata | None = None) -> Self:
+        """Ends the stream well; ``metadata`` is merged into the message's, key by key.
+
+        The metadata is stored with the completion and only with it: nothing of it is stored when
+        this call raises.
+
+        Raises:
+            InvalidMetadataError: The metadata cannot be stored; the message goes on streaming.
+            MessageNotStreamingError: The message has ended already; nothing was changed.
+            MessageNotFoundError: There is no such message.
+            StoreUnavailableError: MongoDB gave no answer.
+        """
+        return await self._end(End(MessageStatus.COMPLETED, check_metadata(metadata)))
+
+    async def fail_streaming(
+        self, error: str | BaseException, metadata: Metadata | None = None
+    ) -> Self:
+        """Ends the stream with an error; the text so far is kept. Raises as a completion does."""
+        return await self._end(
+            End(MessageStatus.FAILED, check_metadata(metadata), check_error(error))
+        )
+
+    async def mark_as_error(
+        self, error: str | BaseException, metadata: Metadata | None = None
+    ) -> Self:
+        """Another name of :meth:`fail_streaming`, for code that comes from Converse."""
+        return await self.fail_streaming(error, metadata)
+
+    async def cancel_streaming(
+        self, reason: str | None = None, metadata: Metadata | None = None
+    ) -> Self:
+        """Ends the stream as stopped, at once; the text so far is kept.
+
+        For whoever writes the message; anybody else uses :meth:`request_stop`, which lets the
+        writer store what it has. Raises as a completion does.
+        """
+        return await self._end(
+            End(MessageStatus.CANCELLED, check_metadata(metadata), stop_reason=check_reason(reason))
+        )
+
+    async def request_stop(self, reason: str | None = None) -> MessageStatus:
+        """Asks the writer of the message, in whatever process, to stop.
+
+        The writer stores what it has and the message ends ``cancelled``. If the message has no
+        writer, this call ends it. If its writer is taken for dead, whoever looks at the message
+        next ends it.
+
+        Args:
+            reason: Kept as the message's ``stop_reason``.
+
+        Returns:
+            The state of the message: ``CANCELLED``; ``STREAMING`` until its writer has heard of it;
+            or how it had ended before, in which case nothing was changed.
+
+        Raises:
+            InvalidInputError: The reason cannot be stored.
+            MessageNotFoundError: There is no such message.
+            StoreUnavailableError: MongoDB gave no answer.
+        """
+        state = await self.store().leases.request_stop(self._own_key(), check_reason(reason))
+        return state.status
+
+    async def _end(
+        self, end: End, lease: Lease | None = None, end_id: ObjectId | None = None
+    ) -> Self:
+        store = self.store()
+        ended = await store.ends.end(
+            self._own_queue(store),
+            self._own_key(),
+            end,
+            retention=self.retention,
+            known=self._own_writes.known_text(self.__dict__),
+            lease=lease,
+            end_id=end_id,
+        )
+        self._own_writes.end(self.__dict__, ended)
+        self._remember()
+        return self
+
+    # This copy
+
+    _own_writes: OwnWrites = PrivateAttr(default_factory=OwnWrites)
+
+    @classmethod
+    def _derive(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Adds what the second write of an end has not stored yet, or could not."""
+        chunks, count = data.get("chunks"), data.get("next_sequence", 0)
+        if isinstance(chunks, list) and count and len(chunks) != count:
+            # Read past the library: the rest is in pages, or was merged.
+            data = {**data, "chunks": ChunkLog.not_loaded()}
+        elif isinstance(chunks, list) and chunks and not data.get("content"):
+            log = ChunkLog(chunks)
+            data = {**data, "chunks": log, "content": log.text()}
+        if data.get("end_id") is not None:
+            data = {**data, "metadata": with_chunk_count(data.get("metadata") or {}, count)}
+        return data
+
+    def _changes(self) -> Changes:
+        changes = super()._changes()
+        if "content" in changes.assign:
+            check_content(self.content)
+        return changes
+
+    def _refuse_protected(self, name: str) -> None:
+        super()._refuse_protected(name)
+        if name == "content" and (self.is_streaming or self.next_sequence):
+            raise ProtectedFieldError(
+                f"The content of message {self.id} is the text of its chunks: use append_chunk "
+                "while it streams. Nothing was written."
+            )
+
+    def _load(self, stored: dict[str, Any]) -> None:
+        super()._load(stored)
+        self._own_writes = OwnWrites()  # the message may be another one with the same id
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied.chunks = self.chunks.copy()
+        copied._own_writes = copy.copy(self._own_writes)  # noqa: SLF001
+        return copied
+
+    def _own_key(self) -> dict[str, Any]:
+        """The filter that finds this message, and no later one with the same id."""
+        return message_key(self._own_id(), self.conversation_id, self.log_id)
+
+    def _own_queue(self, store: Store) -> WriteQueue:
+        own_writes: OwnWrites = self._private()["_own_writes"]
+        queue = own_writes.queue if store.session is None else None
+        if queue is None:
+            queue = store.queue((self._own_id(), self.log_id))
+            if store.session is None:
+                own_writes.queue = queue
+        fields = self.__dict__
+        queue.learn(fields["next_sequence"], fields["page_start"], fields["chunk_bytes"])
+        return queue
 
 
 async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
@@ -360,7 +722,7 @@ async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
         StoreUnavailableError: MongoDB gave no answer.
     """
     store, what = model.store(), f"read message {key['_id']}"
-    stored: Any = await store.call(store.messages.find_one, key, what=what)
+    stored = await store.call(store.reader.document, key, what=what)
     if stored is None:
         raise MessageNotFoundError(key["_id"])
     state = MessageHeader.from_stored(stored)
@@ -368,5 +730,29 @@ async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
         settled = await store.leases.settle_if_expired(state)
         if settled.status.is_final:
             return await load_message(model, key)
-    await store.call(store.reader.add_moved_chunks, stored, what=what)
     return cast(M, parse_obj(model, stored))
+
+
+def generated_id(conversation_id: ObjectId, generation_id: str) -> PydanticObjectId:
+    """The id of the message that a generation makes in a conversation.
+
+    Derived, so that of two processes that start the same generation one finds it started: the
+    unique index on ``_id`` is one that every collection has, sharded or not.
+    """
+    digest = hashlib.sha256(conversation_id.binary + generation_id.encode()).digest()
+    return PydanticObjectId(digest[:12])
+
+
+def _batches(contents: list[str]) -> Iterator[list[str]]:
+    """``contents`` in runs that one atomic append takes."""
+    batch: list[str] = []
+    size = 0
+    for content in contents:
+        cost = utf8_size(content) + CHUNK_OVERHEAD
+        if batch and (size + cost > MAX_APPEND_BYTES or len(batch) == MAX_APPEND_CHUNKS):
+            yield batch
+            batch, size = [], 0
+        batch.append(content)
+        size += cost
+    if batch:
+        yield batch

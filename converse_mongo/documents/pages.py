@@ -6,6 +6,7 @@ from beanie import Document, PydanticObjectId
 from pymongo import ASCENDING, IndexModel
 
 from converse_mongo.domain.chunks import ChunkLog
+from converse_mongo.store.collections import PAGES
 
 __all__ = ["MessageChunkPage"]
 
@@ -37,7 +38,7 @@ class MessageChunkPage(Document):
     class Settings:
         """What Beanie is to know."""
 
-        name = "message_chunk_pages"
+        name = PAGES
         bson_encoders: ClassVar[dict[Any, Any]] = {ChunkLog: lambda log: log.stored}
         indexes: ClassVar[list[IndexModel]] = [
             # The page that holds a sequence; the shard key leads.

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Annotated, Any, NamedTuple, TypeAlias, overload
 
 import bson
-from pydantic import GetCoreSchemaHandler
+from pydantic import AfterValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from converse_mongo.domain.errors import ChunksNotLoadedError
@@ -15,7 +15,17 @@ from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.metadata import restored, storable
 from converse_mongo.domain.validation import CHUNK_OVERHEAD, utf8_size
 
-__all__ = ["NO_METADATA", "ChunkLog", "MessageChunk", "Piece", "StoredChunk", "stored_size"]
+__all__ = [
+    "NO_METADATA",
+    "ChunkLog",
+    "MessageChunk",
+    "Piece",
+    "StoredChunk",
+    "UtcDatetime",
+    "aware",
+    "stored_size",
+    "text_of",
+]
 
 StoredChunk: TypeAlias = dict[str, Any]
 """A chunk as BSON holds it: sequence, content, created_at, and where it has them, metadata and,
@@ -29,10 +39,18 @@ def aware(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+UtcDatetime = Annotated[datetime, AfterValidator(aware)]
+
+
 def stored_size(content_size: int, metadata: Mapping[str, Any]) -> int:
     """What a chunk takes in a document, in bytes; at the most, and closely."""
     extra = len(bson.encode(storable(metadata))) if metadata else 0
     return CHUNK_OVERHEAD + content_size + extra
+
+
+def text_of(chunks: Iterable[StoredChunk]) -> str:
+    """The contents of chunks, joined."""
+    return "".join([chunk["content"] for chunk in chunks])
 
 
 class Piece(NamedTuple):
@@ -172,7 +190,7 @@ class ChunkLog(Sequence[MessageChunk]):
 
     def text(self) -> str:
         """The contents, joined."""
-        return "".join([chunk["content"] for chunk in self.stored])
+        return text_of(self.stored)
 
     @overload
     def __getitem__(self, index: int) -> MessageChunk: ...

@@ -15,10 +15,11 @@ from converse_mongo.domain.events import (
     MessageCompleted,
     MessageFailed,
 )
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import restored
 from converse_mongo.domain.types import MessageRole, MessageStatus
 
-__all__ = ["COUNTERS", "HEADER", "LeaseState", "MessageHeader", "message_key", "with_chunk_count"]
+__all__ = ["COUNTERS", "HEADER", "MessageHeader", "message_key", "with_chunk_count"]
 
 COUNTERS = {
     "conversation_id": 1,
@@ -59,46 +60,6 @@ def message_key(
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseState:
-    """Who may write to a message, and how long without a sign of life.
-
-    Attributes:
-        epoch: How many writers the message has had; the last one holds the lease.
-        holder: The id that the last writer gave itself.
-        renewed_at: When there was a sign of life, by the server's clock; ``None`` for never.
-        duration: Seconds from then on until it runs out; ``None`` for never.
-    """
-
-    epoch: int = 0
-    holder: ObjectId | None = None
-    renewed_at: datetime | None = None
-    duration: float | None = None
-
-    @classmethod
-    def from_stored(cls, stored: Mapping[str, Any] | None) -> "LeaseState":
-        """The lease in a document; one that never runs out where it has none."""
-        if not stored:
-            return cls()
-        renewed_at = stored.get("renewed_at")
-        return cls(
-            stored.get("epoch") or 0,
-            stored.get("holder"),
-            aware(renewed_at) if renewed_at else None,
-            stored.get("duration"),
-        )
-
-    def is_held_by(self, other: "LeaseState") -> bool:
-        """Whether the writer that was given ``other`` is still the writer."""
-        return (self.epoch, self.holder) == (other.epoch, other.holder)
-
-    def has_expired(self, server_time: datetime) -> bool:
-        """Whether it has run out, when the server's clock says ``server_time``."""
-        if self.renewed_at is None or self.duration is None:
-            return False
-        return (server_time - self.renewed_at).total_seconds() > self.duration
-
-
-@dataclass(frozen=True, slots=True)
 class MessageHeader:
     """A message without its text."""
 
@@ -113,7 +74,7 @@ class MessageHeader:
     content_bytes: int
     metadata: dict[str, Any]
     error: str | None
-    lease: LeaseState
+    lease: Lease
     stop_requested: bool
     stop_reason: str | None
     retention: float | None
@@ -138,7 +99,7 @@ class MessageHeader:
             content_bytes=stored.get("content_bytes", 0),
             metadata=restored(stored.get("metadata") or {}),
             error=stored.get("error"),
-            lease=LeaseState.from_stored(stored.get("lease")),
+            lease=Lease.from_stored(stored.get("lease")),
             stop_requested=stored.get("stop_requested_at") is not None,
             stop_reason=stored.get("stop_reason"),
             retention=stored.get("retention"),

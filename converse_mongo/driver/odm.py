@@ -1,19 +1,32 @@
-"""Beanie's document classes: bound to a database, and released."""
+"""Beanie: document classes that are bound and released, and its writes of single documents."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any, TypeVar
+import types
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from beanie import Document
 from beanie.odm.actions import ActionRegistry
 from beanie.odm.fields import IndexModelField
+from beanie.odm.queries.delete import DeleteOne
+from beanie.odm.queries.find import FindOne
+from beanie.odm.queries.update import UpdateOne
 from beanie.odm.utils.init import Initializer
 from beanie.odm.utils.typing import get_index_attributes
 from pymongo import IndexModel
 
 from converse_mongo.driver.clients import Database
 
-__all__ = ["bind_documents", "bound_subclass", "indexes_of", "release_documents"]
+__all__ = [
+    "RoutedFindOne",
+    "bind_documents",
+    "bound_subclass",
+    "indexes_of",
+    "release_documents",
+    "routed",
+]
 
 D = TypeVar("D", bound=Document)
 
@@ -73,3 +86,67 @@ def release_documents(models: Sequence[type[Document]]) -> None:
     """Lets go of classes made by :func:`bound_subclass`: Beanie's registry would keep them."""
     for model in models:
         ActionRegistry.clean_actions(model)
+
+
+# Writes of single documents
+
+Send: TypeAlias = Callable[[Callable[[], Awaitable[Any]], Mapping[str, Any]], Awaitable[Any]]
+"""Makes a write, given as a function, with its update operators; a delete has none."""
+
+
+class _Route(NamedTuple):
+    key: Mapping[str, Any]
+    send: Send
+
+
+_route: ContextVar[_Route | None] = ContextVar("converse_mongo_route", default=None)
+
+
+@contextmanager
+def routed(key: Mapping[str, Any], send: Send) -> Iterator[None]:
+    """Has Beanie's methods of a document find it by ``key`` and write it through ``send``.
+
+    ``Document.update`` and ``delete`` find a document by its id alone and call the driver
+    themselves, in the middle of what they do with hooks and revisions. The class of the document
+    needs :class:`RoutedFindOne`.
+    """
+    token = _route.set(_Route(key, send))
+    try:
+        yield
+    finally:
+        _route.reset(token)
+
+
+class _RoutedUpdate(UpdateOne):
+    async def _update(self) -> Any:
+        return await _send(self, super()._update, self.update_query)
+
+
+class _RoutedDelete(DeleteOne):
+    def __await__(self) -> Generator[Any, None, Any]:
+        return _send(self, self._delete, {}).__await__()
+
+    @types.coroutine
+    def _delete(self) -> Generator[Any, None, Any]:
+        return (yield from super().__await__())
+
+
+class RoutedFindOne(FindOne[Any]):
+    """A query for one document whose writes take the route that is set, if one is."""
+
+    UpdateQueryType = _RoutedUpdate
+    DeleteQueryType = _RoutedDelete
+
+
+async def _send(
+    query: _RoutedUpdate | _RoutedDelete,
+    run: Callable[[], Awaitable[Any]],
+    update: Mapping[str, Any],
+) -> Any:
+    route = _route.get()
+    if route is None or query.find_query.get("_id") != route.key["_id"]:
+        return await run()
+    query.find_query = {**query.find_query, **route.key}
+    if query.bulk_writer is not None:  # it is only noted now
+        return await run()
+    return await route.send(run, update)

@@ -35,10 +35,11 @@ async def call(
     append_id: ObjectId | None = None,
     on_retry: Callable[[], None] | None = None,
     on_trouble: Callable[[], None] = lambda: None,
+    repeat: bool = True,
 ) -> T:
     """Awaits ``function(*arguments)``, again and again for ``timeout`` seconds if need be.
 
-    Only for calls that are safe to repeat. Each try ends after a while: a server that is frozen, or
+    Each try ends after a while: a server that is frozen, or
     a connection that went silent, would keep it for ever. A later try may take longer than the one
     before, for a server that is merely slow. A deadline of the caller's, set by
     ``pymongo.timeout()``, ends them all.
@@ -51,6 +52,7 @@ async def call(
         append_id: For an error, the id of the append that it is.
         on_retry: Called before each further try.
         on_trouble: Called after each try that failed.
+        repeat: Whether the call may be made again: it is safe to repeat.
 
     Raises:
         StoreUnavailableError: It still failed at the end; ``what`` says what could not be done.
@@ -63,6 +65,12 @@ async def call(
         if not is_transient(error):
             raise
         on_trouble()
+        if not repeat:
+            raise StoreUnavailableError(
+                f"Could not {what}: MongoDB gave no answer ({error}). It is not known whether "
+                "it was done. It was not tried again, since it might be done twice: read what is "
+                "stored."
+            ) from error
         logger.warning("Could not %s (%s); trying again", what, error)
 
     async def attempt() -> T:

@@ -21,9 +21,14 @@ class SessionCollection:
         self._session = session
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._collection, name)
+        if name in _PROPERTIES:
+            return getattr(self._collection, name)
         if name not in _SESSION_CALLS:
-            return found
+            raise AttributeError(
+                f"{name!r} of a collection is not known in a transaction, and would happen outside "
+                "of it: add it to the calls of SessionCollection."
+            )
+        found = getattr(self._collection, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
             return found(*arguments, session=self._session, **options)
@@ -34,6 +39,10 @@ class SessionCollection:
 _SESSION_CALLS = frozenset(
     {"delete_many", "find", "find_one", "insert_one", "update_many", "update_one"}
 )
+"""Methods that take a session."""
+
+_PROPERTIES = frozenset({"database", "name", "write_concern"})
+"""Attributes that read and write nothing."""
 
 
 async def start_transaction(database: Database) -> Any:

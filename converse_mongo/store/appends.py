@@ -20,7 +20,8 @@ from converse_mongo.domain.errors import (
     WriterFencedError,
 )
 from converse_mongo.domain.events import ChunkReceived
-from converse_mongo.domain.headers import LeaseState, MessageHeader
+from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES, now
 from converse_mongo.driver.failures import is_too_large
@@ -41,7 +42,7 @@ class WriterClaim:
         on_retry: Called each time that the write is tried again.
     """
 
-    lease: LeaseState
+    lease: Lease
     unless_stopped: bool
     on_retry: Callable[[], None]
 
@@ -269,7 +270,7 @@ class Appends:
                 return {**found, "stored_at": stored_at}
         status = MessageStatus(found["status"])
         if claim is not None:
-            if not LeaseState.from_stored(found.get("lease")).is_held_by(claim.lease):
+            if not Lease.from_stored(found.get("lease")).is_held_by(claim.lease):
                 raise fenced(message_id, status)
             stopped = found.get("stop_requested_at") is not None
             if stopped and claim.unless_stopped and not status.is_final:
@@ -327,7 +328,7 @@ def fenced(message_id: ObjectId, status: MessageStatus) -> WriterFencedError:
     )
 
 
-def refuse_overtaken(state: MessageHeader, key: Mapping[str, Any], lease: LeaseState) -> None:
+def refuse_overtaken(state: MessageHeader, key: Mapping[str, Any], lease: Lease) -> None:
     """Refuses a message to who was to go on with it.
 
     Args:

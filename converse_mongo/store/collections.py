@@ -157,19 +157,19 @@ class Collections:
         append_id: ObjectId | None = None,
         on_retry: Callable[[], None] | None = None,
         at_most: float = math.inf,
+        repeat: bool = True,
     ) -> T:
-        """Awaits a call that is safe to repeat, for ``retry_timeout`` seconds if need be.
+        """Awaits a call, again and again for ``retry_timeout`` seconds if need be.
 
-        See ``retry.call``. It gives up after ``at_most`` seconds in any case.
+        See ``retry.call``. It gives up after ``at_most`` seconds in any case, and after one try
+        unless ``repeat`` says that the call is safe to repeat.
 
         Raises:
             StoreUnavailableError: No answer for so long.
             ConverseClosedError: The facade was closed.
             ConfigurationError: The facade was opened in another event loop.
         """
-        self.check_home()
-        if self.closed:
-            raise ConverseClosedError
+        self.check_open()
         return await retry.call(
             function,
             *arguments,
@@ -178,7 +178,19 @@ class Collections:
             append_id=append_id,
             on_retry=on_retry,
             on_trouble=self.note_trouble,
+            repeat=repeat,
         )
+
+    def check_open(self) -> None:
+        """Refuses calls that :meth:`call` would not make.
+
+        Raises:
+            ConverseClosedError: The facade was closed.
+            ConfigurationError: The facade was opened in another event loop.
+        """
+        self.check_home()
+        if self.closed:
+            raise ConverseClosedError
 
     def note_trouble(self) -> None:
         """Takes note that a call has failed: who was silent meanwhile may not be dead."""

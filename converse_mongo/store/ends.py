@@ -9,7 +9,7 @@ from typing import Any
 from bson import ObjectId
 from pymongo.errors import OperationFailure, PyMongoError
 
-from converse_mongo.domain.chunks import StoredChunk
+from converse_mongo.domain.chunks import StoredChunk, text_of
 from converse_mongo.domain.errors import (
     ConverseClosedError,
     MessageNotFoundError,
@@ -24,10 +24,10 @@ from converse_mongo.domain.events import (
 )
 from converse_mongo.domain.headers import (
     HEADER,
-    LeaseState,
     MessageHeader,
     with_chunk_count,
 )
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import (
     MAX_CONTENT_BYTES,
@@ -89,7 +89,7 @@ class Ends:
         *,
         retention: float | None = None,
         known: tuple[int, str] | None = None,
-        lease: LeaseState | None = None,
+        lease: Lease | None = None,
         end_id: ObjectId | None = None,
     ) -> EndedMessage:
         """Takes a message out of ``streaming``; only one call ever does.
@@ -202,7 +202,7 @@ class Ends:
                     what=f"read message {state.message_id}",
                 )
                 if [chunk["sequence"] for chunk in chunks] == list(range(state.next_sequence)):
-                    content = "".join([chunk["content"] for chunk in chunks])
+                    content = text_of(chunks)
                 else:
                     logger.error("Message %s has chunks that are not in order", state.message_id)
                     chunks = None

@@ -26,9 +26,9 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.headers import (
     HEADER,
-    LeaseState,
     MessageHeader,
 )
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.store import updates
 from converse_mongo.store.appends import fenced, replaced
@@ -62,7 +62,7 @@ class _Look:
     """
 
     log_id: ObjectId | None
-    lease: LeaseState
+    lease: Lease
     seconds: float
     moment: float
     troubles: int
@@ -98,7 +98,7 @@ class Leases:
         holder = ObjectId()
         change = updates.acquire_lease(key, holder, self._collections.options.lease)
         acquired = await self._change(key, change)
-        state = await self._look_after_claim(key, LeaseState(1, holder))
+        state = await self._look_after_claim(key, Lease(epoch=1, holder=holder))
         self._refuse_overtaken(state, holder, claimed=acquired)
         # A try whose answer was lost may have been the one that did it.
         if state.lease.holder != holder:
@@ -124,11 +124,13 @@ class Leases:
             # From the lease that was seen to the next: a repeat that comes late changes nothing.
             change = updates.take_over(key, state.lease, holder, self._collections.options.lease)
             taken = await self._change(key, change)
-            state = await self._look_after_claim(key, LeaseState(state.lease.epoch + 1, holder))
+            state = await self._look_after_claim(
+                key, Lease(epoch=state.lease.epoch + 1, holder=holder)
+            )
         self._refuse_overtaken(state, holder, claimed=taken)
         return state
 
-    async def renew(self, key: Mapping[str, Any], lease: LeaseState) -> MessageHeader | None:
+    async def renew(self, key: Mapping[str, Any], lease: Lease) -> MessageHeader | None:
         """Gives a sign of life of the writer that was given ``lease``.
 
         Returns:
@@ -143,7 +145,7 @@ class Leases:
             return None
         return await self._look(key, for_writer=True)
 
-    async def release(self, key: Mapping[str, Any], lease: LeaseState) -> None:
+    async def release(self, key: Mapping[str, Any], lease: Lease) -> None:
         """Gives a message the time that one without a writer has until it is an orphan.
 
         Raises:
@@ -182,7 +184,7 @@ class Leases:
             raise replaced(message_id) if for_writer else MessageNotFoundError(message_id)
         return state
 
-    async def _look_after_claim(self, key: Mapping[str, Any], lease: LeaseState) -> MessageHeader:
+    async def _look_after_claim(self, key: Mapping[str, Any], lease: Lease) -> MessageHeader:
         """The message as it is now, for who may have the given lease by now."""
         try:
             return await self._look(key)
@@ -228,7 +230,7 @@ class Leases:
     # Orphans
 
     async def find_expired(
-        self, leases: Mapping[ObjectId, LeaseState], conversations: Mapping[ObjectId, ObjectId]
+        self, leases: Mapping[ObjectId, Lease], conversations: Mapping[ObjectId, ObjectId]
     ) -> list[ObjectId]:
         """Which of these messages seem to be orphans, after at most one look at the clock.
 
@@ -316,7 +318,7 @@ class Leases:
             return None
         return max(look.moment + look.seconds - time.monotonic(), 0.0)
 
-    def _waits(self, message_id: ObjectId, lease: LeaseState) -> bool:
+    def _waits(self, message_id: ObjectId, lease: Lease) -> bool:
         look = self._looks.get(message_id)
         if look is None or look.lease != lease or look.troubles != self._collections.troubles:
             return False
@@ -366,14 +368,14 @@ class Leases:
             condition = updates.unchanged_lease(state.lease)
         return await self._ends.settle(state, end, condition)
 
-    def _may_have_expired(self, lease: LeaseState) -> bool:
+    def _may_have_expired(self, lease: Lease) -> bool:
         """Whether it is worth asking the server's clock; costs nothing."""
         if lease.renewed_at is None or lease.duration is None:
             return False
         guess = self._guess_clock()
         return guess is None or lease.has_expired(guess)
 
-    def seconds_left(self, leases: Iterable[LeaseState]) -> float | None:
+    def seconds_left(self, leases: Iterable[Lease]) -> float | None:
         """Until the first of these leases runs out; ``None`` if none does or no clock was seen."""
         guess = self._guess_clock()
         left = [
@@ -391,7 +393,7 @@ class Leases:
         elapsed = time.monotonic() - when
         return seen + timedelta(seconds=elapsed + 1) if elapsed <= _CLOCK_SECONDS else None
 
-    async def _has_expired(self, lease: LeaseState) -> bool:
+    async def _has_expired(self, lease: Lease) -> bool:
         return self._may_have_expired(lease) and lease.has_expired(await self._read_clock())
 
     async def _read_clock(self) -> datetime:

@@ -13,10 +13,10 @@ from converse_mongo.domain.chunks import MessageChunk, StoredChunk
 from converse_mongo.domain.headers import (
     COUNTERS,
     HEADER,
-    LeaseState,
     MessageHeader,
     message_key,
 )
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.lengths import expand
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import EPOCH, PAGE_CHUNKS
@@ -51,7 +51,7 @@ class Counters:
 
     next_sequence: int
     ended: bool
-    lease: LeaseState
+    lease: Lease
     stop_requested: bool
 
     @classmethod
@@ -60,7 +60,7 @@ class Counters:
         return cls(
             stored.get("next_sequence", 0),
             stored["status"] != MessageStatus.STREAMING.value,
-            LeaseState.from_stored(stored.get("lease")),
+            Lease.from_stored(stored.get("lease")),
             stored.get("stop_requested_at") is not None,
         )
 
@@ -386,6 +386,20 @@ class Reader:
         await self.add_moved_chunks(stored)
         return list(stored.get("chunks") or ())
 
+    async def document(
+        self, key: Mapping[str, Any], longest: int | None = None
+    ) -> dict[str, Any] | None:
+        """The whole document that a filter finds, with all chunks; ``None`` if there is none.
+
+        Args:
+            key: The filter.
+            longest: Leave out moved chunks where the text takes more bytes.
+        """
+        stored: dict[str, Any] | None = await self.messages.find_one(key)
+        if stored and (longest is None or stored.get("content_bytes", 0) <= longest):
+            await self.add_moved_chunks(stored)
+        return stored
+
     async def add_moved_chunks(self, stored: dict[str, Any]) -> None:
         """Gives a whole document of a message the chunks that it does not embed any more."""
         page_start = stored.get("page_start", 0)
@@ -445,7 +459,7 @@ class Reader:
                 except (KeyError, TypeError, ValueError, AttributeError):
                     # Counts as ended, so that its watchers read it and find out.
                     logger.exception("Message %s is not as the library writes it", stored["_id"])
-                    found[stored["_id"]] = Counters(0, True, LeaseState(), False)
+                    found[stored["_id"]] = Counters(0, True, Lease(), False)
         return found
 
     async def streaming_anywhere(self, after: "Place | None") -> "Found":

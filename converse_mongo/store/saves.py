@@ -1,10 +1,11 @@
 """Saves: fields that the application changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from bson import ObjectId
 from pymongo.errors import OperationFailure
 
 from converse_mongo.domain.errors import (
@@ -13,71 +14,102 @@ from converse_mongo.domain.errors import (
     MessageTooLargeError,
 )
 from converse_mongo.domain.events import MessageUpdated
+from converse_mongo.domain.metadata import is_addressable
 from converse_mongo.domain.summaries import SUMMARY, ConversationSummary
 from converse_mongo.driver import servers
 from converse_mongo.driver.collections import Collection
+from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
 from converse_mongo.store.collections import Collections
 
-__all__ = ["Saves"]
+__all__ = ["Changes", "Saves"]
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a save writes.
+
+    Attributes:
+        assign: The paths to set, with their values as BSON has them.
+        remove: The paths to remove.
+        unaddressable: What no path can name, by field: keys with dots or a leading dollar to set,
+            with their values, and such keys to remove.
+    """
+
+    assign: dict[str, Any] = field(default_factory=dict)
+    remove: list[str] = field(default_factory=list)
+    unaddressable: dict[str, tuple[dict[str, Any], list[str]]] = field(default_factory=dict)
+
+    def add_mapping(self, path: str, assign: Mapping[str, Any], remove: Sequence[str]) -> None:
+        """Adds changes of single keys of the mapping at ``path``."""
+        apart: tuple[dict[str, Any], list[str]] = ({}, [])
+        for key, value in assign.items():
+            if is_addressable(key):
+                self.assign[f"{path}.{key}"] = value
+            else:
+                apart[0][key] = value
+        for key in remove:
+            if is_addressable(key):
+                self.remove.append(f"{path}.{key}")
+            else:
+                apart[1].append(key)
+        if any(apart):
+            self.unaddressable[path] = apart
+
+    def __bool__(self) -> bool:
+        return bool(self.assign or self.remove or self.unaddressable)
 
 
 class Saves:
-    """Saves fields that are not the library's own."""
+    """Saves fields that are not the library's own.
+
+    The first two methods raise, beside what they say:
+        InvalidMetadataError: A key has a dot or a leading dollar, and the database is one of
+            mongomock's, which cannot set it.
+        MessageTooLargeError: The document would be too large.
+        StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+    """
 
     def __init__(self, collections: Collections) -> None:
         self._collections = collections
 
-    async def save_conversation(self, conversation_id: ObjectId, update: updates.Document) -> int:
-        """Applies ``update`` to a conversation, and returns the revision that it then has.
+    async def save_conversation(
+        self, key: Mapping[str, Any], changes: Changes, saved_at: datetime
+    ) -> int:
+        """Stores changes of a conversation, and returns the revision that it then has.
 
         Raises:
             ConversationNotFoundError: There is no such conversation.
-            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        key, conversations = {"_id": conversation_id}, self._collections.conversations
-        call = partial(self._collections.call, what=f"save conversation {conversation_id}")
+        conversations = self._collections.conversations
+        await self._save_unaddressable(conversations, key, changes)
+        update = updates.save(changes.assign, changes.remove, saved_at)
+        call = partial(self._collections.call, what=f"save conversation {key['_id']}")
         # Whoever gets the document back from an update has its image written into the oplog.
         result = await call(conversations.update_one, key, update)
         stored: Any = await call(conversations.find_one, key, SUMMARY)
         if stored is None or not result.matched_count:
-            raise ConversationNotFoundError(conversation_id)
+            raise ConversationNotFoundError(key["_id"])
         saved = ConversationSummary.from_stored(stored)
         await self._collections.handlers.publish(saved.updated())
         return saved.revision
 
-    async def save_unaddressable(
-        self,
-        collection: Collection,
-        key: Mapping[str, Any],
-        changes: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]],
-    ) -> None:
-        """Saves keys that hold dots or dollars, of a document that is there; see ``store.updates``.
-
-        Raises:
-            InvalidMetadataError: The database is one of mongomock's, which cannot do that.
-            MessageTooLargeError: The document would be too large.
-            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
-        """
-        for assigned, removed in changes.values():
-            self._collections.check_keys(assigned, dict.fromkeys(removed))
-        update, what = updates.save_unaddressable(changes), f"save {key['_id']}"
-        try:
-            await self._collections.call(collection.update_one, dict(key), update, what=what)
-        except OperationFailure as error:
-            if is_too_large(error):
-                raise MessageTooLargeError(key["_id"]) from error
-            raise
-
-    async def save_message(self, key: Mapping[str, Any], update: updates.Document) -> int:
-        """Applies ``update`` to a message, and returns the revision that it then has.
+    async def save_message(
+        self, key: Mapping[str, Any], changes: Changes, saved_at: datetime
+    ) -> int:
+        """Stores changes of a message, and returns the revision that it then has.
 
         Raises:
             MessageNotFoundError: There is no such message.
-            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        message_id, messages = key["_id"], self._collections.messages
+        message_id, conversation_id = key["_id"], key["conversation_id"]
+        messages = self._collections.messages
+        await self._save_unaddressable(messages, key, changes)
+        update = updates.save(changes.assign, changes.remove, saved_at)
+        update = updates.mark_edited(update, conversation_id, saved_at)
         update = updates.mark_saved(update, servers.mark_type(messages))
         call = partial(self._collections.call, what=f"save message {message_id}")
         try:
@@ -92,7 +124,50 @@ class Saves:
         revision: int = stored["revision"]
         await self._collections.handlers.publish(
             MessageUpdated(
-                conversation_id=key["conversation_id"], message_id=message_id, revision=revision
+                conversation_id=conversation_id, message_id=message_id, revision=revision
             )
         )
         return revision
+
+    async def apply(
+        self,
+        run: Callable[[], Awaitable[T]],
+        update: Mapping[str, Any],
+        *,
+        what: str,
+        lent: bool = False,
+    ) -> T:
+        """Makes a write of the application's own, and tries it again only where that is safe.
+
+        Args:
+            run: Makes the write.
+            update: Its update operators; none for a delete.
+            what: What it does, for errors.
+            lent: Whether it belongs to a transaction that the application began with the driver,
+                and tries again itself.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds, or to the only try.
+            PyMongoError: The write failed; also for want of an answer, if it is ``lent``.
+        """
+        if lent:
+            return await bounded(self._collections.options.retry_timeout, run)
+        repeat = updates.may_repeat(update)
+        return await self._collections.call(run, what=what, repeat=repeat)
+
+    async def _save_unaddressable(
+        self, collection: Collection, key: Mapping[str, Any], changes: Changes
+    ) -> None:
+        """Saves keys that hold dots or dollars, of a document that is there; see ``updates``."""
+        if not changes.unaddressable:
+            return
+        for assigned, removed in changes.unaddressable.values():
+            self._collections.check_keys(assigned, dict.fromkeys(removed))
+        update = updates.save_unaddressable(changes.unaddressable)
+        what = f"save {key['_id']}"
+        try:
+            await self._collections.call(collection.update_one, dict(key), update, what=what)
+        except OperationFailure as error:
+            if is_too_large(error):
+                raise MessageTooLargeError(key["_id"]) from error
+            raise

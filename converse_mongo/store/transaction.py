@@ -159,6 +159,7 @@ class _SessionStore(Store):
         append_id: ObjectId | None = None,  # noqa: ARG002
         on_retry: Callable[[], None] | None = None,  # noqa: ARG002
         at_most: float = 0.0,  # noqa: ARG002
+        repeat: bool = True,  # noqa: ARG002
     ) -> T:
         if _inside.get() is self:  # a hook of a document that is being written
             return await function(*arguments)

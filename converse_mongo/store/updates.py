@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 from bson import ObjectId
 
-from converse_mongo.domain.chunks import MessageChunk, StoredChunk
-from converse_mongo.domain.headers import LeaseState
+from converse_mongo.domain.chunks import MessageChunk, StoredChunk, text_of
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.lengths import encode_lengths
 from converse_mongo.domain.metadata import is_addressable, storable
 from converse_mongo.domain.types import MessageStatus
@@ -31,6 +31,7 @@ __all__ = [
     "held_by",
     "mark_edited",
     "mark_saved",
+    "may_repeat",
     "move_next_position",
     "page",
     "pages_of",
@@ -72,7 +73,7 @@ def append(
     append_id: ObjectId,
     size: int,
     text_size: int,
-    lease: LeaseState | None = None,
+    lease: Lease | None = None,
     *,
     unless_stopped: bool = False,
 ) -> tuple[Document, Document]:
@@ -175,19 +176,19 @@ def trim(
 # Leases
 
 
-def unchanged_lease(lease: LeaseState) -> Document:
+def unchanged_lease(lease: Lease) -> Document:
     """Matches a message whose lease is still what it was: no writer came, none gave a sign."""
     # "Not later" and by a millisecond, the step of BSON's dates: a mock keeps microseconds.
     seen = lease.renewed_at and {"$lt": lease.renewed_at + timedelta(milliseconds=1)}
     return same_writer(lease) | {"lease.renewed_at": seen}
 
 
-def same_writer(lease: LeaseState) -> Document:
+def same_writer(lease: Lease) -> Document:
     """Matches a message that has had no other writer since, and whose writer did not let go."""
     return {"lease.epoch": lease.epoch or {"$in": [0, None]}, "lease.holder": lease.holder}
 
 
-def held_by(lease: LeaseState) -> Document:
+def held_by(lease: Lease) -> Document:
     """Matches while the writer that was given ``lease`` is the writer.
 
     The holder is unique for each claim. An epoch may be given twice, when a failover takes a claim
@@ -215,7 +216,7 @@ def acquire_lease(
 
 
 def take_over(
-    key: Mapping[str, Any], seen: LeaseState, holder: ObjectId, duration: float
+    key: Mapping[str, Any], seen: Lease, holder: ObjectId, duration: float
 ) -> tuple[Document, Document]:
     """Makes ``holder`` the next writer: from here on no append of an earlier epoch matches."""
     return (
@@ -232,7 +233,7 @@ def take_over(
     )
 
 
-def renew_lease(key: Mapping[str, Any], lease: LeaseState) -> tuple[Document, Document]:
+def renew_lease(key: Mapping[str, Any], lease: Lease) -> tuple[Document, Document]:
     """Gives a sign of life of a writer that has nothing to write.
 
     It matches only while there is no news for the writer.
@@ -244,7 +245,7 @@ def renew_lease(key: Mapping[str, Any], lease: LeaseState) -> tuple[Document, Do
 
 
 def release_lease(
-    key: Mapping[str, Any], lease: LeaseState, duration: float | None
+    key: Mapping[str, Any], lease: Lease, duration: float | None
 ) -> tuple[Document, Document]:
     """Lets go of a message that another writer is to go on with."""
     return (
@@ -340,7 +341,6 @@ def compact(
     The ids of the last appends stay, for writers whose answer was lost: they ask within seconds. It
     matches once: what is read of a merged message has those ids no more.
     """
-    contents = [chunk["content"] for chunk in chunks]
     appends = [
         {"append_id": chunk["append_id"], "sequence": chunk["sequence"]}
         for chunk in chunks
@@ -350,8 +350,8 @@ def compact(
         {**key, "end_id": end_id, "compacted": {"$ne": True}},
         {
             "$set": {
-                "content": "".join(contents),
-                "chunk_lengths": encode_lengths(contents),
+                "content": text_of(chunks),
+                "chunk_lengths": encode_lengths([chunk["content"] for chunk in chunks]),
                 "recent_appends": appends[-APPENDS_KEPT:],
                 "chunks": [],
                 "chunk_bytes": 0,
@@ -412,6 +412,26 @@ def mark_edited(update: Document, conversation_id: ObjectId, edited_at: datetime
 def mark_saved(update: Document, mark_type: Any) -> Document:
     """The same with the moment of the save in the server's logical time."""
     return {**update, "$currentDate": {"save_mark": mark_type}}
+
+
+_REPEATABLE = frozenset(
+    {
+        "$addToSet",
+        "$currentDate",
+        "$max",
+        "$min",
+        "$pull",
+        "$pullAll",
+        "$set",
+        "$setOnInsert",
+        "$unset",
+    }
+)
+
+
+def may_repeat(update: Mapping[str, Any]) -> bool:
+    """Whether an update that an application made changes nothing more when it is made again."""
+    return _REPEATABLE.issuperset(update)
 
 
 def move_next_position(position: int, updated_at: datetime) -> Document:

@@ -19,7 +19,8 @@ from converse_mongo.domain.errors import (
     WriterFailedError,
     WriterFencedError,
 )
-from converse_mongo.domain.headers import LeaseState, MessageHeader
+from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.leases import Lease
 from converse_mongo.store import Store, WriteQueue
 from converse_mongo.store.appends import WriterClaim, fenced
 from converse_mongo.store.ends import End
@@ -58,9 +59,9 @@ class WriterTarget:
     store: Store
     queue: WriteQueue
     key: Mapping[str, Any]
-    taken_over: Callable[[LeaseState], Awaitable[Any]]
+    taken_over: Callable[[Lease], Awaitable[Any]]
     written: Callable[[Sequence[MessageChunk]], None]
-    end: Callable[[End, LeaseState, ObjectId], Awaitable[Any]]
+    end: Callable[[End, Lease, ObjectId], Awaitable[Any]]
 
     @property
     def message_id(self) -> ObjectId:
@@ -136,7 +137,7 @@ class Appender:
         self._settled = asyncio.Event()
         self._next_renewal = self._deadline = 0.0
         self._hurry = self._draining = self._look = False
-        self._lease = LeaseState()
+        self._lease = Lease()
         self._append_id = ObjectId()
         self._tried = False
         self._task: ShieldedTask | None = None
@@ -147,7 +148,7 @@ class Appender:
         self.failure: ConverseError | None = None
         self.chunks = self.writes = self.retries = self.bytes = 0
 
-    def start(self, lease: LeaseState) -> Callable[[], None]:
+    def start(self, lease: Lease) -> Callable[[], None]:
         """Begins to append, as the writer with a lease; returns what ends its listening."""
         target = self._target
         self._lease = lease

@@ -24,7 +24,8 @@ from converse_mongo.domain.errors import (
     StreamStoppedError,
     WriterError,
 )
-from converse_mongo.domain.headers import LeaseState, MessageHeader
+from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import (
     is_addressable,
     keep_storable,
@@ -149,7 +150,7 @@ class MessageWriter:
         )
         self._buffer = self._appender.buffer
         self._turns = self._appender.turns
-        self._lease = LeaseState()
+        self._lease = Lease()
         self._end_id = ObjectId()
         self._refusal: ConverseError | None = WriterError(
             "This writer is not open: use it in 'async with'.", target.message_id

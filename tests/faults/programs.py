@@ -36,7 +36,7 @@ from converse_mongo import (
     WriterExistsError,
     WriterFailedError,
 )
-from converse_mongo.documents import stored_message
+from converse_mongo.documents import own_writes
 from converse_mongo.store import pages, updates
 from converse_mongo.watching import topics
 from tests.faults.schedules import MOST_IN_BATCH, Crash, Schedule, ViewerPlan
@@ -392,7 +392,7 @@ def log_to(path: Path) -> None:
 
 
 def use_small_pages(schedule: Schedule) -> None:
-    for module in (pages, stored_message):
+    for module in (pages, own_writes):
         vars(module)["PAGE_CHUNKS"] = schedule.page_chunks
 
 

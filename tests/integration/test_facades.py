@@ -104,6 +104,22 @@ async def test_client__that_was_lent_is_left_open(client: Any) -> None:
     await client.drop_database(name)
 
 
+@pytest.mark.parametrize("name", ["update", "set", "inc", "delete"])
+async def test_documents__of_a_closed_facade_write_nothing(client: Any, name: str) -> None:
+    """Not even through a client of the application's, which stays open."""
+    database = f"test_{uuid4().hex[:16]}"
+    async with Converse(client, database=database) as converse:
+        conversation = await converse.start_conversation("Files", {"n": 1})
+        message = await conversation.create_user_message("hi", {"n": 1})
+    arguments = {"update": [{"$set": {"metadata.n": 2}}], "delete": []}
+    for document in (message, conversation):
+        with pytest.raises(ConverseClosedError):
+            await getattr(document, name)(*arguments.get(name, [{"metadata.n": 2}]))
+    for collection in ("messages", "conversations"):
+        assert await client[database][collection].count_documents({"metadata.n": 1}) == 1
+    await client.drop_database(database)
+
+
 # Beside an application's own Beanie
 
 

@@ -44,6 +44,9 @@ async def test_calls__of_a_lent_client_end(
         async with Converse(client, database="frozen", retry_timeout=0.5) as converse:
             conversation = await converse.start_conversation(owner=("user", "ada"))
             message = await conversation.start_streaming_assistant()
+            gone = await conversation.add_user_message("gone")
+            (asked,) = await gone.messages(limit=1)
+            empty = await converse.start_conversation()
             transaction = converse.transaction()
             calls: dict[str, Callable[[], Any]] = {
                 "get_message": lambda: converse.get_message(message.id),
@@ -52,6 +55,11 @@ async def test_calls__of_a_lent_client_end(
                 "refresh": message.refresh,
                 "append": lambda: message.append_chunk("a"),
                 "save": lambda: message.save(),
+                "set": lambda: message.set({"metadata.a": 1}),
+                "inc": lambda: message.inc({"metadata.n": 1}),
+                "delete": asked.delete,
+                "rename": lambda: conversation.set({"title": "new"}),
+                "remove": empty.delete,
                 "start": converse.start_conversation,
                 "add": lambda: conversation.add_user_message("hi"),
                 "recover": converse.recover_stale,

@@ -710,7 +710,7 @@ async def test_lease__runs_by_the_clock_of_the_server(
     await expired(converse, dead)
     real = validation.now
     for wrong in (timedelta(hours=1), timedelta(hours=-1)):
-        for module in ("store.ends", "store.appends", "documents.stored_message"):
+        for module in ("store.ends", "store.appends", "documents.base"):
             monkeypatch.setattr(f"converse_mongo.{module}.now", lambda by=wrong: real() + by)
         viewer = await facade(converse.database_name)
         async with (await start(viewer)).writer() as writer:

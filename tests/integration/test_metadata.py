@@ -265,7 +265,7 @@ async def test_writer__never_fails_for_what_does_not_fit(converse: Converse) -> 
     message = await start(converse)
     for number in range(16):
         message.metadata = {f"k{number}": "x" * 1_000_000}
-        message._remembered["metadata"] = {}  # as a copy that knows of no other key
+        message._tracker.remembered["metadata"] = {}  # as a copy that knows of no other key
         await message.save()
     async with message.writer() as writer:
         await writer.write("The whole answer.")

@@ -1,14 +1,23 @@
 """Errors that pass by themselves: a call is tried again, and a writer does not end its message."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from beanie import Update, after_event, before_event
 from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
-from converse_mongo import StoreUnavailableError, WriterFailedError
+from converse_mongo import (
+    ConversationNotFoundError,
+    Message,
+    MessageNotFoundError,
+    StoreUnavailableError,
+    WriterFailedError,
+)
+from converse_mongo.driver.sessions import start_transaction
 from converse_mongo.embedded import EmbeddedServer
 from tests.conftest import Facade
 from tests.streams import SOON
@@ -73,3 +82,87 @@ async def test_writer__that_gives_up_leaves_its_message_streaming(
     assert isinstance(caught.value.__cause__, StoreUnavailableError)
     assert caught.value.text == "lost"
     assert (await converse.get_message(message.id)).is_streaming
+
+
+class Hooked(Message):
+    """Counts the hooks of its updates."""
+
+    @before_event(Update)
+    def before(self) -> None:
+        HOOKS.append("before")
+
+    @after_event(Update)
+    def after(self) -> None:
+        HOOKS.append("after")
+
+
+HOOKS: list[str] = []
+
+
+@pytest.mark.parametrize("why", ERRORS)
+async def test_update__is_made_again_where_that_is_safe(
+    start_server: Callable[..., EmbeddedServer], facade: Facade, why: str
+) -> None:
+    server = start_server("--enable-test-commands")
+    converse = await facade("transient", server.uri, message_model=Hooked)
+    conversation = await converse.start_conversation("Files")
+    message = await conversation.create_user_message("hi", {"n": 1})
+    HOOKS.clear()
+    bounds = {"$max": {"metadata.n": 2}, "$unset": {"metadata.gone": ""}}
+    updates: list[Callable[[], Awaitable[Any]]] = [
+        lambda: message.set({"metadata.a": 1}),
+        lambda: message.update(bounds),
+        lambda: conversation.set({"title": "Folders"}),
+    ]
+    async with asyncio.timeout(SOON):
+        for update in updates:
+            # More often than a driver tries again by itself.
+            with failing(server, ["findAndModify"], {"times": 4}, **ERRORS[why]):
+                await update()
+    assert message.metadata == {"n": 2, "a": 1}
+    assert HOOKS == ["before", "after"] * 2
+    assert (await converse.get_message(message.id)).metadata == message.metadata
+    assert (await converse.get_conversation(conversation.id)).title == "Folders"
+    async with asyncio.timeout(SOON):
+        for gone in (message, conversation):
+            with failing(server, ["delete"], {"times": 4}, **ERRORS[why]):
+                await gone.delete()
+    with pytest.raises(MessageNotFoundError):
+        await converse.get_message(message.id)
+    with pytest.raises(ConversationNotFoundError):
+        await converse.get_conversation(conversation.id)
+
+
+@pytest.mark.parametrize("operator", ["$inc", "$push", "$mul"])
+async def test_update__that_might_be_applied_twice_is_made_once(
+    start_server: Callable[..., EmbeddedServer], facade: Facade, operator: str
+) -> None:
+    server = start_server("--enable-test-commands")
+    converse = await facade("transient", server.uri)
+    conversation = await converse.start_conversation()
+    message = await conversation.create_user_message("hi", {"n": [] if operator == "$push" else 1})
+    update = {operator: {"metadata.n": 2}, "$set": {"metadata.a": 1}}
+    with (
+        failing(server, ["findAndModify"], {"times": 4}, **ERRORS["a cache under pressure"]),
+        pytest.raises(StoreUnavailableError, match=f"update message {message.id}.*not tried again"),
+    ):
+        await message.update(update)
+    await message.update(update)
+    assert message.metadata == {"n": {"$inc": 3, "$push": [2], "$mul": 2}[operator], "a": 1}
+
+
+async def test_update__in_a_transaction_of_the_application_is_its_own_to_try_again(
+    start_server: Callable[..., EmbeddedServer], facade: Facade
+) -> None:
+    server = start_server("--enable-test-commands")
+    converse = await facade("transient", server.uri)
+    message = await (await converse.start_conversation()).create_user_message("hi")
+    session = await start_transaction(message.store().messages.database)
+    with failing(server, ["findAndModify", "delete"], **ERRORS["a write conflict"]):
+        for write in (
+            message.set({"metadata.a": 1}, session=session),
+            message.delete(session=session),
+        ):
+            with pytest.raises(PyMongoError):
+                await write
+    await session.end_session()

@@ -10,6 +10,7 @@ from pymongo.errors import AutoReconnect
 
 from converse_mongo import (
     ConfigurationError,
+    ConversationNotFoundError,
     Converse,
     Message,
     MessageCompleted,
@@ -384,6 +385,18 @@ async def test_update__refuses_fields_of_the_library(converse: Converse, name: s
     await message.set({"metadata.mine": 1})
     assert message.metadata == {"mine": 1}
     assert (await converse.get_message(message.id)).content == "a"
+
+
+async def test_update__of_what_is_gone_raises(converse: Converse) -> None:
+    message = await start(converse)
+    conversation = await converse.get_conversation(message.conversation_id)
+    other = await converse.get_conversation(message.conversation_id)
+    await (await converse.get_message(message.id)).delete()
+    with pytest.raises(MessageNotFoundError):
+        await message.set({"metadata.mine": 1})
+    await other.delete()
+    with pytest.raises(ConversationNotFoundError):
+        await conversation.inc({"metadata.n": 1})
 
 
 async def test_replace__is_refused(converse: Converse) -> None:

@@ -15,12 +15,13 @@ from converse_mongo.domain.errors import (
     StreamStoppedError,
     WatchError,
 )
-from converse_mongo.domain.headers import LeaseState, message_key
+from converse_mongo.domain.headers import message_key
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageStatus
-from converse_mongo.store import updates
 from converse_mongo.store.appends import WriterClaim
 from converse_mongo.store.ends import End
 from converse_mongo.store.reads import Reader
+from converse_mongo.store.saves import Changes
 from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, broken
 from tests.model.server import CLOCK, Operation
 from tests.model.simulation import Process, Simulation
@@ -46,7 +47,7 @@ __all__ = [
 
 IDS = (MESSAGE_ID, CONVERSATION_ID)
 CHUNKS_PER_READ = 2
-NOBODY = LeaseState(-1)
+NOBODY = Lease(epoch=-1)
 """The lease of a writer that came too late."""
 
 
@@ -134,7 +135,7 @@ def write(simulation: Simulation, process: Process, endings: Sequence[str]) -> O
     )
 
 
-def _lease_of(simulation: Simulation, process: Process) -> LeaseState:
+def _lease_of(simulation: Simulation, process: Process) -> Lease:
     """The lease of the writer of this process, which becomes one if it is none."""
     if process.lease is None:
         simulation.finish(acquire(simulation, process))
@@ -258,8 +259,8 @@ def save(simulation: Simulation, process: Process) -> Operation:
     key = process.key
 
     async def work(operation: Operation) -> Any:
-        update = updates.save({"title": operation.label}, (), CLOCK.now)
-        return await process.store.saves.save_message(key, update)
+        changes = Changes(assign={"title": operation.label})
+        return await process.store.saves.save_message(key, changes, CLOCK.now)
 
     return simulation.begin(
         process, "save", work, simulation.contract.succeeded, log_id=key["log_id"]

@@ -19,7 +19,8 @@ from pymongo.write_concern import WriteConcern
 
 from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.errors import MessageNotFoundError, WriterFencedError
-from converse_mongo.domain.headers import LeaseState, message_key
+from converse_mongo.domain.headers import message_key
+from converse_mongo.domain.leases import Lease
 from converse_mongo.store import Options, Store
 from converse_mongo.store.reads import Reader
 from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, Contract, broken
@@ -110,7 +111,7 @@ class Process:
         """Goes on with the message of a log, of which it knows nothing."""
         self.log_id = log_id
         self.queue = self.store.queue((MESSAGE_ID, log_id))
-        self.lease: LeaseState | None = None
+        self.lease: Lease | None = None
         self.stopped = False
         self.copy: list[str] = []
 

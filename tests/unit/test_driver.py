@@ -20,11 +20,14 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
+from converse_mongo.domain.errors import StoreUnavailableError
+from converse_mongo.driver import retry
 from converse_mongo.driver.failures import (
     is_aborted,
     is_transient,
     refuses_change_streams,
 )
+from converse_mongo.driver.sessions import SessionCollection
 from converse_mongo.watching.changes import pipeline
 
 TRANSIENT_CODES = {
@@ -188,3 +191,46 @@ def test_pipeline__matches_namespaces_by_equality() -> None:
 
     look([stage["$match"] for stage in pipeline("messages", "talks") if "$match" in stage])
     assert set(namespaces) == {"messages", "talks"}
+
+
+class FakeCollection:
+    """Says what it was called with."""
+
+    name = "messages"
+
+    def find_one(self, *arguments: Any, **options: Any) -> Any:
+        return arguments, options
+
+    aggregate = count_documents = with_options = replace_one = find_one
+
+
+def test_transaction__passes_its_session_to_the_calls_that_it_knows() -> None:
+    collection = SessionCollection(FakeCollection(), "session")
+    assert collection.find_one({"a": 1}) == (({"a": 1},), {"session": "session"})
+    assert collection.name == "messages"
+
+
+@pytest.mark.parametrize("name", ["aggregate", "count_documents", "with_options", "replace_one"])
+def test_transaction__refuses_calls_that_would_happen_outside(name: str) -> None:
+    collection = SessionCollection(FakeCollection(), "session")
+    with pytest.raises(AttributeError, match=rf"'{name}'.*outside"):
+        getattr(collection, name)
+
+
+@pytest.mark.parametrize(("repeat", "tries"), [(True, 3), (False, 1)])
+async def test_retry__makes_a_call_again_only_where_that_is_safe(repeat: bool, tries: int) -> None:
+    made = 0
+
+    async def call() -> int:
+        nonlocal made
+        made += 1
+        if made < 3:
+            raise AutoReconnect
+        return made
+
+    if repeat:
+        assert await retry.call(call, what="count", timeout=10, repeat=repeat) == 3
+    else:
+        with pytest.raises(StoreUnavailableError, match=r"Could not count.*not tried again"):
+            await retry.call(call, what="count", timeout=10, repeat=repeat)
+    assert made == tries

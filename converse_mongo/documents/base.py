@@ -1,0 +1,411 @@
+"""The base of both documents: what Beanie needs to be told so that no write of it is unsafe."""
+
+import copy
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
+
+import bson
+from beanie import Document, PydanticObjectId
+from beanie.odm.utils.dump import get_dict
+from bson import ObjectId
+from bson.errors import BSONError
+from pydantic import (
+    BaseModel,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pymongo import IndexModel
+
+from converse_mongo.documents.tracking import ChangeTracker
+from converse_mongo.domain.errors import (
+    ConfigurationError,
+    ConversationNotFoundError,
+    InvalidInputError,
+    MessageNotFoundError,
+    ProtectedFieldError,
+)
+from converse_mongo.domain.jsonable import jsonable
+from converse_mongo.domain.metadata import check_metadata, restored
+from converse_mongo.domain.validation import MAX_CONTENT_BYTES, now
+from converse_mongo.driver.collections import collection_of
+from converse_mongo.driver.odm import RoutedFindOne, routed
+from converse_mongo.store import Store, store_now
+from converse_mongo.store.saves import Changes
+
+__all__ = ["JsonableDict", "StoredDocument", "make"]
+
+D = TypeVar("D", bound=Document)
+
+JsonableDict = Annotated[dict[str, Any], PlainSerializer(jsonable, when_used="json")]
+"""A mapping of what BSON holds, which is more than what JSON holds."""
+
+RESERVED = frozenset(
+    {
+        "chunk_lengths",
+        "compact_at",
+        "compacted",
+        "end_id",
+        "last_save",
+        "recent_appends",
+        "save_mark",
+        "stop_requested_at",
+        "taken_over_by",
+    }
+)
+"""What the library keeps in documents beside the fields of its classes."""
+
+
+_direct_stores: dict[type, tuple[Any, Store]] = {}
+
+if TYPE_CHECKING:
+
+    class _Base(BaseModel, Document):
+        """Both, since mypy does not see that the latter is one of the former."""
+
+else:  # Beanie would bind a document class between its own and ours to a collection of its own
+    _Base = BaseModel
+
+
+class StoredDocument(_Base):
+    """Both documents have a store to write through, and saves that write only what changed."""
+
+    if TYPE_CHECKING:  # what the library gives out is stored, and so has an id
+        id: PydanticObjectId = Field(default=None)  # type: ignore[assignment]
+        revision: int
+        updated_at: datetime
+
+    bound_store: ClassVar[Store | None] = None
+    """Set on the classes that a ``Converse`` makes for itself."""
+    _library_settings: ClassVar[Any] = None
+    """The ``Settings`` of the library's own class."""
+    _kind: ClassVar[str]
+    """The document's name in error messages."""
+    _missing_error: ClassVar[type[MessageNotFoundError] | type[ConversationNotFoundError]]
+    """The error where there is no such document."""
+    _find_one_query_class: ClassVar[type] = RoutedFindOne
+    _protected: ClassVar[Mapping[str, str]] = {}
+    """Fields that only the library writes, with what to call instead."""
+    _untracked: ClassVar[frozenset[str]] = frozenset({"revision_id"})
+    """Fields that a save leaves alone."""
+    _mappings: ClassVar[frozenset[str]] = frozenset({"metadata"})
+    """Fields whose keys are saved one by one."""
+
+    _tracker: ChangeTracker = PrivateAttr(default_factory=ChangeTracker)
+
+    def __init__(self, *args: Any, **data: Any) -> None:
+        super().__init__(*args, **data)
+        self._remember()
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        copied._tracker = copy.copy(self._tracker)  # noqa: SLF001
+        return copied
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if "_id" in data:  # as MongoDB has it
+            for name in cls._mappings & data.keys():
+                mapping = restored(data[name])
+                if mapping is not data[name]:
+                    data = {**data, name: mapping}
+        return cls._derive(data)
+
+    @classmethod
+    def _derive(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Adds what a document does not hold yet."""
+        return data
+
+    @classmethod
+    def store(cls) -> Store:
+        """The store of the facade that made this class, else one on what ``init_beanie`` bound."""
+        if cls.bound_store is not None:
+            return store_now(cls.bound_store)
+        message: type[Document] = getattr(cls, "message_model", cls)
+        conversation: type[Document] = getattr(cls, "conversation_model", cls)
+        settings = message.get_settings()
+        known = _direct_stores.get(cls)
+        if known is None or known[0] is not settings:  # bound to another database since
+            known = settings, Store(collection_of(message), collection_of(conversation))
+            _direct_stores[cls] = known
+        return store_now(known[1])
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Checks a subclass, and gives its ``Settings`` what the library needs in them.
+
+        Raises:
+            ConfigurationError: A field has a name that the library uses itself.
+        """
+        super().__pydantic_init_subclass__(**kwargs)
+        names = {each for name in cls.model_fields for each in (name, cls._path(name))}
+        if taken := names & RESERVED:
+            raise ConfigurationError(
+                f"{cls.__name__} cannot have the field {', '.join(sorted(taken))}, since "
+                "converse_mongo keeps something of its own there: choose another name."
+            )
+        own = cls.__dict__.get("Settings")
+        library = cls._library_settings
+        if own is not None and library is not None:
+            own.name = getattr(own, "name", library.name)
+            names = {index.document["name"] for index in library.indexes}
+            added = [
+                index
+                for index in getattr(own, "indexes", [])
+                if not (isinstance(index, IndexModel) and index.document["name"] in names)
+            ]
+            own.indexes = [*library.indexes, *added]
+            encoders = getattr(library, "bson_encoders", {})
+            own.bson_encoders = {**encoders, **getattr(own, "bson_encoders", {})}
+
+    # Changes of this copy
+
+    def _private(self) -> dict[str, Any]:
+        """The private attributes, which take long to get one by one."""
+        return self.__pydantic_private__ or {}
+
+    def _fields(self) -> dict[str, Any]:
+        """All that a document holds, with the extra fields that a subclass may allow."""
+        untracked = self._untracked
+        return {
+            name: value
+            for name, value in (self.__dict__ | (self.__pydantic_extra__ or {})).items()
+            if name not in untracked and name not in RESERVED
+        }
+
+    def _remember(self) -> None:
+        tracker: ChangeTracker = self._private()["_tracker"]
+        tracker.remember(self._fields())
+
+    def _changes(self) -> Changes:
+        """Checks what was changed on this copy, and returns what to write.
+
+        Raises:
+            ProtectedFieldError: A field that only the library writes was changed.
+            InvalidInputError: A field now holds what it must not, or BSON cannot.
+        """
+        changed = self._tracker.changed(self._fields())
+        if not changed:
+            return Changes()
+        for name in changed:
+            self._refuse_protected(name)
+            self._validate(name)
+        for name in self._mappings.intersection(changed):
+            self.__dict__[name] = check_metadata(self.__dict__[name], name)
+        encoded = self._check_encoding()
+        paths = {name: self._path(name) for name in changed}
+        return self._tracker.changes(self.__dict__, encoded, paths, self._mappings)
+
+    async def _save(
+        self, save: Callable[[dict[str, Any], Changes, datetime], Awaitable[int]]
+    ) -> Self:
+        if self.id is None:
+            return await self.insert()
+        changes = self._changes()
+        if changes:
+            saved_at = now()
+            self.revision = await save(self._own_key(), changes, saved_at)
+            self.updated_at = saved_at
+            self._remember()
+        return self
+
+    def _own_id(self) -> ObjectId:
+        own_id = self.id
+        if own_id is None:
+            raise InvalidInputError(f"This {self._kind} is not stored yet: await insert() first.")
+        return own_id
+
+    def _own_key(self) -> dict[str, Any]:
+        """The filter that finds this document."""
+        return {"_id": self._own_id()}
+
+    @classmethod
+    def _path(cls, name: str) -> str:
+        declared = cls.model_fields.get(name)
+        return (declared.alias if declared else None) or name
+
+    def _refuse_protected(self, name: str) -> None:
+        if name in self._protected:
+            raise ProtectedFieldError(
+                f"{type(self).__name__}.{name} cannot be written by hand: {self._protected[name]}. "
+                "Nothing was written."
+            )
+
+    def _validate(self, name: str) -> None:
+        """Gives a field that was assigned to the checks of one that is loaded."""
+        if name not in type(self).model_fields:
+            return
+        try:
+            self.__dict__[name] = _adapter(type(self), name).validate_python(getattr(self, name))
+        except ValidationError as error:
+            raise InvalidInputError(
+                f"{type(self).__name__}.{name} cannot be saved: {error}. Nothing was written."
+            ) from error
+
+    def _check_encoding(self) -> dict[str, Any]:
+        """The document as BSON holds it, without its chunks.
+
+        Raises:
+            InvalidInputError: BSON cannot hold a field, or it is too large.
+        """
+        name = type(self).__name__
+        try:
+            encoded: dict[str, Any] = get_dict(self, to_db=True, exclude=set(self._untracked))
+            size = len(bson.encode(encoded))
+        except (BSONError, OverflowError, UnicodeError, ValueError, TypeError) as error:
+            raise InvalidInputError(
+                f"This {name} cannot be stored in BSON: {error}. Nothing was written."
+            ) from error
+        if size > MAX_CONTENT_BYTES * 3 // 2:
+            raise InvalidInputError(
+                f"This {name} takes {size} bytes, more than a document can hold beside its chunks: "
+                "shorten it. Nothing was written."
+            )
+        return encoded
+
+    # What Beanie offers
+
+    @classmethod
+    async def insert_many(cls, *_args: Any, **_kwargs: Any) -> Any:
+        """Not offered: it would go past all that :meth:`insert` checks and counts.
+
+        Raises:
+            ProtectedFieldError: Always.
+        """
+        raise ProtectedFieldError(
+            f"{cls.__name__}.insert_many() would go past the checks and the order of "
+            "converse_mongo: insert one by one. Nothing was written."
+        )
+
+    async def update(self, *args: Any, **kwargs: Any) -> Self:
+        """Applies update operators, as Beanie does, to fields that are not the library's.
+
+        Beanie's ``set``, ``inc`` and ``current_date`` come here, too.
+
+        An update without an answer is tried again if that is safe, as ``$set`` is; ``$inc`` or
+        ``$push`` might be applied twice, and are not.
+
+        Raises:
+            ProtectedFieldError: One of the fields is written by the library only.
+            MessageNotFoundError: There is no such message.
+            ConversationNotFoundError: There is no such conversation.
+            StoreUnavailableError: MongoDB gave no answer.
+            ConverseClosedError: The facade was closed.
+        """
+        for path in _updated_paths(args):
+            root = path.partition(".")[0]
+            if root in RESERVED:
+                raise ProtectedFieldError(
+                    f"{root} is written by converse_mongo only. Nothing was written."
+                )
+            for name in type(self).model_fields:
+                if self._path(name) == root:
+                    self._refuse_protected(name)
+        with self._through_store(kwargs) as options:
+            await super().update(*args, **options)
+        self._remember()
+        return self
+
+    async def delete(self, *args: Any, **kwargs: Any) -> Any:
+        """Deletes the document, as Beanie does.
+
+        Tried again like any write of the library; the result may then be that of a second try,
+        which found nothing to delete.
+
+        Raises:
+            StoreUnavailableError: MongoDB gave no answer.
+            ConverseClosedError: The facade was closed.
+        """
+        with self._through_store(kwargs) as options:
+            return await super().delete(*args, **options)
+
+    @contextmanager
+    def _through_store(self, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Sends what Beanie writes in the block through the store, by the whole key.
+
+        Yields:
+            ``options`` of the call of Beanie's, with the session of a transaction.
+        """
+        store = self.store()
+        store.check_open()
+        session = options.get("session") or store.session
+        lent = session is not store.session
+
+        async def send(run: Callable[[], Awaitable[Any]], update: Mapping[str, Any]) -> Any:
+            what = f"{'update' if update else 'delete'} {self._kind} {self.id}"
+            done = await store.saves.apply(run, update, what=what, lent=lent)
+            if done is None and not self.get_settings().use_revision:
+                raise self._missing_error(self._own_id())
+            return done
+
+        with routed(self._own_key(), send):
+            yield {**options, "session": session} if session else options
+
+    def _load(self, stored: dict[str, Any]) -> None:
+        loaded = type(self).model_validate(stored)
+        self.__dict__.update(loaded.__dict__)
+        if self.__pydantic_extra__ is not None:
+            self.__pydantic_extra__.update(loaded.__pydantic_extra__ or {})
+        self._remember()
+
+    async def replace(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Not offered: it would overwrite what others stored since this copy was loaded.
+
+        Raises:
+            ProtectedFieldError: Always.
+        """
+        raise ProtectedFieldError(
+            f"{type(self).__name__}.replace() would erase what others stored since this copy was "
+            "loaded: use save(), which writes only what you changed. Nothing was written."
+        )
+
+    async def save_changes(self, *args: Any, **kwargs: Any) -> Self:
+        """The same as :meth:`save`, which writes only what changed."""
+        return await self.save(*args, **kwargs)
+
+
+@lru_cache(maxsize=256)
+def _adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
+    declared = model.model_fields[name]
+    annotation: Any = declared.annotation
+    for item in declared.metadata:
+        annotation = Annotated[annotation, item]
+    return TypeAdapter(annotation)
+
+
+def _updated_paths(updates: tuple[Any, ...]) -> Iterator[str]:
+    for update in updates:
+        query = getattr(update, "query", update)
+        if not isinstance(query, Mapping):
+            raise ProtectedFieldError(
+                "An update by a pipeline could write fields that only converse_mongo writes: use "
+                "update operators. Nothing was written."
+            )
+        for fields in query.values():
+            if isinstance(fields, Mapping):
+                yield from (str(path) for path in fields)
+
+
+def make(model: type[D], base: type[Document], own: dict[str, Any], fields: dict[str, Any]) -> D:
+    """A new document of ``model``, which may add ``fields`` to those of ``base``."""
+    added = model.model_fields.keys() - base.model_fields.keys()
+    if unknown := fields.keys() - added:
+        raise InvalidInputError(
+            f"{model.__name__} has no field {', '.join(sorted(unknown))} to set here: "
+            f"use metadata, or add the field in a subclass of {base.__name__}. Nothing was written."
+        )
+    try:
+        return model(**own, **fields)
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"This {model.__name__} cannot be stored: {error}. Nothing was written."
+        ) from error
