@@ -3,7 +3,6 @@
 import asyncio
 import multiprocessing
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
@@ -761,7 +760,7 @@ async def test_find_expired__asks_once_for_all_messages(facade: Facade, commands
 
     async def find_expired(**changes: Any) -> tuple[list[Any], list[str]]:
         found = await store.reader.counters(keys)
-        held = {key: replace(counters.lease, **changes) for key, counters in found.items()}
+        held = {key: counters.lease.model_copy(update=changes) for key, counters in found.items()}
         commands.sent.clear()
         orphans = await store.leases.find_expired(held, keys)
         return sorted(orphans), [name for name, _ in commands.sent]
