@@ -1,5 +1,6 @@
 """Sessions: ``python -m nox -s tests`` runs the tests; ``python -m nox -l`` lists all."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,7 +19,7 @@ DRIVERS = {
 
 
 # Each process has a server of its own, and waits for it much of the time.
-PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+PARALLEL = ["-n", str(min((os.cpu_count() or 1) + 1, 4)), "--dist", "worksteal"]
 
 
 def runs(python: str) -> bool:
