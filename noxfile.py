@@ -20,6 +20,8 @@ DRIVERS = {
 
 # Each process has a server of its own, and waits for it much of the time.
 PARALLEL = ["-n", str(min((os.cpu_count() or 1) + 1, 4)), "--dist", "worksteal"]
+# Browsers compute all the time.
+BROWSERS = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
 
 
 def runs(python: str) -> bool:
@@ -98,7 +100,7 @@ def browser(session: nox.Session) -> None:
     # Two processes: what drives a browser here is not asynchronous, and the rest is.
     with_node = [f"tests/web/test_{name}.py" for name in ("client", "ai_sdk", "fuzz")]
     session.run("python", "-m", "pytest", *with_node, "tests/example/test_fuzz.py", *PARALLEL)
-    session.run("python", "-m", "pytest", *(session.posargs or ["tests/browser", *PARALLEL]))
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests/browser", *BROWSERS]))
 
 
 @nox.session(python=PYTHON)

@@ -7,6 +7,7 @@ from benchmarks.figures import Figure, single
 from benchmarks.meters import Cost, Meter, Traffic
 from benchmarks.settings import Setting
 from converse_mongo import Conversation, Converse, Message
+from converse_mongo.domain.headers import message_key
 from converse_mongo.domain.validation import PAGE_CHUNKS
 
 __all__ = ["run"]
@@ -92,6 +93,12 @@ class Calls:
         writer = message.writer()
         with self._meter.measure(self._new("a writer enters")):
             await writer.__aenter__()
+        store, lease = message.store(), (await self._converse.get_message(message.id)).lease
+        assert lease is not None  # noqa: S101
+        with self._meter.measure(self._new("a heartbeat of a silent writer")):
+            await store.leases.renew(
+                message_key(message.id, message.conversation_id, message.log_id), lease
+            )
         await writer.write(TEXT)
         await writer.flush()
         with self._meter.measure(self._new("an append by a writer")):

@@ -48,9 +48,9 @@ from converse_mongo.domain.validation import (
 from converse_mongo.driver import (
     change_streams,
     clients,
+    closing,
     collections,
     failures,
-    feeds,
     odm,
     servers,
 )
@@ -247,7 +247,7 @@ class Converse:
             collections.sibling(messages, PAGES),
             local=store.reader if replicated else None,
         )
-        open_feed, open_writers_feed = (
+        open_stream, open_writers_stream = (
             partial(
                 change_streams.open_change_stream,
                 reader.messages.database,
@@ -263,11 +263,11 @@ class Converse:
         streams = replicated and self._change_streams
         hub = Hub(
             reader,
-            open_feed if streams else None,
+            open_stream if streams else None,
             store,
             poll_interval=self._poll_interval,
             check_interval=self._check_interval,
-            open_writers_feed=open_writers_feed if streams else None,
+            open_writers_stream=open_writers_stream if streams else None,
             sharded=sharded,
         )
         sweeping = (
@@ -691,7 +691,7 @@ class _Parts:
         self._store.closing = True
         if self.sweeping is not None:
             self.sweeping.cancel()
-            await asyncio.wait({self.sweeping}, timeout=feeds.CLOSE_SECONDS)
+            await asyncio.wait({self.sweeping}, timeout=closing.CLOSE_SECONDS)
         try:
             try:
                 await self._store.aclose(timeout)

@@ -9,22 +9,18 @@ from importlib.metadata import version
 from typing import Any, TypeAlias
 
 from pymongo import AsyncMongoClient, ReadPreference
-from pymongo.errors import (
-    PyMongoError,
-)
+from pymongo.errors import PyMongoError
 
 from converse_mongo.domain.errors import ConfigurationError
-from converse_mongo.driver.feeds import CLOSE_SECONDS, in_thread
+from converse_mongo.driver.closing import CLOSE_SECONDS, in_thread
 from converse_mongo.driver.installed import SPEAKS_MOTOR
 
 __all__ = ["Client", "Database", "abandon_client", "close_client", "open_client", "open_database"]
 
 logger = logging.getLogger("converse_mongo")
 
-
 Client: TypeAlias = Any
 """A ``motor.motor_asyncio.AsyncIOMotorClient``, its mongomock twin, or an ``AsyncMongoClient``."""
-
 
 Database: TypeAlias = Any
 

@@ -6,9 +6,7 @@ from typing import Any, TypeAlias, cast
 from beanie import Document
 from bson import DatetimeConversion, Timestamp
 from pymongo import ReadPreference
-from pymongo.errors import (
-    OperationFailure,
-)
+from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
@@ -28,7 +26,6 @@ __all__ = [
 
 Collection: TypeAlias = Any
 """The asynchronous collection of either driver, where both take the same calls the same way."""
-
 
 LINEARIZABLE_MS = 5000
 

@@ -29,7 +29,6 @@ _TRANSIENT_CODES = frozenset(
     | {208, 261, 402, 433, 449, 450, 462}
 )
 
-
 # Each says that the server, or the driver, takes a repeated call for worthwhile.
 _TRANSIENT_LABELS = (
     "RetryableWriteError",
@@ -38,17 +37,13 @@ _TRANSIENT_LABELS = (
     "ResumableChangeStreamError",
 )
 
-
 # WriteConflict, NoSuchTransaction
 _ABORTED_CODES = frozenset({112, 251})
-
 
 # UnknownReplWriteConcern, UnsatisfiableWriteConcern: the set has no such members, now or later.
 _REFUSED_CONCERN_CODES = frozenset({79, 100})
 
-
 _TOO_LARGE_CODES = frozenset({10334, 17419})
-
 
 # What ends one change stream, while a new one can be had: a token that is of no use any more
 # (260, 280, 286), an invalidation, a change of shards (222, 234, 346, 348, 351), a large event.

@@ -39,10 +39,9 @@ async def call(
 ) -> T:
     """Awaits ``function(*arguments)``, again and again for ``timeout`` seconds if need be.
 
-    Each try ends after a while: a server that is frozen, or
-    a connection that went silent, would keep it for ever. A later try may take longer than the one
-    before, for a server that is merely slow. A deadline of the caller's, set by
-    ``pymongo.timeout()``, ends them all.
+    Each try ends after a while: a server that is frozen, or a connection that went silent, would
+    keep it for ever. A later try may take longer than the one before, for a server that is merely
+    slow. A deadline of the caller's, set by ``pymongo.timeout()``, ends them all.
 
     Args:
         function: What to call.

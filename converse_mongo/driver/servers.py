@@ -4,9 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from bson import Timestamp
-from pymongo.errors import (
-    OperationFailure,
-)
+from pymongo.errors import OperationFailure
 
 from converse_mongo.domain.validation import EPOCH
 from converse_mongo.driver.clients import Database
@@ -24,13 +22,13 @@ __all__ = [
     "is_sharded",
     "mark_type",
     "server_time",
+    "takes_time",
 ]
 
 Mark: TypeAlias = Timestamp | datetime
 """A moment in the cluster's logical time, which no failover and no clock sets back; a date where
 there is no cluster (a mock). The server sets it, see
 https://www.mongodb.com/docs/manual/reference/operator/update/currentDate/."""
-
 
 FIRST_MARK = Timestamp(0, 0)
 
@@ -100,7 +98,7 @@ def _majority_find(**concern: Any) -> dict[str, Any]:
     return {**read, "readConcern": {"level": "majority", **concern}}
 
 
-async def _takes_time(database: Database, time: Timestamp | None) -> bool:
+async def takes_time(database: Database, time: Timestamp | None) -> bool:
     """Whether the server takes ``afterClusterTime``; some that speak MongoDB's protocol do not."""
     if time is None:
         return False

@@ -50,8 +50,8 @@ class Pages:
     async def seal_if_possible(self, queue: WriteQueue, key: Mapping[str, Any]) -> bool:
         """The same as :meth:`seal`, for who has something else to say than that it went wrong.
 
-        One at a time in a lane, and after one that had no effect not again for a while: the
-        majority may be behind for long. So do it without the lock of the lane.
+        One at a time for a queue, and after one that had no effect not again for a while: the
+        majority may be behind for long. So do it without the lock of the queue.
 
         Returns:
             Whether the message embeds less now.

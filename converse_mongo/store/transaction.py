@@ -16,7 +16,7 @@ from converse_mongo.domain.errors import (
     TransactionsUnavailableError,
 )
 from converse_mongo.domain.events import Event
-from converse_mongo.driver import deadlines, failures, feeds, retry, servers, sessions
+from converse_mongo.driver import closing, deadlines, failures, retry, servers, sessions
 from converse_mongo.store.handlers import Handlers
 from converse_mongo.store.store import Store
 
@@ -227,4 +227,4 @@ def context_apart() -> Context:
 
 async def _quietly(call: Callable[[], Awaitable[Any]]) -> None:
     with contextlib.suppress(PyMongoError):
-        await deadlines.bounded(feeds.CLOSE_SECONDS, call, own=True)
+        await deadlines.bounded(closing.CLOSE_SECONDS, call, own=True)

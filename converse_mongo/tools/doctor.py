@@ -228,7 +228,7 @@ def check_default_concern(concern: Mapping[str, Any], whose: str) -> Finding:
 async def _check_change_streams(database: clients.Database) -> AsyncIterator[Finding]:
     told = pipeline(Message.Settings.name, Conversation.Settings.name)
     try:
-        feed = await change_streams.open_change_stream(database, told)
+        stream = await change_streams.open_change_stream(database, told)
     except PyMongoError as error:
         if not failures.refuses_change_streams(error):
             raise
@@ -239,7 +239,7 @@ async def _check_change_streams(database: clients.Database) -> AsyncIterator[Fin
             _advice_on_refusal(error, await servers.has_change_streams(database)),
         )
     else:
-        await feed.aclose()
+        await stream.aclose()
         yield Finding(Level.OK, "change streams", "opened one")
 
 

@@ -20,9 +20,10 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.domain.types import WatchMode
+from converse_mongo.driver.change_streams import Change, ChangeStream
+from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_transient, refuses_change_streams
-from converse_mongo.driver.feeds import CLOSE_SECONDS, Change, ChangeStream
 from converse_mongo.store import Store
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching import changes
@@ -98,23 +99,23 @@ class Hub:
 
     Args:
         reader: Reads for the topics.
-        open_feed: Opens a change stream that tells all; ``None`` where there is none.
+        open_stream: Opens a change stream that tells all; ``None`` where there is none.
         store: What the running writers belong to.
         poll_interval: See above; in seconds.
         check_interval: The same.
-        open_writers_feed: Opens one that tells only of stops, ends and take-overs.
+        open_writers_stream: Opens one that tells only of stops, ends and take-overs.
         sharded: Whether the server is a ``mongos``.
     """
 
     def __init__(
         self,
         reader: Reader,
-        open_feed: Callable[[], Awaitable[ChangeStream]] | None,
+        open_stream: Callable[[], Awaitable[ChangeStream]] | None,
         store: Store,
         *,
         poll_interval: float,
         check_interval: float,
-        open_writers_feed: Callable[[], Awaitable[ChangeStream]] | None = None,
+        open_writers_stream: Callable[[], Awaitable[ChangeStream]] | None = None,
         sharded: bool = False,
     ) -> None:
         self._registry = TopicRegistry(reader)
@@ -122,8 +123,8 @@ class Hub:
         self._reader = reader
         self._conversations = reader.conversations.name
         self._notices = store.notices
-        self._open_feed = open_feed
-        self._open_writers_feed = open_writers_feed
+        self._open_stream = open_stream
+        self._open_writers_stream = open_writers_stream
         self._poll_interval = poll_interval
         self._check_interval = check_interval
         self._pace = Pace(poll_interval, check_interval, sharded=sharded)
@@ -136,10 +137,10 @@ class Hub:
         self._check_now = asyncio.Event()
         self._live = False
         self._limit = CHECK_SECONDS
-        self._polls = open_feed is None
+        self._polls = open_stream is None
         self._refusal: tuple[type[Exception], Any] | None = None
         self._failures = self._losses = 0
-        self._feed: ChangeStream | None = None
+        self._stream: ChangeStream | None = None
         self._closing = False
         self._failure: BaseException | None = None
         self._streams_opened = self._changes = self._checks = 0
@@ -203,7 +204,7 @@ class Hub:
         self._demand_changed.set()
         if not self._tasks and not self._closing:
             self._start("check", self._check())
-            if self._open_feed is not None:
+            if self._open_stream is not None:
                 self._start("follow", self._follow())
 
     def leave(self, topic: AnyTopic) -> None:
@@ -258,15 +259,15 @@ class Hub:
 
     async def _follow(self) -> None:
         time = asyncio.get_running_loop().time
-        while self._open_feed is not None and not self._is_ending():
+        while self._open_stream is not None and not self._is_ending():
             demand = await self._wait_for_demand()
             refused = opened = False
             try:
-                if demand is Demand.WATCHERS or self._open_writers_feed is None:
+                if demand is Demand.WATCHERS or self._open_writers_stream is None:
                     demand = Demand.WATCHERS
-                    feed = await bounded(CHECK_SECONDS, self._open_feed)
+                    stream = await bounded(CHECK_SECONDS, self._open_stream)
                 else:
-                    feed = await bounded(CHECK_SECONDS, self._open_writers_feed)
+                    stream = await bounded(CHECK_SECONDS, self._open_writers_stream)
             except Exception as error:  # noqa: BLE001 - polling goes on, and it is tried again
                 self._losses = self._losses + 1 if _is_lasting(error) else 0
                 refused = refuses_change_streams(error) or self._losses > LOSSES_IN_A_ROW
@@ -280,7 +281,7 @@ class Hub:
                 if self._notices.messages:
                     self._check_now.set()
                 try:
-                    await self._pump(feed, demand)
+                    await self._pump(stream, demand)
                     lost = False
                 except Exception as error:  # noqa: BLE001 - hints are read again from the database
                     if time() - began >= STEADY_SECONDS:
@@ -290,7 +291,7 @@ class Hub:
                     self._note_loss("The change stream was lost", error, refused)
                 finally:
                     self._live, self._polls = False, lost
-                    await asyncio.shield(feed.aclose())
+                    await asyncio.shield(stream.aclose())
                 if not lost:
                     continue  # another kind of stream is wanted, or none
             longest = min(FIRST_BACKOFF_SECONDS * 2 ** min(self._failures, 10), MAX_BACKOFF_SECONDS)
@@ -309,19 +310,19 @@ class Hub:
             await self._demand_changed.wait()
         return demand
 
-    async def _pump(self, feed: ChangeStream, told: Demand) -> None:
+    async def _pump(self, stream: ChangeStream, told: Demand) -> None:
         """Takes what a stream tells, until that is too little, or more than anybody wants.
 
         Raises:
             Exception: The stream was lost.
         """
-        self._feed = feed
-        reading = asyncio.create_task(self._read(feed), name="converse_mongo-read")
+        self._stream = stream
+        reading = asyncio.create_task(self._read(stream), name="converse_mongo-read")
         fitting = asyncio.create_task(self._while_it_fits(told), name="converse_mongo-fit")
         try:
             await asyncio.wait({reading, fitting}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._feed = None
+            self._stream = None
             both = {reading, fitting}
             for task in both:
                 task.cancel()
@@ -332,9 +333,9 @@ class Hub:
         if failure is not None:
             raise failure
 
-    async def _read(self, feed: ChangeStream) -> None:
-        while not self._is_ending() and self._feed is feed:
-            for change in await feed.next_batch():
+    async def _read(self, stream: ChangeStream) -> None:
+        while not self._is_ending() and self._stream is stream:
+            for change in await stream.next_batch():
                 self._note_news()
                 self._take(change)
 

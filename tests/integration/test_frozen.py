@@ -14,7 +14,7 @@ from converse_mongo import (
     Converse,
     StoreUnavailableError,
 )
-from converse_mongo.driver import deadlines, feeds
+from converse_mongo.driver import change_streams, deadlines
 from converse_mongo.driver.clients import close_client, open_client
 from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.watching import hub, watcher
@@ -86,7 +86,7 @@ async def test_watcher__goes_on_after_a_freeze(
     for module, name in (
         (watcher, "READ_SECONDS"),
         (hub, "CHECK_SECONDS"),
-        (feeds, "ANSWER_SECONDS"),
+        (change_streams, "ANSWER_SECONDS"),
     ):
         monkeypatch.setattr(module, name, 0.3)
     server = start_server()

@@ -140,9 +140,9 @@ class SilentFeed:
 def feeds(converse: Converse, *how: Any) -> None:
     """Makes the hub of ``converse`` open these feeds, one after the other; the last for ever."""
     the_hub = converse._open_parts.hub
-    real, left = the_hub._open_feed, list(how)
+    real, left = the_hub._open_stream, list(how)
 
-    async def open_feed() -> Any:
+    async def open_stream() -> Any:
         gate, feed = left[0] if len(left) == 1 else left.pop(0)
         if gate is not None:
             await gate.wait()
@@ -150,7 +150,7 @@ def feeds(converse: Converse, *how: Any) -> None:
             raise feed
         return feed or await real()  # type: ignore[misc]
 
-    the_hub._open_feed = open_feed
+    the_hub._open_stream = open_stream
 
 
 @pytest.mark.parametrize("what", ["message", "conversation"])

@@ -115,14 +115,14 @@ async def test_watch__what_cannot_be_decoded_is_a_lost_stream(facade: Facade) ->
     viewer = await facade(writer.database_name, **NEVER)
     message = await start(writer)
     hub = viewer._open_parts.hub
-    real, feed = hub._open_feed, UndecodableFeed()
+    real, feed = hub._open_stream, UndecodableFeed()
     assert real is not None
     feeds = [feed]
 
-    async def open_feed() -> Any:
+    async def open_stream() -> Any:
         return feeds.pop() if feeds else await real()
 
-    hub._open_feed = open_feed
+    hub._open_stream = open_stream
     watching = asyncio.create_task(collect(viewer, message))
     await until(lambda: viewer.statistics().streams_opened == 1)
     feed.poisoned.set()

@@ -96,9 +96,9 @@ def test_left_open__ends_with_its_loop_though_a_cancellation_is_swallowed(
         if when == "comparing":
             monkeypatch.setattr(the_hub._reconciler, "run", swallow)
         elif when == "opening":
-            monkeypatch.setattr(the_hub, "_open_feed", swallow)
+            monkeypatch.setattr(the_hub, "_open_stream", swallow)
         else:
-            monkeypatch.setattr(f"converse_mongo.driver.feeds.{FEED}.next_batch", swallow)
+            monkeypatch.setattr(f"converse_mongo.driver.change_streams.{FEED}.next_batch", swallow)
         async with converse.watch_message(message.id):
             async with asyncio.timeout(SOON):
                 await reached[-1].wait()

@@ -38,11 +38,11 @@ class Gate:
 
     def __init__(self, converse: Converse, refuse: Callable[[], Any]) -> None:
         the_hub = converse._open_parts.hub
-        assert the_hub._open_feed is not None
-        self._real = the_hub._open_feed
+        assert the_hub._open_stream is not None
+        self._real = the_hub._open_stream
         self._refuse: Callable[[], Any] | None = refuse
         self.asked = 0
-        the_hub._open_feed = self._open
+        the_hub._open_stream = self._open
 
     async def _open(self) -> Any:
         self.asked += 1

@@ -58,11 +58,11 @@ class Streams:
     def __init__(self, converse: Converse) -> None:
         self.open = self.most = 0
         the_hub = converse._open_parts.hub
-        the_hub._open_feed = self._counting(the_hub._open_feed)
-        the_hub._open_writers_feed = self._counting(the_hub._open_writers_feed)
+        the_hub._open_stream = self._counting(the_hub._open_stream)
+        the_hub._open_writers_stream = self._counting(the_hub._open_writers_stream)
 
     def _counting(self, real: Any) -> Callable[[], Any]:
-        async def open_feed() -> Any:
+        async def open_stream() -> Any:
             feed = await real()
             self.open += 1
             self.most = max(self.most, self.open)
@@ -75,7 +75,7 @@ class Streams:
             feed.aclose = aclose
             return feed
 
-        return open_feed
+        return open_stream
 
 
 async def opened(converse: Converse, count: int = 1) -> None:
@@ -159,13 +159,13 @@ async def test_writing_process__hears_a_stop_while_its_stream_changes(facade: Fa
     other = await facade(converse.database_name)
     message, gate = await start(converse), asyncio.Event()
     the_hub = converse._open_parts.hub
-    real = the_hub._open_feed
+    real = the_hub._open_stream
 
-    async def open_feed() -> Any:
+    async def open_stream() -> Any:
         await gate.wait()
         return await real()
 
-    the_hub._open_feed = open_feed
+    the_hub._open_stream = open_stream
     with pytest.raises(StreamStoppedError):
         async with message.writer() as writer:
             await opened(converse)
