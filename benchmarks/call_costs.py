@@ -93,12 +93,11 @@ class Calls:
         writer = message.writer()
         with self._meter.measure(self._new("a writer enters")):
             await writer.__aenter__()
+        key = message_key(message.id, message.conversation_id, message.log_id)
         store, lease = message.store(), (await self._converse.get_message(message.id)).lease
         assert lease is not None  # noqa: S101
         with self._meter.measure(self._new("a heartbeat of a silent writer")):
-            await store.leases.renew(
-                message_key(message.id, message.conversation_id, message.log_id), lease
-            )
+            await store.leases.renew(key, lease)
         await writer.write(TEXT)
         await writer.flush()
         with self._meter.measure(self._new("an append by a writer")):

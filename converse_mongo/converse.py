@@ -98,7 +98,7 @@ class Converse:
         stream_from: Which member of a replica set the change stream is read from: ``"primary"``, or
             ``"secondary"``, which takes that work from the primary and may tell a little later.
         retry_timeout: For how many seconds a call is tried again while MongoDB cannot be reached.
-        lease: Seconds without a sign of life after which the writer of a message is taken for dead,
+        lease: Seconds without a heartbeat after which the writer of a message is presumed dead,
             and whoever meets the message ends it. Writers give three signs in that time.
         idle_timeout: The same for a message that streams without a writer, from each append on, and
             at first from the moment when somebody looks at it; ``None`` for never.
@@ -150,7 +150,7 @@ class Converse:
                 raise ConfigurationError(str(error)) from error
         for model, base in ((message_model, Message), (conversation_model, Conversation)):
             if not (isinstance(model, type) and issubclass(model, base)):
-                raise ConfigurationError(f"{model!r} is no subclass of {base.__name__}.")
+                raise ConfigurationError(f"{model!r} is not a subclass of {base.__name__}.")
         if stream_from not in ("primary", "secondary"):
             raise ConfigurationError(
                 f"stream_from must be 'primary' or 'secondary', got {stream_from!r}."
@@ -309,7 +309,7 @@ class Converse:
                 ends once its lease has run out. The rest of the closing takes some seconds at most.
 
         Raises:
-            InvalidInputError: The timeout is no number of seconds.
+            InvalidInputError: The timeout is not a number of seconds.
             ConfigurationError: It is open in another event loop that is alive: close it there.
         """
         check_seconds(timeout, "timeout")
@@ -420,7 +420,7 @@ class Converse:
 
         Raises:
             InvalidInputError: One of these cannot be stored; nothing was written.
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
         """
         model = self._open_parts.conversation
         return await model.start(
@@ -431,9 +431,9 @@ class Converse:
         """The conversation with an id.
 
         Raises:
-            InvalidIdError: It is no id.
+            InvalidIdError: The id is invalid.
             ConversationNotFoundError: No conversation has it.
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
         """
         parts, key = self._open_parts, object_id(conversation_id, "conversation")
         stored = await parts.store.call(
@@ -447,9 +447,9 @@ class Converse:
         """The message with an id, with all its chunks; while it streams, with the text so far.
 
         Raises:
-            InvalidIdError: It is no id.
+            InvalidIdError: The id is invalid.
             MessageNotFoundError: No message has it.
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
         """
         parts, key = self._open_parts, object_id(message_id, "message")
         return await load_message(parts.message, {"_id": key})
@@ -458,19 +458,19 @@ class Converse:
         """Asks the writer of a message, in whatever process, to stop: ``Message.request_stop``.
 
         Raises:
-            InvalidInputError: It is no id, or the reason cannot be stored.
+            InvalidInputError: The id is invalid, or the reason cannot be stored.
             MessageNotFoundError: No message has it.
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
         """
         leases, key = self._open_parts.store.leases, object_id(message_id, "message")
         return (await leases.request_stop({"_id": key}, check_reason(reason))).status
 
     async def recover_stale(self, *, complete_partial: bool = False) -> list[FinalEvent]:
-        """Ends all messages of the database whose writer is taken for dead.
+        """Ends all messages of the database whose writer is presumed dead.
 
         Each becomes failed with the error ``"interrupted"`` and keeps its text; one that was asked
         to stop becomes cancelled. It looks at them twice, a third of their lease apart, so that a
-        writer that was cut off for a while can give a sign of life; so it takes that long if there
+        writer that was cut off for a while can send a heartbeat; so it takes that long if there
         are any. Watchers and readers do the same to each that they meet, so this
         is for those that nobody looks at: call it when a worker starts, or pass
         ``sweep_interval`` and have it called.
@@ -483,7 +483,7 @@ class Converse:
             How those ended that this call ended, or found ended as it came to them.
 
         Raises:
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
         """
         return await self._open_parts.store.recovery.recover_stale(
             complete_partial=complete_partial
@@ -493,7 +493,7 @@ class Converse:
         """Merges away the chunks of all messages whose ``retention`` is over; says how many.
 
         Raises:
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
         """
         return await self._open_parts.store.recovery.compact_due()
 
@@ -503,8 +503,8 @@ class Converse:
         """Yields the conversations of an owner, those that were added to last first.
 
         Raises:
-            InvalidInputError: The owner is no pair of a type and an id, or the limit no count.
-            StoreUnavailableError: MongoDB gave no answer.
+            InvalidInputError: The owner is not a pair of a type and an id, or the limit no count.
+            StoreUnavailableError: MongoDB did not answer.
         """
         parts = self._open_parts
         async for conversation in parts.conversation.of_owner(owner, check_count(limit, "limit")):
@@ -538,9 +538,9 @@ class Converse:
             InvalidInputError: These are no event class and no function.
         """
         if not (isinstance(event_type, type) and issubclass(event_type, Event)):
-            raise InvalidInputError(f"{event_type!r} is no event class of converse_mongo.")
+            raise InvalidInputError(f"{event_type!r} is not an event class of converse_mongo.")
         if not callable(handler):
-            raise InvalidInputError(f"{handler!r} is no function to call with an event.")
+            raise InvalidInputError(f"{handler!r} is not a function that takes an event.")
         return self._handlers.on(event_type, handler)
 
     def watch_message(self, message_id: IdLike, after: int | None = None) -> Watcher[MessageEvent]:
@@ -557,8 +557,8 @@ class Converse:
             end one :class:`MessageCompleted`, :class:`MessageFailed` or :class:`MessageCancelled`.
 
         Raises:
-            InvalidIdError: It is no id.
-            InvalidCursorError: ``after`` is no sequence.
+            InvalidIdError: The id is invalid.
+            InvalidCursorError: ``after`` is not a sequence.
         """
         hub, key = self._open_parts.hub, object_id(message_id, "message")
         check_sequence(after)
@@ -584,8 +584,8 @@ class Converse:
             watches.
 
         Raises:
-            InvalidIdError: It is no id.
-            InvalidCursorError: ``after`` is no cursor of this conversation.
+            InvalidIdError: The id is invalid.
+            InvalidCursorError: ``after`` is not a cursor of this conversation.
         """
         hub, key = self._open_parts.hub, object_id(conversation_id, "conversation")
         if after is not None and after != NOW:
@@ -611,7 +611,7 @@ class Converse:
             :meth:`watch_conversation` yields.
 
         Raises:
-            InvalidInputError: The owner is no pair of a type and an id.
+            InvalidInputError: The owner is not a pair of a type and an id.
         """
         return OwnerWatcher(self._open_parts.hub, check_owner(owner).pair, chunks=chunks)
 

@@ -296,9 +296,9 @@ class StoredDocument(_Base):
 
         Raises:
             ProtectedFieldError: One of the fields is written by the library only.
-            MessageNotFoundError: There is no such message.
-            ConversationNotFoundError: There is no such conversation.
-            StoreUnavailableError: MongoDB gave no answer.
+            MessageNotFoundError: The message does not exist.
+            ConversationNotFoundError: The conversation does not exist.
+            StoreUnavailableError: MongoDB did not answer.
             ConverseClosedError: The facade was closed.
         """
         for path in _updated_paths(args):
@@ -322,7 +322,7 @@ class StoredDocument(_Base):
         which found nothing to delete.
 
         Raises:
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
             ConverseClosedError: The facade was closed.
         """
         with self._through_store(kwargs) as options:

@@ -114,7 +114,7 @@ class Conversation(StoredDocument, Document):
 
         Raises:
             InvalidInputError: One of the arguments cannot be stored; nothing was written.
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
         """
         own = {
             "title": title,
@@ -131,8 +131,8 @@ class Conversation(StoredDocument, Document):
         """Yields the conversations of an owner; ``Converse.conversations`` says which first.
 
         Raises:
-            InvalidInputError: The owner is no pair of a type and an id.
-            StoreUnavailableError: MongoDB gave no answer.
+            InvalidInputError: The owner is not a pair of a type and an id.
+            StoreUnavailableError: MongoDB did not answer.
         """
         return list_conversations(cls, cls.store(), owner, limit)
 
@@ -158,7 +158,7 @@ class Conversation(StoredDocument, Document):
         Raises:
             InvalidInputError: One of these cannot be stored; nothing was written.
             ConversationNotFoundError: The conversation is gone.
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
         """
         check_content(content)
         return await self._add(
@@ -381,7 +381,7 @@ class Conversation(StoredDocument, Document):
 
         Raises:
             InvalidInputError: One of these makes no sense.
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
         """
         if not check_count(limit, "limit"):
             raise InvalidInputError(f"limit={limit!r}: pass 1 or more messages.")
@@ -392,9 +392,9 @@ class Conversation(StoredDocument, Document):
         """The message of this conversation with an id; like ``Converse.get_message``.
 
         Raises:
-            InvalidIdError: It is no id.
+            InvalidIdError: The id is invalid.
             MessageNotFoundError: No message of this conversation has it.
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
         """
         key = {"_id": object_id(message_id, "message"), "conversation_id": self._own_id()}
         return await load_message(self.message_model, key)
@@ -403,7 +403,7 @@ class Conversation(StoredDocument, Document):
         """Loads the conversation again into this object; unsaved changes are lost.
 
         Raises:
-            ConversationNotFoundError: There is no such conversation.
+            ConversationNotFoundError: The conversation does not exist.
         """
         store = self.store()
         stored = await store.call(
@@ -431,7 +431,7 @@ class Conversation(StoredDocument, Document):
         Raises:
             ProtectedFieldError: A field that only the library writes was changed.
             InvalidInputError: A changed field cannot be stored.
-            ConversationNotFoundError: There is no such conversation.
+            ConversationNotFoundError: The conversation does not exist.
         """
         return await self._save(self.store().saves.save_conversation)
 
@@ -440,7 +440,7 @@ class Conversation(StoredDocument, Document):
 
         Raises:
             InvalidInputError: The title, the metadata or the context cannot be stored.
-            StoreUnavailableError: MongoDB gave no answer.
+            StoreUnavailableError: MongoDB did not answer.
         """
         if self.title is not None:
             check_content(self.title)

@@ -45,8 +45,8 @@ async def list_conversations(
     """Yields the conversations of an owner, those that were added to last first.
 
     Raises:
-        InvalidInputError: The owner is no pair of a type and an id.
-        StoreUnavailableError: MongoDB gave no answer.
+        InvalidInputError: The owner is not a pair of a type and an id.
+        StoreUnavailableError: MongoDB did not answer.
     """
     whose = check_owner(owner)
 
@@ -200,7 +200,7 @@ async def read_history(
     concern w:1, is waited for.
 
     Raises:
-        StoreUnavailableError: MongoDB gave no answer.
+        StoreUnavailableError: MongoDB did not answer.
     """
     store, stored = model.store(), None
     if before is None and store.committed is not store.messages:

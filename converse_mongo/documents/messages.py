@@ -230,8 +230,8 @@ class Message(StoredDocument, Document):
         Reads some pages at a time, so that a long message needs no more memory than a short one.
 
         Raises:
-            InvalidCursorError: ``after`` is no sequence.
-            MessageNotFoundError: There is no such message.
+            InvalidCursorError: ``after`` is not a sequence.
+            MessageNotFoundError: The message does not exist.
             WatchError: A chunk is missing: something else wrote to the message.
         """
         start, page_start = check_sequence(after), self.page_start
@@ -278,7 +278,7 @@ class Message(StoredDocument, Document):
         new message. Until then, every call on this copy raises :class:`MessageNotFoundError`.
 
         Raises:
-            MessageNotFoundError: There is no such message.
+            MessageNotFoundError: The message does not exist.
         """
         return await self._reload()
 
@@ -311,7 +311,7 @@ class Message(StoredDocument, Document):
         Raises:
             ProtectedFieldError: A field that only the library writes was changed.
             InvalidInputError: A changed field cannot be stored.
-            MessageNotFoundError: There is no such message.
+            MessageNotFoundError: The message does not exist.
         """
         return await self._save(self.store().saves.save_message)
 
@@ -322,8 +322,8 @@ class Message(StoredDocument, Document):
 
         Raises:
             InvalidInputError: The content or the metadata cannot be stored.
-            ConversationNotFoundError: There is no such conversation; nothing was written.
-            StoreUnavailableError: MongoDB gave no answer.
+            ConversationNotFoundError: The conversation does not exist; nothing was written.
+            StoreUnavailableError: MongoDB did not answer.
         """
         check_content(self.content)
         self.metadata = check_metadata(self.metadata)
@@ -395,8 +395,8 @@ class Message(StoredDocument, Document):
         Raises:
             InvalidInputError: The content or the metadata cannot be stored.
             MessageNotStreamingError: The message has ended.
-            MessageNotFoundError: There is no such message.
-            StoreUnavailableError: MongoDB gave no answer; the error carries the append id.
+            MessageNotFoundError: The message does not exist.
+            StoreUnavailableError: MongoDB did not answer; the error carries the append id.
         """
         size = check_content(content, MAX_CHUNK_BYTES)
         checked = NO_METADATA if metadata is None else check_metadata(metadata, "chunk metadata")
@@ -586,8 +586,8 @@ class Message(StoredDocument, Document):
         Raises:
             InvalidMetadataError: The metadata cannot be stored; the message goes on streaming.
             MessageNotStreamingError: The message has ended already; nothing was changed.
-            MessageNotFoundError: There is no such message.
-            StoreUnavailableError: MongoDB gave no answer.
+            MessageNotFoundError: The message does not exist.
+            StoreUnavailableError: MongoDB did not answer.
         """
         return await self._end(End(MessageStatus.COMPLETED, check_metadata(metadata)))
 
@@ -621,7 +621,7 @@ class Message(StoredDocument, Document):
         """Asks the writer of the message, in whatever process, to stop.
 
         The writer stores what it has and the message ends ``cancelled``. If the message has no
-        writer, this call ends it. If its writer is taken for dead, whoever looks at the message
+        writer, this call ends it. If its writer is presumed dead, whoever looks at the message
         next ends it.
 
         Args:
@@ -633,8 +633,8 @@ class Message(StoredDocument, Document):
 
         Raises:
             InvalidInputError: The reason cannot be stored.
-            MessageNotFoundError: There is no such message.
-            StoreUnavailableError: MongoDB gave no answer.
+            MessageNotFoundError: The message does not exist.
+            StoreUnavailableError: MongoDB did not answer.
         """
         state = await self.store().leases.request_stop(self._own_key(), check_reason(reason))
         return state.status
@@ -715,11 +715,11 @@ class Message(StoredDocument, Document):
 
 
 async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
-    """The message that a filter by its id finds, ended first if its writer is taken for dead.
+    """The message that a filter by its id finds, ended first if its writer is presumed dead.
 
     Raises:
-        MessageNotFoundError: There is no such message.
-        StoreUnavailableError: MongoDB gave no answer.
+        MessageNotFoundError: The message does not exist.
+        StoreUnavailableError: MongoDB did not answer.
     """
     store, what = model.store(), f"read message {key['_id']}"
     stored = await store.call(store.reader.document, key, what=what)

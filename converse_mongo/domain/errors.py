@@ -72,7 +72,7 @@ class NotFoundError(ConverseError, LookupError):
 
 
 class ConversationNotFoundError(NotFoundError):
-    """There is no such conversation."""
+    """The conversation does not exist."""
 
     def __init__(self, conversation_id: ObjectId) -> None:
         super().__init__(
@@ -83,7 +83,7 @@ class ConversationNotFoundError(NotFoundError):
 
 
 class MessageNotFoundError(NotFoundError):
-    """There is no such message."""
+    """The message does not exist."""
 
     def __init__(self, message_id: ObjectId) -> None:
         super().__init__(

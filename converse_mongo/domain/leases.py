@@ -13,12 +13,12 @@ __all__ = ["Lease"]
 
 
 class Lease(BaseModel):
-    """Who may write to a streaming message, and how long without a sign of life.
+    """Who may write to a streaming message, and how long without a heartbeat.
 
     Attributes:
         epoch: How many writers the message has had; 0 while it is appended to by hand.
         holder: The id that the last writer gave itself.
-        renewed_at: When there was a sign of life, by the server's clock; ``None`` for never.
+        renewed_at: When there was a heartbeat, by the server's clock; ``None`` for never.
         duration: Seconds from then on until whoever meets the message ends it as an orphan;
             ``None`` for never.
     """

@@ -66,7 +66,7 @@ async def call(
         on_trouble()
         if not repeat:
             raise StoreUnavailableError(
-                f"Could not {what}: MongoDB gave no answer ({error}). It is not known whether "
+                f"Could not {what}: MongoDB did not answer ({error}). It is not known whether "
                 "it was done. It was not tried again, since it might be done twice: read what is "
                 "stored."
             ) from error
@@ -107,7 +107,7 @@ async def call(
             else "before the deadline that the caller set"
         )
         raise StoreUnavailableError(
-            f"Could not {what}: MongoDB gave no answer {limit} ({error}). "
+            f"Could not {what}: MongoDB did not answer {limit} ({error}). "
             "What was acknowledged before is stored; of this call it is not known."
             + (
                 f" Try it again with append_id=ObjectId('{append_id}') to have it stored once."

@@ -118,7 +118,7 @@ class Appends:
         """Appends one chunk for each of ``pieces``, all or none, and returns them.
 
         Args:
-            lane: The queue of those who write to the message.
+            queue: The queue of those who write to the message.
             key: The filter that finds the message.
             pieces: Texts and metadata.
             append_id: The id of this append, where the caller chose one.
@@ -128,7 +128,7 @@ class Appends:
         Raises:
             InvalidInputError: The pieces are too large for one write.
             MessageNotStreamingError: The message has ended.
-            MessageNotFoundError: There is no such message.
+            MessageNotFoundError: The message does not exist.
             WriterFencedError: Another writer came, or another message with this id; nothing was
                 stored.
             StreamStoppedError: The writer is to stop; nothing was stored.
@@ -318,7 +318,7 @@ def fenced(message_id: ObjectId, status: MessageStatus) -> WriterFencedError:
     """The error of a writer that does not hold its lease any more."""
     how = (
         f"is {status.value}: it was taken over by another writer, or ended as an orphan since this "
-        "one gave no sign of life"
+        "one sent no heartbeat"
         if status.is_final
         else "was taken over by another writer"
     )

@@ -34,7 +34,7 @@ class Options:
 
     Attributes:
         retry_timeout: For how many seconds a call is tried again.
-        lease: Seconds without a sign of life after which a writer is taken for dead.
+        lease: Seconds without a heartbeat after which a writer is presumed dead.
         idle_timeout: The same for a message that streams without a writer; ``None`` for never.
         retention: Seconds after its end until the chunks of a message are merged away; ``None`` for
             never.
@@ -125,7 +125,7 @@ class Collections:
         self.queues: WeakValueDictionary[Hashable, WriteQueue] = WeakValueDictionary()
 
     def queue(self, key: Hashable) -> WriteQueue:
-        """The lane of a conversation, or of a message; it lives as long as somebody holds it.
+        """The queue of a conversation, or of a message; it lives as long as somebody holds it.
 
         Args:
             key: The id of a conversation; of a message, its id and its ``log_id``, since what is

@@ -99,7 +99,7 @@ class Ends:
         write by the same caller; should it never come, readers join the chunks instead.
 
         Args:
-            lane: The queue of those who write to the message.
+            queue: The queue of those who write to the message.
             key: The filter that finds the message.
             end: How it ends.
             retention: Seconds until the chunks are merged away; ``None`` for never.
@@ -112,7 +112,7 @@ class Ends:
             InvalidMetadataError: The database is one of mongomock's, which cannot hold a key.
             MessageTooLargeError: The metadata make the document too large.
             MessageNotStreamingError: Another call ended the message first.
-            MessageNotFoundError: There is no such message.
+            MessageNotFoundError: The message does not exist.
             WriterFencedError: Another writer came, or another message with this id.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """

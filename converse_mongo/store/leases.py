@@ -1,11 +1,11 @@
-"""Leases: who may write to a message, who asked for its end, and who is taken for dead.
+"""Leases: who may write to a message, who asked for its end, and who is presumed dead.
 
-A lease runs by the server's clock alone: the server notes the time of each sign of life, and is
+A lease runs by the server's clock alone: the server notes the time of each heartbeat, and is
 asked whether one is too long ago. What a process believes in between is only a reason to ask. And
-whoever ends an orphan ends it only if there was no sign of life since it looked.
+whoever ends an orphan ends it only if there was no heartbeat since it looked.
 
 It looks twice, a third of the lease apart. A writer that could not reach the server, or whose lease
-a new primary with another clock takes for run out, gives a sign of life in that time.
+a new primary with another clock takes for run out, sends a heartbeat in that time.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from converse_mongo.store.ends import End, Ends
 __all__ = ["INTERRUPTED", "Leases"]
 
 INTERRUPTED = "interrupted"
-"""The error of a message whose writer gave no sign of life for too long."""
+"""The error of a message whose writer sent no heartbeat for too long."""
 
 LOOKS_APART = 3
 """The part of a lease, as its divisor, between the two looks: a writer gives as many signs."""
@@ -92,7 +92,7 @@ class Leases:
             WriterExistsError: There is or was one already.
             WriterFencedError: Another writer took the message over meanwhile.
             MessageNotStreamingError: The message has ended.
-            MessageNotFoundError: There is no such message.
+            MessageNotFoundError: The message does not exist.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         holder = ObjectId()
@@ -115,7 +115,7 @@ class Leases:
         Raises:
             WriterFencedError: Yet another writer took the message over meanwhile.
             MessageNotStreamingError: The message has ended.
-            MessageNotFoundError: There is no such message.
+            MessageNotFoundError: The message does not exist.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         state, holder, taken = await self._look(key), ObjectId(), False
@@ -131,14 +131,14 @@ class Leases:
         return state
 
     async def renew(self, key: Mapping[str, Any], lease: Lease) -> MessageHeader | None:
-        """Gives a sign of life of the writer that was given ``lease``.
+        """Sends a heartbeat of the writer that was given ``lease``.
 
         Returns:
             The message, if there may be news for the writer; ``None`` if there are none.
 
         Raises:
             WriterFencedError: Another message has the id.
-            MessageNotFoundError: There is no such message.
+            MessageNotFoundError: The message does not exist.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         if await self._change(key, updates.renew_lease(key, lease)):
@@ -213,7 +213,7 @@ class Leases:
             ended otherwise before.
 
         Raises:
-            MessageNotFoundError: There is no such message.
+            MessageNotFoundError: The message does not exist.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         if "conversation_id" not in key:

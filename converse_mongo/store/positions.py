@@ -59,7 +59,7 @@ class Positions:
             insert: Inserts the message at a position.
 
         Raises:
-            ConversationNotFoundError: There is no such conversation; nothing was written.
+            ConversationNotFoundError: The conversation does not exist; nothing was written.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         call = partial(

@@ -82,7 +82,7 @@ class Saves:
         """Stores changes of a conversation, and returns the revision that it then has.
 
         Raises:
-            ConversationNotFoundError: There is no such conversation.
+            ConversationNotFoundError: The conversation does not exist.
         """
         conversations = self._collections.conversations
         await self._save_unaddressable(conversations, key, changes)
@@ -103,7 +103,7 @@ class Saves:
         """Stores changes of a message, and returns the revision that it then has.
 
         Raises:
-            MessageNotFoundError: There is no such message.
+            MessageNotFoundError: The message does not exist.
         """
         message_id, conversation_id = key["_id"], key["conversation_id"]
         messages = self._collections.messages

@@ -45,11 +45,11 @@ class Transaction:
     Entering raises:
         TransactionsUnavailableError: The server has none; nothing was written.
         InvalidInputError: There is one already in this task.
-        StoreUnavailableError: MongoDB gave no answer.
+        StoreUnavailableError: MongoDB did not answer.
 
     Leaving and every call inside raises:
         TransactionAbortedError: MongoDB ended the transaction: run the block again.
-        StoreUnavailableError: MongoDB gave no answer to the commit; it is not known whether the
+        StoreUnavailableError: MongoDB did not answer to the commit; it is not known whether the
             transaction was stored.
     """
 

@@ -234,7 +234,7 @@ def take_over(
 
 
 def renew_lease(key: Mapping[str, Any], lease: Lease) -> tuple[Document, Document]:
-    """Gives a sign of life of a writer that has nothing to write.
+    """Sends a heartbeat of a writer that has nothing to write.
 
     It matches only while there is no news for the writer.
     """

@@ -56,7 +56,7 @@ class Watcher(Generic[E]):
     (a :class:`MessageUpdated` is: it is news for who listens).
 
     Iterating raises:
-        NotFoundError: There is no such message or conversation, or it was deleted meanwhile.
+        NotFoundError: The message or conversation does not exist, or was deleted meanwhile.
         InvalidCursorError: ``after`` is not of this stream.
         ConverseClosedError: The facade was closed before the stream ended.
         WatchError: Something else wrote to the message, or the hub crashed.

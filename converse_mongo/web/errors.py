@@ -39,7 +39,7 @@ class RequestError(ConverseError):
 
 
 class UnknownError(RequestError):
-    """There is no such thing."""
+    """Not found."""
 
     status = 404
     code = "not_found"

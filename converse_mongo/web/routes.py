@@ -63,7 +63,7 @@ def routes(
         show_errors: Whether browsers are told the stored error of a failed message; by default they
             are told that it failed. Say ``True`` if all that you store as an error is for users.
         show_metadata: Picks what browsers are told of metadata; by default all of it.
-        heartbeat: Seconds between two signs of life on a stream.
+        heartbeat: Seconds between two heartbeats on a stream.
         retry: Seconds that a browser's ``EventSource`` waits before it connects again.
         lifetime: Seconds after which a stream is ended, for its client to connect again.
         send_timeout: Seconds that a client may leave what it is sent unread.

@@ -35,7 +35,7 @@ class StreamOptions:
     """How streams are kept.
 
     Attributes:
-        heartbeat: Seconds between two signs of life, for proxies that close what is silent.
+        heartbeat: Seconds between two heartbeats, for proxies that close what is silent.
         retry: Seconds that a browser waits before it connects again.
         lifetime: Seconds after which a stream is ended, so that its client connects again and is
             authorized again. It misses nothing.

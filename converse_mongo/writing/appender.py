@@ -1,4 +1,4 @@
-"""The background task of a writer: it appends what gathers, and gives signs of life."""
+"""The background task of a writer: it appends what gathers, and sends heartbeats."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ class WriterTarget:
 
     Attributes:
         store: Where.
-        lane: The queue of the message's writers.
+        queue: The queue of the message's writers.
         key: The filter that finds the message.
         taken_over: Loads the message after a take-over, as the writer with the given lease finds
             it.
@@ -172,7 +172,7 @@ class Appender:
 
     @property
     def _silence(self) -> float:
-        """Seconds without a sign of life until one is due."""
+        """Seconds without a heartbeat until one is due."""
         return self._target.store.options.lease / HEARTBEATS_PER_LEASE
 
     @property
@@ -182,7 +182,7 @@ class Appender:
         return self._settled.is_set() and late > CATCH_UP_SECONDS
 
     async def catch_up(self) -> None:
-        """Waits a moment for what is due to be done; longer if a sign of life is among it."""
+        """Waits a moment for what is due to be done; longer if a heartbeat is among it."""
         if self.done:
             return
         overdue = asyncio.get_running_loop().time() >= self._next_renewal
@@ -315,7 +315,7 @@ class Appender:
             state = await target.store.leases.renew(target.key, self._lease)
         except StoreUnavailableError as error:
             # What is written decides; and the lease may outlive the trouble.
-            logger.warning("Message %s: no sign of life was given (%s)", target.message_id, error)
+            logger.warning("Message %s: the heartbeat failed (%s)", target.message_id, error)
             return
         if state is not None:
             self._judge(state)

@@ -116,8 +116,8 @@ class MessageWriter:
         StreamStoppedError: Somebody asked for a stop before; the message is cancelled.
         WriterFencedError: Another writer took the message over while this one entered.
         MessageNotStreamingError: The message has ended.
-        MessageNotFoundError: There is no such message.
-        StoreUnavailableError: MongoDB gave no answer.
+        MessageNotFoundError: The message does not exist.
+        StoreUnavailableError: MongoDB did not answer.
         ConverseClosedError: The facade is closed.
 
     Leaving raises what :meth:`write` does, and :class:`StoreUnavailableError` if all text is
@@ -249,7 +249,7 @@ class MessageWriter:
         message has the facade's ``idle_timeout`` until it counts as an orphan.
 
         Raises:
-            StoreUnavailableError: All text is stored, but MongoDB gave no answer to the rest.
+            StoreUnavailableError: All text is stored, but MongoDB did not answer to the rest.
 
         Beside that it raises what :meth:`write` does.
         """

@@ -24,7 +24,7 @@ class Settings:
         timeout: Seconds to wait for the model to say something.
         max_retries: How often to ask again before the first token, if the model is not there.
         canned_delay: Seconds between two tokens of the built-in text, on average.
-        lease: Seconds without a sign of life after which the process that writes an answer is taken
+        lease: Seconds without a heartbeat after which the process that writes an answer is taken
             for dead.
         lifetime: Seconds after which a stream to a browser ends, which then connects again.
     """

@@ -260,7 +260,7 @@ def test_axe__finds_nothing(
 
     tab.page.goto(f"{tab.address}/#{'0' * 24}")
     tab.page.reload()
-    expect(tab.page.get_by_role("alert")).to_contain_text("There is no such conversation")
+    expect(tab.page.get_by_role("alert")).to_contain_text("The conversation does not exist")
     check(tab)
 
 

@@ -350,7 +350,7 @@ def test_stranger__is_told_that_there_is_no_such_conversation(
     tab.expect_end("completed", TEXT)
     stranger = open_tab().open(tab.conversation)
     expect(stranger.page.get_by_role("alert")).to_contain_text(
-        "There is no such conversation, or it is not yours."
+        "The conversation does not exist, or it is not yours."
     )
     assert "secret question" not in stranger.page.content()
     shoot(stranger, "not-yours")

@@ -36,7 +36,7 @@ async def start(converse: Converse, **options: Any) -> Message:
 
 
 async def die(converse: Converse, message: Message, *words: str) -> None:
-    """Writes some words as a writer that then gives no sign of life any more."""
+    """Writes some words as a writer that then gives no heartbeat any more."""
     store = converse.message_model.store()
     await store.leases.acquire(message._own_key())
     for word in words:
@@ -577,7 +577,7 @@ async def test_orphan__is_ended_at_the_second_look(facade: Facade, looks: Looks)
     assert (await converse.get_message(message.id)).is_failed
 
 
-@pytest.mark.parametrize("what", ["a call fails", "a sign of life", "another writer"])
+@pytest.mark.parametrize("what", ["a call fails", "a heartbeat", "another writer"])
 async def test_orphan__is_looked_at_anew_after(facade: Facade, looks: Looks, what: str) -> None:
     converse = await facade(change_streams=False, poll_interval=3600, lease=0.3, idle_timeout=0.3)
     message = await start(converse)
@@ -592,7 +592,7 @@ async def test_orphan__is_looked_at_anew_after(facade: Facade, looks: Looks, wha
     if what == "a call fails":
         trouble.left = 1
         await other.append_chunk("of another message")
-    elif what == "a sign of life":
+    elif what == "a heartbeat":
         await message.append_chunk(" and more")
     else:
         await store.leases.take_over(message._own_key())

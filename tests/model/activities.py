@@ -167,7 +167,7 @@ def _claim(simulation: Simulation, process: Process, kind: str) -> Operation:
 
 
 def renew(simulation: Simulation, process: Process) -> Operation:
-    """Gives a sign of life."""
+    """Sends a heartbeat."""
     lease = _lease_of(simulation, process)
     key = process.key
 

@@ -63,7 +63,7 @@ class View:
     due: datetime | None
     revision: int
     signs: int = 0
-    """How many signs of life were given so far, to it and to those that had its id before."""
+    """How many heartbeats were given so far, to it and to those that had its id before."""
     last_sign: datetime | None = None
 
     @property
@@ -73,7 +73,7 @@ class View:
 
     @property
     def expired(self) -> bool:
-        """Whether there was no sign of life for too long."""
+        """Whether there was no heartbeat for too long."""
         if self.ended or self.last_sign is None or self.duration is None:
             return False
         return CLOCK.now > self.last_sign + timedelta(seconds=self.duration)
@@ -277,11 +277,11 @@ class Contract:
 
     def _judge_settling(self, operation: Operation, before: View, after: View) -> None:
         if after.epoch <= before.epoch:
-            broken("A writer that is taken for dead is told", operation)
+            broken("A writer that is presumed dead is told", operation)
         nobody_listens = operation.kind == "stop" and before.holder is None
         if not nobody_listens:
             if operation.looked != before.signs:
-                broken("No writer is taken for dead that gave a sign of life", operation)
+                broken("No writer is presumed dead that sent a heartbeat", operation)
             if not before.expired:
                 broken("No lease is cut short", operation, before, CLOCK.now)
         if before.stop[0] and after.status != "cancelled":

@@ -91,8 +91,8 @@ class Operation:
         began: When it began.
         safe_before: What was safe when it began.
         deletions: How many messages had been deleted when it began.
-        orphaned: How many signs of life there were, if it began when the lease had run out.
-        looked: How many signs of life there were when it last looked.
+        orphaned: How many heartbeats there were, if it began when the lease had run out.
+        looked: How many heartbeats there were when it last looked.
         troubles: How many of its calls went wrong.
         queued: Whether another one of its process was making room when it ended.
         interrupted: Whether it was cancelled, and is to go on all the same.

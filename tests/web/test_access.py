@@ -79,9 +79,7 @@ async def test_stranger__sees_what_is_not_there(site: Site, method: str, path: s
     malformed = await send(site, method, path, "none", "none", STRANGER)
     for answer in (refused, absent, malformed):
         assert answer.status_code == 404
-        assert answer.json() == {
-            "error": {"code": "not_found", "message": "There is no such thing."}
-        }
+        assert answer.json() == {"error": {"code": "not_found", "message": "Not found."}}
         assert dict(answer.headers, date="") == dict(absent.headers, date="")
     assert await everything(site) == before
     assert site.converse.statistics().watchers == 0

@@ -36,7 +36,7 @@ export function eventParser(onEvent, onRetry = () => {}) {
       return;
     }
     const colon = text.indexOf(":");
-    if (colon === 0) return; // a comment: a sign of life
+    if (colon === 0) return; // a comment: a heartbeat
     const name = colon < 0 ? text : text.slice(0, colon);
     const value = colon < 0 ? "" : text.slice(colon + (text[colon + 1] === " " ? 2 : 1));
     if (name === "data") data.push(value);

@@ -427,7 +427,7 @@ async function request(path, options = {}) {
 
 function sentence(error) {
   if (error instanceof ConverseError && error.status === 404) {
-    return "There is no such conversation, or it is not yours.";
+    return "The conversation does not exist, or it is not yours.";
   }
   if (error instanceof ConverseError) return error.message;
   return "The conversation could not be loaded. Reload the page to try again.";

@@ -933,7 +933,7 @@ test("a stream that ended in order is no error, and is connected again", async (
 test("a conversation that is not there any more is an error, and is left alone", async () => {
   service.say("one");
   const { conversation } = await follow();
-  service.next("events", refuse(404, "not_found", "There is no such thing."));
+  service.next("events", refuse(404, "not_found", "Not found."));
   service.breakStreams();
   const snapshot = await shown(conversation, ({ status }) => status === "error");
   assert.ok(snapshot.error instanceof ConverseError);

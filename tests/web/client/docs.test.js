@@ -283,10 +283,10 @@ test("the component shows a conversation, and does what its user wants", async (
   await drawn(() => !button("Send again") && items().length === 4);
   assert.deepEqual(items(), ["question", "whole", "more", ""]);
 
-  service.next("events", refuse(404, "not_found", "There is no such thing."));
+  service.next("events", refuse(404, "not_found", "Not found."));
   service.breakStreams();
   await drawn(() => container.querySelector('[role="alert"]'));
-  assert.equal(container.textContent, "There is no such thing.");
+  assert.equal(container.textContent, "Not found.");
 });
 
 test("the component shows one answer", async () => {

@@ -61,7 +61,7 @@ export function refuse(status, code = "refused", message = `Refused: ${status}.`
   return json({ error: { code, message } }, status, headers);
 }
 
-const NOT_FOUND = refuse(404, "not_found", "There is no such thing.");
+const NOT_FOUND = refuse(404, "not_found", "Not found.");
 
 /** Breaks the connection off. */
 export function drop(response) {

@@ -138,13 +138,13 @@ test("Retry-After is waited for", async () => {
 
 test("what is not there is not asked for again", async () => {
   const { url, requests } = await serve(
-    refuse(404, { error: { code: "not_found", message: "There is no such thing." } }),
+    refuse(404, { error: { code: "not_found", message: "Not found." } }),
   );
   const { watch, states } = collect(url, 1);
   const error = await watch.closed;
   assert.ok(error instanceof ConverseError);
   assert.deepEqual([error.status, error.code], [404, "not_found"]);
-  assert.equal(error.message, "There is no such thing.");
+  assert.equal(error.message, "Not found.");
   assert.deepEqual(states.at(-1), ["closed", error]);
   assert.equal(requests.length, 1);
 });
@@ -171,7 +171,7 @@ test("a message is watched to its end", async () => {
   assert.equal(requests[0].url, `/api/conversations/${ID}/messages/m/events`);
 });
 
-test("a connection without a sign of life is taken for dead", async () => {
+test("a connection without a heartbeat is presumed dead", async () => {
   const { url, requests } = await serve((response, request) =>
     stream([after(request) === "a" ? "b" : "a"], "stay")(response),
   );
@@ -322,7 +322,7 @@ test("it waits longer and longer, and begins anew once all is well", async () =>
   assert.deepEqual(waits, [200, 400, 800, 2, 4]);
 });
 
-test("each sign of life tells that the connection lives", async () => {
+test("each heartbeat tells that the connection lives", async () => {
   let write;
   const { url } = await serve((response) => {
     stream(["a"], "stay")(response);

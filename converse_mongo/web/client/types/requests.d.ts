@@ -75,8 +75,8 @@ export const DEFAULT_SILENCE: 45000;
  *     function is called for each.
  * @property {RequestCredentials} [credentials] By default "same-origin".
  * @property {typeof globalThis.fetch} [fetch]
- * @property {number} [silence] Milliseconds without a sign of life after which a connection is
- *     taken for dead; by default 45,000. The server gives a sign every 15 seconds.
+ * @property {number} [silence] Milliseconds without a heartbeat after which a connection is
+ *     presumed dead; by default 45,000. The server gives a sign every 15 seconds.
  * @property {number} [retry] Milliseconds: what waiting between tries begins with, until the
  *     server says otherwise; by default 2,000. The first wait is at most a quarter of it.
  */
@@ -131,8 +131,8 @@ export type RequestOptions = {
     credentials?: RequestCredentials | undefined;
     fetch?: typeof fetch | undefined;
     /**
-     * Milliseconds without a sign of life after which a connection is
-     * taken for dead; by default 45,000. The server gives a sign every 15 seconds.
+     * Milliseconds without a heartbeat after which a connection is
+     * presumed dead; by default 45,000. The server gives a sign every 15 seconds.
      */
     silence?: number | undefined;
     /**
