@@ -37,9 +37,8 @@ class Event:
     Attributes:
         conversation_id: The conversation it happened in.
         cursor: Where ``watch_conversation`` stood behind this event: pass it as ``after`` to go on
-            from there, in any process. ``None`` in handlers and in ``watch_message``, where the
-            cursor is the sequence of the chunk; and in ``watch_owner`` with events of the
-            conversation itself.
+            from there, in any process. ``None`` in handlers, in ``watch_owner``, and in
+            ``watch_message``, where the cursor is the sequence of the chunk.
     """
 
     type: ClassVar[str] = "event"
@@ -182,6 +181,6 @@ MessageEvent: TypeAlias = ChunkReceived | FinalEvent
 ConversationEvent: TypeAlias = MessageCreated | ChunkReceived | MessageUpdated | FinalEvent
 """What ``watch_conversation`` yields."""
 OwnerEvent: TypeAlias = (
-    ConversationCreated | ConversationUpdated | ConversationDeleted | ConversationEvent
+    ConversationCreated | ConversationUpdated | ConversationDeleted | MessageCreated | FinalEvent
 )
 """What ``watch_owner`` yields."""

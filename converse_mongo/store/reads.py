@@ -72,6 +72,13 @@ class MessageRow:
     state: MessageHeader
     content: str
 
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "MessageRow":
+        """The message in a document."""
+        state = MessageHeader.from_stored(stored)
+        # The text of a stream comes in its chunks; "created" tells only of a text there then.
+        return cls(state, "" if state.streamed else stored.get("content") or "")
+
 
 @dataclass(frozen=True, slots=True)
 class Saved:
@@ -565,7 +572,9 @@ class Reader:
         """Up to ``limit`` messages at the positions from ``start`` to before ``stop``, in order."""
         match = {"conversation_id": conversation_id, "position": {"$gte": start, "$lt": stop}}
         cursor = self.messages.find(match, {**HEADER, "content": 1}).sort([("position", 1)])
-        return [_row(stored) for stored in await cursor.limit(limit).to_list(limit)]
+        return [
+            MessageRow.from_stored(stored) for stored in await cursor.limit(limit).to_list(limit)
+        ]
 
     async def having(self, places: Mapping[int, Sequence[ObjectId]]) -> set[ObjectId]:
         """Which conversations, given by position, have a message at that position."""
@@ -606,9 +615,3 @@ def _chunks(
 ) -> list[MessageChunk]:
     stop = None if limit is None else start + limit
     return [MessageChunk.from_stored(chunk) for chunk in (stored.get("chunks") or ())[start:stop]]
-
-
-def _row(stored: Mapping[str, Any]) -> MessageRow:
-    state = MessageHeader.from_stored(stored)
-    # The text of a stream comes in its chunks; "created" tells only of a text that was there then.
-    return MessageRow(state, "" if state.streamed else stored.get("content") or "")

@@ -20,7 +20,6 @@ from converse_mongo.domain.events import (
     MessageCreated,
     MessageUpdated,
 )
-from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.driver.servers import Mark
 from converse_mongo.store.reads import (
     Counters,
@@ -44,7 +43,7 @@ from converse_mongo.watching.topics import (
     run_from,
 )
 
-__all__ = ["ConversationTopic", "Routes"]
+__all__ = ["ConversationTopic", "Routes", "message_created"]
 
 ROWS_PER_READ = 64
 SAVES_KNOWN = 256
@@ -261,9 +260,7 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
         if position > self._known.end or hint.document.get("next_sequence"):
             self.mark_stale()
             return
-        state = MessageHeader.from_stored(hint.document)
-        row = MessageRow(state, "" if state.streamed else hint.document.get("content") or "")
-        self._put(*_created(self._known, row))
+        self._put(*_created(self._known, MessageRow.from_stored(hint.document)))
 
     def _apply_appended(self, hint: Updated) -> None:
         position = self.open[hint.message_id]
@@ -503,9 +500,14 @@ def _position(document: Mapping[str, Any]) -> int:
 
 
 def _created(cursor: ConversationCursor, row: MessageRow) -> Step:
+    cursor = cursor.created(row.state.streamed)
+    return message_created(row, str(cursor)), cursor
+
+
+def message_created(row: MessageRow, cursor: str | None = None) -> MessageCreated:
+    """The event that a message was added."""
     state = row.state
-    cursor = cursor.created(state.streamed)
-    event = MessageCreated(
+    return MessageCreated(
         conversation_id=state.conversation_id,
         message_id=state.message_id,
         position=state.position,
@@ -514,9 +516,8 @@ def _created(cursor: ConversationCursor, row: MessageRow) -> Step:
         content=row.content,
         metadata=state.metadata,
         created_at=state.created_at,
-        cursor=str(cursor),
+        cursor=cursor,
     )
-    return event, cursor
 
 
 def _appended(

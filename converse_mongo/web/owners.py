@@ -25,7 +25,6 @@ OwnerOf: TypeAlias = Callable[[HTTPConnection], Named | Awaitable[Named]]
 
 OPENED = "stream.opened"
 MAX_KNOWN = 256
-_SWITCH = {None: True, "true": True, "false": False}
 
 
 class OwnerEndpoint:
@@ -38,10 +37,9 @@ class OwnerEndpoint:
     @answer_errors
     async def events(self, request: Request) -> Response:
         """GET: the stream of the user, which has no end of its own and begins with what comes."""
-        chunks = _SWITCH.get(request.query_params.get("chunks"))
-        if chunks is None:
-            raise RequestError("chunks must be true or false.")
-        watcher = self._context.converse.watch_owner(await self._owner_of(request), chunks=chunks)
+        if request.query_params.get("chunks", "false") != "false":
+            raise RequestError("This stream has no chunks: follow the stream of a conversation.")
+        watcher = self._context.converse.watch_owner(await self._owner_of(request))
         await watcher.__aenter__()
         visibility, presenter = _OwnerVisibility(self._context, request), self._context.presenter
 
@@ -54,8 +52,7 @@ class OwnerEndpoint:
             # From here on nothing is missed: now is the time to list.
             yield ServerSentEvent(to_json({"type": OPENED}), event=OPENED, sep="\n")
             async for event in until_cut(shown()):
-                fields = {**presenter.event(event), "cursor": event.cursor}
-                yield ServerSentEvent(to_json(fields), event=event.type, sep="\n")
+                yield ServerSentEvent(to_json(presenter.event(event)), event=event.type, sep="\n")
 
         return EventStream(watcher, events, self._context.streams)
 
