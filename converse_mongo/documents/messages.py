@@ -41,6 +41,10 @@ CHUNKS_PER_READ = 8 * PAGE_CHUNKS
 
 SUPERSEDED_INDEXES = {
     "conversation_revision": [("conversation_id", 1), ("revision", 1)],
+    "conversation_saves": [
+        *[("conversation_id", 1), ("save_mark", 1)],
+        *[("_id", 1), ("revision", 1), ("position", 1)],
+    ],
     "streaming": [("status", 1)],
     "compact_at": [("compact_at", 1)],
 }
@@ -130,8 +134,9 @@ class Message(StreamingMessage, Document):
                     ("_id", ASCENDING),
                     ("revision", ASCENDING),
                     ("position", ASCENDING),
+                    ("role", ASCENDING),
                 ],
-                name="conversation_saves",
+                name="conversation_saves_role",
                 partialFilterExpression={"save_mark": {"$gt": FIRST_MARK}},
             ),
             # What streams anywhere, for who looks for orphans. No append changes it.
@@ -255,7 +260,8 @@ class Message(StreamingMessage, Document):
                 )
             update = updates.save(changes.assign, changes.remove, saved_at)
             self.revision = await store.saves.save_message(
-                self._own_key(), updates.mark_edited(update, self.conversation_id, saved_at)
+                self._own_key(),
+                updates.mark_edited(update, self.conversation_id, self.role, saved_at),
             )
             self.updated_at = saved_at
             self._remember()

@@ -78,6 +78,7 @@ class StoredMessage(StoredDocument):
         "id": "MongoDB ids never change",
         "conversation_id": "a message stays in its conversation",
         "position": "the order of messages is given once",
+        "role": "it was given once",
         "status": "use complete_streaming, fail_streaming or cancel_streaming",
         "chunks": "use append_chunk",
         "next_sequence": "use append_chunk",
@@ -238,6 +239,7 @@ class StoredMessage(StoredDocument):
             if store.session is None:
                 private["_queue"] = queue
         fields = self.__dict__
+        queue.role = fields["role"]
         queue.learn(fields["next_sequence"], fields["page_start"], fields["chunk_bytes"])
         return queue
 

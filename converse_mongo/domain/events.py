@@ -120,6 +120,7 @@ class ChunkReceived(Event):
     type: ClassVar[str] = "chunk.received"
 
     message_id: ObjectId
+    role: MessageRole
     chunk: MessageChunk
 
 
@@ -134,6 +135,7 @@ class MessageUpdated(Event):
     type: ClassVar[str] = "message.updated"
 
     message_id: ObjectId
+    role: MessageRole
     revision: int
 
 
@@ -144,6 +146,7 @@ class MessageCompleted(Event):
     type: ClassVar[str] = "message.completed"
 
     message_id: ObjectId
+    role: MessageRole
     chunk_count: int
     metadata: Mapping[str, Any] = field(hash=False)
     completed_at: datetime
@@ -156,6 +159,7 @@ class MessageFailed(Event):
     type: ClassVar[str] = "message.failed"
 
     message_id: ObjectId
+    role: MessageRole
     chunk_count: int
     metadata: Mapping[str, Any] = field(hash=False)
     completed_at: datetime
@@ -169,6 +173,7 @@ class MessageCancelled(Event):
     type: ClassVar[str] = "message.cancelled"
 
     message_id: ObjectId
+    role: MessageRole
     chunk_count: int
     metadata: Mapping[str, Any] = field(hash=False)
     completed_at: datetime

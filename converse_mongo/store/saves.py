@@ -14,6 +14,7 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.events import MessageUpdated
 from converse_mongo.domain.summaries import SUMMARY, ConversationSummary
+from converse_mongo.domain.types import MessageRole
 from converse_mongo.driver import servers
 from converse_mongo.driver.collections import Collection
 from converse_mongo.driver.failures import is_too_large
@@ -86,13 +87,16 @@ class Saves:
             if is_too_large(error):
                 raise MessageTooLargeError(message_id) from error
             raise
-        stored: Any = await call(messages.find_one, key, {"revision": 1})
+        stored: Any = await call(messages.find_one, key, {"revision": 1, "role": 1})
         if stored is None:
             raise MessageNotFoundError(message_id)
         revision: int = stored["revision"]
         await self._collections.handlers.publish(
             MessageUpdated(
-                conversation_id=key["conversation_id"], message_id=message_id, revision=revision
+                conversation_id=key["conversation_id"],
+                message_id=message_id,
+                role=MessageRole(stored["role"]),
+                revision=revision,
             )
         )
         return revision

@@ -39,13 +39,13 @@ const STEADY = 30_000;
  * @typedef {object} InMessage
  * @property {string} conversation_id
  * @property {string} message_id
+ * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
  */
 
 /**
  * @typedef {object} Created
  * @property {"message.created"} type
  * @property {number} position
- * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
  * @property {boolean} streaming
  * @property {string} content Empty if it streams.
  * @property {Record<string, unknown>} metadata

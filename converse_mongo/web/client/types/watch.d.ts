@@ -11,12 +11,12 @@
  * @typedef {object} InMessage
  * @property {string} conversation_id
  * @property {string} message_id
+ * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
  */
 /**
  * @typedef {object} Created
  * @property {"message.created"} type
  * @property {number} position
- * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
  * @property {boolean} streaming
  * @property {string} content Empty if it streams.
  * @property {Record<string, unknown>} metadata
@@ -135,11 +135,11 @@ export type Chunk = {
 export type InMessage = {
     conversation_id: string;
     message_id: string;
+    role: "system" | "user" | "assistant" | "tool_call" | "tool_result";
 };
 export type Created = {
     type: "message.created";
     position: number;
-    role: "system" | "user" | "assistant" | "tool_call" | "tool_result";
     streaming: boolean;
     /**
      * Empty if it streams.
