@@ -592,28 +592,33 @@ class Converse:
             ConversationCursor.parse(after, key)
         return Watcher(hub, Hub.join_conversation, key, after)
 
-    def watch_owner(self, owner: "tuple[str, Any] | Owner", *, chunks: bool = True) -> OwnerWatcher:
+    def watch_owner(
+        self, owner: "tuple[str, Any] | Owner", *, chunks: bool = False
+    ) -> OwnerWatcher:
         """Watches all conversations of an owner from now on, without an end.
 
-        It tells of conversations that are started, saved and deleted, and of all that is said in
-        them. It has no cursor of its own: attach, then list :meth:`conversations`, and what is in
-        neither of the two has not happened. To be exact across a pause as well, watch a
-        conversation from the ``cursor`` of its last event.
+        It tells what a live list shows: conversations that are started, saved and deleted, and
+        messages that are added and end. It has no cursor: attach, then list :meth:`conversations`,
+        and what is in neither of the two has not happened.
 
         Args:
             owner: Whose: a type and an id, such as ``("user", "42")``.
-            chunks: ``False`` leaves out :class:`ChunkReceived`, for a list of conversations that
-                wants to know only what begins and ends.
+            chunks: Only ``False``: watch a conversation for its chunks.
 
         Returns:
             An asynchronous iterator, see :class:`OwnerWatcher`: of :class:`ConversationCreated`,
-            :class:`ConversationUpdated` and :class:`ConversationDeleted`, and of all that
-            :meth:`watch_conversation` yields.
+            :class:`ConversationUpdated`, :class:`ConversationDeleted`, :class:`MessageCreated`,
+            :class:`MessageCompleted`, :class:`MessageFailed` and :class:`MessageCancelled`.
 
         Raises:
-            InvalidInputError: The owner is not a pair of a type and an id.
+            InvalidInputError: The owner is not a pair of a type and an id, or ``chunks`` is true.
         """
-        return OwnerWatcher(self._open_parts.hub, check_owner(owner).pair, chunks=chunks)
+        if chunks:
+            raise InvalidInputError(
+                f"chunks={chunks!r}: watch_owner tells of no chunks. Watch each conversation whose "
+                "text is shown with watch_conversation."
+            )
+        return OwnerWatcher(self._open_parts.hub, check_owner(owner).pair)
 
     @property
     def _open_parts(self) -> "_Parts":

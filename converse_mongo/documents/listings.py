@@ -226,7 +226,7 @@ async def _stored_cursor(reader: Reader, conversation_id: ObjectId) -> Conversat
     )
     end = last["position"] + 1 if last else 0
     streaming = await reader.streaming(conversation_id, end)
-    opened = {position: sequence for position, (_, sequence) in streaming.items()}
+    opened = {position: sequence for position, (_, sequence, _) in streaming.items()}
     return ConversationCursor(conversation_id, end, opened)
 
 

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 from beanie import Document, PydanticObjectId
@@ -59,6 +60,10 @@ CHUNKS_PER_READ = 8 * PAGE_CHUNKS
 
 SUPERSEDED_INDEXES = {
     "conversation_revision": [("conversation_id", 1), ("revision", 1)],
+    "conversation_saves": [
+        *[("conversation_id", 1), ("save_mark", 1)],
+        *[("_id", 1), ("revision", 1), ("position", 1)],
+    ],
     "streaming": [("status", 1)],
     "compact_at": [("compact_at", 1)],
 }
@@ -128,6 +133,7 @@ class Message(StoredDocument, Document):
         "id": "MongoDB ids never change",
         "conversation_id": "a message stays in its conversation",
         "position": "the order of messages is given once",
+        "role": "it was given once",
         "status": "use complete_streaming, fail_streaming or cancel_streaming",
         "chunks": "use append_chunk",
         "next_sequence": "use append_chunk",
@@ -182,8 +188,9 @@ class Message(StoredDocument, Document):
                     ("_id", ASCENDING),
                     ("revision", ASCENDING),
                     ("position", ASCENDING),
+                    ("role", ASCENDING),
                 ],
-                name="conversation_saves",
+                name="conversation_saves_role",
                 partialFilterExpression={"save_mark": {"$gt": FIRST_MARK}},
             ),
             # What streams anywhere, for who looks for orphans. No append changes it.
@@ -313,7 +320,7 @@ class Message(StoredDocument, Document):
             InvalidInputError: A changed field cannot be stored.
             MessageNotFoundError: The message does not exist.
         """
-        return await self._save(self.store().saves.save_message)
+        return await self._save(partial(self.store().saves.save_message, role=self.role))
 
     async def insert(self, **_kwargs: Any) -> Self:
         """Adds the message at the end of its conversation.
@@ -710,6 +717,7 @@ class Message(StoredDocument, Document):
             if store.session is None:
                 own_writes.queue = queue
         fields = self.__dict__
+        queue.role = fields["role"]
         queue.learn(fields["next_sequence"], fields["page_start"], fields["chunk_bytes"])
         return queue
 

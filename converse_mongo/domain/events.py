@@ -37,9 +37,8 @@ class Event:
     Attributes:
         conversation_id: The conversation it happened in.
         cursor: Where ``watch_conversation`` stood behind this event: pass it as ``after`` to go on
-            from there, in any process. ``None`` in handlers and in ``watch_message``, where the
-            cursor is the sequence of the chunk; and in ``watch_owner`` with events of the
-            conversation itself.
+            from there, in any process. ``None`` in handlers, in ``watch_owner``, and in
+            ``watch_message``, where the cursor is the sequence of the chunk.
     """
 
     type: ClassVar[str] = "event"
@@ -121,6 +120,7 @@ class ChunkReceived(Event):
     type: ClassVar[str] = "chunk.received"
 
     message_id: ObjectId
+    role: MessageRole
     chunk: MessageChunk
 
 
@@ -135,6 +135,7 @@ class MessageUpdated(Event):
     type: ClassVar[str] = "message.updated"
 
     message_id: ObjectId
+    role: MessageRole
     revision: int
 
 
@@ -145,6 +146,7 @@ class MessageCompleted(Event):
     type: ClassVar[str] = "message.completed"
 
     message_id: ObjectId
+    role: MessageRole
     chunk_count: int
     metadata: Mapping[str, Any] = field(hash=False)
     completed_at: datetime
@@ -157,6 +159,7 @@ class MessageFailed(Event):
     type: ClassVar[str] = "message.failed"
 
     message_id: ObjectId
+    role: MessageRole
     chunk_count: int
     metadata: Mapping[str, Any] = field(hash=False)
     completed_at: datetime
@@ -170,6 +173,7 @@ class MessageCancelled(Event):
     type: ClassVar[str] = "message.cancelled"
 
     message_id: ObjectId
+    role: MessageRole
     chunk_count: int
     metadata: Mapping[str, Any] = field(hash=False)
     completed_at: datetime
@@ -182,6 +186,6 @@ MessageEvent: TypeAlias = ChunkReceived | FinalEvent
 ConversationEvent: TypeAlias = MessageCreated | ChunkReceived | MessageUpdated | FinalEvent
 """What ``watch_conversation`` yields."""
 OwnerEvent: TypeAlias = (
-    ConversationCreated | ConversationUpdated | ConversationDeleted | ConversationEvent
+    ConversationCreated | ConversationUpdated | ConversationDeleted | MessageCreated | FinalEvent
 )
 """What ``watch_owner`` yields."""

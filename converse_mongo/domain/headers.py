@@ -124,6 +124,7 @@ class MessageHeader:
         return ChunkReceived(
             conversation_id=self.conversation_id,
             message_id=self.message_id,
+            role=self.role,
             chunk=chunk,
             cursor=cursor,
         )
@@ -136,6 +137,7 @@ class MessageHeader:
         common: dict[str, Any] = {
             "conversation_id": self.conversation_id,
             "message_id": self.message_id,
+            "role": self.role,
             "chunk_count": self.next_sequence,
             "metadata": metadata,
             "completed_at": self.completed_at or self.created_at,

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from bson import ObjectId
 
 from converse_mongo.domain.chunks import aware
-from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.events import ConversationCreated, ConversationUpdated
 from converse_mongo.domain.metadata import restored
 from converse_mongo.domain.owners import OwnerKey, owner_key
@@ -80,7 +79,6 @@ class ConversationSummary:
             owner=self.owner,
             metadata=self.metadata,
             created_at=self.created_at,
-            cursor=str(ConversationCursor(self.conversation_id)),
         )
 
     def updated(self) -> ConversationUpdated:

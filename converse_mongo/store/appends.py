@@ -22,7 +22,7 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.events import ChunkReceived
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES, now
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
@@ -154,7 +154,10 @@ class Appends:
             for chunk in chunks:
                 await handlers.publish(
                     ChunkReceived(
-                        conversation_id=key["conversation_id"], message_id=key["_id"], chunk=chunk
+                        conversation_id=key["conversation_id"],
+                        message_id=key["_id"],
+                        role=cast(MessageRole, queue.role),
+                        chunk=chunk,
                     )
                 )
         return chunks

@@ -12,6 +12,7 @@ from bson import ObjectId
 
 from converse_mongo.domain.errors import ConverseClosedError, InvalidMetadataError
 from converse_mongo.domain.metadata import is_addressable
+from converse_mongo.domain.types import MessageRole
 from converse_mongo.driver import collections, retry
 from converse_mongo.driver.collections import Collection
 from converse_mongo.store.handlers import Handlers
@@ -57,6 +58,7 @@ class WriteQueue:
         next_sequence: The sequence that the message is thought to expect.
         page_start: The sequence of the first chunk that it is thought to embed.
         live_bytes: What its embedded chunks are thought to take.
+        role: Who speaks in the message.
         sealing: Whether somebody moves its chunks to a page right now.
         failed_seals: How often in a row that had no effect.
         next_seal: When to try it again, by the clock of this process.
@@ -70,6 +72,7 @@ class WriteQueue:
         "next_seal",
         "next_sequence",
         "page_start",
+        "role",
         "sealing",
     )
 
@@ -81,6 +84,7 @@ class WriteQueue:
         self.next_sequence = 0
         self.page_start = 0
         self.live_bytes = 0
+        self.role: MessageRole | None = None
         self.sealing = False
         self.failed_seals = 0
         self.next_seal = 0.0

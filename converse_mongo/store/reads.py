@@ -18,7 +18,7 @@ from converse_mongo.domain.headers import (
 )
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.lengths import expand
-from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import EPOCH, PAGE_CHUNKS
 from converse_mongo.driver import collections, servers
 from converse_mongo.driver.collections import Collection
@@ -37,8 +37,8 @@ MERGED_CHUNKS_PER_READ = 8192
 USUAL_PAGE = 2 * PAGE_CHUNKS
 """More chunks are in a page only where moving them failed for a while."""
 
-SAVE = {"conversation_id": 1, "save_mark": 1, "revision": 1, "position": 1}
-"""The projection of all that a :class:`Saved` holds; the index ``conversation_saves`` has it."""
+SAVE = {"conversation_id": 1, "save_mark": 1, "revision": 1, "position": 1, "role": 1}
+"""The projection of all that a :class:`Saved` holds: ``conversation_saves_role`` covers it."""
 
 Collections: TypeAlias = tuple[Collection, Collection, Collection]
 
@@ -72,6 +72,13 @@ class MessageRow:
     state: MessageHeader
     content: str
 
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "MessageRow":
+        """The message in a document."""
+        state = MessageHeader.from_stored(stored)
+        # The text of a stream comes in its chunks; "created" tells only of a text there then.
+        return cls(state, "" if state.streamed else stored.get("content") or "")
+
 
 @dataclass(frozen=True, slots=True)
 class Saved:
@@ -79,6 +86,7 @@ class Saved:
 
     conversation_id: ObjectId
     message_id: ObjectId
+    role: MessageRole
     revision: int
     position: int
     mark: Mark
@@ -89,6 +97,7 @@ class Saved:
         return cls(
             stored["conversation_id"],
             stored["_id"],
+            MessageRole(stored["role"]),
             stored.get("revision", 0),
             stored.get("position", 0),
             stored["save_mark"],
@@ -561,16 +570,20 @@ class Reader:
 
     async def streaming(
         self, conversation_id: ObjectId, before: int
-    ) -> dict[int, tuple[ObjectId, int]]:
-        """Position to (id, next sequence) of the streaming messages before a position."""
+    ) -> dict[int, tuple[ObjectId, int, MessageRole]]:
+        """Position to (id, next sequence, role) of the streaming messages before a position."""
         match = {
             "conversation_id": conversation_id,
             "status": MessageStatus.STREAMING.value,
             "position": {"$lt": before},
         }
         return {
-            stored["position"]: (stored["_id"], stored["next_sequence"])
-            async for stored in self.messages.find(match, {**COUNTERS, "position": 1})
+            stored["position"]: (
+                stored["_id"],
+                stored["next_sequence"],
+                MessageRole(stored["role"]),
+            )
+            async for stored in self.messages.find(match, {**COUNTERS, "position": 1, "role": 1})
         }
 
     async def rows(
@@ -579,7 +592,9 @@ class Reader:
         """Up to ``limit`` messages at the positions from ``start`` to before ``stop``, in order."""
         match = {"conversation_id": conversation_id, "position": {"$gte": start, "$lt": stop}}
         cursor = self.messages.find(match, {**HEADER, "content": 1}).sort([("position", 1)])
-        return [_row(stored) for stored in await cursor.limit(limit).to_list(limit)]
+        return [
+            MessageRow.from_stored(stored) for stored in await cursor.limit(limit).to_list(limit)
+        ]
 
     async def having(self, places: Mapping[int, Sequence[ObjectId]]) -> set[ObjectId]:
         """Which conversations, given by position, have a message at that position."""
@@ -620,9 +635,3 @@ def _chunks(
 ) -> list[MessageChunk]:
     stop = None if limit is None else start + limit
     return [MessageChunk.from_stored(chunk) for chunk in (stored.get("chunks") or ())[start:stop]]
-
-
-def _row(stored: Mapping[str, Any]) -> MessageRow:
-    state = MessageHeader.from_stored(stored)
-    # The text of a stream comes in its chunks; "created" tells only of a text that was there then.
-    return MessageRow(state, "" if state.streamed else stored.get("content") or "")

@@ -16,6 +16,7 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.events import MessageUpdated
 from converse_mongo.domain.metadata import is_addressable
 from converse_mongo.domain.summaries import SUMMARY, ConversationSummary
+from converse_mongo.domain.types import MessageRole
 from converse_mongo.driver import servers
 from converse_mongo.driver.collections import Collection
 from converse_mongo.driver.deadlines import bounded
@@ -98,7 +99,12 @@ class Saves:
         return saved.revision
 
     async def save_message(
-        self, key: Mapping[str, Any], changes: Changes, saved_at: datetime
+        self,
+        key: Mapping[str, Any],
+        changes: Changes,
+        saved_at: datetime,
+        *,
+        role: MessageRole,
     ) -> int:
         """Stores changes of a message, and returns the revision that it then has.
 
@@ -109,7 +115,7 @@ class Saves:
         messages = self._collections.messages
         await self._save_unaddressable(messages, key, changes)
         update = updates.save(changes.assign, changes.remove, saved_at)
-        update = updates.mark_edited(update, conversation_id, saved_at)
+        update = updates.mark_edited(update, conversation_id, role, saved_at)
         update = updates.mark_saved(update, servers.mark_type(messages))
         call = partial(self._collections.call, what=f"save message {message_id}")
         try:
@@ -124,7 +130,10 @@ class Saves:
         revision: int = stored["revision"]
         await self._collections.handlers.publish(
             MessageUpdated(
-                conversation_id=conversation_id, message_id=message_id, revision=revision
+                conversation_id=conversation_id,
+                message_id=message_id,
+                role=role,
+                revision=revision,
             )
         )
         return revision

@@ -15,7 +15,7 @@ from converse_mongo.domain.chunks import MessageChunk, StoredChunk, text_of
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.lengths import encode_lengths
 from converse_mongo.domain.metadata import is_addressable, storable
-from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES
 
 __all__ = [
@@ -403,9 +403,15 @@ def _merge(name: str, assigned: Mapping[str, Any], removed: Sequence[str] = ()) 
     return {"$mergeObjects": [before, *added]}
 
 
-def mark_edited(update: Document, conversation_id: ObjectId, edited_at: datetime) -> Document:
+def mark_edited(
+    update: Document, conversation_id: ObjectId, role: MessageRole, edited_at: datetime
+) -> Document:
     """The same for a message, with what leads a watcher of its conversation to it."""
-    update["$set"]["last_save"] = {"conversation_id": conversation_id, "at": edited_at}
+    update["$set"]["last_save"] = {
+        "conversation_id": conversation_id,
+        "role": role.value,
+        "at": edited_at,
+    }
     return update
 
 

@@ -13,6 +13,7 @@ from bson import ObjectId, Timestamp
 from converse_mongo.domain.chunks import StoredChunk
 from converse_mongo.domain.headers import HEADER
 from converse_mongo.domain.owners import OwnerKey, owner_key
+from converse_mongo.domain.types import MessageRole
 
 __all__ = [
     "SHORTENED",
@@ -143,6 +144,7 @@ class Updated:
         holder: The id that a new writer gave itself, where there is one.
         conversation_id: The conversation, known only when fields of the message were saved.
         revision: How often they were, then.
+        role: Who speaks in the message, where fields were saved; an earlier version does not say.
         time: When, by the server's clock.
     """
 
@@ -154,6 +156,7 @@ class Updated:
     holder: ObjectId | None = None
     conversation_id: ObjectId | None = None
     revision: int = 0
+    role: MessageRole | None = None
     time: Timestamp | None = None
 
 
@@ -247,5 +250,6 @@ def _decode_update(
         holder=fields.get("lease.holder") or (fields.get("lease") or {}).get("holder"),
         conversation_id=save["conversation_id"] if save else None,
         revision=fields.get("revision", 0),
+        role=MessageRole(save["role"]) if save and "role" in save else None,
         time=time,
     )

@@ -20,7 +20,7 @@ from converse_mongo.domain.events import (
     MessageCreated,
     MessageUpdated,
 )
-from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.types import MessageRole
 from converse_mongo.driver.servers import Mark
 from converse_mongo.store.reads import (
     Counters,
@@ -44,7 +44,7 @@ from converse_mongo.watching.topics import (
     run_from,
 )
 
-__all__ = ["ConversationTopic", "Routes"]
+__all__ = ["ConversationTopic", "Routes", "message_created"]
 
 ROWS_PER_READ = 64
 SAVES_KNOWN = 256
@@ -83,11 +83,12 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
         """Where the window is; ``None`` before the first read."""
         self.open: dict[ObjectId, int] = {}
         """Message id to position of the messages that stream, as the window knows them."""
+        self._roles: dict[ObjectId, MessageRole] = {}
         self._routes = routes
         self._forgotten = False
         self._revisions: dict[ObjectId, int] = {}
         self._oldest_save: Mark | None = None
-        self._early_saves: dict[ObjectId, int] = {}
+        self._early_saves: dict[ObjectId, tuple[MessageRole, int]] = {}
         self._told = _Told()
         self._since: dict[ObjectId, Timestamp | None] = {}
         """When the open messages were found: updates before may be of others with the same id."""
@@ -172,21 +173,23 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
     def find_saved(self, save: Saved) -> None:
         """Takes a save that a look at the database found."""
         if self._oldest_save is None or save.mark >= self._oldest_save:
-            self.saved(save.message_id, save.revision, save.position)
+            self.saved(save.message_id, save.role, save.revision, save.position)
 
-    def saved(self, message_id: ObjectId, revision: int, position: int | None = None) -> None:
+    def saved(
+        self, message_id: ObjectId, role: MessageRole, revision: int, position: int | None = None
+    ) -> None:
         """Takes the news that a message of the conversation was saved."""
         if self._revisions.get(message_id, 0) >= revision:
             return
         unread = position is not None and self.cursor is not None and position >= self.cursor.end
         if self.stale or self._held is not None or unread:
             # Its creation may be among what is to be read, and comes first.
-            self._early_saves[message_id] = revision
+            self._early_saves[message_id] = role, revision
             self.mark_stale()
             return
-        self._tell_saved(message_id, revision)
+        self._tell_saved(message_id, role, revision)
 
-    def _tell_saved(self, message_id: ObjectId, revision: int) -> None:
+    def _tell_saved(self, message_id: ObjectId, role: MessageRole, revision: int) -> None:
         if self._revisions.get(message_id, 0) >= revision:
             return
         self._revisions.pop(message_id, None)  # put back as the last to be forgotten
@@ -196,6 +199,7 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
         event = MessageUpdated(
             conversation_id=self.key,
             message_id=message_id,
+            role=role,
             revision=revision,
             cursor=str(self._known),
         )
@@ -225,6 +229,7 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
     def _close(self, message_id: ObjectId) -> None:
         """Has hints of a message not led here any more."""
         self.open.pop(message_id, None)
+        self._roles.pop(message_id, None)
         self._since.pop(message_id, None)
         if self._routes.open.get(message_id) is self:
             del self._routes.open[message_id]
@@ -245,8 +250,8 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
                 told.open[position] = sequence
                 if hint.ended:
                     told.ended.add(position)
-            if hint.conversation_id == self.key:
-                self.saved(hint.message_id, hint.revision)
+            if hint.conversation_id == self.key and hint.role is not None:
+                self.saved(hint.message_id, hint.role, hint.revision)
 
     def _apply(self, hint: MessageHint) -> None:
         if isinstance(hint, Inserted):
@@ -261,23 +266,22 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
         if position > self._known.end or hint.document.get("next_sequence"):
             self.mark_stale()
             return
-        state = MessageHeader.from_stored(hint.document)
-        row = MessageRow(state, "" if state.streamed else hint.document.get("content") or "")
-        self._put(*_created(self._known, row))
+        self._put(*_created(self._known, MessageRow.from_stored(hint.document)))
 
     def _apply_appended(self, hint: Updated) -> None:
         position = self.open[hint.message_id]
         recent = is_after(hint, self._since.get(hint.message_id))
         for stored in hint.chunks if recent else ():
             if stored["sequence"] == self._known.open[position]:
-                chunk = MessageChunk.from_stored(stored)
-                self._put(*_appended(self._known, position, hint.message_id, chunk))
+                chunk, role = MessageChunk.from_stored(stored), self._roles[hint.message_id]
+                self._put(*_appended(self._known, position, hint.message_id, role, chunk))
         if hint.ended or (hint.next_sequence or 0) > self._known.open[position]:
             self.mark_stale()
 
     def _put(self, event: ConversationEvent, cursor: ConversationCursor) -> None:
         if isinstance(event, MessageCreated) and event.streaming:
             self.open[event.message_id] = event.position
+            self._roles[event.message_id] = event.role
             if not self._forgotten:
                 self._routes.open[event.message_id] = self
         elif isinstance(event, FinalEvent) and self.open.get(event.message_id) not in cursor.open:
@@ -312,7 +316,7 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
             target = self._refuse_older(known, target)
         opened = {
             message_id: position
-            for position, (message_id, _) in streaming.items()
+            for position, (message_id, *_) in streaming.items()
             if position in target.open
         }
         if opened.items() - self.open.items():
@@ -331,10 +335,11 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
             self.cursor = target
             self.window.jump(self.window.head)
         self._set_open(opened)
+        self._roles = {message_id: role for message_id, _, role in streaming.values()}
         self._told.forget_all_but(target.open)
         early, self._early_saves = self._early_saves, {}
-        for message_id, revision in early.items():
-            self._tell_saved(message_id, revision)
+        for message_id, save in early.items():
+            self._tell_saved(message_id, *save)
 
     async def _refuse_missing(self) -> NoReturn:
         """Refuses to find no conversation, unless it was told of, or that stands."""
@@ -401,7 +406,7 @@ class ConversationTopic(Topic[ConversationEvent, ConversationCursor]):
         state, chunks = found
         steps: list[Step] = []
         for chunk in run_from(start, chunks):
-            steps.append(_appended(cursor, position, state.message_id, chunk))
+            steps.append(_appended(cursor, position, state.message_id, state.role, chunk))
             cursor = steps[-1][1]
         if stop is None and cursor.open[position] == state.next_sequence:
             if not state.status.is_final:
@@ -490,9 +495,9 @@ class _Told:
 
 
 def _target(
-    conversation_id: ObjectId, end: int, streaming: Mapping[int, tuple[ObjectId, int]]
+    conversation_id: ObjectId, end: int, streaming: Mapping[int, tuple[ObjectId, int, MessageRole]]
 ) -> ConversationCursor:
-    opened = {position: sequence for position, (_, sequence) in streaming.items()}
+    opened = {position: sequence for position, (_, sequence, _) in streaming.items()}
     return ConversationCursor(conversation_id, end, opened)
 
 
@@ -503,9 +508,14 @@ def _position(document: Mapping[str, Any]) -> int:
 
 
 def _created(cursor: ConversationCursor, row: MessageRow) -> Step:
+    cursor = cursor.created(row.state.streamed)
+    return message_created(row, str(cursor)), cursor
+
+
+def message_created(row: MessageRow, cursor: str | None = None) -> MessageCreated:
+    """The event that a message was added."""
     state = row.state
-    cursor = cursor.created(state.streamed)
-    event = MessageCreated(
+    return MessageCreated(
         conversation_id=state.conversation_id,
         message_id=state.message_id,
         position=state.position,
@@ -514,18 +524,22 @@ def _created(cursor: ConversationCursor, row: MessageRow) -> Step:
         content=row.content,
         metadata=state.metadata,
         created_at=state.created_at,
-        cursor=str(cursor),
+        cursor=cursor,
     )
-    return event, cursor
 
 
 def _appended(
-    cursor: ConversationCursor, position: int, message_id: ObjectId, chunk: MessageChunk
+    cursor: ConversationCursor,
+    position: int,
+    message_id: ObjectId,
+    role: MessageRole,
+    chunk: MessageChunk,
 ) -> Step:
     cursor = cursor.appended(position, chunk.sequence + 1)
     event = ChunkReceived(
         conversation_id=cursor.conversation_id,
         message_id=message_id,
+        role=role,
         chunk=chunk,
         cursor=str(cursor),
     )

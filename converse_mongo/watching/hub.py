@@ -163,25 +163,15 @@ class Hub:
 
     def join_message(self, message_id: ObjectId) -> MessageTopic:
         """The topic of a message, with one more watcher; :meth:`leave` it in the end."""
-        topic = self._join(self._registry.message(message_id))
-        self._check_soon(topic)
-        return topic
+        return self._join(self._registry.message(message_id))
 
     def join_conversation(self, conversation_id: ObjectId) -> ConversationTopic:
         """The topic of a conversation, with one more watcher; :meth:`leave` it in the end."""
-        topic = self._join(self._registry.conversation(conversation_id))
-        self._check_soon(topic)
-        return topic
+        return self._join(self._registry.conversation(conversation_id))
 
     def join_owner(self, owner: OwnerKey) -> OwnerTopic:
         """The topic of an owner, with one more watcher; :meth:`leave` it in the end."""
         return self._join(self._registry.owner(owner))
-
-    def expect(self, conversation_id: ObjectId, end: int) -> None:
-        """Has a watched conversation read if it has not heard of all messages before ``end``."""
-        topic = self._registry.conversations.get(conversation_id)
-        if topic is not None and topic.cursor is not None and topic.cursor.end < end:
-            topic.mark_stale()
 
     def _join(self, topic: T) -> T:
         topic.watchers += 1
@@ -189,6 +179,9 @@ class Hub:
             topic.fail(self._failure)
         else:
             self._ensure_running()
+        if not topic.ready:
+            # Compared once it was read: its writer may have died long ago.
+            self._check_within(min(self._poll_interval, self._check_interval), at_random=False)
         return topic
 
     def _demand(self) -> Demand:
@@ -439,11 +432,6 @@ class Hub:
             await self._pause(self._pace.grace)
         self._pace.judge(untold=any(hints == source.hints for source, hints in found))
         return went_on and not found
-
-    def _check_soon(self, topic: MessageTopic | ConversationTopic) -> None:
-        """Has a topic that is new compared once it was read: its writer may have died long ago."""
-        if not topic.ready:
-            self._check_within(min(self._poll_interval, self._check_interval), at_random=False)
 
     def _check_within(self, seconds: float, *, at_random: bool = True) -> None:
         """Has all compared after some seconds at most; at random, not in all processes at once."""

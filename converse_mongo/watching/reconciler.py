@@ -175,6 +175,8 @@ class Reconciler:
         keys = {topic.key: state.conversation_id for topic, state in self._live_messages().items()}
         for conversation in conversations:
             keys |= dict.fromkeys(conversation.open, conversation.key)
+        for owner in self._registry.owners.values():
+            keys |= owner.open
         return keys
 
     def _take_counters(
@@ -187,6 +189,12 @@ class Reconciler:
         for conversation in conversations:
             if conversation.is_behind(counters):
                 self._mark_stale(conversation)
+        for owner in self._registry.owners.values():
+            self._note(owner, owner.find_ended(counters))
+
+    def _note(self, owner: OwnerTopic, untold: bool) -> None:
+        if untold:
+            self.found.append((owner, owner.hints))
 
     def _tell_writers(self, written: Mapping[ObjectId, Counters | None]) -> None:
         """Tells each writer once what concerns it; what it writes and renews tells it as well."""
@@ -265,8 +273,7 @@ class Reconciler:
             {topic.key: since for topic, since in owners.items()}
         )
         for owner in owners:
-            if owner.compare(changed[owner.key]):
-                self.found.append((owner, owner.hints))
+            self._note(owner, owner.compare(changed[owner.key]))
 
     async def _settle(self, message_id: ObjectId, conversation_id: ObjectId) -> None:
         """Ends a message whose writer may be dead; whoever waits for it hears of it."""
@@ -282,3 +289,4 @@ class Reconciler:
             for topic in self._registry.all():
                 if topic.key in (message_id, conversation_id):
                     topic.mark_stale()
+            self._registry.owner_routes.hear(conversation_id)

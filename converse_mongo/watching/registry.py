@@ -9,7 +9,8 @@ from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching.changes import ConversationChanged, Inserted, MessageHint, Updated
 from converse_mongo.watching.conversation_topic import ConversationTopic, Routes
-from converse_mongo.watching.owner_topic import OwnerReader, OwnerTopic
+from converse_mongo.watching.owner_reader import OwnerReader
+from converse_mongo.watching.owner_topic import OwnerRoutes, OwnerTopic
 from converse_mongo.watching.topics import MessageTopic, Topic
 
 __all__ = ["AnyTopic", "TopicRegistry"]
@@ -28,6 +29,7 @@ class TopicRegistry:
         owners: By the type and the id of the owner.
         owner_reader: Reads for them.
         routes: What all watched conversations share.
+        owner_routes: What all watched owners share.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -37,7 +39,7 @@ class TopicRegistry:
         self._reader = reader
         self.owner_reader = OwnerReader(reader)
         self.routes = Routes()
-        self._owned: dict[ObjectId, OwnerTopic] = {}  # conversation to watched owner
+        self.owner_routes = OwnerRoutes()
 
     def all(self) -> list[AnyTopic]:
         """Every topic there is."""
@@ -66,7 +68,7 @@ class TopicRegistry:
         """The topic of an owner, made where there is none."""
         topic = self.owners.get(key)
         if topic is None:
-            topic = self.owners[key] = OwnerTopic(key, self.owner_reader, self._owned)
+            topic = self.owners[key] = OwnerTopic(key, self.owner_reader, self.owner_routes)
         return topic
 
     def forget(self, topic: AnyTopic) -> None:
@@ -95,17 +97,18 @@ class TopicRegistry:
     def take(self, hint: MessageHint | ConversationChanged) -> None:
         """Hands a hint to all topics that it concerns."""
         if isinstance(hint, ConversationChanged):
-            self._tell_owners(hint)
-            if hint.deleted and (gone := self.conversations.get(hint.conversation_id)):
+            conversation_id = hint.conversation_id
+            self.owner_routes.hear(conversation_id)
+            if hint.owner is not None and (owner := self.owners.get(hint.owner)):
+                owner.hints += 1
+                owner.tell(conversation_id)
+            if hint.deleted and (gone := self.conversations.get(conversation_id)):
                 gone.note_deleted()
             return
-        conversation_id = hint.conversation_id
-        if conversation_id is not None and (owner := self._owned.get(conversation_id)):
-            owner.hints += 1
-            if isinstance(hint, Inserted):
-                owner.tell(conversation_id, said=True)
-            elif isinstance(hint, Updated):
-                owner.saved(conversation_id, hint)
+        if isinstance(hint, Inserted) and hint.conversation_id is not None:
+            self.owner_routes.hear(hint.conversation_id)
+        elif not isinstance(hint, Updated) or hint.ended:
+            self.owner_routes.hear(hint.message_id)
         for topic in self._topics_of(hint):
             try:
                 topic.receive(hint)
@@ -113,19 +116,6 @@ class TopicRegistry:
                 # A document that is not the library's own: its watchers find out when they read it.
                 logger.exception("Could not use a change of message %s", hint.message_id)
                 topic.mark_stale()
-
-    def _tell_owners(self, hint: ConversationChanged) -> None:
-        before = self._owned.get(hint.conversation_id)
-        if before is not None:
-            before.hints += 1
-            before.tell(hint.conversation_id)
-            if hint.owner not in (None, before.key):
-                before.disown(hint.conversation_id)
-        now = self.owners.get(hint.owner) if hint.owner is not None else None
-        if now is not None:
-            now.hints += 1
-            now.claim(hint.conversation_id)
-            now.tell(hint.conversation_id)
 
     def _topics_of(self, hint: MessageHint) -> set[Topic[Any, Any]]:
         found: set[Topic[Any, Any]] = set()

@@ -19,7 +19,6 @@ from converse_mongo.driver.failures import is_transient
 from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.hub import Hub
 from converse_mongo.watching.topics import Topic
-from converse_mongo.watching.window import Window
 
 __all__ = ["Watcher", "retry_reads"]
 
@@ -158,22 +157,6 @@ class Watcher(Generic[E]):
         does.
         """
         return await self.__anext__(wait=False)
-
-    @property
-    def window(self) -> Window[E] | None:
-        """What wakes when there may be something to :meth:`poll`; ``None`` if there is now."""
-        topic = self._topic
-        if (
-            topic is None
-            or self._closed
-            or self._batch
-            or topic.failure is not None
-            or self._index != topic.window.head
-            or topic.stale
-            or topic.ended
-        ):
-            return None
-        return topic.window
 
     async def __aenter__(self) -> Self:
         """Attaches, so that ``after="now"`` means this moment; raises as iterating does."""

@@ -16,6 +16,7 @@ from converse_mongo.domain.errors import (
     InvalidIdError,
     NotFoundError,
 )
+from converse_mongo.domain.events import Event
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.domain.validation import object_id
 from converse_mongo.web.errors import UnknownError
@@ -98,23 +99,19 @@ class Access:
             key = object_id(message_id, "message")
         except InvalidIdError as error:
             raise UnknownError from error
-        if not await self.shows_message(conversation, key):
+        store, match = conversation.store(), {"_id": key, "conversation_id": conversation.id}
+        stored: Any = await store.call(
+            store.messages.find_one, match, {"role": 1}, what=f"read message {message_id}"
+        )
+        if stored is None or not self.shows(MessageRole(stored["role"])):
             raise UnknownError
         return key
-
-    async def shows_message(self, conversation: Conversation, message_id: ObjectId) -> bool:
-        """Whether a message is one of a conversation, and browsers are shown such messages."""
-        store, key = conversation.store(), {"_id": message_id, "conversation_id": conversation.id}
-        stored: Any = await store.call(
-            store.messages.find_one, key, {"role": 1}, what=f"read message {message_id}"
-        )
-        return stored is not None and self.shows(MessageRole(stored["role"]))
 
     def shows(self, role: MessageRole) -> bool:
         """Whether browsers are shown messages of this role."""
         return role in self._roles
 
-    @property
-    def shows_all(self) -> bool:
-        """Whether browsers are shown messages of every role."""
-        return len(self._roles) == len(MessageRole)
+    def shows_event(self, event: Event) -> bool:
+        """Whether browsers are shown an event: those of messages by the role of these."""
+        role: MessageRole | None = getattr(event, "role", None)
+        return role is None or self.shows(role)

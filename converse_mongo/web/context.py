@@ -8,7 +8,6 @@ from converse_mongo.web.bodies import Limits
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.streams import StreamOptions
 from converse_mongo.web.turns import Turns
-from converse_mongo.web.visibility import Visibility
 
 __all__ = ["NO_STORE", "WebContext"]
 
@@ -21,7 +20,6 @@ class WebContext:
 
     converse: Converse
     access: Access
-    visibility: Visibility
     turns: Turns
     presenter: Presenter
     streams: StreamOptions

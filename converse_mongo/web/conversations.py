@@ -72,14 +72,12 @@ class ConversationEndpoints:
         """GET: the stream of a conversation, which has no end of its own."""
         conversation = await self._conversation(request)
         watcher = await watch_conversation(self._context, request, conversation)
-        shown, presenter = (
-            self._context.visibility.shown(conversation, watcher),
-            self._context.presenter,
-        )
+        access, presenter = self._context.access, self._context.presenter
 
         async def events() -> AsyncGenerator[ServerSentEvent, None]:
-            async for event in until_cut(shown):
-                yield _sent(event, presenter.event(event))
+            async for event in until_cut(watcher):
+                if access.shows_event(event):
+                    yield _sent(event, presenter.event(event))
 
         return EventStream(watcher, events, self._context.streams)
 

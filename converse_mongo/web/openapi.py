@@ -125,10 +125,7 @@ def openapi_paths(prefix: str = "", *, owner: bool = False) -> dict[str, Any]:
         f"{chat}/stop": {"post": _operation("Stop the answers", _STOPPED, body=_OBJECT)},
     }
     if owner:
-        follow = _stream("The stream of all conversations of the user")
-        switch = {"type": "string", "enum": ["true", "false"]}
-        follow["parameters"].append({"name": "chunks", "in": "query", "schema": switch})
-        paths["/events"] = {"get": follow}
+        paths["/events"] = {"get": _stream("The news of all conversations of the user")}
     for path, operations in paths.items():
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         for operation in operations.values():

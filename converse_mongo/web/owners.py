@@ -10,7 +10,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
-from converse_mongo.documents.conversations import Conversation
 from converse_mongo.domain.events import ConversationDeleted, OwnerEvent
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.errors import RequestError, UnknownError, answer_errors
@@ -25,7 +24,6 @@ OwnerOf: TypeAlias = Callable[[HTTPConnection], Named | Awaitable[Named]]
 
 OPENED = "stream.opened"
 MAX_KNOWN = 256
-_SWITCH = {None: True, "true": True, "false": False}
 
 
 class OwnerEndpoint:
@@ -38,10 +36,9 @@ class OwnerEndpoint:
     @answer_errors
     async def events(self, request: Request) -> Response:
         """GET: the stream of the user, which has no end of its own and begins with what comes."""
-        chunks = _SWITCH.get(request.query_params.get("chunks"))
-        if chunks is None:
-            raise RequestError("chunks must be true or false.")
-        watcher = self._context.converse.watch_owner(await self._owner_of(request), chunks=chunks)
+        if request.query_params.get("chunks", "false") != "false":
+            raise RequestError("This stream has no chunks: follow the stream of a conversation.")
+        watcher = self._context.converse.watch_owner(await self._owner_of(request))
         await watcher.__aenter__()
         visibility, presenter = _OwnerVisibility(self._context, request), self._context.presenter
 
@@ -54,8 +51,7 @@ class OwnerEndpoint:
             # From here on nothing is missed: now is the time to list.
             yield ServerSentEvent(to_json({"type": OPENED}), event=OPENED, sep="\n")
             async for event in until_cut(shown()):
-                fields = {**presenter.event(event), "cursor": event.cursor}
-                yield ServerSentEvent(to_json(fields), event=event.type, sep="\n")
+                yield ServerSentEvent(to_json(presenter.event(event)), event=event.type, sep="\n")
 
         return EventStream(watcher, events, self._context.streams)
 
@@ -76,27 +72,24 @@ class _OwnerVisibility:
 
     def __init__(self, context: WebContext, request: Request) -> None:
         self._access = context.access
-        self._visibility = context.visibility
         self._request = request
-        self._known: dict[ObjectId, Conversation | None] = {}
+        self._known: dict[ObjectId, bool] = {}
 
     async def shows(self, event: OwnerEvent) -> bool:
         """Whether to send an event."""
         conversation_id = event.conversation_id
         if isinstance(event, ConversationDeleted):
             # It cannot be authorized any more. Its id is all that is told.
-            return self._known.pop(conversation_id, self) is not None
+            return self._known.pop(conversation_id, True)
         if conversation_id not in self._known:
             if len(self._known) >= MAX_KNOWN:
                 del self._known[next(iter(self._known))]
-            self._known[conversation_id] = await self._look(str(conversation_id))
-        conversation = self._known[conversation_id]
-        return conversation is not None and await self._visibility.shows(conversation, event)
+            self._known[conversation_id] = await self._may_see(str(conversation_id))
+        return self._known[conversation_id] and self._access.shows_event(event)
 
-    async def _look(self, conversation_id: str) -> Conversation | None:
+    async def _may_see(self, conversation_id: str) -> bool:
         try:
-            conversation = await self._access.conversation(self._request, conversation_id)
+            await self._access.conversation(self._request, conversation_id)
         except UnknownError:
-            return None
-        # Without its context and metadata: a stream may keep many.
-        return type(conversation).model_construct(id=conversation.id)
+            return False
+        return True

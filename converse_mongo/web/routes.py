@@ -20,7 +20,6 @@ from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.sockets import ConversationSocket
 from converse_mongo.web.streams import StreamOptions
 from converse_mongo.web.turns import Turns
-from converse_mongo.web.visibility import Visibility
 
 __all__ = ["routes"]
 
@@ -103,7 +102,6 @@ def routes(
     context = WebContext(
         converse=converse,
         access=access,
-        visibility=Visibility(access),
         turns=Turns(generations),
         presenter=Presenter(show_errors, show_metadata or (lambda metadata: metadata)),
         streams=options,

@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from converse_mongo.documents.conversations import Conversation
 from converse_mongo.domain.errors import ConverseError
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.context import WebContext
@@ -52,7 +51,7 @@ class ConversationSocket:
             return
         async with contextlib.aclosing(watcher):
             await websocket.accept()
-            await self._serve(websocket, watcher, conversation)
+            await self._serve(websocket, watcher)
 
     def _may_come_from(self, websocket: WebSocket) -> bool:
         origin = websocket.headers.get("origin")
@@ -60,9 +59,7 @@ class ConversationSocket:
             return True  # no browser, or a site that was named
         return urlsplit(origin).netloc == websocket.headers.get("host")
 
-    async def _serve(
-        self, websocket: WebSocket, watcher: Watcher[Any], conversation: Conversation
-    ) -> None:
+    async def _serve(self, websocket: WebSocket, watcher: Watcher[Any]) -> None:
         listening = asyncio.create_task(_listen(websocket), name="converse_mongo-socket")
         # Whoever comes to an end first ends the other: a client that leaves, or the watching.
         listening.add_done_callback(lambda _: asyncio.ensure_future(watcher.aclose()))
@@ -70,7 +67,9 @@ class ConversationSocket:
             self._context.streams.lifetime, lambda: asyncio.ensure_future(watcher.aclose())
         )
         try:
-            async for event in until_cut(self._context.visibility.shown(conversation, watcher)):
+            async for event in until_cut(watcher):
+                if not self._context.access.shows_event(event):
+                    continue
                 fields = {"id": event_id(event), **self._context.presenter.event(event)}
                 await websocket.send_text(to_json(fields))
             if websocket.application_state is WebSocketState.CONNECTED and not listening.done():

@@ -26,6 +26,7 @@ from converse_mongo import (
     StoreUnavailableError,
 )
 from converse_mongo.driver.installed import driver_name
+from converse_mongo.driver.servers import FIRST_MARK
 from converse_mongo.tools.doctor import examine
 from tests.conftest import Commands, Facade
 from tests.streams import assert_exact, collect
@@ -249,7 +250,7 @@ async def test_open__makes_the_indexes_unless_told_not_to(facade: Facade) -> Non
     assert set(await messages.index_information()) == {
         "_id_",
         "conversation_position",
-        "conversation_saves",
+        "conversation_saves_role",
         "conversation_status",
         "streaming_by_id",
         "compact_at_by_id",
@@ -272,6 +273,14 @@ async def test_open__beside_the_indexes_of_an_earlier_version(
             ),
             IndexModel([("conversation_id", 1), ("revision", 1)], name="conversation_revision"),
             IndexModel(
+                [
+                    (key, 1)
+                    for key in ("conversation_id", "save_mark", "_id", "revision", "position")
+                ],
+                name="conversation_saves",
+                partialFilterExpression={"save_mark": {"$gt": FIRST_MARK}},
+            ),
+            IndexModel(
                 [("status", 1)],
                 name="streaming",
                 partialFilterExpression={"status": "streaming"},
@@ -284,7 +293,10 @@ async def test_open__beside_the_indexes_of_an_earlier_version(
     await converse.create_indexes()
     findings = [str(finding) async for finding in examine(server_uri, name)]
     [told] = [finding for finding in findings if "only earlier versions use" in finding]
-    assert "messages has conversation_revision, streaming, compact_at, which" in told
+    assert (
+        "messages has conversation_revision, conversation_saves, streaming, compact_at, which"
+        in told
+    )
     assert told.startswith("warn")
     assert any("messages has all" in finding for finding in findings)
 

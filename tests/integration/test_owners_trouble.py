@@ -17,24 +17,26 @@ from converse_mongo import (
     ConversationUpdated,
     Converse,
     ConverseClosedError,
+    MessageCompleted,
     MessageCreated,
-    MessageUpdated,
-    OwnerEvent,
     OwnerWatcher,
 )
 from converse_mongo.driver.collections import collection_of
-from converse_mongo.watching import hub, owner_topic, owner_watcher
-from converse_mongo.watching.registry import TopicRegistry
+from converse_mongo.watching import hub, owner_topic
+from converse_mongo.watching.owner_reader import OwnerReader
 from tests.conftest import Commands, Facade
-from tests.integration.test_owners import ADA, EVE, NEVER, OFTEN, end, soon, take, watching
-from tests.streams import sequences, until
-
-POLLING: dict[str, Any] = {**OFTEN, "change_streams": False}
-
-
-def topic_of(watcher: OwnerWatcher) -> owner_topic.OwnerTopic:
-    assert watcher._topic is not None
-    return watcher._topic
+from tests.integration.test_owners import (
+    ADA,
+    EVE,
+    NEVER,
+    OFTEN,
+    end,
+    soon,
+    take,
+    topic_of,
+    watching,
+)
+from tests.streams import until
 
 
 async def give(conversation: Conversation, owner: tuple[str, str]) -> None:
@@ -52,23 +54,19 @@ async def test_owner__hears_nothing_of_what_was_given_away(
     options = {**NEVER, "client_options": {"event_listeners": [commands]}}
     viewer = await facade(writer.database_name, **options)
     given = await writer.start_conversation(owner=ADA)
-    message = await given.create_user_message("mine")
+    answer = await given.start_streaming_assistant()
     async with watching(viewer) as watcher:
         first = await end(ADA, writer)  # from here on only changes tell
         assert (await soon(watcher)).conversation_id == first
-        message.metadata = {"saved": "before"}  # told too late to be news of theirs
-        await message.save()
         await give(given, EVE)
-        await until(lambda: given.id in topic_of(watcher)._news)
-        assert isinstance(await soon(watcher), ConversationDeleted)
+        assert await soon(watcher) == ConversationDeleted(conversation_id=given.id)
+        assert given.id not in viewer._open_parts.hub._registry.owner_routes.topics
+        assert answer.id not in viewer._open_parts.hub._registry.owner_routes.topics
         commands.sent.clear()
-        message.metadata = {"saved": "after"}
-        await message.save()
         await given.add_user_message("a secret")
-        waiting = asyncio.create_task(soon(watcher))
-        await until(lambda: topic_of(watcher).window.waiting == 1)  # it has nothing left to tell
+        await answer.complete_streaming()
         last = await end(ADA, writer)
-        assert (await waiting).conversation_id == last
+        assert (await soon(watcher)).conversation_id == last
         assert str(given.id) not in str(commands.named("find"))  # and nothing is read of it
 
 
@@ -77,20 +75,23 @@ async def test_owner__forgets_what_is_gone_but_tells_who_is_slow(facade: Facade)
     viewer = await facade(writer.database_name, **NEVER)
     known = await writer.start_conversation(owner=ADA)
     async with watching(viewer) as slow, watching(viewer) as fast:
+        answer = await known.start_streaming_assistant()
+        assert isinstance(await soon(fast), MessageCreated)
         await known.delete()
+        assert isinstance(await soon(fast), ConversationDeleted)
         for _ in range(10):
             await (await writer.start_conversation(owner=ADA)).delete()
-        assert isinstance(await soon(fast), ConversationDeleted)
-        topic, hub = topic_of(fast), viewer._open_parts.hub
-        await until(lambda: topic.serial == 21)
-        for _ in range(3):
-            async with viewer.watch_owner(ADA):  # compares all
-                pass
-        assert (topic._news, topic._marks, hub._registry._owned) == ({}, {}, {})
         last = await end(ADA, writer)
-        assert (await soon(fast)).conversation_id == last
-        assert await soon(slow) == ConversationDeleted(conversation_id=known.id)
-        assert (await soon(slow)).conversation_id == last
+        while (event := await soon(fast)).conversation_id != last:
+            assert isinstance(event, ConversationCreated | ConversationDeleted)
+        topic, registry = topic_of(fast), viewer._open_parts.hub._registry
+        await until(lambda: not topic.dirty)
+        assert list(topic.state) == list(registry.owner_routes.topics) == [last]
+        created, gone = await soon(slow), await soon(slow)
+        assert isinstance(created, MessageCreated)
+        assert created.message_id == answer.id
+        assert gone == ConversationDeleted(conversation_id=known.id)
+    assert registry.owner_routes.topics == {}
 
 
 async def test_owner__hears_of_what_was_added_while_it_was_away(facade: Facade) -> None:
@@ -101,8 +102,22 @@ async def test_owner__hears_of_what_was_added_while_it_was_away(facade: Facade) 
             async with asyncio.timeout(0.05):
                 await anext(watcher)
         assert converse.statistics().watchers == 0
-        await conversation.add_user_message("Hello")
+        answer = await conversation.start_streaming_assistant()
+        await answer.complete_streaming()
         assert isinstance(await soon(watcher), MessageCreated)
+        assert isinstance(await soon(watcher), MessageCompleted)
+
+
+async def test_owner__hears_of_an_end_while_it_was_away(facade: Facade) -> None:
+    converse = await facade(**NEVER)
+    conversation = await converse.start_conversation(owner=ADA)
+    answer = await conversation.start_streaming_assistant()
+    async with watching(converse) as watcher:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await anext(watcher)
+        await answer.complete_streaming()
+        assert isinstance(await soon(watcher), MessageCompleted)
 
 
 async def test_owner__of_many_hears_of_a_deletion_while_it_was_away(
@@ -124,63 +139,26 @@ async def test_owner__of_many_hears_of_a_deletion_while_it_was_away(
         assert deleted.conversation_id == conversations[4].id
 
 
-# Saves
-
-
-async def test_owner__is_told_of_a_save_with_a_cursor_that_leads_on(facade: Facade) -> None:
-    writer = await facade()
-    viewer = await facade(writer.database_name, **NEVER)
-    conversation = await writer.start_conversation(owner=ADA)
-    message = await conversation.create_user_message("Hello")
-    async with watching(viewer) as watcher:
-        message.metadata = {"n": 1}
-        await message.save()
-        (updated,) = await take(watcher, MessageUpdated)
-        assert updated.cursor == f"{conversation.id}.1"
-        answer = await conversation.start_streaming_assistant()
-        assert isinstance(await soon(watcher), MessageCreated)
-        message.metadata = {"n": 2}
-        await message.save()
-        (updated,) = await take(watcher, MessageUpdated)
-        assert updated.cursor == f"{conversation.id}.2.1-0"
-    await answer.append_chunk("a")
-    async with viewer.watch_conversation(conversation.id, updated.cursor) as events:
-        assert sequences([await anext(events)]) == [0]
-
-
-async def test_owner__is_told_of_a_save_once(
+async def test_owner__of_many_hears_on_of_one_that_others_do_not_know(
     facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner_watcher, "SAVES_KNOWN", 4)
-    monkeypatch.setattr(owner_topic, "SAVES_KEPT", 4)
-    writer = await facade()
-    viewer = await facade(writer.database_name, **NEVER)
-    conversation = await writer.start_conversation(owner=ADA)
-    messages = [await conversation.create_user_message("Hello") for _ in range(5)]
-    seen: list[OwnerEvent] = []
-    async with watching(viewer) as watcher:
-
-        async def listen() -> None:
-            async for event in watcher:
-                seen.append(event)
-                if isinstance(event, MessageUpdated):
-                    await saved.wait()
-
-        saved = asyncio.Event()
-        listening = asyncio.create_task(listen())
-        await conversation.add_user_message("From now on it is watched.")
-        await until(lambda: viewer.statistics().watchers == 2)
-        await until(lambda: topic_of(watcher).window.waiting > 0)
-        for message in (*messages[:4], messages[0], messages[4]):
-            message.metadata = {"n": message.revision}
-            await message.save()
-        await until(lambda: topic_of(watcher).window.head == 6)
-        saved.set()
-        last = await end(ADA, writer)
-        await until(lambda: seen[-1].conversation_id == last)
-        listening.cancel()
-    told = [(e.message_id, e.revision) for e in seen if isinstance(e, MessageUpdated)]
-    assert len(told) == len(set(told)) == 6
+    """The window begins with such a conversation later than who has watched it for long."""
+    monkeypatch.setattr(owner_topic, "MAX_CONVERSATIONS", 3)
+    converse = await facade(**NEVER)
+    old, *others = [await converse.start_conversation(owner=ADA) for _ in range(3)]
+    async with watching(converse) as watcher:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await anext(watcher)
+        for other in (*others, await converse.start_conversation(owner=ADA)):
+            await other.add_user_message("Hello")
+        assert len(await take(watcher, MessageCreated, count=3)) == 4
+        assert old.id not in topic_of(watcher).state
+        await old.add_user_message("Hello")
+        topic_of(watcher).mark_stale()
+        created = await soon(watcher)
+        assert isinstance(created, MessageCreated)
+        assert (created.conversation_id, created.position) == (old.id, 0)
 
 
 # Waits and floods
@@ -192,67 +170,98 @@ async def test_owner__keeps_what_it_has_yet_to_read_once(
     writer = await facade()
     viewer = await facade(writer.database_name, **NEVER)
     conversations = [await writer.start_conversation(owner=ADA) for _ in range(5)]
-    async with watching(viewer) as watcher:
+    async with watching(viewer) as watcher, watching(viewer):  # of whom one does not listen
         for conversation in conversations:
             await conversation.add_user_message("Hello")
-        await until(lambda: topic_of(watcher).serial == 5)
-        read = owner_topic.OwnerReader.conversations
+        await until(lambda: len(topic_of(watcher).dirty) == 5)
+        read, stuck = OwnerReader.rows, asyncio.Event()
 
-        async def read_slowly(self: Any, ids: Any) -> Any:
-            await asyncio.sleep(0.5)
-            return await read(self, ids)
+        async def read_slowly(self: Any, *places: Any) -> Any:
+            stuck.set()
+            await asyncio.sleep(3600)
 
         with monkeypatch.context() as patch:
-            patch.setattr(owner_topic.OwnerReader, "conversations", read_slowly)
+            patch.setattr(OwnerReader, "rows", read_slowly)
             for _ in range(4):
-                with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(0.1):
-                        await anext(watcher)
-                assert len(watcher._backlog) <= 5
+                stuck.clear()
+                waiting = asyncio.create_task(soon(watcher))
+                await stuck.wait()
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+        assert OwnerReader.rows is read
         events = await take(watcher, MessageCreated, count=5)
         last = await end(ADA, writer)
         assert (await soon(watcher)).conversation_id == last
         assert {event.conversation_id for event in events} == {each.id for each in conversations}
 
 
-async def test_owner__hears_of_messages_in_a_flood_of_news(
-    facade: Facade, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_owner__hears_of_the_others_in_a_flood_of_news(facade: Facade) -> None:
     converse = await facade(**NEVER)
     busy, quiet = [await converse.start_conversation(owner=ADA) for _ in range(2)]
-    answer = await quiet.start_streaming_assistant()
-    read = owner_topic.OwnerReader.conversations
-
-    async def read_slowly(self: Any, ids: Any) -> Any:
-        await asyncio.sleep(0.005)
-        return await read(self, ids)
-
-    monkeypatch.setattr(owner_topic.OwnerReader, "conversations", read_slowly)
     async with watching(converse) as watcher:
 
         async def flood() -> None:
             while True:
                 topic_of(watcher).tell(busy.id)
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
 
         flooding = asyncio.create_task(flood())
-        await answer.append_chunks(["a", "b", "c"])
-        assert sequences([await soon(watcher) for _ in range(3)]) == [0, 1, 2]
+        for number in range(3):
+            await quiet.add_user_message(str(number))
+            created = await soon(watcher)
+            assert isinstance(created, MessageCreated)
+            assert created.content == str(number)
+        async with converse.watch_owner(ADA):  # and who comes gets in
+            pass
         flooding.cancel()
 
 
-async def test_owner__leads_to_what_the_conversation_has_not_heard_of(
+async def test_owner__is_told_of_what_happens_while_it_finds_out_what_streams(
     facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Hints of a message do not say whose it is, until it was found to stream."""
     converse = await facade(**NEVER)
     conversation = await converse.start_conversation(owner=ADA)
-    monkeypatch.setattr(TopicRegistry, "_topics_of", lambda _self, _hint: set())  # they are deaf
+    answer = await conversation.start_streaming_assistant()
+    read = OwnerReader.streaming
+
+    async def read_late(self: OwnerReader, ids: list[ObjectId]) -> Any:
+        found = await read(self, ids)
+        if not ids or "Hello" in [each.content for each in await conversation.messages()]:
+            return found
+        await until(lambda: converse.statistics().streams_opened > 0)
+        before = converse.statistics().changes
+        await answer.complete_streaming()
+        await conversation.add_user_message("Hello")
+        await until(lambda: converse.statistics().changes >= before + 2)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OwnerReader, "streaming", read_late)
+        watcher = await converse.watch_owner(ADA).__aenter__()
+    async with watcher:
+        assert topic_of(watcher).state == {conversation.id: owner_topic.Known(0, 2)}
+        last = await end(ADA, converse)
+        assert (await soon(watcher)).conversation_id == last
+
+
+async def test_owner__hears_of_a_message_that_its_conversation_does_not_count(
+    facade: Facade,
+) -> None:
+    """As where a writer dies between the message and the counter."""
+    converse = await facade(**NEVER)
+    conversation = await converse.start_conversation(owner=ADA)
     async with watching(converse) as watcher:
-        for position in range(3):
-            await conversation.add_user_message("Hello")
-            created = await soon(watcher)
-            assert isinstance(created, MessageCreated)
-            assert created.position == position
+        await conversation.add_user_message("one")
+        assert isinstance(await soon(watcher), MessageCreated)
+        messages = collection_of(converse.message_model)
+        stored = await messages.find_one({"conversation_id": conversation.id})
+        assert stored is not None
+        await messages.insert_one({**stored, "_id": ObjectId(), "position": 1, "content": "two"})
+        created = await soon(watcher)
+        assert isinstance(created, MessageCreated)
+        assert (created.position, created.content) == (1, "two")
 
 
 async def test_owner__hears_on_of_what_no_change_told(
@@ -264,22 +273,15 @@ async def test_owner__hears_on_of_what_no_change_told(
             unheard: list[Any] = []
             patch.setattr(hub.Hub, "_take", lambda _self, change: unheard.append(change))
             conversation = await converse.start_conversation(owner=ADA)
-            await until(lambda: len(unheard) > 0)
+            answer = await conversation.start_streaming_assistant()
+            await until(lambda: len(unheard) > 1)
             topic_of(watcher).mark_stale()
             assert isinstance(await soon(watcher), ConversationCreated)
+            assert isinstance(await soon(watcher), MessageCreated)
+        await answer.complete_streaming()
+        assert isinstance(await soon(watcher), MessageCompleted)
         await conversation.add_user_message("Hello")
         assert isinstance(await soon(watcher), MessageCreated)
-
-
-async def test_news__of_a_message_are_not_lost_in_others(facade: Facade) -> None:
-    converse = await facade(**NEVER)
-    conversation_id = ObjectId()
-    async with watching(converse) as watcher:
-        topic = topic_of(watcher)
-        topic.tell(conversation_id, said=True)
-        topic.tell(conversation_id)
-        # The counter of the conversation may be behind an insert for a moment.
-        assert topic.news_after(0, 10)[conversation_id].said
 
 
 async def test_owner__whose_cancellation_was_swallowed_does_not_wait(
@@ -288,7 +290,7 @@ async def test_owner__whose_cancellation_was_swallowed_does_not_wait(
     """As asyncio.wait_for of Python 3.11 does, where what it waits for ends at that moment."""
     converse = await facade(**NEVER)
     conversation = await converse.start_conversation(owner=ADA)
-    read = owner_topic.OwnerReader.conversations
+    read = OwnerReader.conversations
 
     async def swallow(self: Any, ids: Any) -> Any:
         with contextlib.suppress(asyncio.CancelledError):
@@ -297,7 +299,7 @@ async def test_owner__whose_cancellation_was_swallowed_does_not_wait(
 
     async with watching(converse) as watcher:
         with monkeypatch.context() as patch:
-            patch.setattr(owner_topic.OwnerReader, "conversations", swallow)
+            patch.setattr(OwnerReader, "conversations", swallow)
             topic_of(watcher).tell(conversation.id)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
@@ -318,7 +320,6 @@ async def test_owner__closed_at_any_moment_leaves_nothing(facade: Facade) -> Non
     async def talk() -> None:
         while True:
             answer = await randomly.choice(conversations).start_streaming_assistant()
-            await answer.append_chunks(["a", "b"])
             await answer.complete_streaming()
 
     talking = asyncio.create_task(talk())
@@ -444,6 +445,11 @@ async def test_owner__with_many_watchers_is_read_once_for_all(
         }
         assert len(commands.named("find")) < 5
         waiting = [asyncio.create_task(soon(each)) for each in watchers]
+        commands.sent.clear()
+        await conversation.add_user_message("Hello")
+        assert {event.type for event in await asyncio.gather(*waiting)} == {"message.created"}
+        assert len(commands.named("find")) < 5
+        waiting = [asyncio.create_task(soon(each)) for each in watchers]
         conversation.title = "Another"
         await conversation.save()
         for event in await asyncio.gather(*waiting):
@@ -480,7 +486,7 @@ async def test_owner__is_told_the_last_of_several_saves(facade: Facade) -> None:
         for title in ("two", "three"):
             conversation.title = title
             await conversation.save()
-        await until(lambda: topic_of(watcher).serial == 2)
+        await until(lambda: topic_of(watcher).hints == 2)
         updated = await soon(watcher)
         assert isinstance(updated, ConversationUpdated)
         assert (updated.title, updated.revision) == ("three", 2)

@@ -17,7 +17,7 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.headers import message_key
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.store.appends import WriterClaim
 from converse_mongo.store.ends import End
 from converse_mongo.store.reads import Reader
@@ -260,7 +260,9 @@ def save(simulation: Simulation, process: Process) -> Operation:
 
     async def work(operation: Operation) -> Any:
         changes = Changes(assign={"title": operation.label})
-        return await process.store.saves.save_message(key, changes, CLOCK.now)
+        return await process.store.saves.save_message(
+            key, changes, CLOCK.now, role=MessageRole.ASSISTANT
+        )
 
     return simulation.begin(
         process, "save", work, simulation.contract.succeeded, log_id=key["log_id"]

@@ -346,8 +346,8 @@ def end_another_log_of_the_same_epoch(patch: pytest.MonkeyPatch) -> None:
 def save_another_log(patch: pytest.MonkeyPatch) -> None:
     save = Saves.save_message
 
-    async def spoiled(self: Saves, key: Any, *changes: Any) -> Any:
-        return await save(self, updates.any_log(key), *changes)
+    async def spoiled(self: Saves, key: Any, *changes: Any, **named: Any) -> Any:
+        return await save(self, updates.any_log(key), *changes, **named)
 
     patch.setattr(Saves, "save_message", spoiled)
 

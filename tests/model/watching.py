@@ -253,9 +253,9 @@ class ModelReader:
 
     async def streaming(
         self, conversation_id: ObjectId, before: int
-    ) -> dict[int, tuple[ObjectId, int]]:
+    ) -> dict[int, tuple[ObjectId, int, MessageRole]]:
         return {
-            position: (message["_id"], message["next_sequence"])
+            position: (message["_id"], message["next_sequence"], MessageRole(message["role"]))
             for position, message in self._state.items()
             if position < before and message["status"] == "streaming"
         }

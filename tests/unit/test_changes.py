@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from converse_mongo import MessageRole
 from converse_mongo.watching.changes import (
     ConversationChanged,
     Deleted,
@@ -63,8 +64,11 @@ def test_end__is_a_change_of_state() -> None:
 
 
 def test_save__tells_the_conversation() -> None:
-    hint = update({"revision": 3, "last_save": {"conversation_id": CONVERSATION, "at": None}})
-    assert (hint.conversation_id, hint.revision) == (CONVERSATION, 3)
+    save = {"conversation_id": CONVERSATION, "at": None}
+    hint = update({"revision": 3, "last_save": save})  # of an earlier version
+    assert (hint.conversation_id, hint.role, hint.revision) == (CONVERSATION, None, 3)
+    hint = update({"revision": 3, "last_save": {**save, "role": "tool_result"}})
+    assert hint.role is MessageRole.TOOL_RESULT
 
 
 def of(collection: str, operation: str, **fields: Any) -> Any:

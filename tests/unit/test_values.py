@@ -29,7 +29,11 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 CHUNK = MessageChunk.from_stored(
     {"sequence": 3, "content": "ü", "created_at": NOW.replace(tzinfo=None), "metadata": {"a": 1}}
 )
-IDS: dict[str, Any] = {"conversation_id": ObjectId(), "message_id": ObjectId()}
+IDS: dict[str, Any] = {
+    "conversation_id": ObjectId(),
+    "message_id": ObjectId(),
+    "role": MessageRole.USER,
+}
 ENDED: dict[str, Any] = {"chunk_count": 4, "metadata": {"at": NOW}, "completed_at": NOW}
 EVENTS: list[Event] = [
     ConversationCreated(
@@ -38,7 +42,6 @@ EVENTS: list[Event] = [
     MessageCreated(
         **IDS,
         position=1,
-        role=MessageRole.USER,
         streaming=False,
         content="x",
         metadata={"id": ObjectId(), "raw": b"\x00"},

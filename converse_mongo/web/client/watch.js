@@ -39,13 +39,13 @@ const STEADY = 30_000;
  * @typedef {object} InMessage
  * @property {string} conversation_id
  * @property {string} message_id
+ * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
  */
 
 /**
  * @typedef {object} Created
  * @property {"message.created"} type
  * @property {number} position
- * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
  * @property {boolean} streaming
  * @property {string} content Empty if it streams.
  * @property {Record<string, unknown>} metadata
@@ -87,10 +87,8 @@ const STEADY = 30_000;
 /** @typedef {ConversationCreated | ConversationUpdated | ConversationDeleted} ListEvent */
 
 /**
- * @typedef {(ConversationEvent | ListEvent) & {cursor: string | null}} OwnerEvent
- * What happened in one of the conversations, or to it. The cursor is where the stream of the
- * conversation stands behind it: what to pass as `after` to `watchConversation`. It is `null` with
- * what happened to the conversation itself.
+ * @typedef {ListEvent | MessageCreated | FinalEvent} OwnerEvent
+ * What happened to one of the conversations, or a message that was added to it or ended.
  */
 
 /** @typedef {"connecting" | "open" | "waiting" | "closed"} State */
@@ -116,7 +114,6 @@ const STEADY = 30_000;
  *     from here on nothing is missed. What happened before is not told: load your list again.
  * @property {(event: OwnerEvent) => void} onEvent Called with each event. If this or `onOpened`
  *     throws, the watch is closed with that error.
- * @property {boolean} [chunks] Whether to be told of each piece of text as well; by default not.
  */
 
 /** @typedef {RequestOptions & ConnectionOptions & OwnWatchOptions} WatchOptions */
@@ -176,8 +173,7 @@ export function isEnd(event) {
  * @returns {OwnerWatch}
  */
 export function watchOwner(options) {
-  const path = options.chunks ? "/events" : "/events?chunks=false";
-  return connect(options, () => path, (sent) => {
+  return connect(options, () => "/events", (sent) => {
     if (sent.type === OPENED) options.onOpened();
     else options.onEvent(JSON.parse(sent.data));
     return false;

@@ -235,7 +235,7 @@ test("a list is loaded whenever there is something new", async () => {
   assert.deepEqual(unread, [ID]);
   service.breakStreams();
   await until(4); // the connection that was made again
-  assert.deepEqual(service.of("owner events")[0].query, { chunks: "false" });
+  assert.deepEqual(service.of("owner events")[0].query, {});
 });
 
 /** Renders a component of the page. */

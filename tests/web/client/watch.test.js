@@ -425,20 +425,7 @@ test("all conversations are watched, and each connection begins with onOpened", 
   // There is no cursor to go on from.
   assert.equal("cursor" in watch, false);
   const queries = service.of("owner events").map(({ query }) => query);
-  assert.deepEqual(queries, [{ chunks: "false" }, { chunks: "false" }]);
-});
-
-test("chunks of all conversations come if they are asked for", async () => {
-  const service = await Service.start();
-  const { watch, calls } = await new Promise((resolve) => {
-    const found = watchAll(service, { chunks: true, onEvent: (event) => resolve({ ...found, event }) });
-    service.requested("owner events").then(() =>
-      service.tellOwner({ type: "chunk.received", conversation_id: ID }),
-    );
-  });
-  watch.close();
-  assert.deepEqual(calls, ["connecting", "open", "opened"]);
-  assert.deepEqual(service.of("owner events")[0].query, {});
+  assert.deepEqual(queries, [{}, {}]);
 });
 
 test("what onOpened throws closes the watch, and what is refused does", async () => {

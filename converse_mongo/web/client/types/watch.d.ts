@@ -11,12 +11,12 @@
  * @typedef {object} InMessage
  * @property {string} conversation_id
  * @property {string} message_id
+ * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
  */
 /**
  * @typedef {object} Created
  * @property {"message.created"} type
  * @property {number} position
- * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
  * @property {boolean} streaming
  * @property {string} content Empty if it streams.
  * @property {Record<string, unknown>} metadata
@@ -52,10 +52,8 @@
 /** @typedef {{type: "conversation.deleted", conversation_id: string}} ConversationDeleted */
 /** @typedef {ConversationCreated | ConversationUpdated | ConversationDeleted} ListEvent */
 /**
- * @typedef {(ConversationEvent | ListEvent) & {cursor: string | null}} OwnerEvent
- * What happened in one of the conversations, or to it. The cursor is where the stream of the
- * conversation stands behind it: what to pass as `after` to `watchConversation`. It is `null` with
- * what happened to the conversation itself.
+ * @typedef {ListEvent | MessageCreated | FinalEvent} OwnerEvent
+ * What happened to one of the conversations, or a message that was added to it or ended.
  */
 /** @typedef {"connecting" | "open" | "waiting" | "closed"} State */
 /**
@@ -77,7 +75,6 @@
  *     from here on nothing is missed. What happened before is not told: load your list again.
  * @property {(event: OwnerEvent) => void} onEvent Called with each event. If this or `onOpened`
  *     throws, the watch is closed with that error.
- * @property {boolean} [chunks] Whether to be told of each piece of text as well; by default not.
  */
 /** @typedef {RequestOptions & ConnectionOptions & OwnWatchOptions} WatchOptions */
 /** @typedef {RequestOptions & ConnectionOptions & OwnOwnerWatchOptions} OwnerWatchOptions */
@@ -138,11 +135,11 @@ export type Chunk = {
 export type InMessage = {
     conversation_id: string;
     message_id: string;
+    role: "system" | "user" | "assistant" | "tool_call" | "tool_result";
 };
 export type Created = {
     type: "message.created";
     position: number;
-    role: "system" | "user" | "assistant" | "tool_call" | "tool_result";
     streaming: boolean;
     /**
      * Empty if it streams.
@@ -207,13 +204,9 @@ export type ConversationDeleted = {
 };
 export type ListEvent = ConversationCreated | ConversationUpdated | ConversationDeleted;
 /**
- * What happened in one of the conversations, or to it. The cursor is where the stream of the
- * conversation stands behind it: what to pass as `after` to `watchConversation`. It is `null` with
- * what happened to the conversation itself.
+ * What happened to one of the conversations, or a message that was added to it or ended.
  */
-export type OwnerEvent = (ConversationEvent | ListEvent) & {
-    cursor: string | null;
-};
+export type OwnerEvent = ListEvent | MessageCreated | FinalEvent;
 export type State = "connecting" | "open" | "waiting" | "closed";
 export type ConnectionOptions = {
     /**
@@ -249,10 +242,6 @@ export type OwnOwnerWatchOptions = {
      * throws, the watch is closed with that error.
      */
     onEvent: (event: OwnerEvent) => void;
-    /**
-     * Whether to be told of each piece of text as well; by default not.
-     */
-    chunks?: boolean | undefined;
 };
 export type WatchOptions = RequestOptions & ConnectionOptions & OwnWatchOptions;
 export type OwnerWatchOptions = RequestOptions & ConnectionOptions & OwnOwnerWatchOptions;

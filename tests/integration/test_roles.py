@@ -1,0 +1,115 @@
+"""Each event of a message says who speaks, however the watcher has heard of it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from converse_mongo import (
+    ChunkReceived,
+    Event,
+    MessageCompleted,
+    MessageCreated,
+    MessageRole,
+    MessageUpdated,
+    ProtectedFieldError,
+)
+from converse_mongo.driver.collections import collection_of
+from converse_mongo.watching import hub
+from tests.conftest import Facade
+from tests.integration.test_owners import NEVER, OFTEN
+from tests.streams import SOON, until
+
+
+@pytest.fixture(params=["change_stream", "comparison", "polling"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The ways to hear of news: told, found beside a silent stream, found without one."""
+    if request.param == "change_stream":
+        return NEVER
+    if request.param == "comparison":
+        monkeypatch.setattr(hub.Hub, "_take", lambda _self, _change: None)
+        return OFTEN
+    return {**OFTEN, "change_streams": False}
+
+
+async def soon(events: Any) -> Any:
+    async with asyncio.timeout(SOON):
+        return await anext(events)
+
+
+async def test_role__is_in_each_event_of_a_watcher(facade: Facade, how: dict[str, Any]) -> None:
+    writer = await facade()
+    viewer = await facade(writer.database_name, **how)
+    conversation = await writer.start_conversation()
+    old = await conversation.create_system_message("Be kind.")
+    streaming = await conversation.start_streaming_message(MessageRole.TOOL_RESULT)
+    async with (
+        viewer.watch_conversation(conversation.id, "now") as events,
+        viewer.watch_message(streaming.id) as own,
+    ):
+        checks = viewer.statistics().checks
+        if how is NEVER:
+            await until(lambda: viewer.statistics().streams_opened > 0)
+        else:
+            await until(lambda: viewer.statistics().checks > checks + 1)
+        await streaming.append_chunk("a")
+        for each in (events, own):
+            chunk = await soon(each)
+            assert (type(chunk), chunk.role) == (ChunkReceived, MessageRole.TOOL_RESULT)
+        old.metadata["x"] = 1
+        await old.save()
+        updated = await soon(events)
+        assert (type(updated), updated.role) == (MessageUpdated, MessageRole.SYSTEM)
+        await streaming.complete_streaming()
+        for each in (events, own):
+            ended = await soon(each)
+            assert (type(ended), ended.role) == (MessageCompleted, MessageRole.TOOL_RESULT)
+        call = await conversation.start_streaming_message(MessageRole.TOOL_CALL)
+        await soon(events)
+        await call.append_chunk("f()")
+        told = await soon(events)
+        assert (told.role, told.to_dict()["role"]) == (MessageRole.TOOL_CALL, "tool_call")
+
+
+async def test_role__is_in_each_event_of_a_handler(facade: Facade) -> None:
+    converse = await facade()
+    heard: list[Any] = []
+    converse.on(Event, heard.append)
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_message(MessageRole.TOOL_CALL)
+    await message.append_chunk("f()")
+    async with message.writer() as writer:
+        await writer.write("g()")
+    message.metadata["x"] = 1
+    await message.save()
+    kinds = [MessageCreated, ChunkReceived, ChunkReceived, MessageCompleted, MessageUpdated]
+    of_message = [each for each in heard if hasattr(each, "message_id")]
+    assert [type(each) for each in of_message] == kinds
+    assert {each.role for each in of_message} == {MessageRole.TOOL_CALL}
+
+
+async def test_role__is_written_once(facade: Facade) -> None:
+    converse = await facade()
+    message = await (await converse.start_conversation()).create_user_message("Hello")
+    message.role = MessageRole.SYSTEM
+    with pytest.raises(ProtectedFieldError, match="role"):
+        await message.save()
+
+
+async def test_role__of_a_save_of_an_earlier_version_is_found(facade: Facade) -> None:
+    converse = await facade(check_interval=0.05)
+    conversation = await converse.start_conversation()
+    message = await conversation.create_user_message("Hello")
+    async with converse.watch_conversation(conversation.id, "now") as events:
+        await until(lambda: converse.statistics().streams_opened > 0)
+        last_save = {"conversation_id": conversation.id, "at": message.created_at}
+        await collection_of(converse.message_model).update_one(
+            {"_id": message.id},
+            {
+                "$set": {"last_save": last_save},
+                "$inc": {"revision": 1},
+                "$currentDate": {"save_mark": {"$type": "timestamp"}},
+            },
+        )
+        updated = await soon(events)
+        assert (type(updated), updated.role) == (MessageUpdated, MessageRole.USER)
