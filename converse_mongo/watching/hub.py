@@ -27,12 +27,11 @@ from converse_mongo.driver.failures import is_transient, refuses_change_streams
 from converse_mongo.store import Store
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching import changes
-from converse_mongo.watching.conversation_topic import ConversationTopic
 from converse_mongo.watching.owner_topic import OwnerTopic
 from converse_mongo.watching.pace import Pace
 from converse_mongo.watching.reconciler import Reconciler
 from converse_mongo.watching.registry import AnyTopic, TopicRegistry
-from converse_mongo.watching.topics import MessageTopic
+from converse_mongo.watching.topics import Topic
 
 __all__ = ["Hub", "WatchStatistics"]
 
@@ -161,11 +160,11 @@ class Hub:
             checks=self._checks,
         )
 
-    def join_message(self, message_id: ObjectId) -> MessageTopic:
+    def join_message(self, message_id: ObjectId) -> Topic:
         """The topic of a message, with one more watcher; :meth:`leave` it in the end."""
         return self._join(self._registry.message(message_id))
 
-    def join_conversation(self, conversation_id: ObjectId) -> ConversationTopic:
+    def join_conversation(self, conversation_id: ObjectId) -> Topic:
         """The topic of a conversation, with one more watcher; :meth:`leave` it in the end."""
         return self._join(self._registry.conversation(conversation_id))
 

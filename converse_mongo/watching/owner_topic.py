@@ -25,9 +25,9 @@ from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.domain.summaries import NEVER, ChangeMarkers, ConversationSummary
 from converse_mongo.store.reads import Counters
-from converse_mongo.watching.conversation_topic import message_created
 from converse_mongo.watching.doubts import Doubts, OutdatedReadError
 from converse_mongo.watching.owner_reader import OwnerReader, Rows
+from converse_mongo.watching.replay import message_created
 from converse_mongo.watching.topics import WINDOW_BYTES, WINDOW_EVENTS
 from converse_mongo.watching.window import Window
 

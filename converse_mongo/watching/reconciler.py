@@ -14,7 +14,6 @@ from pymongo.errors import PyMongoError
 
 from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.errors import StoreUnavailableError
-from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.driver import servers
 from converse_mongo.driver.servers import Mark
 from converse_mongo.store import Store
@@ -23,10 +22,9 @@ from converse_mongo.store.reads import (
     Counters,
     Reader,
 )
-from converse_mongo.watching.conversation_topic import ConversationTopic
 from converse_mongo.watching.owner_topic import OwnerTopic
 from converse_mongo.watching.registry import AnyTopic, TopicRegistry
-from converse_mongo.watching.topics import MessageTopic
+from converse_mongo.watching.topics import Topic
 
 __all__ = ["Reconciler"]
 
@@ -85,10 +83,13 @@ class Reconciler:
 
     async def _run(self) -> bool:
         self.found, watched = [], self._registry
-        conversations = self._conversations()
-        orphans = await self._attempt(
-            self._compare_messages(conversations), [*watched.messages.values(), *conversations]
-        )
+        topics = self._live_topics()
+        orphans = await self._attempt(self._compare_messages(topics), topics)
+        conversations = {
+            topic: cursor
+            for topic, cursor in topics.items()
+            if watched.conversations.get(topic.key) is topic
+        }
         if conversations:
             await self._attempt(self._compare_conversations(conversations), conversations)
         elif not watched.conversations:
@@ -105,17 +106,19 @@ class Reconciler:
             PyMongoError: The database could not be read.
         """
         self.found = []
-        conversations = self._conversations()
-        keys = self._watched_keys(conversations)
+        topics = self._live_topics()
+        keys = self._watched_keys(topics)
         if keys:
-            self._take_counters(await self._reader.counters(keys), conversations)
+            self._take_counters(await self._reader.counters(keys), topics)
         return self._were_hints()
 
-    def _conversations(self) -> dict[ConversationTopic, ConversationCursor]:
+    def _live_topics(self) -> dict[Topic, ConversationCursor]:
+        """The messages and conversations that are not about to be read, and their cursors."""
+        watched = self._registry
         return {
             topic: topic.cursor
-            for topic in self._registry.conversations.values()
-            if topic.cursor and not topic.stale
+            for topic in (*watched.messages.values(), *watched.conversations.values())
+            if topic.cursor and not (topic.stale or topic.ended)
         }
 
     def _were_hints(self) -> bool:
@@ -127,7 +130,7 @@ class Reconciler:
         )
         return self._hints > before
 
-    def _mark_stale(self, topic: MessageTopic | ConversationTopic) -> None:
+    def _mark_stale(self, topic: Topic) -> None:
         self.found.append((topic, topic.hints))
         topic.mark_stale()
 
@@ -147,48 +150,37 @@ class Reconciler:
             return None
 
     async def _compare_messages(
-        self, conversations: Mapping[ConversationTopic, ConversationCursor]
+        self, topics: Mapping[Topic, ConversationCursor]
     ) -> dict[ObjectId, ObjectId]:
         """Compares counters; the messages whose writers may be dead, with their conversations."""
         written = dict(self._notices.messages)
-        keys = self._watched_keys(conversations) | written
+        keys = self._watched_keys(topics) | written
         self.lease_left = None
         if not keys:
             return {}
         counters = await self._reader.counters(keys)
-        self._take_counters(counters, conversations)
+        self._take_counters(counters, topics)
         self._tell_writers({message_id: counters.get(message_id) for message_id in written})
         leases = {key: found.lease for key, found in counters.items() if not found.ended}
         expired = await self._leases.find_expired(leases, keys)
         self.lease_left = self._leases.seconds_left(leases.values())
         return {key: keys[key] for key in expired}
 
-    def _live_messages(self) -> dict[MessageTopic, MessageHeader]:
-        return {
-            topic: topic.state
-            for topic in self._registry.messages.values()
-            if topic.state and not (topic.stale or topic.ended)
-        }
-
-    def _watched_keys(self, conversations: Iterable[ConversationTopic]) -> dict[ObjectId, ObjectId]:
+    def _watched_keys(self, topics: Mapping[Topic, ConversationCursor]) -> dict[ObjectId, ObjectId]:
         """The messages that stream and are watched, with their conversations."""
-        keys = {topic.key: state.conversation_id for topic, state in self._live_messages().items()}
-        for conversation in conversations:
-            keys |= dict.fromkeys(conversation.open, conversation.key)
+        keys: dict[ObjectId, ObjectId] = {}
+        for topic, cursor in topics.items():
+            keys |= dict.fromkeys(topic.open, cursor.conversation_id)
         for owner in self._registry.owners.values():
             keys |= owner.open
         return keys
 
     def _take_counters(
-        self, counters: Mapping[ObjectId, Counters], conversations: Iterable[ConversationTopic]
+        self, counters: Mapping[ObjectId, Counters], topics: Iterable[Topic]
     ) -> None:
-        for message in self._live_messages():
-            found = counters.get(message.key)
-            if found is None or found.ended or found.next_sequence > message.window.head:
-                self._mark_stale(message)
-        for conversation in conversations:
-            if conversation.is_behind(counters):
-                self._mark_stale(conversation)
+        for topic in topics:
+            if topic.is_behind(counters):
+                self._mark_stale(topic)
         for owner in self._registry.owners.values():
             self._note(owner, owner.find_ended(counters))
 
@@ -213,7 +205,7 @@ class Reconciler:
                 self._notices.tell(message_id)
 
     async def _compare_conversations(
-        self, conversations: Mapping[ConversationTopic, ConversationCursor]
+        self, conversations: Mapping[Topic, ConversationCursor]
     ) -> None:
         """Finds new messages, saved ones, and conversations that are gone.
 
@@ -248,7 +240,7 @@ class Reconciler:
         }
 
     async def _find_saves(
-        self, conversations: Mapping[ConversationTopic, ConversationCursor], moment: Mark
+        self, conversations: Mapping[Topic, ConversationCursor], moment: Mark
     ) -> None:
         routes = self._registry.routes
         if routes.saves_since is None:

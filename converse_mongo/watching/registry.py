@@ -8,14 +8,14 @@ from bson import ObjectId
 from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching.changes import ConversationChanged, Inserted, MessageHint, Updated
-from converse_mongo.watching.conversation_topic import ConversationTopic, Routes
+from converse_mongo.watching.message_topic import MessageTopic
 from converse_mongo.watching.owner_reader import OwnerReader
 from converse_mongo.watching.owner_topic import OwnerRoutes, OwnerTopic
-from converse_mongo.watching.topics import MessageTopic, Topic
+from converse_mongo.watching.topics import Routes, Topic
 
 __all__ = ["AnyTopic", "TopicRegistry"]
 
-AnyTopic: TypeAlias = Topic[Any, Any] | OwnerTopic
+AnyTopic: TypeAlias = Topic | OwnerTopic
 
 logger = logging.getLogger("converse_mongo")
 
@@ -34,7 +34,7 @@ class TopicRegistry:
 
     def __init__(self, reader: Reader) -> None:
         self.messages: dict[ObjectId, MessageTopic] = {}
-        self.conversations: dict[ObjectId, ConversationTopic] = {}
+        self.conversations: dict[ObjectId, Topic] = {}
         self.owners: dict[OwnerKey, OwnerTopic] = {}
         self._reader = reader
         self.owner_reader = OwnerReader(reader)
@@ -56,11 +56,11 @@ class TopicRegistry:
             topic = self.messages[message_id] = MessageTopic(message_id, self._reader)
         return topic
 
-    def conversation(self, conversation_id: ObjectId) -> ConversationTopic:
+    def conversation(self, conversation_id: ObjectId) -> Topic:
         """The topic of a conversation, made where there is none."""
         topic = self.conversations.get(conversation_id)
         if topic is None or topic.failure is not None:
-            topic = ConversationTopic(conversation_id, self._reader, self.routes)
+            topic = Topic(conversation_id, self._reader, self.routes)
             self.conversations[conversation_id] = topic
         return topic
 
@@ -117,8 +117,8 @@ class TopicRegistry:
                 logger.exception("Could not use a change of message %s", hint.message_id)
                 topic.mark_stale()
 
-    def _topics_of(self, hint: MessageHint) -> set[Topic[Any, Any]]:
-        found: set[Topic[Any, Any]] = set()
+    def _topics_of(self, hint: MessageHint) -> set[Topic]:
+        found: set[Topic] = set()
         if message := self.messages.get(hint.message_id):
             found.add(message)
         if hint.conversation_id is not None:

@@ -1,65 +1,105 @@
-"""What can be watched: a message, a conversation. Hints in, exact events out.
+"""What can be watched: a conversation, or one message of it. Hints in, exact events out.
 
-A topic knows a *state*: what its window of events has brought so far. A hint that continues the
-state becomes an event at once. Any other news only makes the topic *stale*: whoever watches it then
-reads from the database what lies between, since the document is the truth and a hint only a hint.
-A watcher that is behind the window reads the same way, from its own state to that of the topic.
+A topic is at a *cursor*: what its window of events has brought so far. A hint that continues from
+the cursor becomes an event at once. Any other news only makes the topic *stale*: the next watcher
+that asks reads what is missing from the database, since the document is the truth and a hint only
+a hint. A watcher that is behind the window reads the same way, from its own cursor to the topic's.
 """
 
 import asyncio
 import time
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
-from typing import Generic, NoReturn, TypeVar, cast
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn, cast
 
 from bson import ObjectId, Timestamp
 
 from converse_mongo.domain.chunks import MessageChunk
-from converse_mongo.domain.errors import MessageNotFoundError, WatchError
+from converse_mongo.domain.cursors import NOW, ConversationCursor
+from converse_mongo.domain.errors import ConversationNotFoundError, InvalidCursorError
 from converse_mongo.domain.events import (
     ChunkReceived,
-    Event,
-    MessageEvent,
+    ConversationEvent,
+    FinalEvent,
+    MessageCreated,
+    MessageUpdated,
 )
-from converse_mongo.domain.headers import MessageHeader
-from converse_mongo.domain.validation import check_sequence
-from converse_mongo.store.reads import Reader
+from converse_mongo.domain.types import MessageRole
+from converse_mongo.driver.servers import Mark
+from converse_mongo.store.reads import Counters, MessageRow, Reader, Saved
 from converse_mongo.watching.changes import Deleted, Inserted, MessageHint, Updated
 from converse_mongo.watching.doubts import Doubts, OutdatedReadError
+from converse_mongo.watching.replay import Replay, cursor_at, message_created
+from converse_mongo.watching.saves import SAVES_KNOWN, SaveNews
 from converse_mongo.watching.window import Window
 
-__all__ = ["MessageTopic", "Topic"]
+__all__ = ["OpenMessage", "Routes", "Topic"]
 
 WINDOW_EVENTS = 512
 WINDOW_BYTES = 2 * 1024 * 1024
-CHUNKS_PER_READ = 256
 HELD_HINTS = 1000
 AGAIN_SECONDS = 0.02
 """The shortest time between a read that was outdated and the next one."""
 
-E = TypeVar("E", bound=Event)
-S = TypeVar("S")
 
+class Routes:
+    """Leads hints of messages to the conversations that are watched.
 
-class Topic(ABC, Generic[E, S]):
-    """One watched thing, shared by all who watch it.
-
-    Attributes:
-        key: The id of what is watched.
-        window: Its recent events.
-        stale: Whether the database may hold more than the window has brought.
-        ready: Whether the database was read at least once.
-        ended: Whether the last event of the window is the final one.
-        failure: What every watcher of it is to raise, where watching cannot go on.
-        watchers: How many watch it; the hub counts.
-        hints: How many hints it was given.
+    An update of a message does not say which conversation it belongs to.
     """
 
-    def __init__(self, key: ObjectId, reader: Reader) -> None:
+    def __init__(self) -> None:
+        self.open: dict[ObjectId, Topic] = {}
+        """Message id to topic, of all streaming messages of all watched conversations."""
+        self.reading: set[Topic] = set()
+        """Topics that are finding out which messages stream."""
+        self.saves_since: Mark | None = None
+        """All topics know of all saves before this; a topic knows those before its first read."""
+
+    async def begin_saves(self, reader: Reader) -> None:
+        """Notes the moment before the first of all topics is read."""
+        if self.saves_since is None:
+            moment = await reader.moment()
+            self.saves_since = self.saves_since or moment
+
+
+class OpenMessage(NamedTuple):
+    """A message that streams, as the window knows it.
+
+    Attributes:
+        position: Its position in the conversation.
+        role: Who speaks.
+        since: When it was found; earlier updates may be of another message with the same id.
+    """
+
+    position: int
+    role: MessageRole
+    since: Timestamp | None = None
+
+
+class Topic:
+    """A watched conversation, shared by all who watch it.
+
+    Attributes:
+        key: The id of the conversation.
+        cursor: Where the window is; ``None`` before the first read.
+        open: The messages that stream, by id.
+        window: The recent events.
+        stale: Whether the database may hold more than the window has brought.
+        ready: Whether the database was read at least once.
+        ended: Whether the last event of the window is the final one. A conversation has none.
+        failure: The error that every watcher raises, once watching cannot go on.
+        watchers: The number of watchers; the hub counts them.
+        hints: The number of hints received.
+    """
+
+    def __init__(self, key: ObjectId, reader: Reader, routes: Routes) -> None:
         self.key = key
+        self.cursor: ConversationCursor | None = None
+        self.open: dict[ObjectId, OpenMessage] = {}
         self.doubts = Doubts() if reader.local else Doubts(0)
-        self.window: Window[E] = Window(WINDOW_EVENTS, WINDOW_BYTES)
+        self.window: Window[ConversationEvent] = Window(WINDOW_EVENTS, WINDOW_BYTES)
         self.stale = True
         self.ready = False
         self.ended = False
@@ -70,9 +110,17 @@ class Topic(ABC, Generic[E, S]):
         self._reading = asyncio.Lock()
         self._held: deque[MessageHint] | None = deque()
         self._again_at = 0.0
+        self._routes = routes
+        self._forgotten = False
+        self._told = _Told()
+        self._saves = SaveNews()
+
+    @property
+    def _known(self) -> ConversationCursor:
+        return cast(ConversationCursor, self.cursor)
 
     def mark_stale(self) -> None:
-        """Says that there may be news in the database; whoever waits wakes and reads it."""
+        """Notes that the database may hold news; a watcher that waits wakes and reads it."""
         self.stale = True
         self.window.wake()
 
@@ -81,8 +129,110 @@ class Topic(ABC, Generic[E, S]):
         self.failure = self.failure or failure
         self.window.wake()
 
+    def forget(self) -> None:
+        """Stops hints from being led here; nobody watches it any more."""
+        self._set_open({})
+        self._forgotten = True
+
+    # Where a watcher is
+
+    async def start(self, after: object) -> ConversationCursor:
+        """The cursor that an application's ``after`` means.
+
+        Raises:
+            InvalidCursorError: It is not a cursor of this conversation.
+            PyMongoError: The database could not be read.
+        """
+        if after is None:
+            return ConversationCursor(self.key)
+        if after != NOW:
+            return ConversationCursor.parse(after, self.key)
+        if self._reader.local is None:
+            return self._known
+        # The majority may not have all yet that is stored.
+        stored = await self._stored()
+        return stored if stored and stored.end >= self._known.end else self._known
+
+    async def enter(self, cursor: ConversationCursor) -> None:
+        """Catches up until the window covers a watcher's cursor, and checks the cursor.
+
+        Raises:
+            InvalidCursorError: It is ahead of what is stored, or the library never made it.
+            OutdatedReadError: What was read is behind it, and is to be read again.
+            PyMongoError: The database could not be read.
+        """
+        if not self._known.covers(cursor):
+            # The watcher was further in another process: this one has not heard of it yet.
+            self.mark_stale()
+            await self.catch_up()
+        if not self._known.covers(cursor):
+            await self._refuse_ahead(cursor)
+        unknown = [position for position in cursor.open if position not in self._known.open]
+        for found in await self._reader.messages_at(self.key, unknown):
+            sequence = cursor.open[found.position]
+            if not found.streamed or (found.status.is_final and sequence > found.next_sequence):
+                raise InvalidCursorError(
+                    f"after={str(cursor)!r} is not a cursor of this conversation: the message at "
+                    f"position {found.position} has no chunk {sequence - 1} that was streamed."
+                )
+
+    async def _refuse_ahead(self, cursor: ConversationCursor) -> NoReturn:
+        if self._reader.local is not None:
+            # The primary has all that anybody has had elsewhere, if it is the primary still.
+            if await self._is_stored(cursor):
+                raise OutdatedReadError
+            confirmed = await self._reader.confirm_primary(self.key)
+            if await self._is_stored(cursor) or not (
+                confirmed or self.doubts.stands(("ahead", str(cursor)))
+            ):
+                raise OutdatedReadError
+        raise InvalidCursorError(
+            f"after={str(cursor)!r} is ahead of what is stored: it was not made here, or the "
+            "database was set back."
+        )
+
+    async def _is_stored(self, cursor: ConversationCursor) -> bool:
+        stored = await self._stored()
+        return stored is not None and stored.covers(cursor)
+
+    async def _stored(self) -> ConversationCursor | None:
+        """The cursor behind all that the primary has; ``None`` without a conversation."""
+        end = await self._local.conversation_end(self.key)
+        if end is None:
+            return None
+        return cursor_at(self.key, end, await self._local.streaming(self.key, end))
+
+    def behind(self, event: ConversationEvent) -> ConversationCursor:
+        """The cursor of a watcher that has had ``event`` and all before it."""
+        return ConversationCursor.parse(event.cursor, self.key)
+
+    def locate(self, cursor: ConversationCursor) -> int | None:
+        """The index in the window where a watcher goes on; ``None``: it has to read."""
+        return self.window.head if cursor == self._known else None
+
+    def here(self) -> tuple[ConversationCursor, int]:
+        """The cursor that watchers can read up to, and the index that goes on from it."""
+        return self._known, self.window.head - self.ended
+
+    async def read(
+        self, cursor: ConversationCursor, goal: ConversationCursor
+    ) -> Sequence[ConversationEvent]:
+        """Some events from ``cursor`` towards ``goal``; none when there are none in between.
+
+        Raises:
+            MessageNotFoundError: The watched message is not in the database any more.
+            OutdatedReadError: What was read is older than what is known.
+            PyMongoError: The database could not be read.
+        """
+        return [event for event, _ in await self._replay().steps(cursor, goal)]
+
+    def _replay(self) -> Replay:
+        return Replay(self._known, self._told.gone, self._reader, self.doubts)
+
+    # Hints
+
     def receive(self, hint: MessageHint) -> None:
-        """Takes a hint. While the topic is stale or is being read, it is held until that is done.
+        """Takes a hint. While the topic is stale or is being read, the hint is held.
 
         What is stored may not be what the window continues: after a lost stream, a message may
         have been deleted and started anew.
@@ -98,11 +248,145 @@ class Topic(ABC, Generic[E, S]):
         else:
             self.stale = True
 
+    def _note(self, hint: MessageHint) -> None:
+        """Remembers what a hint tells, so that an older read is not taken for the truth."""
+        known = self.open.get(hint.message_id)
+        if isinstance(hint, Inserted):
+            self._note_inserted(hint)
+        elif known is not None and is_after(hint, known.since):
+            if isinstance(hint, Deleted):
+                self._note_gone(hint.message_id)
+            else:
+                self._told.update(known.position, hint)
+        if isinstance(hint, Updated) and hint.conversation_id == self.key and hint.role:
+            self.saved(hint.message_id, hint.role, hint.revision)
+
+    def _note_inserted(self, hint: Inserted) -> None:
+        self._told.end = max(self._told.end, _position(hint.document) + 1)
+
+    def _note_gone(self, message_id: ObjectId) -> None:
+        self._told.gone.add(self.open[message_id].position)
+        self._close(message_id)  # what follows under the same id is of another message
+        self.mark_stale()
+
+    def note_deleted(self) -> None:
+        """Takes the news that the conversation was deleted."""
+        self._told.deleted = True
+        self.mark_stale()
+
+    def _apply(self, hint: MessageHint) -> None:
+        """Turns a hint that continues from the cursor into an event, or marks the topic stale."""
+        if isinstance(hint, Inserted):
+            self._apply_inserted(hint)
+        elif isinstance(hint, Updated) and (known := self.open.get(hint.message_id)):
+            self._apply_updated(hint, known)
+
+    def _apply_inserted(self, hint: Inserted) -> None:
+        position = _position(hint.document)
+        if position < self._known.end or self.stale:
+            return  # seen, or among what is to be read, behind what came before it
+        if position > self._known.end or hint.document.get("next_sequence"):
+            self.mark_stale()
+            return
+        row = MessageRow.from_stored(hint.document)
+        cursor = self._known.created(row.state.streamed)
+        self._put(message_created(row, str(cursor)), cursor)
+
+    def _apply_updated(self, hint: Updated, known: OpenMessage) -> None:
+        for stored in hint.chunks if is_after(hint, known.since) else ():
+            if stored["sequence"] == self._known.open[known.position]:
+                self._append(hint.message_id, known, MessageChunk.from_stored(stored))
+        if hint.ended or (hint.next_sequence or 0) > self._known.open[known.position]:
+            self.mark_stale()
+
+    def _append(self, message_id: ObjectId, known: OpenMessage, chunk: MessageChunk) -> None:
+        cursor = self._known.appended(known.position, chunk.sequence + 1)
+        event = ChunkReceived(
+            conversation_id=cursor.conversation_id,
+            message_id=message_id,
+            role=known.role,
+            chunk=chunk,
+            cursor=self._text(cursor),
+        )
+        self._put(event, cursor)
+
+    def _text(self, cursor: ConversationCursor) -> str | None:
+        """The cursor that an event carries."""
+        return str(cursor)
+
+    def _put(self, event: ConversationEvent, cursor: ConversationCursor) -> None:
+        known = self.open.get(event.message_id)
+        if isinstance(event, MessageCreated) and event.streaming:
+            self.open[event.message_id] = OpenMessage(event.position, event.role)
+            if not self._forgotten:
+                self._routes.open[event.message_id] = self
+        elif isinstance(event, FinalEvent) and known and known.position not in cursor.open:
+            self._close(event.message_id)
+        self.cursor = cursor
+        self.window.put(event, _weight(event))
+
+    def _set_open(self, messages: dict[ObjectId, OpenMessage]) -> None:
+        for message_id in self.open.keys() - messages.keys():
+            self._close(message_id)
+        self.open = messages
+        if not self._forgotten:
+            self._routes.open |= dict.fromkeys(messages, self)
+
+    def _close(self, message_id: ObjectId) -> None:
+        """Stops hints of a message from being led here."""
+        self.open.pop(message_id, None)
+        if self._routes.open.get(message_id) is self:
+            del self._routes.open[message_id]
+
+    # Comparisons with the database
+
+    def is_behind(self, counters: Mapping[ObjectId, Counters]) -> bool:
+        """Whether one of its streaming messages has moved on in the database."""
+        for message_id, known in self.open.items():
+            found = counters.get(message_id)
+            sequence = self._known.open[known.position]
+            if found is None or found.ended or found.next_sequence > sequence:
+                return True
+        return False
+
+    def find_saved(self, save: Saved) -> None:
+        """Takes a save that a comparison with the database found."""
+        if not self._saves.is_old(save):
+            self.saved(save.message_id, save.role, save.revision, save.position)
+
+    def saved(
+        self, message_id: ObjectId, role: MessageRole, revision: int, position: int | None = None
+    ) -> None:
+        """Takes the news that a message of the conversation was saved."""
+        if not self._saves.is_news(message_id, revision):
+            return
+        unread = position is not None and self.cursor is not None and position >= self.cursor.end
+        if self.stale or self._held is not None or unread:
+            # Its creation may be among what is to be read, and comes first.
+            self._saves.early[message_id] = role, revision
+            self.mark_stale()
+            return
+        self._tell_saved(message_id, role, revision)
+
+    def _tell_saved(self, message_id: ObjectId, role: MessageRole, revision: int) -> None:
+        if not self._saves.note(message_id, revision):
+            return
+        event = MessageUpdated(
+            conversation_id=self.key,
+            message_id=message_id,
+            role=role,
+            revision=revision,
+            cursor=str(self._known),
+        )
+        self.window.put(event, 0)
+
+    # Reads
+
     async def catch_up(self) -> None:
         """Brings the window up to what the database holds; one reads for all who ask.
 
         Raises:
-            NotFoundError: What is watched is not in the database (any more).
+            NotFoundError: The conversation, or the watched message, is not in the database.
             OutdatedReadError: What was read is older than what is known; the topic stays stale.
             PyMongoError: The database could not be read; the topic stays stale.
         """
@@ -128,235 +412,136 @@ class Topic(ABC, Generic[E, S]):
             for hint in held:
                 self._apply(hint)
 
-    async def reach(self, state: S) -> None:
-        """Catches up until the window covers ``state``, which a caller has had elsewhere.
-
-        Raises:
-            InvalidCursorError: It is ahead of what is stored.
-            OutdatedReadError: What was read is behind it, and is to be read again.
-            PyMongoError: The database could not be read.
-        """
-
-    async def begin(self, after: object) -> S:
-        """The state from which a watcher begins that a caller gave ``after``.
-
-        Raises:
-            PyMongoError: The database could not be read.
-        """
-        return self.state_at(after)
-
-    @abstractmethod
-    def state_at(self, after: object) -> S:
-        """The state that a caller's ``after`` means, checked by the watcher."""
-
-    def covers(self, state: S) -> bool:  # noqa: ARG002
-        """Whether the window has brought all that a watcher in ``state`` has had."""
-        return True
-
-    async def check(self, state: S) -> None:
-        """Checks that a watcher can be in ``state``.
-
-        Raises:
-            InvalidCursorError: Nobody can: the library has not given it to anybody.
-            PyMongoError: The database could not be read.
-        """
-
-    @abstractmethod
-    def state_behind(self, event: E) -> S:
-        """The state of a watcher that has had ``event`` and all before it."""
-
-    def is_final(self, event: E) -> bool:  # noqa: ARG002
-        """Whether nothing follows ``event``."""
-        return False
-
-    @abstractmethod
-    def locate(self, state: S) -> int | None:
-        """The index in the window where a watcher in ``state`` goes on; ``None``: it is behind."""
-
-    @abstractmethod
-    def here(self) -> tuple[S, int]:
-        """The state that the window has brought, and the index that goes on from it."""
-
-    @abstractmethod
-    async def read(self, state: S, goal: S) -> Sequence[E]:
-        """Some events from ``state`` towards ``goal``; none when there are none in between.
-
-        Raises:
-            NotFoundError: What is watched is not in the database any more.
-            OutdatedReadError: What was read is older than what is known.
-            PyMongoError: The database could not be read.
-        """
-
-    def forget(self) -> None:
-        """Takes it out of what it has put itself into; nobody watches it any more."""
-
-    @abstractmethod
-    def _note(self, hint: MessageHint) -> None:
-        """Remembers what a hint tells, so that an older read is not taken for the truth."""
-
-    @abstractmethod
-    def _apply(self, hint: MessageHint) -> None:
-        """Turns a hint that continues the state into an event, or marks the topic stale."""
-
-    @abstractmethod
     async def _read_news(self) -> None:
         """Reads the database, and puts what is new into the window, or jumps over it."""
+        # Until it is known which messages stream, a hint of any message may be for this topic.
+        self._routes.reading.add(self)
+        try:
+            await self._read_to_end()
+        finally:
+            self._routes.reading.discard(self)
 
-
-class MessageTopic(Topic[MessageEvent, int]):
-    """A message. Its state is the sequence that comes next; so is the index in its window."""
-
-    def __init__(self, key: ObjectId, reader: Reader) -> None:
-        super().__init__(key, reader)
-        self.state: MessageHeader | None = None
-        """The message as it was last read."""
-        self._since: Timestamp | None = None
-        """When it was first read: updates before may be of a message that had the same id."""
-        self._told = 0
-        """The highest counter that a hint told since."""
-        self._end_told = self._deletion_told = False
-
-    def state_at(self, after: object) -> int:
-        return check_sequence(after)
-
-    def state_behind(self, event: MessageEvent) -> int:
-        if isinstance(event, ChunkReceived):
-            return event.chunk.sequence + 1
-        return event.chunk_count + 1
-
-    def is_final(self, event: MessageEvent) -> bool:
-        return not isinstance(event, ChunkReceived)
-
-    def locate(self, state: int) -> int | None:
-        if self.ended:
-            state = min(state, self.window.head - 1)
-        return state if state >= self.window.first else None
-
-    def here(self) -> tuple[int, int]:
-        head = self.window.head - self.ended
-        return head, head
-
-    async def read(self, state: int, goal: int) -> Sequence[MessageEvent]:
-        known = self._known
-        found = await self._reader.read(
-            *(self.key, known.conversation_id, state, CHUNKS_PER_READ),
-            page_start=known.page_start,
-            stop=goal,
+    async def _read_to_end(self) -> None:
+        reader, known = self._reader, self.cursor
+        # The end first: a message before it that is not among the streaming ones has ended.
+        end = await reader.conversation_end(self.key)
+        if end is None:
+            await self._refuse_missing()
+        self.doubts.dispel("gone")
+        if known is None:
+            await self._routes.begin_saves(reader)
+            self._saves.begin(await reader.last_saves(self.key, SAVES_KNOWN))
+        streaming = await reader.streaming(self.key, end)
+        target = cursor_at(self.key, end, streaming)
+        if known is not None:
+            target = self._refuse_older(known, target)
+        opened = await self._find_open(
+            {
+                message_id: OpenMessage(position, role)
+                for position, (message_id, _, role) in streaming.items()
+                if position in target.open
+            }
         )
-        chunks = run_from(state, (await self._accept(found))[1])
-        if not chunks:
-            self._refuse_hole(state)
-        return [known.chunk_received(chunk) for chunk in chunks]
+        put = 0
+        while self.cursor is not None and put < WINDOW_EVENTS:
+            steps = await self._replay().steps(self.cursor, target)
+            if not steps:
+                break
+            for event, cursor in steps:
+                self._put(event, cursor)
+            put += len(steps)
+        if self.cursor != target:
+            # The first read, or too much for the window: watchers read it at their own pace.
+            self.cursor = target
+            self.window.jump(self.window.head)
+        self._set_open(opened)
+        self._told.forget_all_but(target.open)
+        for message_id, save in self._saves.take_early().items():
+            self._tell_saved(message_id, *save)
 
-    @property
-    def _known(self) -> MessageHeader:
-        return cast(MessageHeader, self.state)
+    async def _find_open(
+        self, streaming: Mapping[ObjectId, OpenMessage]
+    ) -> dict[ObjectId, OpenMessage]:
+        """Messages that stream, each with the moment when it was found to."""
+        opened = {
+            message_id: known
+            for message_id, found in streaming.items()
+            if (known := self.open.get(message_id)) and known.position == found.position
+        }
+        if len(opened) < len(streaming):
+            since = await self._reader.committed_time()
+            for message_id, found in streaming.items():
+                opened.setdefault(message_id, found._replace(since=since))
+        return opened
 
-    def _note(self, hint: MessageHint) -> None:
-        if isinstance(hint, Updated):
-            if self.state is not None and is_after(hint, self._since):
-                self._told = max(self._told, hint.next_sequence or 0)
-                self._end_told = self._end_told or hint.ended
-        elif self._is_gone_by(hint):
-            # What was told before is of no use.
-            self._told, self._end_told, self._deletion_told = 0, False, True
-
-    def _is_gone_by(self, hint: Inserted | Deleted) -> bool:
-        """Whether it was deleted, or started anew: news of its own insertion may come late."""
-        if not is_after(hint, self._since):
-            return False
-        known = self.state
-        return isinstance(hint, Deleted) or (
-            known is not None and hint.document.get("log_id") != known.log_id
-        )
-
-    def _apply(self, hint: MessageHint) -> None:
-        if self.ended:
-            return
-        if not isinstance(hint, Updated):
-            self.mark_stale()
-            return
-        for stored in hint.chunks if is_after(hint, self._since) else ():
-            if stored["sequence"] == self.window.head:
-                self._put(MessageChunk.from_stored(stored))
-        if hint.ended or (hint.next_sequence or 0) > self.window.head:
-            self.mark_stale()
-
-    def _put(self, chunk: MessageChunk) -> None:
-        self.window.put(self._known.chunk_received(chunk), len(chunk.content))
-
-    async def _read_news(self) -> None:
-        if self.state is None:
-            found = await self._reader.read_tail(self.key, WINDOW_EVENTS)
-        else:
-            found = await self._reader.read(
-                *(self.key, self.state.conversation_id, self.window.head, WINDOW_EVENTS),
-                page_start=self.state.page_start,
-            )
-        state, chunks = await self._accept(found)
-        self._refuse_older(state)
-        first_time = self.state is None
-        if first_time:
-            self._since = await self._reader.committed_time()
-        self.state = state
-        end = state.next_sequence
-        if first_time:
-            self.window.jump(end - len(chunks))
-        elif end > self.window.head + len(chunks):
-            # Too much for the window: each watcher reads it at its own pace.
-            self.window.jump(end)
-            chunks = []
-        for chunk in run_from(self.window.head, chunks):
-            self._put(chunk)
-        if self.window.head != end:
-            self._refuse_hole(self.window.head)
-        if state.status.is_final:
-            self.ended = True
-            self.window.put(state.ended(), 0)
-
-    async def _accept(
-        self, found: tuple[MessageHeader, list[MessageChunk]] | None
-    ) -> tuple[MessageHeader, list[MessageChunk]]:
-        """What was read, if it is of the message that is watched.
-
-        Raises:
-            MessageNotFoundError: It is not there, or was deleted and started anew.
-            OutdatedReadError: That is to be seen for longer until it is believed.
-        """
-        same = self.state is None or (found and found[0].log_id == self.state.log_id)
-        if found is not None and same:
-            self.doubts.dispel("gone")
-            self._deletion_told = False
-            return found
-        error = MessageNotFoundError(self.key)
-        if self.state is None:
+    async def _refuse_missing(self) -> NoReturn:
+        """Refuses to find no conversation, unless it was told of, or that stands."""
+        error = ConversationNotFoundError(self.key)
+        if self.cursor is None:
             # Never seen before: it may be too new for the majority, but not for the primary.
-            if self._reader.local and await self._local.has_message(self.key):
+            if self._reader.local and await self._local.has_conversation(self.key):
                 raise OutdatedReadError
             raise error
-        if not self._deletion_told and not self.doubts.stands("gone"):
+        if not self._told.deleted and not self.doubts.stands("gone"):
             raise OutdatedReadError
         self.fail(error)
         raise error
 
-    def _refuse_older(self, state: MessageHeader) -> None:
-        """Refuses a state that is behind what is known."""
-        known, final = self.window.head if self.state else 0, state.status.is_final
-        behind = state.next_sequence < max(self._told, known) or (self._end_told and not final)
-        if behind and not self.doubts.stands("behind"):
-            raise OutdatedReadError
-        if state.next_sequence < known:
-            raise hole(self.key, state.next_sequence)
-        if behind:
-            self._told, self._end_told = 0, False
-        else:
+    def _refuse_older(
+        self, known: ConversationCursor, target: ConversationCursor
+    ) -> ConversationCursor:
+        """``target``, if nothing is known that is ahead of it; else it stands, and is moved up."""
+        told = self._told
+        behind = target.end < max(known.end, told.end) or any(
+            position in told.ended
+            or (position < known.end and position not in known.open)
+            or sequence < max(known.open.get(position, 0), told.open.get(position, 0))
+            for position, sequence in target.open.items()
+        )
+        if not behind:
             self.doubts.dispel("behind")
-
-    def _refuse_hole(self, sequence: int) -> NoReturn:
-        """Refuses a read that does not show a chunk which there must be."""
-        if not self.doubts.stands(("hole", sequence)):
+            return target
+        if not self.doubts.stands("behind"):
             raise OutdatedReadError
-        raise hole(self.key, sequence)
+        self._told = _Told()
+        opened = {
+            position: max(found, known.open.get(position, 0))
+            for position, found in target.open.items()
+            if position >= known.end or position in known.open
+        }
+        return ConversationCursor(target.conversation_id, max(target.end, known.end), opened)
+
+
+@dataclass(slots=True)
+class _Told:
+    """What hints told since the last read: a read that shows less is outdated.
+
+    Attributes:
+        end: Behind the position of the last message.
+        open: Position to next sequence of messages that stream.
+        ended: Positions of messages that ended.
+        gone: Positions of messages that were deleted.
+        deleted: Whether the conversation was.
+    """
+
+    end: int = 0
+    open: dict[int, int] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+    gone: set[int] = field(default_factory=set)
+    deleted: bool = False
+
+    def update(self, position: int, hint: Updated) -> None:
+        """Adds what a change of a streaming message tells."""
+        self.open[position] = max(self.open.get(position, 0), hint.next_sequence or 0)
+        if hint.ended:
+            self.ended.add(position)
+
+    def forget_all_but(self, positions: Container[int]) -> None:
+        """Forgets what is of no use once only the messages at ``positions`` stream."""
+        self.open = {key: value for key, value in self.open.items() if key in positions}
+        self.ended = {key for key in self.ended if key in positions}
+        self.gone = {key for key in self.gone if key in positions}
+        self.deleted = False
 
 
 def is_after(hint: MessageHint, moment: Timestamp | None) -> bool:
@@ -364,16 +549,13 @@ def is_after(hint: MessageHint, moment: Timestamp | None) -> bool:
     return hint.time is None or moment is None or hint.time > moment
 
 
-def run_from(start: int, chunks: Sequence[MessageChunk]) -> Sequence[MessageChunk]:
-    """Those of ``chunks`` that go on from ``start`` without a gap."""
-    for index, chunk in enumerate(chunks):
-        if chunk.sequence != start + index:
-            return chunks[:index]
-    return chunks
+def _position(document: Mapping[str, Any]) -> int:
+    """The position of a message; that of one which the library has not written is before all."""
+    position = document.get("position")
+    return position if isinstance(position, int) else -1
 
 
-def hole(message_id: ObjectId, sequence: int) -> WatchError:
-    return WatchError(
-        f"Chunk {sequence} of message {message_id} is not where it must be: "
-        "something other than converse_mongo has written to the message."
-    )
+def _weight(event: ConversationEvent) -> int:
+    if isinstance(event, ChunkReceived):
+        return len(event.chunk.content)
+    return len(event.content) if isinstance(event, MessageCreated) else 0

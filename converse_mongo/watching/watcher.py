@@ -4,16 +4,16 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar, cast
+from typing import Generic, Protocol, Self, TypeVar, cast
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo.domain.cursors import NOW
+from converse_mongo.domain.cursors import NOW, ConversationCursor
 from converse_mongo.domain.errors import InvalidCursorError
-from converse_mongo.domain.events import Event
+from converse_mongo.domain.events import ConversationEvent, FinalEvent
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_transient
 from converse_mongo.watching.doubts import OutdatedReadError
@@ -24,7 +24,7 @@ __all__ = ["Watcher", "retry_reads"]
 
 logger = logging.getLogger("converse_mongo")
 
-E = TypeVar("E", bound=Event)
+E = TypeVar("E", bound=ConversationEvent)
 T = TypeVar("T")
 
 FIRST_RETRY_SECONDS = 0.02
@@ -81,7 +81,7 @@ class Watcher(Generic[E]):
     def __init__(
         self,
         hub: Hub,
-        join: Callable[[Hub, ObjectId], Topic[E, Any]],
+        join: Callable[[Hub, ObjectId], Topic],
         key: ObjectId,
         after: object,
     ) -> None:
@@ -89,11 +89,11 @@ class Watcher(Generic[E]):
         self._join = join
         self._key = key
         self._after = after
-        self._start: Any = None
+        self._start: ConversationCursor | None = None
         self._last: E | None = None
-        self._topic: Topic[E, Any] | None = None
+        self._topic: Topic | None = None
         self._index = _BEHIND
-        self._goal: tuple[Any, int] | None = None
+        self._goal: tuple[ConversationCursor, int] | None = None
         self._batch: deque[E] | None = None
         self._iterating = False
         self._closed = False
@@ -122,7 +122,7 @@ class Watcher(Generic[E]):
                 found = window.get(self._index)
                 if found is not None:
                     self._index += 1
-                    event = found
+                    event = cast(E, found)
                     break
                 if self._index < window.first:
                     await self._read_behind(topic)
@@ -140,7 +140,7 @@ class Watcher(Generic[E]):
                         window.forget(waiter)
                         raise
             self._last = event
-            if topic.ended and topic.is_final(event):
+            if topic.ended and isinstance(event, FinalEvent):
                 await self.aclose()
         except BaseException:
             # The exception's traceback may live long and would keep the topic alive.
@@ -200,54 +200,53 @@ class Watcher(Generic[E]):
         if topic is not None:
             self._hub.leave(topic)
 
-    async def _enter(self) -> Topic[E, Any]:
+    async def _enter(self) -> Topic:
         topic = self._topic = self._join(self._hub, self._key)
         if topic.stale or not topic.ready:
             await self._catch_up(topic)
         if topic.failure is not None:
             raise topic.failure
         if self._start is None:
-            self._start = await retry_reads(topic, lambda: topic.begin(self._after))
-        state = self._state(topic)
-        if not topic.covers(state):
-            # The caller was further in another process: this one has not heard of it yet.
-            try:
-                await retry_reads(topic, lambda: topic.reach(state))
-            except InvalidCursorError:
-                if self._after != NOW or self._last is not None:
-                    raise
-                self._start = state = topic.here()[0]  # a failover took back what there was
-        await retry_reads(topic, lambda: topic.check(state))
-        index = topic.locate(state)
+            self._start = await retry_reads(topic, lambda: topic.start(self._after))
+        cursor = self._cursor(topic)
+        try:
+            await retry_reads(topic, lambda: topic.enter(cursor))
+        except InvalidCursorError:
+            if self._after != NOW or self._last is not None:
+                raise
+            self._start = cursor = topic.here()[0]  # a failover took back what there was
+        index = topic.locate(cursor)
         self._index = _BEHIND if index is None else index
         self._goal = None
         return topic
 
-    def _state(self, topic: Topic[E, Any]) -> Any:
-        return self._start if self._last is None else topic.state_behind(self._last)
+    def _cursor(self, topic: Topic) -> ConversationCursor:
+        if self._last is None:
+            return cast(ConversationCursor, self._start)
+        return topic.behind(self._last)
 
-    async def _read_behind(self, topic: Topic[E, Any]) -> None:
+    async def _read_behind(self, topic: Topic) -> None:
         """Reads a batch of what is not in the window, or finds the place in it to go on from."""
-        state = self._state(topic)
-        if self._goal is not None and state == self._goal[0]:
-            # Not where the window is by now: saves of messages move it, and no state tells of them.
+        cursor = self._cursor(topic)
+        if self._goal is not None and cursor == self._goal[0]:
+            # Not where the window is by now: saves of messages move it, and no cursor shows them.
             index: int | None = self._goal[1]
         else:
-            index = topic.locate(state)
+            index = topic.locate(cursor)
         if index is None:
             # The window moves on meanwhile: read up to a place that was in it just now.
             self._goal = self._goal or topic.here()
             goal, goal_index = self._goal
-            if state != goal:
-                events = await retry_reads(topic, lambda: topic.read(state, goal))
+            if cursor != goal:
+                events = await retry_reads(topic, lambda: topic.read(cursor, goal))
                 if events:
-                    self._batch = deque(events)
+                    self._batch = deque(cast(Sequence[E], events))
                     return
             index = goal_index
         self._index = index
         self._goal = None
 
-    async def _catch_up(self, topic: Topic[E, Any]) -> None:
+    async def _catch_up(self, topic: Topic) -> None:
         await retry_reads(topic, topic.catch_up)
 
 

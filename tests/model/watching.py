@@ -28,16 +28,16 @@ from converse_mongo.domain.events import (
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.store.reads import MessageRow
-from converse_mongo.watching import conversation_topic, doubts, topics, watcher
+from converse_mongo.watching import doubts, message_topic, topics, watcher
 from converse_mongo.watching.changes import (
     Deleted,
     Inserted,
     MessageHint,
     Updated,
 )
-from converse_mongo.watching.conversation_topic import ConversationTopic, Routes
 from converse_mongo.watching.doubts import OutdatedReadError
-from converse_mongo.watching.topics import MessageTopic
+from converse_mongo.watching.message_topic import MessageTopic
+from converse_mongo.watching.topics import Routes, Topic
 from converse_mongo.watching.watcher import Watcher
 
 __all__ = ["explore"]
@@ -294,7 +294,7 @@ class ModelHub:
         self._reader: Any = ModelReader(replicas, ModelReader(replicas, None))
         self._routes = Routes()
         self.messages: dict[ObjectId, MessageTopic] = {}
-        self.conversation: ConversationTopic | None = None
+        self.conversation: Topic | None = None
         self._next = 0
         self.open_stream()
 
@@ -343,9 +343,9 @@ class ModelHub:
         topic.watchers += 1
         return topic
 
-    def join_conversation(self, conversation_id: ObjectId) -> ConversationTopic:
+    def join_conversation(self, conversation_id: ObjectId) -> Topic:
         if self.conversation is None:
-            self.conversation = ConversationTopic(conversation_id, self._reader, self._routes)
+            self.conversation = Topic(conversation_id, self._reader, self._routes)
         self.conversation.watchers += 1
         return self.conversation
 
@@ -543,7 +543,7 @@ async def _explore(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         patch.setattr(doubts, "time", clock)
         patch.setattr(topics, "time", clock)
         patch.setattr(topics, "AGAIN_SECONDS", 0.0)
-        patch.setattr(conversation_topic, "WINDOW_EVENTS", 3)
+        patch.setattr(message_topic, "WINDOW_EVENTS", 3)
         patch.setattr(topics, "WINDOW_EVENTS", 3)
         patch.setattr(watcher, "asyncio", waits)
         patch.setattr(watcher, "random", model.drawn)

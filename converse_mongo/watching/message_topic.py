@@ -1,0 +1,164 @@
+"""A watched message: its conversation, filtered to one position, up to the message's end."""
+
+from collections.abc import Sequence
+from typing import NoReturn, cast
+
+from bson import ObjectId
+
+from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.cursors import ConversationCursor
+from converse_mongo.domain.errors import MessageNotFoundError
+from converse_mongo.domain.events import ChunkReceived, ConversationEvent, FinalEvent
+from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.validation import check_sequence
+from converse_mongo.store.reads import Reader
+from converse_mongo.watching.changes import Inserted
+from converse_mongo.watching.doubts import OutdatedReadError
+from converse_mongo.watching.replay import CHUNKS_PER_READ, hole, run_from
+from converse_mongo.watching.topics import WINDOW_EVENTS, OpenMessage, Routes, Topic, is_after
+
+__all__ = ["MessageTopic"]
+
+
+class MessageTopic(Topic):
+    """A message. It reads no other message of the conversation, and needs no conversation.
+
+    The index of a chunk in the window is its sequence; the final event comes behind the last.
+    Events carry no cursor: a watcher goes on from the sequence of a chunk.
+
+    Attributes:
+        key: The id of the message.
+        header: The message as it was read last.
+    """
+
+    def __init__(self, key: ObjectId, reader: Reader) -> None:
+        super().__init__(key, reader, Routes())
+        self.header: MessageHeader | None = None
+
+    @property
+    def _message(self) -> MessageHeader:
+        return cast(MessageHeader, self.header)
+
+    @property
+    def _next(self) -> int:
+        """The sequence of the chunk that comes next."""
+        return self._known.open[self._message.position]
+
+    def _at(self, sequence: int) -> ConversationCursor:
+        position = self._message.position
+        return ConversationCursor(self._message.conversation_id, position + 1, {position: sequence})
+
+    async def start(self, after: object) -> ConversationCursor:
+        return self._at(check_sequence(after))
+
+    async def enter(self, cursor: ConversationCursor) -> None:
+        """Takes any cursor: a watcher may wait for a chunk that is not there yet."""
+
+    def behind(self, event: ConversationEvent) -> ConversationCursor:
+        if isinstance(event, ChunkReceived):
+            return self._at(event.chunk.sequence + 1)
+        return self._at(cast(FinalEvent, event).chunk_count)
+
+    def locate(self, cursor: ConversationCursor) -> int | None:
+        sequence = cursor.open[self._message.position]
+        if self.ended:
+            sequence = min(sequence, self.window.head - 1)
+        return sequence if sequence >= self.window.first else None
+
+    async def read(
+        self, cursor: ConversationCursor, goal: ConversationCursor
+    ) -> Sequence[ConversationEvent]:
+        known, position = self._message, self._message.position
+        start = cursor.open[position]
+        found = await self._reader.read(
+            *(self.key, known.conversation_id, start, CHUNKS_PER_READ),
+            page_start=known.page_start,
+            stop=goal.open[position],
+        )
+        chunks = run_from(start, (await self._accept(found))[1])
+        if not chunks:
+            self._refuse_hole(start)
+        return [known.chunk_received(chunk) for chunk in chunks]
+
+    def _text(self, cursor: ConversationCursor) -> None:  # noqa: ARG002
+        return None
+
+    def _note_inserted(self, hint: Inserted) -> None:
+        """Notes that the message was started anew: its own insertion may be told late."""
+        known = self.open.get(self.key)
+        restarted = known and hint.document.get("log_id") != self._message.log_id
+        if known and restarted and is_after(hint, known.since):
+            self._note_gone(self.key)
+
+    def _apply_inserted(self, hint: Inserted) -> None:  # noqa: ARG002
+        if not self.ended:
+            self.mark_stale()
+
+    async def _read_news(self) -> None:
+        first_time = self.header is None
+        if self.header is None:
+            found = await self._reader.read_tail(self.key, WINDOW_EVENTS)
+        else:
+            found = await self._reader.read(
+                *(self.key, self.header.conversation_id, self._next, WINDOW_EVENTS),
+                page_start=self.header.page_start,
+            )
+        header, chunks = await self._accept(found)
+        end, final = header.next_sequence, header.status.is_final
+        if not first_time:
+            target = self._at(end)
+            self._refuse_older(self._known, target.ended(header.position) if final else target)
+        opened = await self._find_open(
+            {} if final else {self.key: OpenMessage(header.position, header.role)}
+        )
+        self.header = header
+        if first_time:
+            self._jump(end - len(chunks))
+        elif end > self._next + len(chunks):
+            # Too much for the window: each watcher reads it at its own pace.
+            self._jump(end)
+            chunks = []
+        for chunk in run_from(self._next, chunks):
+            self._append(self.key, OpenMessage(header.position, header.role), chunk)
+        if self._next != end:
+            self._refuse_hole(self._next)
+        self._set_open(opened)
+        self._told.forget_all_but(self._known.open)
+        if final:
+            self.ended = True
+            self.window.put(header.ended(), 0)
+
+    def _jump(self, sequence: int) -> None:
+        self.cursor = self._at(sequence)
+        self.window.jump(sequence)
+
+    async def _accept(
+        self, found: tuple[MessageHeader, list[MessageChunk]] | None
+    ) -> tuple[MessageHeader, list[MessageChunk]]:
+        """Passes on what was read, if it is of the message that is watched.
+
+        Raises:
+            MessageNotFoundError: It is not there, or was deleted and started anew.
+            OutdatedReadError: That is to be seen for longer until it is believed.
+        """
+        known = self.header
+        if found is not None and (known is None or found[0].log_id == known.log_id):
+            self.doubts.dispel("gone")
+            self._told.gone.clear()
+            return found
+        error = MessageNotFoundError(self.key)
+        if known is None:
+            # Never seen before: it may be too new for the majority, but not for the primary.
+            if self._reader.local and await self._local.has_message(self.key):
+                raise OutdatedReadError
+            raise error
+        if known.position not in self._told.gone and not self.doubts.stands("gone"):
+            raise OutdatedReadError
+        self.fail(error)
+        raise error
+
+    def _refuse_hole(self, sequence: int) -> NoReturn:
+        """Refuses a read that lacks a chunk which there must be."""
+        if not self.doubts.stands(("hole", sequence)):
+            raise OutdatedReadError
+        raise hole(self.key, sequence)

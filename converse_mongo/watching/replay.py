@@ -1,0 +1,184 @@
+"""Reads the events of a conversation between two cursors from the database."""
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from bson import ObjectId
+
+from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.cursors import ConversationCursor
+from converse_mongo.domain.errors import WatchError
+from converse_mongo.domain.events import ConversationEvent, MessageCreated
+from converse_mongo.domain.types import MessageRole
+from converse_mongo.store.reads import MessageRow, Reader
+from converse_mongo.watching.doubts import Doubts, OutdatedReadError
+
+__all__ = ["CHUNKS_PER_READ", "Replay", "cursor_at", "hole", "message_created", "run_from"]
+
+CHUNKS_PER_READ = 256
+ROWS_PER_READ = 64
+
+Step: TypeAlias = tuple[ConversationEvent, ConversationCursor]
+"""An event, and where a watcher of the conversation stands behind it."""
+
+
+class Replay:
+    """Reads events from the documents.
+
+    Args:
+        known: Where the conversation is known to be.
+        gone: Positions of messages that are known to be deleted.
+        reader: Reads the documents.
+        doubts: What contradicts ``known``, and since when.
+    """
+
+    def __init__(
+        self, known: ConversationCursor, gone: Container[int], reader: Reader, doubts: Doubts
+    ) -> None:
+        self._key = known.conversation_id
+        self._known = known
+        self._gone = gone
+        self._reader = reader
+        self._doubts = doubts
+
+    async def steps(self, cursor: ConversationCursor, target: ConversationCursor) -> list[Step]:
+        """Some steps from ``cursor`` towards ``target``; none when there is nothing in between.
+
+        Raises:
+            OutdatedReadError: What was read is older than what is known.
+            WatchError: A chunk that must be there is not.
+            PyMongoError: The database could not be read.
+        """
+        while cursor != target:
+            behind = (p for p in sorted(cursor.open) if target.open.get(p) != cursor.open[p])
+            position = next(behind, None)
+            if position is not None:
+                steps, cursor = await self._read_open(cursor, target, position)
+            elif cursor.end < target.end:
+                steps, cursor = await self._read_created(cursor, target)
+            else:
+                break
+            if steps:
+                return steps
+        return []
+
+    async def _read_open(
+        self, cursor: ConversationCursor, target: ConversationCursor, position: int
+    ) -> tuple[list[Step], ConversationCursor]:
+        """Chunks of one message, and its end where ``target`` is behind that."""
+        start, stop = cursor.open[position], target.open.get(position)
+        found = await self._reader.read_at(self._key, position, start, CHUNKS_PER_READ, stop=stop)
+        if found is None:
+            await self._refuse_undeleted(position)
+            return [], cursor.ended(position)
+        self._doubts.dispel(("gone", position))
+        state, chunks = found
+        steps: list[Step] = []
+        for chunk in run_from(start, chunks):
+            cursor = cursor.appended(position, chunk.sequence + 1)
+            steps.append((state.chunk_received(chunk, str(cursor)), cursor))
+        if stop is None and cursor.open[position] == state.next_sequence:
+            if not state.status.is_final:
+                # Older than what told that it had ended; the chunks are right all the same.
+                if steps:
+                    return steps, cursor
+                if not self._doubts.stands(("streaming", position)):
+                    raise OutdatedReadError
+                raise WatchError(f"Message {state.message_id} had ended and is streaming again.")
+            cursor = cursor.ended(position)
+            steps.append((state.ended(str(cursor)), cursor))
+        elif not steps:
+            if not self._doubts.stands(("hole", position, start)):
+                raise OutdatedReadError
+            raise hole(state.message_id, start)
+        return steps, cursor
+
+    async def _refuse_undeleted(self, position: int) -> None:
+        """Refuses to find no message at a position, unless it was deleted."""
+        if self._reader.local is None or position in self._gone:
+            return
+        if position in self._known.open:
+            deleted = self._doubts.stands(("gone", position))
+        else:
+            deleted = not await self._lacks(position, position + 1)
+        if not deleted:
+            raise OutdatedReadError
+
+    async def _read_created(
+        self, cursor: ConversationCursor, target: ConversationCursor
+    ) -> tuple[list[Step], ConversationCursor]:
+        """Messages up to the first that was streamed: its chunks come before what follows it."""
+        rows = await self._reader.rows(self._key, cursor.end, target.end, ROWS_PER_READ)
+        steps: list[Step] = []
+        for row in rows:
+            position = row.state.position
+            if await self._lacks(cursor.end, position):
+                break
+            # Positions that are missing belonged to messages that were deleted since.
+            cursor = replace(cursor, end=position).created(row.state.streamed)
+            steps.append((message_created(row, str(cursor)), cursor))
+            if row.state.streamed:
+                return steps, cursor
+        else:
+            if len(rows) < ROWS_PER_READ and not await self._lacks(cursor.end, target.end):
+                cursor = replace(cursor, end=target.end)
+                if steps:  # so that the last event says that nothing is left
+                    steps[-1] = (replace(steps[-1][0], cursor=str(cursor)), cursor)
+                return steps, cursor
+        if not steps:
+            raise OutdatedReadError
+        return steps, cursor
+
+    async def _lacks(self, start: int, stop: int) -> bool:
+        """Whether there are messages, where none were read, that the majority may not have yet."""
+        local = self._reader.local
+        return (
+            start < stop and local is not None and await local.has_messages(self._key, start, stop)
+        )
+
+
+def run_from(start: int, chunks: Sequence[MessageChunk]) -> Sequence[MessageChunk]:
+    """Those of ``chunks`` that go on from ``start`` without a gap."""
+    for index, chunk in enumerate(chunks):
+        if chunk.sequence != start + index:
+            return chunks[:index]
+    return chunks
+
+
+def hole(message_id: ObjectId, sequence: int) -> WatchError:
+    """The error that a chunk is missing."""
+    return WatchError(
+        f"Chunk {sequence} of message {message_id} is not where it must be: "
+        "something other than converse_mongo has written to the message."
+    )
+
+
+def cursor_at(
+    conversation_id: ObjectId, end: int, streaming: Mapping[int, tuple[ObjectId, int, MessageRole]]
+) -> ConversationCursor:
+    """The cursor behind all that is stored.
+
+    Args:
+        conversation_id: The conversation.
+        end: The position that comes next.
+        streaming: The messages that stream, as ``Reader.streaming`` gives them.
+    """
+    opened = {position: sequence for position, (_, sequence, _) in streaming.items()}
+    return ConversationCursor(conversation_id, end, opened)
+
+
+def message_created(row: MessageRow, cursor: str | None = None) -> MessageCreated:
+    """The event that a message was added."""
+    state = row.state
+    return MessageCreated(
+        conversation_id=state.conversation_id,
+        message_id=state.message_id,
+        position=state.position,
+        role=state.role,
+        streaming=state.streamed,
+        content=row.content,
+        metadata=state.metadata,
+        created_at=state.created_at,
+        cursor=cursor,
+    )
