@@ -1,7 +1,7 @@
-"""Decodes the events of a MongoDB change stream into hints. Pure: nothing here does I/O.
+"""Decodes the events of a MongoDB change stream into hints. Pure, no I/O.
 
 The shapes are those of https://www.mongodb.com/docs/manual/reference/change-events/update/. A hint
-may be late, repeated or missing; it tells where to look, and carries chunks to save the look.
+may be late, repeated or missing. It tells where to read, and carries chunks to save the read.
 """
 
 from collections.abc import Mapping
@@ -32,18 +32,17 @@ __all__ = [
 _UPDATED = "updateDescription.updatedFields"
 
 SHORTENED: list[dict[str, Any]] = [
-    # In three stages, since one cannot include and exclude. First, what is used of an event.
+    # Three stages, since one cannot include and exclude. First, the used parts of an event.
     {
         "$project": {
             **dict.fromkeys(("operationType", "clusterTime", "ns", "to", "documentKey"), 1),
-            # Of documents: what is told of a new message, and whose a conversation is.
+            # Of documents: the fields of a new message, and the owner of a conversation.
             **{f"fullDocument.{name}": 1 for name in ("_id", *HEADER, "content", "owner")},
             _UPDATED: 1,
         }
     },
-    # Of updated fields an inclusion would drop those with a dot in the name, such as "chunks.7".
-    # A save and an end have some of these that nobody uses, "context.x" and "metadata.x", and none
-    # that somebody does.
+    # An inclusion drops updated fields with a dot in the name, such as "chunks.7". So only saves
+    # and ends include: of their dotted fields, "context.x" and "metadata.x", none is used.
     {
         "$addFields": {
             _UPDATED: {
@@ -63,7 +62,7 @@ SHORTENED: list[dict[str, Any]] = [
             }
         }
     },
-    # What every watcher has had chunk by chunk, and counters that nobody uses.
+    # The text that came chunk by chunk, and counters that are not used.
     {
         "$project": {
             f"{_UPDATED}.{name}": 0
@@ -74,17 +73,17 @@ SHORTENED: list[dict[str, Any]] = [
         }
     },
 ]
-"""What a change stream leaves out of its events."""
+"""The stages that shorten the events of a change stream."""
 
 
 def pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
-    """What a change stream of a database shall tell: all of messages, little of conversations.
+    """The pipeline for watchers: all changes of messages, few of conversations.
 
-    A conversation is also updated with each message that is added to it, which the message tells.
+    A conversation is also updated with each new message, which the message itself reports.
 
     Args:
         messages: The name of the collection of messages.
-        conversations: That of conversations.
+        conversations: The name of the collection of conversations.
     """
     wanted = [
         {"ns.coll": messages},
@@ -93,17 +92,17 @@ def pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
             "ns.coll": conversations,
             "updateDescription.updatedFields.revision": {"$exists": True},
         },
-        # One that takes the place of another. Atlas's shared tiers take no $in on a namespace.
+        # A collection renamed to one of these. Atlas's shared tiers reject $in on a namespace.
         {"to.coll": messages},
         {"to.coll": conversations},
-        # They concern no collection.
+        # These concern no collection.
         {"operationType": {"$in": ["dropDatabase", "invalidate"]}},
     ]
     return [{"$match": {"$or": wanted}}, *SHORTENED]
 
 
 def writers_pipeline(messages: str) -> list[dict[str, Any]]:
-    """The same for a process that only writes: stops, ends and take-overs of messages.
+    """The pipeline for a process that only writes: stops, ends and take-overs of messages.
 
     Args:
         messages: The name of the collection of messages.
@@ -137,15 +136,15 @@ class Updated:
     """Fields of a message changed.
 
     Attributes:
-        chunks: The appended chunks that the event brought, in its order.
-        next_sequence: The counter after the append, where it changed.
-        ended: Whether the state changed; a message leaves ``streaming`` only once.
-        concerns_writer: Whether its writer is to stop.
-        holder: The id that a new writer gave itself, where there is one.
-        conversation_id: The conversation, known only when fields of the message were saved.
-        revision: How often they were, then.
-        role: Who speaks in the message, where fields were saved; an earlier version does not say.
-        time: When, by the server's clock.
+        chunks: The appended chunks that the event carries, in order.
+        next_sequence: The counter after an append, else ``None``.
+        ended: Whether the message left ``streaming``.
+        concerns_writer: Whether the writer of the message has to stop.
+        holder: The id of a new writer, else ``None``.
+        conversation_id: The conversation, if fields of the message were saved, else ``None``.
+        revision: The number of saves, if fields were saved.
+        role: The role of the message, if fields were saved. Earlier versions do not store it.
+        time: The time of the change by the server's clock.
     """
 
     message_id: ObjectId
@@ -174,7 +173,7 @@ class ConversationChanged:
     """A conversation was started, saved or removed.
 
     Attributes:
-        owner: The type and the id of its owner, where the event says so.
+        owner: The type and the id of its owner, if the event has them.
         deleted: Whether it was removed.
     """
 
@@ -185,7 +184,7 @@ class ConversationChanged:
 
 @dataclass(frozen=True, slots=True)
 class StreamInvalidated:
-    """A collection was dropped or renamed: what was known of it is no use any more."""
+    """A collection was dropped or renamed. What was known of it is not valid any more."""
 
     operation: str
 
@@ -195,11 +194,11 @@ Hint: TypeAlias = MessageHint | ConversationChanged | StreamInvalidated
 
 
 def decode(change: Mapping[str, Any], conversations: str) -> Hint | None:
-    """The hint in a change event; ``None`` when it says nothing of use.
+    """The hint in a change event; ``None`` if it has none.
 
     Args:
         change: The event.
-        conversations: The name of the collection of conversations; all else is of messages.
+        conversations: The name of the collection of conversations. The other one is of messages.
     """
     operation = change["operationType"]
     if operation in _INVALIDATING:
@@ -235,7 +234,7 @@ def _decode_update(
 ) -> Updated:
     chunks: list[StoredChunk] = []
     for path, value in fields.items():
-        # A push arrives as "chunks.7"; into an empty array, some servers send the whole array.
+        # A push arrives as "chunks.7". For an empty array, some servers send the whole array.
         if path == "chunks":
             chunks.extend(value or ())
         elif path.startswith("chunks.") and path[7:].isdigit():

@@ -1,9 +1,9 @@
-"""Doubts: a read that contradicts what is known is believed only once it has stood for a while.
+"""Doubts: a read that contradicts an earlier one is believed only if it stays so for a while.
 
 A new primary serves an older majority snapshot until its first own entry commits, so a majority
-read may go backwards across a failover
-(https://www.mongodb.com/docs/manual/core/read-isolation-consistency-recency/). What is missing, has
-a hole, or is behind what was seen is read again for some seconds. No MongoDB here.
+read may go back in time across a failover
+(https://www.mongodb.com/docs/manual/core/read-isolation-consistency-recency/). A document
+that is missing, has a hole, or is older than before is read again for some seconds. Pure, no I/O.
 """
 
 import time
@@ -12,23 +12,23 @@ from collections.abc import Hashable
 __all__ = ["DOUBT_SECONDS", "Doubts", "OutdatedReadError"]
 
 DOUBT_SECONDS = 5.0
-"""How long a contradiction must stand. A new primary commits its first entry within a second or so
-of its election; until then it may answer from the older snapshot."""
+"""Seconds that a contradiction must last. A new primary commits its first entry about a second
+after its election; until then it may answer from the older snapshot."""
 MET_SECONDS = 2.0
-"""How soon it must be met again to count as standing: a longer pause may hide that it ended."""
+"""Seconds within which a contradiction must be met again. A longer pause starts it anew."""
 MAX_DOUBTS = 256
 
 
 class OutdatedReadError(Exception):
-    """What was read is older than what is known: read it again."""
+    """The read is older than what is known, and has to be repeated."""
 
 
 class Doubts:
-    """Since when each contradiction has stood.
+    """Remembers how long each contradiction has lasted.
 
     Args:
-        seconds: How long one must stand until it is believed; 0 believes at once, for a server
-            whose reads never go backwards.
+        seconds: Seconds that one must last until it is believed; 0 for a server whose reads never
+            go back in time.
     """
 
     def __init__(self, seconds: float = DOUBT_SECONDS) -> None:
@@ -36,9 +36,9 @@ class Doubts:
         self._seen: dict[Hashable, tuple[float, float]] = {}
 
     def stands(self, contradiction: Hashable) -> bool:
-        """Whether a contradiction, which was met just now, is to be believed.
+        """Returns whether a contradiction, which was met just now, has lasted long enough.
 
-        It must have been met again and again: after a pause it begins anew.
+        It must be met again and again: a pause starts it anew.
         """
         now = time.monotonic()
         first, last = self._seen.pop(contradiction, (now, now))
@@ -50,5 +50,5 @@ class Doubts:
         return now - first >= self._seconds
 
     def dispel(self, contradiction: Hashable) -> None:
-        """Forgets a contradiction: a later read did not show it."""
+        """Forgets a contradiction that a later read did not show."""
         self._seen.pop(contradiction, None)

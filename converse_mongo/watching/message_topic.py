@@ -21,14 +21,14 @@ __all__ = ["MessageTopic"]
 
 
 class MessageTopic(Topic):
-    """A message. It reads no other message of the conversation, and needs no conversation.
+    """A watched message. No other message of its conversation is read.
 
-    The index of a chunk in the window is its sequence; the final event comes behind the last.
-    Events carry no cursor: a watcher goes on from the sequence of a chunk.
+    The index of a chunk in the window is its sequence. The final event follows the last chunk.
+    Events carry no cursor: a watcher continues from the sequence of a chunk.
 
     Attributes:
         key: The id of the message.
-        header: The message as it was read last.
+        header: The message as of the last read.
     """
 
     def __init__(self, key: ObjectId, reader: Reader) -> None:
@@ -41,7 +41,7 @@ class MessageTopic(Topic):
 
     @property
     def _next(self) -> int:
-        """The sequence of the chunk that comes next."""
+        """The sequence of the next chunk."""
         return self._known.open[self._message.position]
 
     def _at(self, sequence: int) -> ConversationCursor:
@@ -52,7 +52,7 @@ class MessageTopic(Topic):
         return self._at(check_sequence(after))
 
     async def enter(self, cursor: ConversationCursor) -> None:
-        """Takes any cursor: a watcher may wait for a chunk that is not there yet."""
+        """Accepts any cursor: a watcher may wait for a chunk that is not stored yet."""
 
     def behind(self, event: ConversationEvent) -> ConversationCursor:
         if isinstance(event, ChunkReceived):
@@ -84,7 +84,7 @@ class MessageTopic(Topic):
         return None
 
     def _note_inserted(self, hint: Inserted) -> None:
-        """Notes that the message was started anew: its own insertion may be told late."""
+        """Notes that the message was started anew. Its own insertion may be reported late."""
         known = self.open.get(self.key)
         restarted = known and hint.document.get("log_id") != self._message.log_id
         if known and restarted and is_after(hint, known.since):
@@ -115,7 +115,7 @@ class MessageTopic(Topic):
         if first_time:
             self._jump(end - len(chunks))
         elif end > self._next + len(chunks):
-            # Too much for the window: each watcher reads it at its own pace.
+            # More than the window holds: each watcher reads at its own pace.
             self._jump(end)
             chunks = []
         for chunk in run_from(self._next, chunks):
@@ -135,11 +135,11 @@ class MessageTopic(Topic):
     async def _accept(
         self, found: tuple[MessageHeader, list[MessageChunk]] | None
     ) -> tuple[MessageHeader, list[MessageChunk]]:
-        """Passes on what was read, if it is of the message that is watched.
+        """Returns what was read, if it is the watched message.
 
         Raises:
-            MessageNotFoundError: It is not there, or was deleted and started anew.
-            OutdatedReadError: That is to be seen for longer until it is believed.
+            MessageNotFoundError: The message is missing, or was deleted and started anew.
+            OutdatedReadError: The message is missing, but that has not lasted long enough.
         """
         known = self.header
         if found is not None and (known is None or found[0].log_id == known.log_id):
@@ -148,7 +148,7 @@ class MessageTopic(Topic):
             return found
         error = MessageNotFoundError(self.key)
         if known is None:
-            # Never seen before: it may be too new for the majority, but not for the primary.
+            # It may be too new for a majority read, but not for the primary.
             if self._reader.local and await self._local.has_message(self.key):
                 raise OutdatedReadError
             raise error
@@ -158,7 +158,7 @@ class MessageTopic(Topic):
         raise error
 
     def _refuse_hole(self, sequence: int) -> NoReturn:
-        """Refuses a read that lacks a chunk which there must be."""
+        """Refuses a read that lacks a chunk."""
         if not self.doubts.stands(("hole", sequence)):
             raise OutdatedReadError
         raise hole(self.key, sequence)

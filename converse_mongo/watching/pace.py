@@ -1,4 +1,4 @@
-"""When what is watched is compared with the database: as seldom as the change stream allows."""
+"""Decides when the watched topics are compared with the database. No MongoDB here."""
 
 import random
 
@@ -7,18 +7,18 @@ __all__ = ["Pace"]
 MAX_GROWTH = 4.0
 JITTER = 0.2
 EXPIRY_SECONDS = 1.0
-"""How long after a lease ran out, as far as the clock is known, a comparison finds that."""
+"""A comparison is made this long after the first lease expires."""
 TIMELY_LOOKS = 20
-"""How many looks in a row have to find nothing new, while messages stream, for a change stream to
-count as one that is in time."""
+"""After this many looks in a row that find nothing new while messages stream, a change stream
+counts as timely."""
 
 
 class Pace:
-    """Says how long to wait for the next comparison.
+    """Computes the wait before the next comparison.
 
-    While the change stream tells of all news the interval grows, to ``MAX_GROWTH`` times what was
-    given. A comparison that finds what the stream did not tell sets it back. Behind a ``mongos`` it
-    does not grow: the stream waits there for shards that have nothing to tell.
+    While the change stream reports all changes, the interval grows up to ``MAX_GROWTH`` times. A
+    comparison that finds an unreported change resets it. Behind a ``mongos`` the interval does not
+    grow, because the stream waits there for shards that have nothing to report.
 
     Args:
         poll_interval: Seconds between two comparisons without a change stream.
@@ -26,7 +26,7 @@ class Pace:
         sharded: Whether the server is a ``mongos``.
 
     Attributes:
-        late: Whether the change stream is taken to tell of news too late.
+        late: Whether the change stream is assumed to report changes late.
     """
 
     def __init__(self, poll_interval: float, check_interval: float, *, sharded: bool) -> None:
@@ -42,11 +42,11 @@ class Pace:
         return _jittered(self._poll_interval)
 
     def checking(self, lease_left: float | None) -> float:
-        """The same beside a change stream.
+        """Seconds until the next comparison while a change stream is open.
 
         Args:
-            lease_left: Seconds until the first lease of a watched message runs out, if known. No
-                orphan has to wait for its end because the interval has grown.
+            lease_left: Seconds until the first lease of a watched message expires, if known. It
+                bounds the wait, so that an orphan is ended in time.
         """
         seconds = _jittered(self._check_interval * self._growth)
         if lease_left is None:
@@ -55,15 +55,15 @@ class Pace:
 
     @property
     def grace(self) -> float:
-        """Seconds after a comparison within which the stream may tell what the comparison found."""
+        """Seconds that the stream has to report what a comparison found."""
         return min(0.25, self._poll_interval, self._check_interval)
 
     def reset(self) -> None:
-        """Compares at ``check_interval`` again."""
+        """Goes back to ``check_interval``."""
         self._growth = 1.0
 
     def judge(self, *, untold: bool) -> None:
-        """Takes what a comparison found: whether the stream had not told of something."""
+        """Adjusts the interval to a comparison, which may have found an unreported change."""
         if untold:
             self._growth, self._timely = 1.0, 0
             self.late = self._sharded
@@ -71,12 +71,12 @@ class Pace:
             self._growth = min(self._growth * 1.5, MAX_GROWTH)
 
     def note_timely(self) -> None:
-        """Takes that messages went on, and that the stream had told of all of it."""
+        """Counts a look at streaming messages that found no unreported change."""
         self._timely += 1
         if self._timely >= TIMELY_LOOKS:
             self.late = False
 
 
 def _jittered(seconds: float) -> float:
-    """Not all processes at once, and never later than asked for."""
+    """Shortens a wait at random, so that processes do not act at the same time."""
     return seconds * random.uniform(1 - JITTER, 1)

@@ -20,17 +20,17 @@ CHUNKS_PER_READ = 256
 ROWS_PER_READ = 64
 
 Step: TypeAlias = tuple[ConversationEvent, ConversationCursor]
-"""An event, and where a watcher of the conversation stands behind it."""
+"""An event, and the cursor behind it."""
 
 
 class Replay:
-    """Reads events from the documents.
+    """Turns stored documents into the events that led to them.
 
     Args:
-        known: Where the conversation is known to be.
+        known: The cursor of the topic.
         gone: Positions of messages that are known to be deleted.
         reader: Reads the documents.
-        doubts: What contradicts ``known``, and since when.
+        doubts: The doubts of the topic.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Replay:
         self._doubts = doubts
 
     async def steps(self, cursor: ConversationCursor, target: ConversationCursor) -> list[Step]:
-        """Some steps from ``cursor`` towards ``target``; none when there is nothing in between.
+        """Reads some steps from ``cursor`` towards ``target``; none if there are none in between.
 
         Raises:
-            OutdatedReadError: What was read is older than what is known.
-            WatchError: A chunk that must be there is not.
+            OutdatedReadError: The read is older than what is known.
+            WatchError: A chunk is missing.
             PyMongoError: The database could not be read.
         """
         while cursor != target:
@@ -66,7 +66,7 @@ class Replay:
     async def _read_open(
         self, cursor: ConversationCursor, target: ConversationCursor, position: int
     ) -> tuple[list[Step], ConversationCursor]:
-        """Chunks of one message, and its end where ``target`` is behind that."""
+        """Reads chunks of one message, and its end if ``target`` is behind the end."""
         start, stop = cursor.open[position], target.open.get(position)
         found = await self._reader.read_at(self._key, position, start, CHUNKS_PER_READ, stop=stop)
         if found is None:
@@ -80,7 +80,7 @@ class Replay:
             steps.append((state.chunk_received(chunk, str(cursor)), cursor))
         if stop is None and cursor.open[position] == state.next_sequence:
             if not state.status.is_final:
-                # Older than what told that it had ended; the chunks are right all the same.
+                # The header is older than the target. The chunks are right all the same.
                 if steps:
                     return steps, cursor
                 if not self._doubts.stands(("streaming", position)):
@@ -95,7 +95,7 @@ class Replay:
         return steps, cursor
 
     async def _refuse_undeleted(self, position: int) -> None:
-        """Refuses to find no message at a position, unless it was deleted."""
+        """Refuses a read without a message that may not be deleted."""
         if self._reader.local is None or position in self._gone:
             return
         if position in self._known.open:
@@ -108,14 +108,14 @@ class Replay:
     async def _read_created(
         self, cursor: ConversationCursor, target: ConversationCursor
     ) -> tuple[list[Step], ConversationCursor]:
-        """Messages up to the first that was streamed: its chunks come before what follows it."""
+        """Reads messages up to the first streamed one, whose chunks come next."""
         rows = await self._reader.rows(self._key, cursor.end, target.end, ROWS_PER_READ)
         steps: list[Step] = []
         for row in rows:
             position = row.state.position
             if await self._lacks(cursor.end, position):
                 break
-            # Positions that are missing belonged to messages that were deleted since.
+            # Missing positions are of messages that were deleted.
             cursor = replace(cursor, end=position).created(row.state.streamed)
             steps.append((message_created(row, str(cursor)), cursor))
             if row.state.streamed:
@@ -123,7 +123,7 @@ class Replay:
         else:
             if len(rows) < ROWS_PER_READ and not await self._lacks(cursor.end, target.end):
                 cursor = replace(cursor, end=target.end)
-                if steps:  # so that the last event says that nothing is left
+                if steps:  # so that the last event has the cursor of the target
                     steps[-1] = (replace(steps[-1][0], cursor=str(cursor)), cursor)
                 return steps, cursor
         if not steps:
@@ -131,7 +131,7 @@ class Replay:
         return steps, cursor
 
     async def _lacks(self, start: int, stop: int) -> bool:
-        """Whether there are messages, where none were read, that the majority may not have yet."""
+        """Returns whether the primary has messages where a majority read shows none."""
         local = self._reader.local
         return (
             start < stop and local is not None and await local.has_messages(self._key, start, stop)
@@ -139,7 +139,7 @@ class Replay:
 
 
 def run_from(start: int, chunks: Sequence[MessageChunk]) -> Sequence[MessageChunk]:
-    """Those of ``chunks`` that go on from ``start`` without a gap."""
+    """The ``chunks`` from ``start`` up to the first gap."""
     for index, chunk in enumerate(chunks):
         if chunk.sequence != start + index:
             return chunks[:index]
@@ -147,7 +147,7 @@ def run_from(start: int, chunks: Sequence[MessageChunk]) -> Sequence[MessageChun
 
 
 def hole(message_id: ObjectId, sequence: int) -> WatchError:
-    """The error that a chunk is missing."""
+    """The error for a missing chunk."""
     return WatchError(
         f"Chunk {sequence} of message {message_id} is not where it must be: "
         "something other than converse_mongo has written to the message."
@@ -162,14 +162,14 @@ def cursor_at(
     Args:
         conversation_id: The conversation.
         end: The position that comes next.
-        streaming: The messages that stream, as ``Reader.streaming`` gives them.
+        streaming: The streaming messages, as ``Reader.streaming`` returns them.
     """
     opened = {position: sequence for position, (_, sequence, _) in streaming.items()}
     return ConversationCursor(conversation_id, end, opened)
 
 
 def message_created(row: MessageRow, cursor: str | None = None) -> MessageCreated:
-    """The event that a message was added."""
+    """The event of a new message."""
     state = row.state
     return MessageCreated(
         conversation_id=state.conversation_id,

@@ -1,4 +1,4 @@
-"""Saves of the messages of a watched conversation: which of them are news. No MongoDB here."""
+"""The saves that watchers of a conversation were told of. No MongoDB here."""
 
 from bson import ObjectId
 
@@ -12,10 +12,10 @@ SAVES_KNOWN = 256
 
 
 class SaveNews:
-    """The last saves of messages that a conversation's watchers were told of.
+    """Remembers the last saves of messages, so that each is told once.
 
     Attributes:
-        early: Saves of messages whose creation may not have been told yet.
+        early: Saves of messages that may still have to be read.
     """
 
     def __init__(self) -> None:
@@ -24,30 +24,30 @@ class SaveNews:
         self._oldest: Mark | None = None
 
     def begin(self, saves: list[Saved]) -> None:
-        """Takes the last saves that are stored, the very last first: none of them is news."""
+        """Notes the last stored saves, the latest first. None of them is news."""
         self._revisions = {save.message_id: save.revision for save in reversed(saves)}
-        # Where there are more, those before are old as well.
+        # If there are more, those before are old as well.
         self._oldest = saves[-1].mark if len(saves) == SAVES_KNOWN else None
 
     def is_old(self, save: Saved) -> bool:
-        """Whether a save was made before all that are known."""
+        """Returns whether a save is older than all known ones."""
         return self._oldest is not None and save.mark < self._oldest
 
     def is_news(self, message_id: ObjectId, revision: int) -> bool:
-        """Whether a save was not told yet."""
+        """Returns whether a save was not told yet."""
         return self._revisions.get(message_id, 0) < revision
 
     def note(self, message_id: ObjectId, revision: int) -> bool:
-        """Notes a save that is about to be told; returns ``False`` if it is not news."""
+        """Notes a save, and returns whether it is news."""
         if not self.is_news(message_id, revision):
             return False
-        self._revisions.pop(message_id, None)  # put back as the last to be forgotten
+        self._revisions.pop(message_id, None)  # put it last
         self._revisions[message_id] = revision
         if len(self._revisions) > SAVES_KNOWN:
             del self._revisions[next(iter(self._revisions))]
         return True
 
     def take_early(self) -> dict[ObjectId, tuple[MessageRole, int]]:
-        """The early saves, which are then due."""
+        """Returns and clears the early saves."""
         early, self.early = self.early, {}
         return early

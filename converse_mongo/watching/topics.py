@@ -1,9 +1,9 @@
-"""What can be watched: a conversation, or one message of it. Hints in, exact events out.
+"""Topics: watched conversations. Hints in, exact events out.
 
-A topic is at a *cursor*: what its window of events has brought so far. A hint that continues from
-the cursor becomes an event at once. Any other news only makes the topic *stale*: the next watcher
-that asks reads what is missing from the database, since the document is the truth and a hint only
-a hint. A watcher that is behind the window reads the same way, from its own cursor to the topic's.
+A topic has a *cursor*: the position behind the last event of its window. A hint that continues
+from the cursor becomes an event at once. Any other news only makes the topic *stale*: the next
+watcher that asks for an event reads what is missing from the database. The document is the truth,
+a hint is only a hint. A watcher behind the window reads from its own cursor to the topic's.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ WINDOW_EVENTS = 512
 WINDOW_BYTES = 2 * 1024 * 1024
 HELD_HINTS = 1000
 AGAIN_SECONDS = 0.02
-"""The shortest time between a read that was outdated and the next one."""
+"""Seconds between an outdated read and the next one, at least."""
 
 
 class Routes:
@@ -51,26 +51,26 @@ class Routes:
 
     def __init__(self) -> None:
         self.open: dict[ObjectId, Topic] = {}
-        """Message id to topic, of all streaming messages of all watched conversations."""
+        """The topics by the ids of the streaming messages of all watched conversations."""
         self.reading: set[Topic] = set()
-        """Topics that are finding out which messages stream."""
+        """The topics that are reading which messages stream."""
         self.saves_since: Mark | None = None
-        """All topics know of all saves before this; a topic knows those before its first read."""
+        """All topics know all saves before this moment."""
 
     async def begin_saves(self, reader: Reader) -> None:
-        """Notes the moment before the first of all topics is read."""
+        """Notes the moment before the first topic is read."""
         if self.saves_since is None:
             moment = await reader.moment()
             self.saves_since = self.saves_since or moment
 
 
 class OpenMessage(NamedTuple):
-    """A message that streams, as the window knows it.
+    """A streaming message, as a topic knows it.
 
     Attributes:
         position: Its position in the conversation.
-        role: Who speaks.
-        since: When it was found; earlier updates may be of another message with the same id.
+        role: Its role.
+        since: When it was found. Earlier updates may be of another message with the same id.
     """
 
     position: int
@@ -79,16 +79,16 @@ class OpenMessage(NamedTuple):
 
 
 class Topic:
-    """A watched conversation, shared by all who watch it.
+    """A watched conversation, shared by all its watchers.
 
     Attributes:
         key: The id of the conversation.
-        cursor: Where the window is; ``None`` before the first read.
-        open: The messages that stream, by id.
+        cursor: The cursor behind the last event; ``None`` before the first read.
+        open: The streaming messages, by id.
         window: The recent events.
         stale: Whether the database may hold more than the window has brought.
         ready: Whether the database was read at least once.
-        ended: Whether the last event of the window is the final one. A conversation has none.
+        ended: Whether the last event of the window is the final one. A conversation never ends.
         failure: The error that every watcher raises, once watching cannot go on.
         watchers: The number of watchers; the hub counts them.
         hints: The number of hints received.
@@ -120,7 +120,7 @@ class Topic:
         return cast(ConversationCursor, self.cursor)
 
     def mark_stale(self) -> None:
-        """Notes that the database may hold news; a watcher that waits wakes and reads it."""
+        """Notes that the database may hold news. A waiting watcher wakes and reads it."""
         self.stale = True
         self.window.wake()
 
@@ -130,11 +130,11 @@ class Topic:
         self.window.wake()
 
     def forget(self) -> None:
-        """Stops hints from being led here; nobody watches it any more."""
+        """Removes the routes to a topic that has no watchers any more."""
         self._set_open({})
         self._forgotten = True
 
-    # Where a watcher is
+    # The cursors of watchers
 
     async def start(self, after: object) -> ConversationCursor:
         """The cursor that an application's ``after`` means.
@@ -149,20 +149,20 @@ class Topic:
             return ConversationCursor.parse(after, self.key)
         if self._reader.local is None:
             return self._known
-        # The majority may not have all yet that is stored.
+        # A majority read may not show all that is stored yet.
         stored = await self._stored()
         return stored if stored and stored.end >= self._known.end else self._known
 
     async def enter(self, cursor: ConversationCursor) -> None:
-        """Catches up until the window covers a watcher's cursor, and checks the cursor.
+        """Catches up with a watcher's cursor, and checks that the library made it.
 
         Raises:
-            InvalidCursorError: It is ahead of what is stored, or the library never made it.
-            OutdatedReadError: What was read is behind it, and is to be read again.
+            InvalidCursorError: The cursor is ahead of what is stored, or was not made here.
+            OutdatedReadError: The read is behind the cursor, and has to be repeated.
             PyMongoError: The database could not be read.
         """
         if not self._known.covers(cursor):
-            # The watcher was further in another process: this one has not heard of it yet.
+            # It comes from another process that was further.
             self.mark_stale()
             await self.catch_up()
         if not self._known.covers(cursor):
@@ -178,7 +178,7 @@ class Topic:
 
     async def _refuse_ahead(self, cursor: ConversationCursor) -> NoReturn:
         if self._reader.local is not None:
-            # The primary has all that anybody has had elsewhere, if it is the primary still.
+            # A primary has all that watchers were given, as long as it is the primary.
             if await self._is_stored(cursor):
                 raise OutdatedReadError
             confirmed = await self._reader.confirm_primary(self.key)
@@ -196,32 +196,32 @@ class Topic:
         return stored is not None and stored.covers(cursor)
 
     async def _stored(self) -> ConversationCursor | None:
-        """The cursor behind all that the primary has; ``None`` without a conversation."""
+        """The cursor behind all that the primary has; ``None`` if it has no conversation."""
         end = await self._local.conversation_end(self.key)
         if end is None:
             return None
         return cursor_at(self.key, end, await self._local.streaming(self.key, end))
 
     def behind(self, event: ConversationEvent) -> ConversationCursor:
-        """The cursor of a watcher that has had ``event`` and all before it."""
+        """The cursor behind ``event``."""
         return ConversationCursor.parse(event.cursor, self.key)
 
     def locate(self, cursor: ConversationCursor) -> int | None:
-        """The index in the window where a watcher goes on; ``None``: it has to read."""
+        """The index in the window behind ``cursor``; ``None`` if events have to be read first."""
         return self.window.head if cursor == self._known else None
 
     def here(self) -> tuple[ConversationCursor, int]:
-        """The cursor that watchers can read up to, and the index that goes on from it."""
+        """A cursor to read up to, and the index in the window behind it."""
         return self._known, self.window.head - self.ended
 
     async def read(
         self, cursor: ConversationCursor, goal: ConversationCursor
     ) -> Sequence[ConversationEvent]:
-        """Some events from ``cursor`` towards ``goal``; none when there are none in between.
+        """Reads some events from ``cursor`` towards ``goal``; none if there are none in between.
 
         Raises:
-            MessageNotFoundError: The watched message is not in the database any more.
-            OutdatedReadError: What was read is older than what is known.
+            MessageNotFoundError: The watched message was deleted.
+            OutdatedReadError: The read is older than what is known.
             PyMongoError: The database could not be read.
         """
         return [event for event, _ in await self._replay().steps(cursor, goal)]
@@ -232,10 +232,10 @@ class Topic:
     # Hints
 
     def receive(self, hint: MessageHint) -> None:
-        """Takes a hint. While the topic is stale or is being read, the hint is held.
+        """Applies a hint, or holds it while the topic is stale or is being read.
 
-        What is stored may not be what the window continues: after a lost stream, a message may
-        have been deleted and started anew.
+        What is stored may not continue the window: while a stream was lost, a message may have
+        been deleted and started anew.
         """
         self.hints += 1
         self._note(hint)
@@ -249,7 +249,7 @@ class Topic:
             self.stale = True
 
     def _note(self, hint: MessageHint) -> None:
-        """Remembers what a hint tells, so that an older read is not taken for the truth."""
+        """Remembers what a hint tells, so that an older read is refused."""
         known = self.open.get(hint.message_id)
         if isinstance(hint, Inserted):
             self._note_inserted(hint)
@@ -266,11 +266,11 @@ class Topic:
 
     def _note_gone(self, message_id: ObjectId) -> None:
         self._told.gone.add(self.open[message_id].position)
-        self._close(message_id)  # what follows under the same id is of another message
+        self._close(message_id)  # later hints with this id are of another message
         self.mark_stale()
 
     def note_deleted(self) -> None:
-        """Takes the news that the conversation was deleted."""
+        """Notes that the conversation was deleted."""
         self._told.deleted = True
         self.mark_stale()
 
@@ -284,7 +284,7 @@ class Topic:
     def _apply_inserted(self, hint: Inserted) -> None:
         position = _position(hint.document)
         if position < self._known.end or self.stale:
-            return  # seen, or among what is to be read, behind what came before it
+            return  # seen, or about to be read
         if position > self._known.end or hint.document.get("next_sequence"):
             self.mark_stale()
             return
@@ -311,7 +311,7 @@ class Topic:
         self._put(event, cursor)
 
     def _text(self, cursor: ConversationCursor) -> str | None:
-        """The cursor that an event carries."""
+        """The text of a cursor for an event."""
         return str(cursor)
 
     def _put(self, event: ConversationEvent, cursor: ConversationCursor) -> None:
@@ -333,7 +333,7 @@ class Topic:
             self._routes.open |= dict.fromkeys(messages, self)
 
     def _close(self, message_id: ObjectId) -> None:
-        """Stops hints of a message from being led here."""
+        """Removes a message that does not stream any more, and the route to it."""
         self.open.pop(message_id, None)
         if self._routes.open.get(message_id) is self:
             del self._routes.open[message_id]
@@ -341,7 +341,7 @@ class Topic:
     # Comparisons with the database
 
     def is_behind(self, counters: Mapping[ObjectId, Counters]) -> bool:
-        """Whether one of its streaming messages has moved on in the database."""
+        """Returns whether the stored counters are ahead of the cursor."""
         for message_id, known in self.open.items():
             found = counters.get(message_id)
             sequence = self._known.open[known.position]
@@ -350,19 +350,19 @@ class Topic:
         return False
 
     def find_saved(self, save: Saved) -> None:
-        """Takes a save that a comparison with the database found."""
+        """Handles a save that a comparison with the database found."""
         if not self._saves.is_old(save):
             self.saved(save.message_id, save.role, save.revision, save.position)
 
     def saved(
         self, message_id: ObjectId, role: MessageRole, revision: int, position: int | None = None
     ) -> None:
-        """Takes the news that a message of the conversation was saved."""
+        """Handles the save of a message of the conversation."""
         if not self._saves.is_news(message_id, revision):
             return
         unread = position is not None and self.cursor is not None and position >= self.cursor.end
         if self.stale or self._held is not None or unread:
-            # Its creation may be among what is to be read, and comes first.
+            # The event of its creation comes first, and may still have to be read.
             self._saves.early[message_id] = role, revision
             self.mark_stale()
             return
@@ -383,12 +383,12 @@ class Topic:
     # Reads
 
     async def catch_up(self) -> None:
-        """Brings the window up to what the database holds; one reads for all who ask.
+        """Reads what the window lacks from the database, once for all watchers that ask.
 
         Raises:
-            NotFoundError: The conversation, or the watched message, is not in the database.
-            OutdatedReadError: What was read is older than what is known; the topic stays stale.
-            PyMongoError: The database could not be read; the topic stays stale.
+            NotFoundError: The conversation, or the watched message, does not exist.
+            OutdatedReadError: The read is older than what is known. The topic stays stale.
+            PyMongoError: The database could not be read. The topic stays stale.
         """
         async with self._reading, self._reader.turns:
             if not self.stale or self.ended or self.failure:
@@ -396,13 +396,13 @@ class Topic:
             if time.monotonic() < self._again_at:
                 raise OutdatedReadError
             self.stale = False  # news that come while reading make it stale again
-            self._held = deque()  # what was told before is among what is read
+            self._held = deque()  # the read shows all that was told before it
             try:
                 await self._read_news()
             except BaseException as error:
                 self.stale = True
                 self.window.wake()
-                if isinstance(error, OutdatedReadError):  # however many ask
+                if isinstance(error, OutdatedReadError):  # however many watchers ask
                     self._again_at = time.monotonic() + AGAIN_SECONDS
                 raise
             self.ready = True
@@ -413,8 +413,8 @@ class Topic:
                 self._apply(hint)
 
     async def _read_news(self) -> None:
-        """Reads the database, and puts what is new into the window, or jumps over it."""
-        # Until it is known which messages stream, a hint of any message may be for this topic.
+        """Reads what is new into the window, or moves the window behind it."""
+        # Until the streaming messages are known, a hint of any message may be for this topic.
         self._routes.reading.add(self)
         try:
             await self._read_to_end()
@@ -423,7 +423,7 @@ class Topic:
 
     async def _read_to_end(self) -> None:
         reader, known = self._reader, self.cursor
-        # The end first: a message before it that is not among the streaming ones has ended.
+        # The end first: a message before it that does not stream has ended.
         end = await reader.conversation_end(self.key)
         if end is None:
             await self._refuse_missing()
@@ -451,7 +451,7 @@ class Topic:
                 self._put(event, cursor)
             put += len(steps)
         if self.cursor != target:
-            # The first read, or too much for the window: watchers read it at their own pace.
+            # The first read, or more than the window holds: each watcher reads at its own pace.
             self.cursor = target
             self.window.jump(self.window.head)
         self._set_open(opened)
@@ -462,7 +462,7 @@ class Topic:
     async def _find_open(
         self, streaming: Mapping[ObjectId, OpenMessage]
     ) -> dict[ObjectId, OpenMessage]:
-        """Messages that stream, each with the moment when it was found to."""
+        """Adds to streaming messages the moment when they were found."""
         opened = {
             message_id: known
             for message_id, found in streaming.items()
@@ -475,10 +475,10 @@ class Topic:
         return opened
 
     async def _refuse_missing(self) -> NoReturn:
-        """Refuses to find no conversation, unless it was told of, or that stands."""
+        """Raises that the conversation is missing, once that is certain."""
         error = ConversationNotFoundError(self.key)
         if self.cursor is None:
-            # Never seen before: it may be too new for the majority, but not for the primary.
+            # It may be too new for a majority read, but not for the primary.
             if self._reader.local and await self._local.has_conversation(self.key):
                 raise OutdatedReadError
             raise error
@@ -490,7 +490,7 @@ class Topic:
     def _refuse_older(
         self, known: ConversationCursor, target: ConversationCursor
     ) -> ConversationCursor:
-        """``target``, if nothing is known that is ahead of it; else it stands, and is moved up."""
+        """Refuses a target that is older than what is known, until that has lasted."""
         told = self._told
         behind = target.end < max(known.end, told.end) or any(
             position in told.ended
@@ -514,14 +514,14 @@ class Topic:
 
 @dataclass(slots=True)
 class _Told:
-    """What hints told since the last read: a read that shows less is outdated.
+    """The news of hints since the last read. A read that shows less is outdated.
 
     Attributes:
-        end: Behind the position of the last message.
-        open: Position to next sequence of messages that stream.
+        end: The position behind the last message.
+        open: The next sequences of streaming messages, by position.
         ended: Positions of messages that ended.
         gone: Positions of messages that were deleted.
-        deleted: Whether the conversation was.
+        deleted: Whether the conversation was deleted.
     """
 
     end: int = 0
@@ -531,13 +531,13 @@ class _Told:
     deleted: bool = False
 
     def update(self, position: int, hint: Updated) -> None:
-        """Adds what a change of a streaming message tells."""
+        """Adds the news of a streaming message."""
         self.open[position] = max(self.open.get(position, 0), hint.next_sequence or 0)
         if hint.ended:
             self.ended.add(position)
 
     def forget_all_but(self, positions: Container[int]) -> None:
-        """Forgets what is of no use once only the messages at ``positions`` stream."""
+        """Forgets the news of messages that are not at ``positions``."""
         self.open = {key: value for key, value in self.open.items() if key in positions}
         self.ended = {key for key in self.ended if key in positions}
         self.gone = {key for key in self.gone if key in positions}
@@ -545,12 +545,12 @@ class _Told:
 
 
 def is_after(hint: MessageHint, moment: Timestamp | None) -> bool:
-    """Whether a change was made after a moment of the server's clock."""
+    """Returns whether a change was made after a moment of the server's clock."""
     return hint.time is None or moment is None or hint.time > moment
 
 
 def _position(document: Mapping[str, Any]) -> int:
-    """The position of a message; that of one which the library has not written is before all."""
+    """The position of a message; -1 if the library has not written it."""
     position = document.get("position")
     return position if isinstance(position, int) else -1
 

@@ -1,4 +1,4 @@
-"""Watchers: what an application iterates over."""
+"""Watchers: the asynchronous iterators that an application follows events with."""
 
 import asyncio
 import logging
@@ -31,35 +31,35 @@ FIRST_RETRY_SECONDS = 0.02
 MAX_RETRY_SECONDS = 2.0
 MAX_OUTDATED_SECONDS = 0.3
 READ_SECONDS = 10.0
-"""How long a read may take; one that failed may take twice as long the next time."""
+"""Seconds that a read may take. The limit doubles with each read that fails."""
 MAX_READ_SECONDS = 80.0
 _BEHIND = -1
 
 
 class Readable(Protocol):
-    """What is watched, as far as who reads it patiently has to know."""
+    """A topic, as far as :func:`retry_reads` has to know it."""
 
     @property
     def failure(self) -> BaseException | None:
-        """What reading it is to raise, where watching cannot go on."""
+        """The error to raise, once watching cannot go on."""
 
 
 class Watcher(Generic[E]):
     """An asynchronous iterator over the events of a message or a conversation.
 
-    Use it in a plain ``async for``, or as ``async with ... as events`` to say where watching ends.
-    It holds no queue: it is a place in a window of events that all watchers of the same thing
-    share, and reads from the database what has left the window. So it may be as slow as it likes;
-    and dropping it, closing it or cancelling who waits in it frees all that it held, at once. After
-    a cancelled or timed-out wait it goes on where it was: no chunk, no message and no end is lost
-    (a :class:`MessageUpdated` is: it is news for who listens).
+    Use it in a plain ``async for``, or as ``async with ... as events`` to mark where watching ends.
+    A watcher holds no queue. It is a position in a window of events that all watchers of the same
+    topic share, and it reads from the database what has left the window. It may be as slow as it
+    likes. Closing it, dropping it or cancelling its wait releases everything at once. After a
+    cancelled or timed-out wait it continues where it was: no chunk, message or end is lost. Only a
+    :class:`MessageUpdated` may be.
 
     Iterating raises:
-        NotFoundError: The message or conversation does not exist, or was deleted meanwhile.
-        InvalidCursorError: ``after`` is not of this stream.
+        NotFoundError: The message or conversation does not exist, or was deleted.
+        InvalidCursorError: ``after`` is not a cursor of this stream.
         ConverseClosedError: The facade was closed before the stream ended.
-        WatchError: Something else wrote to the message, or the hub crashed.
-        PyMongoError: MongoDB refused a read. Lost connections are waited out.
+        WatchError: Another program wrote to the message, or the hub crashed.
+        PyMongoError: MongoDB refused a read. Lost connections are retried.
     """
 
     __slots__ = (
@@ -127,7 +127,7 @@ class Watcher(Generic[E]):
                 if self._index < window.first:
                     await self._read_behind(topic)
                 elif topic.ended:
-                    self._index = window.head - 1  # asked for more than there was: just the end
+                    self._index = window.head - 1  # it asked for more than there is: only the end
                 elif topic.stale:
                     await self._catch_up(topic)
                 elif not wait:
@@ -151,15 +151,14 @@ class Watcher(Generic[E]):
         return event
 
     async def poll(self) -> E | None:
-        """The next event if there is one by now; ``None`` instead of waiting for news.
+        """The next event if there is one, else ``None``. It reads, but does not wait for news.
 
-        It reads what is to be read. Raises ``StopAsyncIteration`` at the end, else as iterating
-        does.
+        Raises ``StopAsyncIteration`` at the end, and whatever iterating raises.
         """
         return await self.__anext__(wait=False)
 
     async def __aenter__(self) -> Self:
-        """Attaches, so that ``after="now"`` means this moment; raises as iterating does."""
+        """Attaches, so that ``after="now"`` means this moment. Raises what iterating raises."""
         if self._topic is not None:
             return self  # entered before, or iterating
         try:
@@ -178,16 +177,16 @@ class Watcher(Generic[E]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Ends the watching; iterating further ends at once."""
+        """Ends the watching. Further iteration ends at once."""
         self._closed = True
         if self._iterating and self._topic is not None:
-            self._topic.window.wake()  # another task waits in it, and is to see that it ended
+            self._topic.window.wake()  # another task waits in it
         self._leave()
 
     def detach(self) -> None:
-        """Lets go of all that it holds; iterating again goes on where it was.
+        """Releases all that it holds. Iterating again continues where it was.
 
-        Not for a watcher that another task iterates: :meth:`aclose` ends that.
+        Do not call it while another task iterates: :meth:`aclose` ends that.
         """
         self._leave()
 
@@ -214,7 +213,7 @@ class Watcher(Generic[E]):
         except InvalidCursorError:
             if self._after != NOW or self._last is not None:
                 raise
-            self._start = cursor = topic.here()[0]  # a failover took back what there was
+            self._start = cursor = topic.here()[0]  # a failover rolled back what there was
         index = topic.locate(cursor)
         self._index = _BEHIND if index is None else index
         self._goal = None
@@ -226,15 +225,15 @@ class Watcher(Generic[E]):
         return topic.behind(self._last)
 
     async def _read_behind(self, topic: Topic) -> None:
-        """Reads a batch of what is not in the window, or finds the place in it to go on from."""
+        """Reads a batch of events that left the window, or finds its index in the window."""
         cursor = self._cursor(topic)
         if self._goal is not None and cursor == self._goal[0]:
-            # Not where the window is by now: saves of messages move it, and no cursor shows them.
+            # The index then, not now: saves of messages move the window, and no cursor shows them.
             index: int | None = self._goal[1]
         else:
             index = topic.locate(cursor)
         if index is None:
-            # The window moves on meanwhile: read up to a place that was in it just now.
+            # The window moves on meanwhile: read up to where it is now.
             self._goal = self._goal or topic.here()
             goal, goal_index = self._goal
             if cursor != goal:
@@ -251,10 +250,10 @@ class Watcher(Generic[E]):
 
 
 async def retry_reads(topic: Readable, read: Callable[[], Awaitable[T]]) -> T:
-    """Awaits ``read()`` again and again while MongoDB is not to be reached.
+    """Awaits ``read()``, and repeats it while MongoDB cannot be reached.
 
-    A deadline of the caller's, set by ``pymongo.timeout()``, does not count: watching has no end,
-    and others may wait for what is read.
+    A deadline that the caller set with ``pymongo.timeout()`` is ignored: watching has no end, and
+    other watchers may wait for the same read.
     """
     wait, limit = FIRST_RETRY_SECONDS, READ_SECONDS
     before = _cancellations()
@@ -270,10 +269,10 @@ async def retry_reads(topic: Readable, read: Callable[[], Awaitable[T]]) -> T:
                 raise topic.failure from error
             if not is_transient(error):
                 raise
-            logger.warning("Could not read what is watched (%s); trying again", error)
+            logger.warning("Could not read the watched documents (%s); trying again", error)
             longest, limit = MAX_RETRY_SECONDS, min(limit * 2, MAX_READ_SECONDS)
         except OutdatedReadError:
-            logger.debug("What was read is older than what is known; reading again")
+            logger.debug("A read was older than what is known; reading again")
             longest = MAX_OUTDATED_SECONDS
         if topic.failure is not None:
             raise topic.failure

@@ -1,4 +1,4 @@
-"""One window of recent events, shared by all who follow it. No MongoDB here."""
+"""A window of recent events that all watchers of a topic share. No MongoDB here."""
 
 import asyncio
 from collections import deque
@@ -10,14 +10,14 @@ E = TypeVar("E")
 
 
 class Window(Generic[E]):
-    """The last events of a stream, by index, and who waits for the next.
+    """The last events of a stream by index, and the waiters for the next one.
 
-    However many follow, an event is held once; a follower is an index. The window is bounded in
-    events and in weight: who falls out of it has to read from the source. Nothing is queued for
-    anybody, so a slow follower costs nothing.
+    Each event is held once, however many watchers there are. The window is bounded in events and
+    in weight. A watcher that falls out of it has to read from the database. Nothing is queued for
+    a watcher, so a slow one costs nothing.
 
     Attributes:
-        first: The index of the oldest event that is still here.
+        first: The index of the oldest event that the window holds.
         head: The index that the next event will get.
     """
 
@@ -32,13 +32,13 @@ class Window(Generic[E]):
         self.first = self.head = first
 
     def get(self, index: int) -> E | None:
-        """The event at ``index``; ``None`` if it is not there yet, or not any more."""
+        """The event at ``index``; ``None`` if it is not there yet or was dropped."""
         if self.first <= index < self.head:
             return self._events[index - self.first][0]
         return None
 
     def put(self, event: E, weight: int) -> None:
-        """Adds an event, forgets the oldest where there is no room, and wakes who waits."""
+        """Adds an event, drops the oldest ones if there is no room, and wakes all waiters."""
         self._events.append((event, weight))
         self.head += 1
         self._weight += weight
@@ -50,33 +50,33 @@ class Window(Generic[E]):
         self.wake()
 
     def jump(self, head: int) -> None:
-        """Forgets all events, and goes on at ``head``."""
+        """Drops all events, and continues at ``head``."""
         self._events.clear()
         self._weight = 0
         self.first = self.head = head
         self.wake()
 
     def wake(self) -> None:
-        """Wakes everybody who waits."""
+        """Wakes all waiters."""
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
     def waiter(self) -> "asyncio.Future[None]":
-        """A future that is done as soon as something was put, or somebody called :meth:`wake`.
+        """A future that is done when an event is put or :meth:`wake` is called.
 
-        Whoever does not wait for it to the end has to :meth:`forget` it.
+        Call :meth:`forget` if you stop waiting for it.
         """
         waiter = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = None
         return waiter
 
     def forget(self, waiter: "asyncio.Future[None]") -> None:
-        """Takes back a :meth:`waiter`."""
+        """Removes a :meth:`waiter`."""
         self._waiters.pop(waiter, None)
 
     @property
     def waiting(self) -> int:
-        """How many wait right now."""
+        """The number of waiters."""
         return len(self._waiters)
