@@ -1,4 +1,4 @@
-"""The hub: the one change stream of a facade, and all that it feeds."""
+"""The hub: the one change stream of a facade, and the topics that it feeds."""
 
 import asyncio
 import contextlib
@@ -40,25 +40,25 @@ logger = logging.getLogger("converse_mongo")
 FIRST_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 5.0
 REFUSED_SECONDS = 600.0
-"""The longest time until a change stream that was refused is asked for again."""
+"""Seconds until a refused change stream is requested again, at most."""
 LOSSES_IN_A_ROW = 2
-"""How many failures that no retry cures may come in a row before they count as a refusal."""
+"""More lasting failures in a row than this count as a refusal."""
 STEADY_SECONDS = 60.0
-"""How long a change stream has to last, with no change in it, to count as one that works."""
+"""Seconds after which a change stream counts as working, even if it brought no change."""
 
 REOPENING_SECONDS = 1.0
-"""The longest time until a lost change stream is opened again: not by all processes at once."""
+"""Seconds until a lost change stream is opened again, at most. Processes wait at random."""
 GRACE_SECONDS = 10.0
-"""How long a change stream stays open, or tells all, after the last who wanted that."""
+"""Seconds that a change stream stays as it is after the last demand for it."""
 CHECK_SECONDS = 20.0
-"""How long a comparison may take; after one that failed the next may take twice as long."""
+"""Seconds that a comparison may take. The limit doubles with each one that fails."""
 MAX_CHECK_SECONDS = 160.0
 
 T = TypeVar("T", bound=AnyTopic)
 
 
 class Demand(IntEnum):
-    """Who wants to hear of changes; watchers want all that writers do, and more."""
+    """The parts that need a change stream. Watchers need all that writers need, and more."""
 
     NOBODY = 0
     WRITERS = 1
@@ -67,15 +67,15 @@ class Demand(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class WatchStatistics:
-    """What a hub has to do.
+    """The numbers of a hub.
 
     Attributes:
-        watchers: Watchers that are attached. A running writer is none, though it has the stream
-            opened as well, to hear of stops.
-        topics: Messages, conversations and owners that they watch.
-        streams_opened: Change streams opened so far; one at a time.
-        changes: Change events received.
-        checks: Times that the counters of all topics were compared with the database.
+        watchers: The attached watchers. A running writer does not count, though it needs the
+            stream too, to be notified of stops.
+        topics: The messages, conversations and owners that are watched.
+        streams_opened: The change streams opened so far, one at a time.
+        changes: The change events received.
+        checks: The comparisons of all topics with the database.
     """
 
     watchers: int
@@ -88,21 +88,21 @@ class WatchStatistics:
 class Hub:
     """Feeds the topics of one pair of collections.
 
-    Two tasks: one follows the change stream and hands its hints to the topics; the other compares
-    the counters of all topics with the database, at ``poll_interval`` where there is no change
-    stream (for now, or at all), else at ``check_interval``, since a change stream can skip events
-    without saying so. Both only ever say "look there": what a watcher yields is in ``_topics``.
+    The hub runs two tasks. One follows the change stream and passes its hints to the topics. The
+    other compares the counters of all topics with the database: every ``poll_interval`` while there
+    is no change stream, else every ``check_interval``, since a change stream can skip events
+    silently. Both only tell topics where to read. What watchers yield is decided in ``topics``.
 
-    The change stream is open while somebody watches or writes. While nobody watches it tells only
-    of what concerns writers.
+    The change stream is open while there are watchers or writers. Without watchers it reports only
+    what concerns writers.
 
     Args:
         reader: Reads for the topics.
-        open_stream: Opens a change stream that tells all; ``None`` where there is none.
-        store: What the running writers belong to.
-        poll_interval: See above; in seconds.
-        check_interval: The same.
-        open_writers_stream: Opens one that tells only of stops, ends and take-overs.
+        open_stream: Opens a change stream for watchers; ``None`` if the server has none.
+        store: The store that the running writers use.
+        poll_interval: Seconds between two comparisons without a change stream.
+        check_interval: Seconds between two comparisons while a change stream is open.
+        open_writers_stream: Opens a change stream of stops, ends and take-overs only.
         sharded: Whether the server is a ``mongos``.
     """
 
@@ -146,11 +146,11 @@ class Hub:
 
     @property
     def mode(self) -> WatchMode:
-        """How watchers learn of news right now."""
+        """The way in which watchers get news right now."""
         return WatchMode.POLLING if self._polls else WatchMode.CHANGE_STREAM
 
     def statistics(self) -> WatchStatistics:
-        """What there is to do right now."""
+        """The numbers of right now."""
         topics = self._registry.all()
         return WatchStatistics(
             watchers=sum(topic.watchers for topic in topics),
@@ -161,11 +161,11 @@ class Hub:
         )
 
     def join_message(self, message_id: ObjectId) -> Topic:
-        """The topic of a message, with one more watcher; :meth:`leave` it in the end."""
+        """Adds a watcher to the topic of a message. Call :meth:`leave` in the end."""
         return self._join(self._registry.message(message_id))
 
     def join_conversation(self, conversation_id: ObjectId) -> Topic:
-        """The topic of a conversation, with one more watcher; :meth:`leave` it in the end."""
+        """Adds a watcher to the topic of a conversation. Call :meth:`leave` in the end."""
         return self._join(self._registry.conversation(conversation_id))
 
     def join_owner(self, owner: OwnerKey) -> OwnerTopic:
@@ -179,7 +179,7 @@ class Hub:
         else:
             self._ensure_running()
         if not topic.ready:
-            # Compared once it was read: its writer may have died long ago.
+            # Compare it after its first read: its writer may have died long ago.
             self._check_within(min(self._poll_interval, self._check_interval), at_random=False)
         return topic
 
@@ -200,7 +200,7 @@ class Hub:
                 self._start("follow", self._follow())
 
     def leave(self, topic: AnyTopic) -> None:
-        """Takes a watcher away; a topic that nobody watches is forgotten at once."""
+        """Removes a watcher. A topic without watchers is forgotten at once."""
         topic.watchers -= 1
         if not topic.watchers:
             self._registry.forget(topic)
@@ -211,7 +211,7 @@ class Hub:
         self._fail(
             ConverseClosedError("This Converse was closed while the stream was being watched.")
         )
-        # The flag beside the cancellation: on Python 3.11, asyncio.wait_for, which PyMongo uses to
+        # A flag beside the cancellation: on Python 3.11, asyncio.wait_for, which PyMongo uses to
         # connect, may swallow a cancellation that comes as it finishes.
         self._closing = True
         self._notices.on_listen = self._notices.on_leave = None
@@ -220,17 +220,17 @@ class Hub:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            # A driver may say goodbye to a server that hangs; a closed client ends that, too.
+            # A driver may wait for a server that hangs. Closing the client ends that, too.
             await asyncio.wait(self._tasks, timeout=2 * CLOSE_SECONDS)
         self._tasks.clear()
 
     def _is_ending(self) -> bool:
-        """Whether the current task is to end, also if a driver has swallowed its cancellation."""
+        """Returns whether the task has to end, even if a driver swallowed its cancellation."""
         task = asyncio.current_task()
         return self._closing or (task is not None and task.cancelling() > 0)
 
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        # In a context of its own: who happens to watch first may have a deadline or a transaction.
+        # In its own context: the first watcher may have a deadline or a transaction.
         task = asyncio.create_task(work, name=f"converse_mongo-{name}", context=Context())
         task.add_done_callback(self._ended)
         self._tasks.append(task)
@@ -268,7 +268,7 @@ class Hub:
                 began, opened, lost = time(), True, True
                 self._streams_opened += 1
                 self._live, self._polls = True, False
-                # What was written before the stream opened is read, not hoped for.
+                # The stream does not report what was written before.
                 self._registry.mark_all_stale()
                 if self._notices.messages:
                     self._check_now.set()
@@ -303,7 +303,7 @@ class Hub:
         return demand
 
     async def _pump(self, stream: ChangeStream, told: Demand) -> None:
-        """Takes what a stream tells, until that is too little, or more than anybody wants.
+        """Reads a stream until it reports too little, or more than is needed.
 
         Raises:
             Exception: The stream was lost.
@@ -350,7 +350,7 @@ class Hub:
         self._failures, self._losses, self._refusal = 0, 0, None
 
     def _note_loss(self, what: str, error: Exception, refused: bool) -> None:
-        """Logs that there is no change stream for now; a refusal only once."""
+        """Logs that change streams are unavailable for now; a refusal only once."""
         self._polls = True
         self._check_within(min(self._poll_interval, REOPENING_SECONDS / 4))
         if not refused:
@@ -371,7 +371,7 @@ class Hub:
             if hint is not None:
                 self._lead(hint)
         except (KeyError, TypeError, ValueError, AttributeError):
-            # Not the library's own: it may have an id that no dictionary takes.
+            # Not a document of the library. Its id may not even be hashable.
             logger.exception("Could not read a change event; the next check reads what changed")
 
     def _lead(self, hint: changes.Hint) -> None:
@@ -402,13 +402,13 @@ class Hub:
             await self._look(all_topics=True)
 
     async def _pause(self, seconds: float) -> None:
-        """Waits, but no longer than until a comparison is wanted at once."""
+        """Waits, unless a comparison is requested meanwhile."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._check_now.wait()
 
     async def _look(self, *, all_topics: bool) -> bool:
-        """Compares, and says whether messages went on and the stream had told of all of it."""
+        """Compares, and returns whether there was news and the stream had reported all of it."""
         try:
             try:
                 comparison = self._reconciler
@@ -427,13 +427,13 @@ class Hub:
             self._pace.reset()
             return False
         if found:
-            # What the stream is about to tell is no sign that it skips events.
+            # The stream may just be about to report it.
             await self._pause(self._pace.grace)
         self._pace.judge(untold=any(hints == source.hints for source, hints in found))
         return went_on and not found
 
     def _check_within(self, seconds: float, *, at_random: bool = True) -> None:
-        """Has all compared after some seconds at most; at random, not in all processes at once."""
+        """Requests a comparison within some seconds; at random, to spread the processes."""
 
         def check() -> None:
             self._soon = None
@@ -450,9 +450,9 @@ class Hub:
 
 
 def _is_lasting(error: Exception) -> bool:
-    """Whether MongoDB says something that it may say again each time."""
+    """Returns whether an error is likely to come again with each try."""
     return isinstance(error, PyMongoError) and not is_transient(error)
 
 
 class _StreamLostError(Exception):
-    """The change stream ended for a reason that is no error of the driver's."""
+    """The change stream ended without an error of the driver."""

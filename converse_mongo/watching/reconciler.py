@@ -1,6 +1,6 @@
-"""The comparison with the database: what is watched or written, and not as it is stored.
+"""The reconciler: compares what is watched or written with the database.
 
-A change stream can skip events without saying so, and where there is none nothing tells of news.
+A change stream can skip events silently, and without one nothing else reports news.
 """
 
 import logging
@@ -32,28 +32,28 @@ logger = logging.getLogger("converse_mongo")
 
 PLACES_PER_CHECK = 8
 SAVES_OVERLAP_SECONDS = 2
-"""For how long a write may be on its way that has got its mark; and some servers round it down."""
+"""Seconds between the mark of a save and its commit, at most. Some servers round the mark down."""
 
 T = TypeVar("T")
 
 
 class HintedAt(Protocol):
-    """What a change stream gives hints of."""
+    """Something that receives the hints of a change stream."""
 
     hints: int
-    """How many."""
+    """The number of hints received."""
 
 
 class Reconciler:
-    """Compares all topics with the database: a few queries for all of them together.
+    """Compares all topics with the database, with a few queries for all of them.
 
-    A topic that is behind becomes stale. Running writers hear of stops, and a message whose writer
-    is dead is ended.
+    A topic that is behind becomes stale. Running writers are notified of stops. A message whose
+    writer is presumed dead is ended.
 
     Attributes:
-        found: What was not as it was known when it was compared last, with the number of hints of
-            it until then. If there are no more a moment later, the change stream does not tell.
-        lease_left: Seconds until the first lease of a message runs out, if known.
+        found: The receivers of hints that the last comparison found to be behind, each with its
+            number of hints then. If there are no more a moment later, the stream skipped them.
+        lease_left: Seconds until the first lease of a message expires, if known.
     """
 
     def __init__(self, watched: TopicRegistry, reader: Reader, store: Store) -> None:
@@ -69,11 +69,11 @@ class Reconciler:
         self.lease_left: float | None = None
 
     async def run(self) -> bool:
-        """Compares all once, and says whether there were hints since the last time.
+        """Compares everything, and returns whether there were hints since the last time.
 
         Raises:
             PyMongoError: The database could not be read.
-            StoreUnavailableError: A message of a dead writer could not be ended.
+            StoreUnavailableError: A message of a dead writer could not be ended in time.
         """
         try:
             return await self._run()
@@ -100,7 +100,7 @@ class Reconciler:
         return self._were_hints()
 
     async def run_live(self) -> bool:
-        """The same for messages alone that stream and are watched: one query, or none.
+        """Compares only the watched messages that stream, with one query or none.
 
         Raises:
             PyMongoError: The database could not be read.
@@ -113,7 +113,7 @@ class Reconciler:
         return self._were_hints()
 
     def _live_topics(self) -> dict[Topic, ConversationCursor]:
-        """The messages and conversations that are not about to be read, and their cursors."""
+        """The messages and conversations that no watcher is about to read, and their cursors."""
         watched = self._registry
         return {
             topic: topic.cursor
@@ -137,7 +137,7 @@ class Reconciler:
     async def _attempt(self, step: Awaitable[T], topics: Iterable[AnyTopic]) -> T | None:
         """Awaits a step. If a document cannot be read, the watchers of ``topics`` find out which.
 
-        The other steps go on: one document that another application wrote must not stop them.
+        The other steps continue: a document of another application must not stop them.
         """
         try:
             return await step
@@ -152,7 +152,7 @@ class Reconciler:
     async def _compare_messages(
         self, topics: Mapping[Topic, ConversationCursor]
     ) -> dict[ObjectId, ObjectId]:
-        """Compares counters; the messages whose writers may be dead, with their conversations."""
+        """Compares counters, and returns messages whose writers may be dead with conversations."""
         written = dict(self._notices.messages)
         keys = self._watched_keys(topics) | written
         self.lease_left = None
@@ -167,7 +167,7 @@ class Reconciler:
         return {key: keys[key] for key in expired}
 
     def _watched_keys(self, topics: Mapping[Topic, ConversationCursor]) -> dict[ObjectId, ObjectId]:
-        """The messages that stream and are watched, with their conversations."""
+        """The watched messages that stream, with their conversations."""
         keys: dict[ObjectId, ObjectId] = {}
         for topic, cursor in topics.items():
             keys |= dict.fromkeys(topic.open, cursor.conversation_id)
@@ -189,7 +189,7 @@ class Reconciler:
             self.found.append((owner, owner.hints))
 
     def _tell_writers(self, written: Mapping[ObjectId, Counters | None]) -> None:
-        """Tells each writer once what concerns it; what it writes and renews tells it as well."""
+        """Notifies each writer once of what concerns it."""
         news: dict[ObjectId, str] = {}
         for message_id, found in written.items():
             if found is None:
@@ -207,9 +207,9 @@ class Reconciler:
     async def _compare_conversations(
         self, conversations: Mapping[Topic, ConversationCursor]
     ) -> None:
-        """Finds new messages, saved ones, and conversations that are gone.
+        """Finds new messages, saves, and deleted conversations.
 
-        Each query is answered by an index alone, at some keys for each conversation.
+        Each query is answered by an index alone, with some keys for each conversation.
         """
         ends = {topic.key: cursor.end for topic, cursor in conversations.items()}
         moment = await self._reader.moment()
@@ -222,10 +222,10 @@ class Reconciler:
         await self._find_saves(conversations, moment)
 
     def _some_places(self, ends: Mapping[ObjectId, int]) -> dict[int, list[ObjectId]]:
-        """By the position that comes next, conversations to be looked at there; each has its turn.
+        """Some conversations to look for a message behind their end, by that position.
 
-        Only where a writer died between its message and the counter is a message there that the
-        counter does not tell of.
+        The counter lacks a message only if its writer died between the two writes. So the
+        conversations take turns.
         """
         places: dict[int, list[ObjectId]] = {}
         for conversation_id, end in ends.items():
@@ -244,7 +244,7 @@ class Reconciler:
     ) -> None:
         routes = self._registry.routes
         if routes.saves_since is None:
-            return  # the next topic to be read notes it
+            return  # the next first read of a topic notes it
         since = servers.earlier(routes.saves_since, SAVES_OVERLAP_SECONDS)
         topics = {topic.key: topic for topic in conversations}
         for save in await self._reader.saves(list(topics), since):
@@ -268,14 +268,14 @@ class Reconciler:
             self._note(owner, owner.compare(changed[owner.key]))
 
     async def _settle(self, message_id: ObjectId, conversation_id: ObjectId) -> None:
-        """Ends a message whose writer may be dead; whoever waits for it hears of it."""
+        """Ends a message whose writer may be dead, and has its topics read it."""
         try:
             state = await self._leases.settle_orphan(message_id, conversation_id)
         except (PyMongoError, StoreUnavailableError):
             raise
         except Exception:
-            # One that is not as the library writes it must not be in the way of the others.
-            logger.exception("Message %s could not be looked at", message_id)
+            # A document of another application must not stop the others.
+            logger.exception("Could not check message %s", message_id)
             return
         if state is None or state.status.is_final:
             for topic in self._registry.all():

@@ -1,4 +1,4 @@
-"""All that is watched in a process: which topics there are, and whom a change concerns."""
+"""The registry of all topics of a facade, which passes hints to the topics they concern."""
 
 import logging
 from typing import Any, TypeAlias
@@ -21,7 +21,7 @@ logger = logging.getLogger("converse_mongo")
 
 
 class TopicRegistry:
-    """The topics of one pair of collections, and the ways by which hints get to them.
+    """The topics of one pair of collections, and the routes by which hints get to them.
 
     Attributes:
         messages: By the id of the message.
@@ -42,22 +42,22 @@ class TopicRegistry:
         self.owner_routes = OwnerRoutes()
 
     def all(self) -> list[AnyTopic]:
-        """Every topic there is."""
+        """All topics."""
         return [*self.messages.values(), *self.conversations.values(), *self.owners.values()]
 
     def any(self) -> bool:
-        """Whether there is a topic."""
+        """Returns whether there is a topic."""
         return bool(self.messages or self.conversations or self.owners)
 
     def message(self, message_id: ObjectId) -> MessageTopic:
-        """The topic of a message, made where there is none."""
+        """The topic of a message, created if needed."""
         topic = self.messages.get(message_id)
         if topic is None or topic.failure is not None:
             topic = self.messages[message_id] = MessageTopic(message_id, self._reader)
         return topic
 
     def conversation(self, conversation_id: ObjectId) -> Topic:
-        """The topic of a conversation, made where there is none."""
+        """The topic of a conversation, created if needed."""
         topic = self.conversations.get(conversation_id)
         if topic is None or topic.failure is not None:
             topic = Topic(conversation_id, self._reader, self.routes)
@@ -72,7 +72,7 @@ class TopicRegistry:
         return topic
 
     def forget(self, topic: AnyTopic) -> None:
-        """Takes a topic out, and all that leads to it."""
+        """Removes a topic and its routes."""
         topic.forget()
         topics: dict[Any, Any] = self.conversations
         if isinstance(topic, OwnerTopic):
@@ -83,7 +83,7 @@ class TopicRegistry:
             del topics[topic.key]
 
     def mark_all_stale(self) -> None:
-        """Has everything read again, since a new change stream does not tell what came before."""
+        """Has everything read again: a new change stream does not report what came before."""
         for topic in self.all():
             topic.mark_stale()
 
@@ -92,10 +92,10 @@ class TopicRegistry:
         for topic in self.all():
             topic.fail(failure)
 
-    # What a hint concerns
+    # Hints
 
     def take(self, hint: MessageHint | ConversationChanged) -> None:
-        """Hands a hint to all topics that it concerns."""
+        """Passes a hint to all topics that it concerns."""
         if isinstance(hint, ConversationChanged):
             conversation_id = hint.conversation_id
             self.owner_routes.hear(conversation_id)
@@ -113,7 +113,7 @@ class TopicRegistry:
             try:
                 topic.receive(hint)
             except Exception:
-                # A document that is not the library's own: its watchers find out when they read it.
+                # A document of another application: its watchers find out when they read it.
                 logger.exception("Could not use a change of message %s", hint.message_id)
                 topic.mark_stale()
 
