@@ -20,9 +20,9 @@ word you see was **stored in MongoDB first** and came to this page through a cha
 Some things to try while an answer streams:
 
 - Press **Stop**. The text so far is kept, and you can ask for another answer.
-- Reload the page. The answer was never tied to it, and goes on where it is.
+- Reload the page. The answer does not depend on it, and continues where it was.
 - Open this address in a second tab, or on two screens. Both show the same words.
-- Type `/fail` to see an answer break off, `/code` for a piece of code, or `/long` for more to read.
+- Type `/fail` to see an answer fail, `/code` for a piece of code, or `/long` for a long answer.
 
 To talk to a real model, start the chat with a key:
 
@@ -34,7 +34,7 @@ python -m examples.chat
 This was question {number} of our conversation."""
 
 CODE = """\
-This is how an answer gets into the database, token by token:
+This code writes an answer to the database, token by token:
 
 ```python
 async def respond(conversation, message):
@@ -44,22 +44,22 @@ async def respond(conversation, message):
         writer.metadata["finish_reason"] = "stop"
 ```
 
-1. Opening the writer takes the message: no second process can write the same answer.
-2. `write` returns at once. A task in the background stores what has come together.
+1. Opening the writer claims the message: no second process can write the same answer.
+2. `write` returns at once. A background task stores the tokens that have collected.
 3. Leaving the block stores the rest, and ends the message as completed, failed or cancelled.
 
-A stop that somebody asks for, in this process or another, ends the block by itself."""
+A stop, requested in this process or another, ends the block by itself."""
 
 FAILING = """\
-This answer is going to break off, as one does when a model goes away in the middle of a sentence. \
-What was said so far is kept, and the button below asks for"""
+This answer is about to be cut off, as if the model went away in the middle of a sentence. \
+The text so far is kept, and the button below requests"""
 
 PARAGRAPH = """\
-Part {number}. A long answer costs the same for each token, however long it is: a writer collects \
-what comes within some milliseconds and appends it with one small update. Readers are told by one \
-change stream for each process, and whoever was away reads what was missed from the document. \
-Scroll up while this goes on and the page stays where you are; scroll down again, or press the \
-button, and it follows."""
+Part {number}. Each token costs the same, however long the answer is: a writer collects the \
+tokens of some milliseconds and appends them with one small update. One change stream per process \
+notifies the readers, and a reader that was away reads the missing text from the document. If you \
+scroll up while this answer grows, the page stays where you are. Scroll down again, or press the \
+button, to follow it."""
 
 
 class CannedModel:
@@ -87,7 +87,7 @@ class CannedModel:
             yield token
             metadata["usage"] = usage | {"completion_tokens": count}
         if command == "/fail":
-            raise AnswerError("The model broke off, as you asked it to. Try again.")
+            raise AnswerError("The model's answer was cut off, as you asked. Try again.")
         metadata["finish_reason"] = "stop"
 
     async def aclose(self) -> None:

@@ -106,7 +106,7 @@ class OpenAIModel:
         if finished == "content_filter":
             raise AnswerError("The model declined to answer this.")
         if finished is None:
-            raise AnswerError("The model broke off its answer. Try again.")
+            raise AnswerError("The model's answer was cut off. Try again.")
 
     async def aclose(self) -> None:
         """Closes its connections."""

@@ -147,7 +147,7 @@ def test_screen_reader__is_told_how_an_answer_ends(tab: Tab, model: Model) -> No
 
     model.will(*ANSWER, breaks="break off")
     tab.again.click()
-    expect(announcer).to_have_text("The model broke off its answer. Try again. It is a")
+    expect(announcer).to_have_text("The model's answer was cut off. Try again. It is a")
 
 
 def test_screen_reader__is_told_of_an_answer_that_is_over_at_once(tab: Tab, model: Model) -> None:

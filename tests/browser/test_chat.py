@@ -59,7 +59,7 @@ def test_built_in_text__answers_without_a_model(
     expect(tab.page.get_by_text("No language model is connected")).to_be_visible()
     shoot(tab, "empty-without-a-model")
     tab.page.get_by_role("button", name="/fail").click()
-    expect(tab.error).to_have_text("The model broke off, as you asked it to. Try again.")
+    expect(tab.error).to_have_text("The model's answer was cut off, as you asked. Try again.")
     # It fails each time, and each answer takes the place of the one before it.
     tab.again.click()
     expect(tab.answer).to_have_attribute("data-status", "streaming")
@@ -236,7 +236,7 @@ def test_failure__is_told_in_a_safe_sentence_and_given_again(
     tab.ask("What is MongoDB?")
     model.go_on(3)
     failed = tab.expect_end("failed", "It is a ")
-    expect(tab.error).to_have_text("The model broke off its answer. Try again.")
+    expect(tab.error).to_have_text("The model's answer was cut off. Try again.")
     shoot(tab, "failed-with-retry")
     # All that there is goes to the log, and nothing of it to the page.
     assert "Traceback" in chat.log
@@ -244,7 +244,7 @@ def test_failure__is_told_in_a_safe_sentence_and_given_again(
     for secret in (KEY, "Overloaded", "Traceback", "APIError:", "/v1", "mongodb://"):
         assert secret not in tab.page.content()
     tab.page.reload()
-    expect(tab.error).to_have_text("The model broke off its answer. Try again.")
+    expect(tab.error).to_have_text("The model's answer was cut off. Try again.")
 
     model.will(*ANSWER, slowly=True)
     tab.again.click()

@@ -9,7 +9,7 @@ from tests.browser.site import Chat, Complaints, Model, Tab, until, words
 from tests.example.fake_openai import ANSWER
 
 TEXT = "".join(ANSWER)
-INTERRUPTED = "The answer broke off, since the process that wrote it is gone. Try again."
+INTERRUPTED = "The answer stopped because the process that wrote it is gone. Try again."
 
 
 def is_stream(request: Request) -> bool:

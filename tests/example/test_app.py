@@ -129,8 +129,8 @@ async def test_second_reader__sees_the_same_events(browser: Browser) -> None:
 @pytest.mark.parametrize(
     ("status", "error_type", "sentence"),
     [
-        (401, "AuthenticationError", "does not accept this service"),
-        (429, "RateLimitError", "too much to do"),
+        (401, "AuthenticationError", "rejected the credentials"),
+        (429, "RateLimitError", "is overloaded"),
         (404, "NotFoundError", "is not available"),
         (400, "BadRequestError", "could not answer"),
         (500, "InternalServerError", "could not answer"),
@@ -159,8 +159,8 @@ async def test_refusal__is_told_in_a_safe_sentence_and_logged(
 @pytest.mark.parametrize(
     ("words", "error_type", "sentence"),
     [
-        ("break off", "APIError", "broke off"),
-        ("hang up", "AnswerError", "broke off"),
+        ("break off", "APIError", "was cut off"),
+        ("hang up", "AnswerError", "was cut off"),
         ("decline", "AnswerError", "declined"),
     ],
 )

@@ -1,4 +1,4 @@
-/** The page: conversations on the left, messages on the right, and a place to write. */
+/** The page: conversations on the left, messages on the right, and an input field. */
 
 import { ConverseError, openConversation, watchOwner } from "/client/index.js";
 import { MessageList } from "./messages.js";
@@ -20,20 +20,20 @@ const at = (id) => document.getElementById(id);
 const question = at("question");
 const scroller = at("scroller");
 
-let chat = null; // what openConversation gave
+let chat = null; // the result of openConversation
 let unsubscribe = () => {};
-let shownId = null; // the conversation that the address names
+let shownId = null; // the conversation in the address
 let conversations = [];
-const writing = new Map(); // message to conversation, of answers that were seen to begin
-let loading = false; // the list
-let again = false; // it is out of date already
-let watch = null; // of all conversations, while somebody looks
+const writing = new Map(); // message to conversation, of answers that started while we watched
+let loading = false; // whether the list is being loaded
+let again = false; // whether it is already out of date
+let watch = null; // of all conversations, while the page is visible
 let following = true; // whether the reader is at the end
-let busy = false; // a conversation is being begun
+let busy = false; // whether a conversation is being created
 let drawing = 0;
 
 const list = new MessageList(at("messages"), {
-  retry: (message) => act(() => chat.retry(message.id), "The answer could not be given again."),
+  retry: (message) => act(() => chat.retry(message.id), "Another answer could not be requested."),
   resend: (message) => act(() => chat.resend(message.id), "The message could not be sent."),
   ended: announce,
   left: () => question.focus(),
@@ -71,7 +71,7 @@ function fromAddress() {
 
 function drawSoon() {
   if (drawing) return;
-  // A page in the background is not drawn, and would else forget to tell what it is about.
+  // Browsers do not draw hidden pages, but the title and announcements must still be updated.
   const later = document.hidden ? (draw) => setTimeout(draw, 250) : requestAnimationFrame;
   drawing = later(() => {
     drawing = 0;
@@ -134,7 +134,7 @@ function drawJump() {
 
 let lastTop = 0;
 scroller.addEventListener("scroll", () => {
-  // Only the reader scrolls up; that text grows does not mean that they left the end.
+  // Only the reader scrolls up. Growing text does not mean that they left the end.
   if (scroller.scrollTop < lastTop - 1) following = atEnd();
   else following ||= atEnd();
   lastTop = scroller.scrollTop;
@@ -160,13 +160,13 @@ at("older").addEventListener("click", async () => {
   await act(() => chat.loadOlder(), "Older messages could not be loaded.");
   button.disabled = false;
   draw();
-  // What was read stays where it is, above it stands what was loaded.
+  // Keep the visible text in place; the loaded messages are above it.
   scroller.scrollTop = scroller.scrollHeight - before;
   if (button.hidden) scroller.focus({ preventScroll: true });
   else button.focus({ preventScroll: true });
 });
 
-// What the reader says
+// The reader's input
 
 function drawComposer() {
   const writes = Boolean(streaming());
@@ -212,7 +212,7 @@ async function submit(text) {
     fit();
   }
   question.focus();
-  // It is shown at once; one that cannot be sent says so itself, and can be sent again.
+  // The message is shown at once. If it cannot be sent, it shows that, and can be sent again.
   const sent = act(() => chat.send(text));
   draw();
   await sent;
@@ -224,7 +224,7 @@ at("composer").addEventListener("submit", (event) => {
 });
 
 question.addEventListener("keydown", (event) => {
-  // Enter also ends the choice of a character where several keys write one.
+  // With an input method editor, Enter also confirms the composed character.
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
     submit(question.value);
@@ -247,7 +247,7 @@ async function act(action, failure = null) {
   try {
     await action();
   } catch (error) {
-    if (acting !== chat) return; // about a conversation that is not shown any more
+    if (acting !== chat) return; // another conversation is shown by now
     if (failure !== null) complain(error instanceof ConverseError ? error.message : failure);
     draw();
   }
@@ -259,7 +259,7 @@ function complain(text) {
   place.textContent = text ?? "";
 }
 
-/** Tells those who hear the page that an answer has ended, once and whole. */
+/** Announces a finished answer to screen readers, once and completely. */
 function announce(message, text) {
   const part = element("p", { textContent: text });
   at("announcer").replaceChildren(part);
@@ -278,7 +278,7 @@ async function loadConversations() {
       if (!again) ({ conversations } = listed);
     } while (again);
   } catch {
-    // What is shown is older, and still true.
+    // The shown list is older, but still valid.
   } finally {
     loading = false;
   }
@@ -286,10 +286,10 @@ async function loadConversations() {
   drawTitle();
 }
 
-/** Follows all conversations, in this tab or others, to keep the list as it is. */
+/** Follows all conversations, changed in this tab or another, to keep the list up to date. */
 function followConversations() {
   if (document.hidden) {
-    // A browser opens six connections to a host: a tab that nobody sees does with one.
+    // A browser opens at most six connections to a host: a hidden tab uses only one.
     watch?.close();
     watch = null;
   } else if (watch === null) {
@@ -308,7 +308,7 @@ function followConversations() {
   }
 }
 
-/** Takes what happened since the list was asked for; one that is on its way may not have it. */
+/** Applies an event to the list. A list that is being loaded may not include it yet. */
 function takeNews({ type, conversation_id: id, message_id: message, title, role, streaming }) {
   const known = conversations.find((each) => each.id === id);
   const others = conversations.filter((each) => each.id !== id);
@@ -388,7 +388,7 @@ function closeSidebar() {
   fitSidebar();
 }
 
-/** What cannot be seen cannot be reached either. */
+/** Makes hidden parts unreachable for the keyboard. */
 function fitSidebar() {
   const open = document.body.classList.contains("listing");
   at("sidebar").inert = NARROW.matches && !open;
@@ -409,7 +409,7 @@ document.addEventListener("keydown", (event) => {
 });
 NARROW.addEventListener("change", closeSidebar);
 
-// Requests of this page's own
+// This page's own requests
 
 async function request(path, options = {}) {
   const headers = { "content-type": "application/json" };
@@ -421,7 +421,7 @@ async function request(path, options = {}) {
   }
   if (response.ok) return await response.json();
   const told = await response.json().catch(() => null);
-  const message = told?.error?.message ?? "The service could not do this. Try again.";
+  const message = told?.error?.message ?? "The request failed. Try again.";
   throw new ConverseError(message, response.status, told?.error?.code ?? "unknown");
 }
 
@@ -433,7 +433,7 @@ function sentence(error) {
   return "The conversation could not be loaded. Reload the page to try again.";
 }
 
-// Beginning
+// Start
 
 function suggest(texts) {
   at("suggestions").replaceChildren(...texts.map((text) => {
@@ -443,7 +443,7 @@ function suggest(texts) {
   }));
 }
 
-// The address names a conversation, so this one is no place to go to.
+// The fragment of the address is a conversation id, so do not follow the link.
 at("skip").addEventListener("click", (event) => {
   event.preventDefault();
   question.focus();
@@ -465,7 +465,7 @@ async function begin() {
   suggest(SUGGESTIONS);
   draw();
   try {
-    // First of all, since the first answer says who the user is.
+    // This must come first: its response sets the cookie that identifies the user.
     const me = await request("/api/me");
     at("model").textContent = `Answers: ${me.model}`;
     if (me.canned) {

@@ -1,17 +1,17 @@
-/** The messages of a conversation as nodes, which follow what streams. */
+/** Shows the messages of a conversation, and updates them while they stream. */
 
 import { copyButton, element, showText } from "./text.js";
 
-const INTERRUPTED = "The answer broke off, since the process that wrote it is gone. Try again.";
+const INTERRUPTED = "The answer stopped because the process that wrote it is gone. Try again.";
 const ENDS = new Set(["completed", "failed", "cancelled"]);
 const LONGEST_ANNOUNCEMENT = 1500;
 
 /**
  * A list of messages.
  *
- * `actions` are `retry(message)` and `resend(message)`, which the reader asks for;
- * `ended(message, text)`, of answers that were seen to end; and `left()`, when what had the focus is
- * gone.
+ * `actions` has `retry(message)` and `resend(message)`, called for the buttons;
+ * `ended(message, text)`, called when a visible answer ends; and `left()`, called when the element
+ * that had the focus is gone.
  */
 export class MessageList {
   constructor(place, actions) {
@@ -42,7 +42,7 @@ export class MessageList {
         this.views.set(message.id, view);
       }
       view.draw(message, message === last);
-      // It was over before it was drawn for the first time.
+      // It ended before it was drawn for the first time.
       const awaited = this.awaited || gone.has(message.replaces);
       if (isNew && message === last && awaited && view.isEnded()) view.tellEnd();
       const here = this.place.children[index];
@@ -57,7 +57,7 @@ export class MessageList {
     if (focused !== null && !focused.checkVisibility()) this.actions.left();
   }
 
-  /** The sign that an answer is on its way, until it is there to say so itself. */
+  /** Shows that an answer is expected, until the answer itself appears. */
   drawWaiting(waiting) {
     if (!waiting) {
       this.waiting?.remove();
@@ -100,7 +100,7 @@ class MessageView {
     let busy = false;
     button.addEventListener("click", async () => {
       if (busy) return;
-      // It is not disabled, since that takes the focus away from who uses keys.
+      // Not `disabled`: that would take the focus away from keyboard users.
       busy = true;
       button.setAttribute("aria-disabled", "true");
       await onClick();
@@ -147,11 +147,11 @@ class MessageView {
     this.actions.ended(this.message, this.spoken());
   }
 
-  /** What those who hear the page are told at the end of an answer. */
+  /** Returns the text that screen readers announce at the end of an answer. */
   spoken() {
     const { status, content } = this.message;
     const text = content.length > LONGEST_ANNOUNCEMENT
-      ? `${content.slice(0, LONGEST_ANNOUNCEMENT)} And more.`
+      ? `${content.slice(0, LONGEST_ANNOUNCEMENT)} The answer continues.`
       : content;
     if (status === "completed") return `Answer: ${text}`;
     if (status === "cancelled") return `The answer was stopped. ${text}`;
@@ -176,14 +176,14 @@ function errorOf(message) {
   return message.error === "interrupted" ? INTERRUPTED : message.error || "The answer failed.";
 }
 
-/** What stands below an answer: the model, what it took, and how it ended. */
+/** Returns the line below an answer: the model, its cost, and how it ended. */
 function factsOf(message) {
   if (message.role === "user") return message.status === "pending" ? "Sending" : "";
   if (message.status === "streaming") return "";
   const { model, usage, duration, finish_reason: reason } = message.metadata ?? {};
   const facts = [];
   if (message.status === "cancelled") facts.push(message.stop_reason ?? "Stopped");
-  if (reason === "length") facts.push("Cut off: the answer was as long as it may be");
+  if (reason === "length") facts.push("Cut off: the answer reached the length limit");
   if (typeof model === "string") facts.push(model);
   const tokens = usage?.completion_tokens;
   if (typeof tokens === "number") facts.push(tokens === 1 ? "1 token" : `${tokens} tokens`);

@@ -1,8 +1,8 @@
 /**
- * Text as nodes: paragraphs, lists, headings and code, and nothing that a text could smuggle in.
+ * Renders text as nodes: paragraphs, lists, headings and code, and no markup from the text itself.
  *
- * All text becomes text nodes, so that there is no markup to escape. What a model writes is drawn
- * again and again while it grows; only the blocks that changed are made anew.
+ * All text becomes text nodes, so there is no markup to escape. An answer is drawn repeatedly while
+ * it grows; only the blocks that changed are created again.
  */
 
 const FENCE = /^ {0,3}(```+|~~~+)\s*([\w+#.-]*)[^`]*$/;
@@ -11,7 +11,7 @@ const BULLET = /^\s{0,3}[-*+]\s+(.*)$/;
 const NUMBER = /^\s{0,3}(\d{1,9})[.)]\s+(.*)$/;
 const INLINE = /(`+)([^`](?:.*?[^`])?)\1(?!`)|\*\*(\S(?:.*?\S)?)\*\*|(https?:\/\/[^\s<>"'`]*[^\s<>"'`.,;:!?)\]])/gs;
 
-/** The blocks of a text, each with the source that it came from. */
+/** Splits a text into blocks, each with its source. */
 function blocksOf(text) {
   const lines = text.split("\n");
   const blocks = [];
@@ -29,7 +29,7 @@ function blocksOf(text) {
       const body = [];
       index += 1;
       while (index < lines.length && !isEnd(lines[index], fence[1])) body.push(lines[index++]);
-      index += 1; // a fence that is still open reaches to the end
+      index += 1; // a fence that is still open extends to the end
       add("code", from, { language: fence[2], text: body.join("\n") });
     } else if (HEADING.test(line)) {
       index += 1;
@@ -65,7 +65,7 @@ function isPlain(line) {
     !NUMBER.test(line);
 }
 
-/** Makes an element with properties and children. */
+/** Creates an element with properties and children. */
 export function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
   made.append(...children);
@@ -115,7 +115,7 @@ function codeBlock(block) {
   const code = element("code", { textContent: block.text });
   const copy = copyButton(() => code.textContent, "Copy code");
   if (copy) head.append(copy);
-  // Wide code scrolls, which keyboards reach only if it takes the focus.
+  // Wide code scrolls. Keyboard users can scroll it only if it is focusable.
   const body = element("pre", { tabIndex: 0 }, code);
   body.setAttribute("role", "group");
   body.setAttribute("aria-label", "Code");
@@ -127,7 +127,7 @@ function codeBlock(block) {
   return node;
 }
 
-/** A button that copies; `null` where the browser does not let pages copy. */
+/** Creates a button that copies a text; returns `null` if the browser does not let pages copy. */
 export function copyButton(text, label = "Copy") {
   if (!navigator.clipboard) return null;
   const button = element("button", { type: "button", className: "quiet", textContent: label });
@@ -148,7 +148,7 @@ export function copyButton(text, label = "Copy") {
   return button;
 }
 
-/** Shows a text in an element, and leaves what stands there already as it is. */
+/** Shows a text in an element, and keeps the blocks that did not change. */
 export function showText(parent, text) {
   const blocks = blocksOf(text);
   const shown = parent.shownBlocks ?? [];
