@@ -57,9 +57,9 @@ def tests(session: nox.Session, driver: str) -> None:
 
 @nox.session(python=PYTHON)
 def system(session: nox.Session) -> None:
-    """Once for all drivers: model, faults, documentation, commands, web edge, example."""
+    """Once for all drivers: model, faults, documentation, commands, web edge, chat."""
     session.install(*DRIVERS["motor"], *group("test"))
-    folders = ("model", "faults", "docs", "acceptance", "web", "example")
+    folders = ("model", "faults", "docs", "acceptance", "web", "chat")
     arguments = session.posargs or [*(f"tests/{folder}" for folder in folders), *PARALLEL]
     session.run("python", "-m", "pytest", *arguments)
 
@@ -99,7 +99,7 @@ def browser(session: nox.Session) -> None:
         session.run("npm", "run", "build", external=True)
     # Two processes: what drives a browser here is not asynchronous, and the rest is.
     with_node = [f"tests/web/test_{name}.py" for name in ("client", "ai_sdk", "fuzz")]
-    session.run("python", "-m", "pytest", *with_node, "tests/example/test_fuzz.py", *PARALLEL)
+    session.run("python", "-m", "pytest", *with_node, "tests/chat/test_fuzz.py", *PARALLEL)
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/browser", *BROWSERS]))
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import importlib
 import importlib.util
 import json
 import math
@@ -209,17 +208,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     uri = arguments.uri or os.environ.get("CONVERSE_URI") or None
     needed = ["fastapi", "openai", "sse_starlette", "uvicorn"]
     _need("chat", needed if uri else [*needed, "secantus"])
-    chat = importlib.import_module(f"{_chat_package()}.server")
-    chat.serve(
-        uri, arguments.host, arguments.port, database=arguments.database, data=arguments.data
-    )
+    from converse_mongo.tools.chat.server import serve
+
+    serve(uri, arguments.host, arguments.port, database=arguments.database, data=arguments.data)
     return 0
-
-
-def _chat_package() -> str:
-    """Where the example is: within the package once that is built, beside it in a clone."""
-    built = importlib.util.find_spec("converse_mongo.examples")
-    return "examples.chat" if built is None else "converse_mongo.examples.chat"
 
 
 def _need(extra: str, names: Sequence[str]) -> None:

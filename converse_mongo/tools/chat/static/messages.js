@@ -2,7 +2,7 @@
 
 import { copyButton, element, showText } from "./text.js";
 
-const INTERRUPTED = "The answer broke off, since the process that wrote it is gone. Try again.";
+const INTERRUPTED = "The answer broke off: the process that wrote it is gone. Try again.";
 const ENDS = new Set(["completed", "failed", "cancelled"]);
 const LONGEST_ANNOUNCEMENT = 1500;
 
@@ -183,7 +183,7 @@ function factsOf(message) {
   const { model, usage, duration, finish_reason: reason } = message.metadata ?? {};
   const facts = [];
   if (message.status === "cancelled") facts.push(message.stop_reason ?? "Stopped");
-  if (reason === "length") facts.push("Cut off: the answer was as long as it may be");
+  if (reason === "length") facts.push("Cut off at the length limit");
   if (typeof model === "string") facts.push(model);
   const tokens = usage?.completion_tokens;
   if (typeof tokens === "number") facts.push(tokens === 1 ? "1 token" : `${tokens} tokens`);

@@ -8,11 +8,11 @@ import pytest
 
 from converse_mongo import Converse
 from converse_mongo.driver.collections import collection_of
-from examples.chat.canned import CannedModel
-from examples.chat.prompts import title_for
-from examples.chat.settings import Settings
-from tests.example.conftest import Browser, Chat, MakeChat
-from tests.example.fake_openai import ANSWER, KEY
+from converse_mongo.tools.chat.canned import CannedModel
+from converse_mongo.tools.chat.prompts import title_for
+from converse_mongo.tools.chat.settings import Settings
+from tests.chat.conftest import Browser, Chat, MakeChat
+from tests.chat.fake_openai import ANSWER, KEY
 from tests.web.conftest import Sent, read_events
 
 TEXT = "".join(ANSWER)
@@ -129,8 +129,8 @@ async def test_second_reader__sees_the_same_events(browser: Browser) -> None:
 @pytest.mark.parametrize(
     ("status", "error_type", "sentence"),
     [
-        (401, "AuthenticationError", "does not accept this service"),
-        (429, "RateLimitError", "too much to do"),
+        (401, "AuthenticationError", "rejected the credentials of this service"),
+        (429, "RateLimitError", "overloaded"),
         (404, "NotFoundError", "is not available"),
         (400, "BadRequestError", "could not answer"),
         (500, "InternalServerError", "could not answer"),
@@ -223,7 +223,7 @@ async def assert_nothing_leaks(chat: Chat, browser: Browser, conversation: str) 
 
 
 def assert_logged(caplog: pytest.LogCaptureFixture, error_type: str) -> None:
-    [record] = [each for each in caplog.records if each.name == "examples.chat"]
+    [record] = [each for each in caplog.records if each.name == "converse_mongo.tools.chat.model"]
     assert record.levelno == logging.ERROR
     assert record.exc_info is not None
     assert record.exc_info[0] is not None

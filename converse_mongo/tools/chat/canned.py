@@ -1,4 +1,4 @@
-"""A model that is none: it streams a text about this chat, for those who have no key at hand."""
+"""A built-in text that answers instead of a model, when there is no API key."""
 
 import asyncio
 import random
@@ -6,8 +6,8 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from .errors import AnswerError
-from .prompts import Said
+from converse_mongo.tools.chat.errors import AnswerError
+from converse_mongo.tools.chat.prompts import Said
 
 __all__ = ["CannedModel"]
 
@@ -20,15 +20,15 @@ word you see was **stored in MongoDB first** and came to this page through a cha
 Some things to try while an answer streams:
 
 - Press **Stop**. The text so far is kept, and you can ask for another answer.
-- Reload the page. The answer was never tied to it, and goes on where it is.
+- Reload the page. The answer is not tied to it, and goes on.
 - Open this address in a second tab, or on two screens. Both show the same words.
-- Type `/fail` to see an answer break off, `/code` for a piece of code, or `/long` for more to read.
+- Type `/fail` to see an answer break off, `/code` for some code, or `/long` for more to read.
 
 To talk to a real model, start the chat with a key:
 
 ```sh
 export OPENAI_API_KEY=...
-python -m examples.chat
+converse-mongo serve
 ```
 
 This was question {number} of our conversation."""
@@ -44,29 +44,29 @@ async def respond(conversation, message):
         writer.metadata["finish_reason"] = "stop"
 ```
 
-1. Opening the writer takes the message: no second process can write the same answer.
-2. `write` returns at once. A task in the background stores what has come together.
+1. Opening the writer claims the message: no second process can write the same answer.
+2. `write` returns at once. A background task stores the tokens in batches.
 3. Leaving the block stores the rest, and ends the message as completed, failed or cancelled.
 
-A stop that somebody asks for, in this process or another, ends the block by itself."""
+When a user asks for a stop, in this process or another, the block ends by itself."""
 
 FAILING = """\
-This answer is going to break off, as one does when a model goes away in the middle of a sentence. \
-What was said so far is kept, and the button below asks for"""
+This answer is going to break off, as if the model failed in the middle of a sentence. \
+The text so far is kept, and the button below asks for"""
 
 PARAGRAPH = """\
-Part {number}. A long answer costs the same for each token, however long it is: a writer collects \
-what comes within some milliseconds and appends it with one small update. Readers are told by one \
-change stream for each process, and whoever was away reads what was missed from the document. \
-Scroll up while this goes on and the page stays where you are; scroll down again, or press the \
-button, and it follows."""
+Part {number}. Each token of a long answer costs the same: a writer collects the tokens of some \
+milliseconds and appends them with one small update. One change stream per process notifies the \
+viewers, and a viewer that was away reads what it missed from the document. Scroll up while this \
+goes on, and the page stays where you are. Scroll down again, or press the button, and it \
+follows."""
 
 
 class CannedModel:
-    """Answers with texts of its own.
+    """Answers with built-in texts.
 
     Args:
-        delay: Seconds between two tokens, on average.
+        delay: The mean number of seconds between two tokens.
     """
 
     name = "built-in text"
@@ -77,7 +77,7 @@ class CannedModel:
     async def stream(
         self, said: Sequence[Said], metadata: dict[str, Any]
     ) -> AsyncGenerator[str, None]:
-        """Yields the tokens of an answer, and says in ``metadata`` how much it was."""
+        """Yields the tokens of an answer, and counts them in ``metadata``."""
         question = said[-1].content if said else ""
         usage = {"prompt_tokens": sum(len(_tokens(each.content)) for each in said)}
         command = question.strip().lower()
@@ -91,7 +91,7 @@ class CannedModel:
         metadata["finish_reason"] = "stop"
 
     async def aclose(self) -> None:
-        """Has nothing to close."""
+        """Does nothing."""
 
 
 def _text(command: str, question: str, asked: int) -> str:
@@ -108,5 +108,5 @@ def _text(command: str, question: str, asked: int) -> str:
 
 
 def _tokens(text: str) -> list[str]:
-    """Words with the space before them: about what a model calls a token."""
+    """Splits a text into words with the space before them, similar to tokens of a model."""
     return re.findall(r"\s*\S{1,12}|\s+$", text)

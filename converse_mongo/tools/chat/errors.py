@@ -1,4 +1,4 @@
-"""What users are told when an answer could not be given."""
+"""Error messages for users."""
 
 import openai
 
@@ -6,11 +6,11 @@ __all__ = ["AnswerError", "sentence_for"]
 
 
 class AnswerError(Exception):
-    """An answer failed; the text is a sentence for users, and is stored and shown as it is."""
+    """An answer failed. The text is written for users: it is stored and shown unchanged."""
 
 
 def sentence_for(error: Exception) -> str:
-    """What to tell users of an error: never its own text, which may hold a key or an address."""
+    """Returns a message for users, never the text of the error, which may hold a key."""
     match error:
         case AnswerError():
             return str(error)
@@ -19,17 +19,17 @@ def sentence_for(error: Exception) -> str:
         case openai.APIConnectionError():
             return "The model could not be reached. Try again."
         case openai.RateLimitError():
-            return "The model has too much to do at the moment. Try again in a minute."
+            return "The model is overloaded. Try again in a minute."
         case openai.AuthenticationError() | openai.PermissionDeniedError():
-            return "The model does not accept this service. Its operator has to look into it."
+            return "The model rejected the credentials of this service. Contact its operator."
         case openai.NotFoundError():
-            return "The model is not available. The operator of this service has to look into it."
+            return "The model is not available. Contact the operator of this service."
         case openai.BadRequestError(code="context_length_exceeded"):
-            return "This conversation is too long for the model. Begin a new one."
+            return "This conversation is too long for the model. Start a new one."
         case openai.BadRequestError(code="content_filter" | "content_policy_violation"):
             return "The model declined to answer this."
         case openai.APIStatusError():
             return "The model could not answer. Try again."
-        case openai.APIError():  # what it sends in the middle of a stream
+        case openai.APIError():  # an error within a stream
             return "The model broke off its answer. Try again."
     return "The answer could not be completed. Try again."
