@@ -57,9 +57,9 @@ def tests(session: nox.Session, driver: str) -> None:
 
 @nox.session(python=PYTHON)
 def system(session: nox.Session) -> None:
-    """Once for all drivers: model, faults, documentation, commands, web edge, example."""
+    """Once for all drivers: model, faults, documentation, commands, web edge, chat."""
     session.install(*DRIVERS["motor"], *group("test"))
-    folders = ("model", "faults", "docs", "acceptance", "web", "example")
+    folders = ("model", "faults", "docs", "acceptance", "web", "chat")
     arguments = session.posargs or [*(f"tests/{folder}" for folder in folders), *PARALLEL]
     session.run("python", "-m", "pytest", *arguments)
 
@@ -88,18 +88,19 @@ def browser(session: nox.Session) -> None:
     Needs node, npm and chromium; pictures of the chat are in build/screenshots afterwards.
     """
     session.install(*DRIVERS["motor"], *group("test"), *group("browser"))
-    for package in ("tests/web/client", "tests/web/aisdk", "tests/browser"):
+    for package in ("tests/web/client", "tests/web/ai_sdk", "tests/browser"):
         with session.chdir(package):
             session.run("npm", "ci", "--no-audit", "--no-fund", external=True)
     with session.chdir("tests/web/client"):
         session.run("npm", "run", "types", external=True)
         session.run("npm", "test", external=True)
     session.run("git", "diff", "--exit-code", "--", "converse_mongo/web/client", external=True)
-    with session.chdir("tests/web/aisdk"):
+    with session.chdir("tests/web/ai_sdk"):
         session.run("npm", "run", "build", external=True)
     # Two processes: what drives a browser here is not asynchronous, and the rest is.
-    with_node = [f"tests/web/test_{name}.py" for name in ("client", "ai_sdk", "fuzz")]
-    session.run("python", "-m", "pytest", *with_node, "tests/example/test_fuzz.py", *PARALLEL)
+    with_node = [f"tests/web/{name}.py" for name in ("test_client", "ai_sdk/test_client")]
+    made_up = ["tests/web/test_fuzz.py", "tests/chat/test_fuzz.py"]
+    session.run("python", "-m", "pytest", *with_node, *made_up, *PARALLEL)
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/browser", *BROWSERS]))
 
 

@@ -9,9 +9,9 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pymongo.errors import PyMongoError
 from rich.console import Console
@@ -39,9 +39,9 @@ from benchmarks.reports import print_figures, write_figures
 from benchmarks.servers import URI_VARIABLE, open_server
 from benchmarks.settings import Load, Setting
 from converse_mongo import ConverseError
-from converse_mongo.tools.demo.signals import TERMINATED, cancelling_the_task, exiting
+from converse_mongo.tools.signals import terminable
 
-Benchmark: TypeAlias = Callable[[Setting], Awaitable[list[Figure]]]
+Benchmark: TypeAlias = Callable[[Setting], Coroutine[Any, Any, list[Figure]]]
 
 BENCHMARKS: dict[str, Benchmark] = {
     "append_cost": append_cost.run,
@@ -85,15 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in arguments.names or DEFAULT:
         progress.print(f"{name} …")
         try:
-            with exiting():
+            with terminable():
                 _run(name, arguments, console, progress)
         except (BenchmarkError, ConverseError, PyMongoError) as error:
             progress.print(
                 f"{name} broke off: {error}", style="bold red", markup=False, soft_wrap=True
             )
             return 1
-        except asyncio.CancelledError:
-            return TERMINATED
         except KeyboardInterrupt:
             return 130
     return 0
@@ -109,16 +107,11 @@ def _run(name: str, arguments: argparse.Namespace, console: Console, progress: C
             load=Load(arguments.minutes, arguments.messages, arguments.flush_interval),
         )
         start = time.monotonic()
-        figures = asyncio.run(_figures(BENCHMARKS[name], setting))
+        figures = asyncio.run(BENCHMARKS[name](setting))
         seconds = time.monotonic() - start
         print_figures(console, name, figures, seconds)
         if arguments.output is not None:
             write_figures(arguments.output, name, setting, figures, seconds)
-
-
-async def _figures(benchmark: Benchmark, setting: Setting) -> list[Figure]:
-    with cancelling_the_task():
-        return await benchmark(setting)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,1 +1,1 @@
-"""The command line, the demonstration and the doctor."""
+"""The command line: the demonstration, the chat and the doctor."""

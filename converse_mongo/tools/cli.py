@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import importlib
 import importlib.util
 import json
 import math
@@ -22,6 +21,7 @@ from converse_mongo.domain.events import (
     MessageEvent,
     MessageFailed,
 )
+from converse_mongo.tools.signals import terminable
 
 __all__ = ["main"]
 
@@ -33,16 +33,20 @@ PIPE_CLOSED = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command, and returns its exit code.
 
-    2 means that it could not begin, with the reason in one line on standard error; 130 that Ctrl-C
-    ended it. The help of each command says what 0 and 1 mean.
+    2 means that the command could not start; the reason is one line on standard error. 130 means
+    that Ctrl-C ended it. The help of each command explains 0 and 1.
+
+    Raises:
+        SystemExit: The arguments are invalid, or a signal ended the command.
     """
     arguments = _parser().parse_args(argv)
-    # What the terminal's encoding lacks is shown as an escape instead of ending the command.
+    # Show characters that the terminal's encoding lacks as escapes.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code: int = arguments.run(arguments)
+        with terminable():
+            code: int = arguments.run(arguments)
         sys.stdout.flush()
     except (ConverseError, PyMongoError) as error:
         sys.stderr.write(f"converse-mongo: {' '.join(str(error).split())}\n")
@@ -50,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more when it exits.
+        # Python flushes standard output again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return code
@@ -84,10 +88,10 @@ def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
         help="stream a text in one process and watch it in others",
         description="Streams a text into MongoDB token by token in one process, and watches it "
         "in three others: one from the start, one that joins half-way, one that is killed and "
-        "resumes. Exits with 0 if every text is equal, else with 1.",
-        epilog="Without --text it streams what comes on standard input, or a sample.",
+        "resumes. Exits with 0 if all texts are equal, else with 1.",
+        epilog="Without --text it streams redirected standard input, or else a sample.",
     )
-    _add_server(parser, "default: CONVERSE_URI, else an embedded server for the time it runs")
+    _add_server(parser, "default: CONVERSE_URI, else a temporary embedded server")
     parser.add_argument(
         "--database", default="converse_demo", metavar="NAME", help="default: %(default)s"
     )
@@ -99,7 +103,7 @@ def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
         type=_speed,
         default=120.0,
         metavar="N",
-        help="how fast to append; default: %(default)g",
+        help="the speed of the writer; default: %(default)g",
     )
     parser.set_defaults(run=_demo)
 
@@ -108,9 +112,9 @@ def _add_serve(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "serve",
         help="serve a chat for browsers",
-        description="Serves the example chat. Without an OPENAI_API_KEY a built-in text answers.",
+        description="Serves the chat. Without OPENAI_API_KEY, a built-in text answers.",
     )
-    _add_server(parser, "default: CONVERSE_URI, else an embedded server for the time it runs")
+    _add_server(parser, "default: CONVERSE_URI, else a temporary embedded server")
     parser.add_argument(
         "--database", metavar="NAME", help="default: CONVERSE_DATABASE, else converse_chat"
     )
@@ -118,7 +122,7 @@ def _add_serve(commands: "Commands[argparse.ArgumentParser]") -> None:
         "--data",
         type=Path,
         metavar="DIRECTORY",
-        help="where the embedded server keeps its data; default: in memory",
+        help="the data directory of the embedded server; default: in memory",
     )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
@@ -129,17 +133,17 @@ def _add_tail(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "tail",
         help="follow a message",
-        description="Writes the text of a message as it comes. Exits with 0 when it is complete, "
-        "with 1 if it failed or was cancelled.",
+        description="Prints the text of a message as it is stored. Exits with 0 when the message "
+        "is completed, with 1 if it failed or was cancelled.",
     )
     parser.add_argument("message_id", metavar="MESSAGE_ID")
     _add_server(parser, "default: CONVERSE_URI")
     _add_database(parser)
     parser.add_argument(
-        "--after", type=int, metavar="N", help="start behind this sequence; default: at the start"
+        "--after", type=int, metavar="N", help="start after this sequence; default: at the start"
     )
     parser.add_argument(
-        "--json", action="store_true", help="write each event as a line of JSON instead"
+        "--json", action="store_true", help="print each event as a line of JSON instead"
     )
     parser.set_defaults(run=_tail)
 
@@ -147,8 +151,8 @@ def _add_tail(commands: "Commands[argparse.ArgumentParser]") -> None:
 def _add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "doctor",
-        help="check that a server is fit",
-        description="Checks a server and this installation, and says what to do. It changes "
+        help="check a server and this installation",
+        description="Checks a server and this installation, and suggests fixes. It changes "
         "nothing. Exits with 1 if a check failed, else with 0.",
     )
     _add_server(parser, "default: CONVERSE_URI")
@@ -174,14 +178,14 @@ def _speed(value: str) -> float:
     except ValueError:
         speed = math.nan
     if not (math.isfinite(speed) and speed > 0):
-        raise argparse.ArgumentTypeError(f"{value!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"must be a number greater than 0, got {value!r}")
     return speed
 
 
 def _required_uri(arguments: argparse.Namespace) -> str:
     uri: str | None = arguments.uri or os.environ.get("CONVERSE_URI")
     if not uri:
-        raise ConfigurationError("Which server? Give --uri mongodb://... or set CONVERSE_URI.")
+        raise ConfigurationError("No server given: pass --uri mongodb://... or set CONVERSE_URI.")
     return uri
 
 
@@ -197,33 +201,24 @@ def _demo(arguments: argparse.Namespace) -> int:
     _need("demo", ["rich"] if uri else ["rich", "secantus"])
     from converse_mongo.tools.demo import app
 
-    return app.run(
-        app.DemoOptions(uri, arguments.database, arguments.text, arguments.tokens_per_second)
-    )
+    return app.run(uri, arguments.database, arguments.text, arguments.tokens_per_second)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     uri = arguments.uri or os.environ.get("CONVERSE_URI") or None
     needed = ["fastapi", "openai", "sse_starlette", "uvicorn"]
     _need("chat", needed if uri else [*needed, "secantus"])
-    chat = importlib.import_module(f"{_chat_package()}.server")
-    chat.serve(
-        uri, arguments.host, arguments.port, database=arguments.database, data=arguments.data
-    )
+    from converse_mongo.tools.chat.server import serve
+
+    serve(uri, arguments.host, arguments.port, database=arguments.database, data=arguments.data)
     return 0
 
 
-def _chat_package() -> str:
-    """Where the example is: within the package once that is built, beside it in a clone."""
-    built = importlib.util.find_spec("converse_mongo.examples")
-    return "examples.chat" if built is None else "converse_mongo.examples.chat"
-
-
 def _need(extra: str, names: Sequence[str]) -> None:
-    """Checks that the packages of an extra are there.
+    """Checks that the packages of an extra are installed.
 
     Raises:
-        ConfigurationError: They are not.
+        ConfigurationError: One is missing.
     """
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         raise ConfigurationError(
@@ -247,7 +242,7 @@ async def _follow(arguments: argparse.Namespace) -> int:
         Converse(
             _required_uri(arguments),
             _database(arguments),
-            create_indexes=False,  # whoever only looks changes nothing
+            create_indexes=False,  # this command only reads
             client_options={"serverSelectionTimeoutMS": int(SELECTION_SECONDS * 1000)},
         ) as converse,
         converse.watch_message(arguments.message_id, arguments.after) as events,
@@ -274,7 +269,7 @@ def _write_text(event: MessageEvent) -> None:
     if isinstance(event, ChunkReceived):
         sys.stdout.write(event.chunk.content)
     elif sys.stdout.isatty():
-        sys.stdout.write("\n")  # the shell's prompt wants a line of its own
+        sys.stdout.write("\n")  # so that the shell's prompt starts a line
     sys.stdout.flush()
 
 

@@ -1,7 +1,4 @@
-"""Checks that a server and this installation are fit for the library, and says what to do if not.
-
-It only reads: what is missing, ``Converse.open()`` makes, or you do.
-"""
+"""The doctor: checks a server and this installation, and suggests fixes. It only reads."""
 
 import platform
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -30,7 +27,7 @@ _SECONDS_PER_HOUR = 3600
 
 
 class Level(StrEnum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARN = "warn"
@@ -42,10 +39,10 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        level: Whether the library works (``OK``), works less well, or does not.
-        subject: What was looked at.
-        text: What was found.
-        advice: What to do about it.
+        level: ``OK``, ``WARN`` if the library works with restrictions, ``FAIL`` if it does not.
+        subject: The thing that was checked.
+        text: The result.
+        advice: The suggested fix.
     """
 
     level: Level
@@ -59,7 +56,7 @@ class Finding:
 
 
 async def run(uri: str, database: str | None, write: Callable[[str], object]) -> int:
-    """Writes a line for each check, and returns 1 if one failed, else 0."""
+    """Writes a line for each finding, and returns 1 if a check failed, else 0."""
     failed = False
     async for finding in examine(uri, database):
         write(f"{finding}\n")
@@ -68,7 +65,7 @@ async def run(uri: str, database: str | None, write: Callable[[str], object]) ->
 
 
 async def examine(uri: str, database_name: str | None) -> AsyncIterator[Finding]:
-    """Yields the findings; the checks of a server that cannot be reached are left out."""
+    """Yields the findings. It skips checks that need a server if none can be reached."""
     for finding in check_installation(installed.driver_versions()):
         yield finding
     try:
@@ -105,7 +102,7 @@ async def _examine_server(
     try:
         database = clients.open_database(client, database_name)
     except ConfigurationError as error:
-        advice = "Give --database or another URI; the checks of the database were left out"
+        advice = "Pass --database or another URI; the checks of the database were skipped"
         yield Finding(Level.FAIL, "database", str(error), advice)
         return
     for check in (_check_change_streams, _check_indexes, _check_oplog, _check_write_concern):
@@ -117,15 +114,15 @@ async def _examine_server(
                 Level.FAIL,
                 check.__name__.removeprefix("_check_").replace("_", " "),
                 _reason(error),
-                "See what the server says, and whether the user of the URI may read this database",
+                "Check the server, and that the user of the URI may read this database",
             )
 
 
-# Checks of what was read already
+# Checks of data that was read already
 
 
 def check_installation(versions: Mapping[str, str]) -> Iterable[Finding]:
-    """Python, the driver and the ODM."""
+    """Checks Python, the driver and the ODM."""
     yield Finding(Level.OK, "python", platform.python_version())
     packages = {"converse-mongo": version("converse-mongo"), **versions}
     installed = ", ".join(f"{name} {number}" for name, number in packages.items())
@@ -134,27 +131,27 @@ def check_installation(versions: Mapping[str, str]) -> Iterable[Finding]:
             Level.WARN,
             "packages",
             installed,
-            "Fine today. Motor's support ends in 2027: install 'beanie>=2' without Motor to move "
-            "to PyMongo Async; code that uses converse_mongo stays as it is",
+            "Works today. Support for Motor ends in 2027: to move to PyMongo Async, install "
+            "'beanie>=2' without Motor; code that uses converse_mongo stays unchanged",
         )
     else:
         yield Finding(Level.OK, "packages", installed)
 
 
 def check_version(build: Mapping[str, Any]) -> Finding:
-    """What kind of server it is."""
+    """Identifies the server."""
     if embedded := build.get("secantusVersion"):
         return Finding(
             Level.OK,
             "server",
-            f"SecantusDB {embedded}, for demonstrations and tests; in production use a MongoDB "
+            f"SecantusDB {embedded}, for demonstrations and tests; in production, use a MongoDB "
             "replica set",
         )
-    return Finding(Level.OK, "server", f"MongoDB {build.get('version', 'of unknown version')}")
+    return Finding(Level.OK, "server", f"MongoDB {build.get('version', '(unknown version)')}")
 
 
 def check_topology(hello: Mapping[str, Any]) -> Finding:
-    """Whether it is a replica set, a sharded cluster or a standalone."""
+    """Identifies a replica set, a sharded cluster or a standalone server."""
     if "setName" in hello:
         return Finding(Level.OK, "topology", f"replica set {hello['setName']}")
     if hello.get("msg") == "isdbgrid":
@@ -162,14 +159,14 @@ def check_topology(hello: Mapping[str, Any]) -> Finding:
     return Finding(
         Level.WARN,
         "topology",
-        "standalone: no change streams, and one failure loses the data",
-        "Make it a replica set, of one member if need be: "
+        "standalone server: no change streams, no replicas",
+        "Convert it to a replica set; one member is enough: "
         "https://www.mongodb.com/docs/manual/tutorial/convert-standalone-to-replica-set/",
     )
 
 
 def missing_indexes(wanted: Iterable[IndexModel], present: Mapping[str, Any]) -> Iterable[str]:
-    """The names of the indexes in ``wanted`` that ``present``, an index information, lacks."""
+    """Yields the names of the indexes in ``wanted`` that the index information lacks."""
     there = {
         (tuple(map(tuple, index["key"])), bool(index.get("unique"))) for index in present.values()
     }
@@ -182,7 +179,7 @@ def missing_indexes(wanted: Iterable[IndexModel], present: Mapping[str, Any]) ->
 def superseded_indexes(
     known: Mapping[str, Sequence[tuple[str, int]]], present: Mapping[str, Any]
 ) -> list[str]:
-    """The names of the indexes in ``present`` that only an earlier version used."""
+    """Lists the indexes in ``present`` that only earlier versions use."""
     return [
         name
         for name, key in known.items()
@@ -191,22 +188,22 @@ def superseded_indexes(
 
 
 def check_oplog_window(seconds: Sequence[int]) -> Finding:
-    """Whether the oplog reaches back far enough; ``seconds`` are the first and last entry's."""
+    """Checks the oplog window; ``seconds`` are the times of its first and last entry."""
     hours = (seconds[1] - seconds[0]) / _SECONDS_PER_HOUR
-    text = f"reaches back {hours:.1f} h"
+    text = f"window of {hours:.1f} h"
     if hours >= SHORT_OPLOG_HOURS:
         return Finding(Level.OK, "oplog", text)
     return Finding(
         Level.WARN,
         "oplog",
         text,
-        "Normal for a new server. Else make it larger (replSetResizeOplog): a change stream that "
-        "is away for longer starts anew, and watchers read what they missed",
+        "Normal for a new server. Otherwise increase it (replSetResizeOplog): a change stream that "
+        "is interrupted for longer cannot resume, and watchers re-read the messages instead",
     )
 
 
 def check_default_concern(concern: Mapping[str, Any], whose: str) -> Finding:
-    """Whether writes are acknowledged, and by a majority."""
+    """Checks that a majority acknowledges writes."""
     w = concern.get("w", 1)
     text = f"{whose}: w={w!r}"
     if w == "majority":
@@ -217,8 +214,8 @@ def check_default_concern(concern: Mapping[str, Any], whose: str) -> Finding:
         Level.WARN,
         "write concern",
         text,
-        "Add w=majority to the URI: with w=1 a failover can undo acknowledged text. All other "
-        "guarantees hold",
+        "Add w=majority to the URI: with w=1, a failover can roll back acknowledged text. All "
+        "other guarantees hold",
     )
 
 
@@ -226,30 +223,30 @@ def check_default_concern(concern: Mapping[str, Any], whose: str) -> Finding:
 
 
 async def _check_change_streams(database: clients.Database) -> AsyncIterator[Finding]:
-    told = pipeline(Message.Settings.name, Conversation.Settings.name)
+    stages = pipeline(Message.Settings.name, Conversation.Settings.name)
     try:
-        stream = await change_streams.open_change_stream(database, told)
+        stream = await change_streams.open_change_stream(database, stages)
     except PyMongoError as error:
         if not failures.refuses_change_streams(error):
             raise
         yield Finding(
             Level.WARN,
             "change streams",
-            f"none: {_reason(error)}",
+            f"unavailable: {_reason(error)}",
             _advice_on_refusal(error, await servers.has_change_streams(database)),
         )
     else:
         await stream.aclose()
-        yield Finding(Level.OK, "change streams", "opened one")
+        yield Finding(Level.OK, "change streams", "available")
 
 
 def _advice_on_refusal(error: PyMongoError, replicated: bool) -> str:
-    polling = "Watchers poll instead: same events, up to poll_interval later"
+    polling = "Watchers poll instead: the same events, up to poll_interval later"
     if not replicated:
         return polling
     if "not authorized" in str(error) or "not allowed to do action" in str(error):
-        return "Let the user of the URI find and changeStream on this database (the role read)"
-    return f"{polling}. What is known of servers: the page 'Servers and services' of the docs"
+        return "Grant the user of the URI the role read on this database"
+    return f"{polling}. See the page 'Servers and services' of the documentation"
 
 
 async def _check_indexes(database: clients.Database) -> AsyncIterator[Finding]:
@@ -258,7 +255,7 @@ async def _check_indexes(database: clients.Database) -> AsyncIterator[Finding]:
         name, where = settings.name, f"{database.name}.{settings.name}"
         if name not in present:
             yield Finding(
-                Level.WARN, "indexes", f"{where} does not exist yet", "Converse.open() makes it"
+                Level.WARN, "indexes", f"{where} does not exist yet", "Converse.open() creates it"
             )
             continue
         there = await database[name].index_information()
@@ -270,7 +267,7 @@ async def _check_indexes(database: clients.Database) -> AsyncIterator[Finding]:
                 Level.WARN,
                 "indexes",
                 f"{where}: {names} is being built",
-                "Wait for it. Until then what it is for is slow, and Converse.open() waits as well",
+                "Wait. Until then, queries that need it are slow, and Converse.open() waits",
             )
         if missing:
             yield Finding(
@@ -287,17 +284,17 @@ async def _check_indexes(database: clients.Database) -> AsyncIterator[Finding]:
                 Level.WARN,
                 "indexes",
                 f"{where} has {', '.join(superseded)}, which only earlier versions use",
-                "Once no process runs an earlier version, drop them (dropIndex): each write to "
-                "them costs time and room",
+                "When no process runs an earlier version, drop them (dropIndex): they make writes "
+                "slower and take space",
             )
 
 
 async def _check_oplog(database: clients.Database) -> AsyncIterator[Finding]:
     hello = await database.client.admin.command("hello")
     if "setName" not in hello:
-        yield Finding(Level.OK, "oplog", "not to be seen from here: no member of a replica set")
+        yield Finding(Level.OK, "oplog", "not checked: this is not a member of a replica set")
         return
-    # As it is on the primary, whatever the URI prefers to read from.
+    # The oplog of the primary, whatever read preference the URI has.
     local = database.client.get_database(
         "local", read_preference=ReadPreference.PRIMARY, read_concern=ReadConcern("local")
     )
@@ -309,7 +306,7 @@ async def _check_oplog(database: clients.Database) -> AsyncIterator[Finding]:
             Level.WARN,
             "oplog",
             f"not readable: {_reason(error)}",
-            "Ask who runs the server for rs.printReplicationInfo(): it should say hours",
+            "Ask your administrator for rs.printReplicationInfo(): the window should be hours",
         )
         return
     if None in ends:
@@ -328,7 +325,7 @@ async def _check_write_concern(database: clients.Database) -> AsyncIterator[Find
         yield Finding(
             Level.OK,
             "write concern",
-            f"acknowledged; the server's default is not readable ({_reason(error)})",
+            f"acknowledged; the server's default cannot be read ({_reason(error)})",
         )
         return
     yield check_default_concern(defaults.get("defaultWriteConcern", {}), "the server's default")
@@ -343,13 +340,13 @@ def _unreachable(error: PyMongoError) -> Finding:
         Level.FAIL,
         "server",
         f"no answer within {SELECTION_SECONDS:.0f} s: {_reason(error)}",
-        "Is MongoDB running, are host and port right, does a firewall let you through? "
-        "For a try without one: converse-mongo demo",
+        "Is MongoDB running? Check host, port and firewall. To try the library without a server: "
+        "converse-mongo demo",
     )
 
 
 def _reason(error: Exception) -> str:
-    """What the driver says, without the dump of the topology and of the whole reply."""
+    """The driver's message, without its dump of the topology and of the reply."""
     text = str(error)
     for rest in (", full error:", ", Timeout:", " (configured timeouts:"):
         text = text.partition(rest)[0]

@@ -20,8 +20,8 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from playwright.sync_api import BrowserContext, expect
 
 from tests.browser.site import Chat, Complaints, Line, Model, Tab
+from tests.chat.fake_openai import KEY
 from tests.conftest import drop_database
-from tests.example.fake_openai import KEY
 from tests.faults.proxy import Proxy
 from tests.web.conftest import serving
 

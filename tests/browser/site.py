@@ -15,7 +15,7 @@ from anyio.from_thread import BlockingPortal
 from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Page, Request, expect
 
 from converse_mongo.embedded import free_port
-from tests.example.fake_openai import Fake, Plan
+from tests.chat.fake_openai import Fake, Plan
 from tests.faults.proxy import Proxy
 
 __all__ = ["Chat", "Complaints", "Line", "Model", "Tab", "until", "words"]
@@ -116,7 +116,7 @@ class Chat:
     def _open(self, log: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "examples.chat", "--uri", self.uri),
+                *(sys.executable, "-m", "converse_mongo.tools.cli", "serve", "--uri", self.uri),
                 *("--database", self.database, "--port", str(self.port)),
             ],
             cwd=ROOT,

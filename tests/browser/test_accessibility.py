@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenTab, Shoot
 from tests.browser.site import Complaints, Model, Tab
-from tests.example.fake_openai import ANSWER
+from tests.chat.fake_openai import ANSWER
 
 TEXT = "".join(ANSWER)
 AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"

@@ -11,12 +11,12 @@ pytest.importorskip("pytest_playwright", reason="needs a browser: python -m nox 
 from anyio.from_thread import BlockingPortal
 from playwright.sync_api import BrowserContext, expect
 
-from tests.browser.ai_sdk.driving import Site, Tab, Talk
-from tests.browser.ai_sdk.site import BUNDLE, SOURCES
 from tests.browser.conftest import ARTEFACTS
 from tests.browser.site import Complaints, Line, words
 from tests.conftest import drop_database
 from tests.faults.proxy import Proxy
+from tests.web.ai_sdk.driving import Site, Tab, Talk
+from tests.web.ai_sdk.site import BUNDLE, SOURCES
 
 SAFE = "The answer could not be completed."
 RESUME, SEND, STOP = "GET /api/chat/ID/stream", "POST /api/chat", "POST /api/chat/ID/stop"
@@ -24,7 +24,7 @@ RESUME, SEND, STOP = "GET /api/chat/ID/stream", "POST /api/chat", "POST /api/cha
 
 def what_is_missing() -> str | None:
     """Why there is no page to test."""
-    how = "python -m nox -s browser, or npm ci && npm run build in tests/web/aisdk"
+    how = "python -m nox -s browser, or npm ci && npm run build in tests/web/ai_sdk"
     if not BUNDLE.exists():
         return f"needs the page as npm's esbuild bundles it: {how}"
     if any(source.stat().st_mtime > BUNDLE.stat().st_mtime for source in SOURCES):

@@ -6,7 +6,7 @@ from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import OpenTab, Shoot, StartChat
 from tests.browser.site import Chat, Complaints, Model, Tab, until, words
-from tests.example.fake_openai import ANSWER, KEY
+from tests.chat.fake_openai import ANSWER, KEY
 
 TEXT = "".join(ANSWER)
 

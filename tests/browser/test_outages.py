@@ -6,7 +6,7 @@ from playwright.sync_api import Request, expect
 
 from tests.browser.conftest import OpenLine, OpenTab, Shoot, StartChat
 from tests.browser.site import Chat, Complaints, Model, Tab, until, words
-from tests.example.fake_openai import ANSWER
+from tests.chat.fake_openai import ANSWER
 
 TEXT = "".join(ANSWER)
 INTERRUPTED = "The answer stopped because the process that wrote it is gone. Try again."

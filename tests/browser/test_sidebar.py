@@ -5,7 +5,7 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import OpenLine, OpenTab, Shoot
 from tests.browser.site import Chat, Complaints, Model, Tab
-from tests.example.fake_openai import ANSWER
+from tests.chat.fake_openai import ANSWER
 
 
 @pytest.fixture

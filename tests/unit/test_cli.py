@@ -1,8 +1,9 @@
 """The parts of the command line that need neither server nor processes."""
 
+import asyncio
 import importlib.util
+import signal
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,8 @@ from hypothesis import strategies as st
 from pymongo import IndexModel
 
 from converse_mongo.tools import cli
-from converse_mongo.tools.demo.recording import Recording, StoredMessage, ViewerLog, Watch
-from converse_mongo.tools.demo.reports import Appended, Ended, Seen, Watching, parse_report, tell
+from converse_mongo.tools.demo.recording import Recording, Seen, StoredMessage, Viewer
 from converse_mongo.tools.demo.texts import tokenise
-from converse_mongo.tools.demo.verdict import judge, percentile
 from converse_mongo.tools.doctor import (
     Level,
     check_default_concern,
@@ -22,6 +21,7 @@ from converse_mongo.tools.doctor import (
     check_topology,
     missing_indexes,
 )
+from converse_mongo.tools.signals import terminable
 
 # Tokens
 
@@ -33,87 +33,56 @@ def test_tokens__joined_are_the_text(text: str) -> None:
     assert all(0 < len(token) <= 12 for token in tokens)
 
 
-# Reports
-
-
-def test_report__comes_back_from_its_line(capsys: pytest.CaptureFixture[str]) -> None:
-    report = Seen(3, "Ü\n🎉", 1.5)
-    tell(report)
-    assert parse_report(capsys.readouterr().out.encode()) == report
-
-
-def test_report__cut_off_by_a_kill_does_not_count() -> None:
-    assert parse_report(b"") is None
-    assert parse_report(b'{"report": "seen", "sequence": 3') is None
-
-
-@pytest.mark.parametrize(
-    "line", [b"hello\n", b"[]\n", b'{"report": "x"}\n', b'{"report": "seen"}\n']
-)
-def test_report__that_is_none_is_refused(line: bytes) -> None:
-    with pytest.raises(ValueError, match="is no report"):
-        parse_report(line)
-
-
 # The verdict
 
 TOKENS = ["one ", "two ", "three"]
 
 
-def seen(*sequences: int) -> list[Seen]:
-    return [Seen(number, TOKENS[number], 10.0 + number) for number in sequences]
+def seen(*sequences: int, since: float = 9.5) -> list[Seen]:
+    return [Seen(number, TOKENS[number], 10.0 + number, since) for number in sequences]
 
 
-def recording_of(*watches: list[Seen]) -> Recording:
-    """A stream of three chunks, appended at 9, 10 and 11, that one viewer watched from 9.5 on."""
+def recording_of(received: list[Seen]) -> Recording:
+    """A stream of three chunks, written at 9, 10 and 11, that one viewer watched from 9.5 on."""
     text = "".join(TOKENS)
-    viewer = ViewerLog(
-        "viewer",
-        watches=[Watch(Watching(9.5, "change_stream"), part) for part in watches],
-        ended=Ended(3, None),
-    )
     return Recording(
         text,
         len(TOKENS),
+        [Viewer("viewer", seen=received, end="message.completed")],
         sent_at={number: 9.0 + number for number in range(3)},
         finished=True,
-        viewers=[viewer],
-        stored=StoredMessage("completed", text, [0, 1, 2], text),
+        stored=StoredMessage("completed", text, list(enumerate(TOKENS))),
     )
 
 
 def test_verdict__of_equal_texts_is_good() -> None:
-    assert judge(recording_of(seen(0, 1, 2))).equal
-
-
-def test_verdict__of_two_parts_that_fit_is_good() -> None:
-    assert judge(recording_of(seen(0), seen(1, 2))).equal
+    assert recording_of(seen(0, 1, 2)).verdict() == {"stored": [], "viewer": []}
 
 
 @pytest.mark.parametrize(
-    "parts",
+    "received",
     [
-        [seen(0, 1)],
-        [seen(0, 2)],
-        [seen(0, 2, 1)],
-        [seen(0, 1), seen(1, 2)],
-        [seen(0), seen(2)],
-        [[*seen(0, 1), Seen(2, "3", 12.0)]],
+        seen(0, 1),
+        seen(0, 2),
+        seen(0, 2, 1),
+        seen(0, 1, 1, 2),
+        [*seen(0, 1), Seen(2, "3", 12.0, 9.5)],
+        [*seen(0), Seen(1, "two three", 11.0, 9.5), Seen(2, "", 12.0, 9.5)],
         [],
     ],
-    ids=["cut", "gap", "disorder", "repeat", "gap between parts", "changed", "nothing"],
+    ids=["cut", "gap", "disorder", "repeat", "changed", "moved", "nothing"],
 )
-def test_verdict__of_a_viewer_who_saw_something_else_is_bad(parts: list[list[Seen]]) -> None:
-    verdict = judge(recording_of(*parts))
-    assert not verdict.equal
-    assert verdict.stored_problems == []
+def test_verdict__of_a_viewer_who_saw_something_else_is_bad(received: list[Seen]) -> None:
+    verdict = recording_of(received).verdict()
+    assert verdict["viewer"]
+    assert verdict["stored"] == []
 
 
-@pytest.mark.parametrize("ended", [None, Ended(3, "broke"), Ended(2, None)])
-def test_verdict__of_a_viewer_without_a_good_end_is_bad(ended: Ended | None) -> None:
+@pytest.mark.parametrize("end", [None, "message.failed", "message.cancelled"])
+def test_verdict__of_a_viewer_without_a_good_end_is_bad(end: str | None) -> None:
     recording = recording_of(seen(0, 1, 2))
-    recording.viewers[0].ended = ended
-    assert judge(recording).problems == ["viewer: it saw no good end"]
+    recording.viewers[0].end = end
+    assert recording.verdict() == {"stored": [], "viewer": [f"its final event is {end}"]}
 
 
 @pytest.mark.parametrize(
@@ -121,33 +90,56 @@ def test_verdict__of_a_viewer_without_a_good_end_is_bad(ended: Ended | None) -> 
     [
         {"status": "failed"},
         {"content": "one two thrEe"},
-        {"joined": "one two "},
-        {"sequences": [0, 2, 1]},
-        {"sequences": [0, 1]},
+        {"chunks": [(0, "one "), (1, "two "), (2, "four")]},
+        {"chunks": [(0, "one "), (2, "three"), (1, "two ")]},
+        {"chunks": [(0, "one "), (1, "two three")]},
     ],
 )
 def test_verdict__of_a_stored_message_that_differs_is_bad(change: dict[str, Any]) -> None:
     recording = recording_of(seen(0, 1, 2))
-    assert recording.stored is not None
-    recording.stored = replace(recording.stored, **change)
-    assert judge(recording).stored_problems
+    recording.stored = recording.stored._replace(**change)
+    assert recording.verdict()["stored"]
 
 
-def test_verdict__times_only_what_was_appended_while_the_viewer_watched() -> None:
-    assert judge(recording_of(seen(0, 1, 2))).viewers[0].latencies == [1.0, 1.0]
+def test_latencies__are_of_what_was_written_while_the_viewer_watched() -> None:
+    recording = recording_of(seen(0, 1, 2))
+    assert recording.latencies(recording.viewers[0]) == [1000.0, 1000.0]
 
 
-def test_percentile__is_the_nearest_rank() -> None:
-    values = [float(number) for number in range(100, 0, -1)]
-    assert percentile(values, 50) == 50
-    assert percentile(values, 99) == 99
-    assert percentile([7.0], 99) == 7
-    assert percentile([], 50) is None
+def test_latencies__of_a_viewer_that_resumed_are_without_what_it_caught_up_on() -> None:
+    recording = recording_of(seen(0) + seen(1, 2, since=10.5))
+    assert recording.latencies(recording.viewers[0]) == []
 
 
-def test_report__of_an_append_holds_its_moment(capsys: pytest.CaptureFixture[str]) -> None:
-    tell(Appended(1, 1700000000.123456))
-    assert parse_report(capsys.readouterr().out.encode()) == Appended(1, 1700000000.123456)
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal__ends_a_command_as_ctrl_c_does(number: signal.Signals) -> None:
+    before, cleaned_up = signal.getsignal(number), False
+
+    async def command() -> None:
+        nonlocal cleaned_up
+        try:
+            signal.raise_signal(number)
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            cleaned_up = True
+
+    with pytest.raises(SystemExit) as exited, terminable():
+        asyncio.run(command())
+    assert (exited.value.code, cleaned_up) == (128 + number, True)
+    assert signal.getsignal(number) is before
+
+
+def test_signal__that_the_caller_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminable():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # The doctor
@@ -237,4 +229,4 @@ def test_demo__refuses_a_speed_that_is_none(speed: str, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as exited:
         cli.main(["demo", "--tokens-per-second", speed])
     assert exited.value.code == 2
-    assert "is no number above 0" in capsys.readouterr().err
+    assert "must be a number greater than 0" in capsys.readouterr().err

@@ -1,6 +1,5 @@
-"""The demonstration: one process writes, others watch, and one of them dies and comes back.
+"""The demonstration: one process writes, others watch, and one of them dies and resumes.
 
-``app`` wires it; ``writer`` and ``viewer`` are the programs that run as processes of their own, and
-report to the parent in the lines of ``reports``; ``children`` starts and ends them; ``performance``
-is the plot; ``verdict`` judges, without I/O, what ``recording`` holds; ``screens`` shows it all.
+``app`` plays it; ``programs`` are the writer and the viewer, which run as processes of their own;
+``recording`` holds what they report, and compares it with what is stored; ``screen`` shows it.
 """

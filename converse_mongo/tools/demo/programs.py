@@ -1,50 +1,79 @@
-"""What the two child programs, writer and viewer, have in common."""
+"""The programs of the child processes. They report in lines of JSON on standard output.
+
+``write DATABASE TOKENS_PER_SECOND`` starts a message, and then waits for its text on
+standard input, as an application waits for a model: viewers can attach before the first token.
+``view DATABASE MESSAGE_ID [AFTER]`` watches a message. The server is in ``CONVERSE_URI``: it may
+hold a password, and every user of a machine sees command lines.
+"""
 
 import asyncio
-import contextlib
+import json
 import os
-import signal
 import sys
-from collections.abc import Coroutine
+import time
 from typing import Any
 
 from pymongo.errors import PyMongoError
 
 from converse_mongo.converse import Converse
 from converse_mongo.domain.errors import ConverseError
-from converse_mongo.tools.demo.reports import Broken, tell
-
-__all__ = ["URI_VARIABLE", "converse_from_environment", "run_program"]
-
-URI_VARIABLE = "CONVERSE_URI"
-"""The environment hands the URI on: it may hold a password, and every user sees command lines."""
+from converse_mongo.domain.events import ChunkReceived
+from converse_mongo.tools.demo.texts import tokenise
+from converse_mongo.tools.signals import terminable
 
 
-def converse_from_environment(database: str) -> Converse:
-    """A facade on the server that the parent chose, which has made the indexes."""
-    return Converse(os.environ[URI_VARIABLE], database=database, create_indexes=False)
+def _tell(*report: Any) -> None:
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()
 
 
-def run_program(main: Coroutine[Any, Any, None]) -> None:
-    """Runs ``main`` as the whole of a child process, and ends it.
+async def _write(converse: Converse, tokens_per_second: str) -> None:
+    conversation = await converse.start_conversation(
+        title="The demonstration", metadata={"provider": "demo"}, owner=("user", "demo")
+    )
+    await conversation.add_user_message("How do I read a file in Python?")
+    message = await conversation.start_streaming_assistant({"model": "demo"})
+    async with message.writer(granularity="token", flush_interval=0.001) as writer:
+        _tell("started", str(conversation.id), str(message.id))
+        text = await asyncio.to_thread(sys.stdin.buffer.read)
+        start = time.monotonic()
+        for number, token in enumerate(tokenise(text.decode())):
+            due = start + number / float(tokens_per_second)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            _tell("written", number, time.time())
+            await writer.write(token)
+        writer.metadata["finish_reason"] = "stop"
+    _tell("finished")
 
-    SIGTERM cancels it, so that it can clean up. An error is reported to the parent. A parent that
-    is gone takes its children with it: nothing can be told any more.
-    """
+
+async def _view(converse: Converse, message_id: str, after: str | None = None) -> None:
+    async with converse.watch_message(message_id, int(after) if after else None) as events:
+        _tell("watching", time.time(), converse.watch_mode.replace("_", " "))
+        async for event in events:
+            received_at = time.time()
+            if isinstance(event, ChunkReceived):
+                _tell("seen", event.chunk.sequence, event.chunk.content, received_at)
+            else:
+                _tell("ended", event.type)
+
+
+async def _run(program: str, database: str, *arguments: str) -> None:
+    options = {"serverSelectionTimeoutMS": 5000}
+    run = _write if program == "write" else _view
+    async with Converse(os.environ["CONVERSE_URI"], database, client_options=options) as converse:
+        await run(converse, *arguments)
+
+
+def main() -> None:
+    """Runs a program as the whole of a child process."""
     try:
-        asyncio.run(_with_sigterm(main))
-    except asyncio.CancelledError:
-        sys.exit(128 + signal.SIGTERM)
-    except BrokenPipeError:
-        os._exit(1)  # an orderly exit would try to flush what nobody reads
+        with terminable():
+            asyncio.run(_run(*sys.argv[1:]))
+    except BrokenPipeError:  # the parent is gone
+        os._exit(1)  # an orderly exit would flush what nobody reads
     except (ConverseError, PyMongoError) as error:
-        with contextlib.suppress(BrokenPipeError):
-            tell(Broken(" ".join(str(error).split())))
-        sys.exit(1)
+        _tell("failed", str(error))
 
 
-async def _with_sigterm(main: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.ensure_future(main)
-    with contextlib.suppress(NotImplementedError):  # Windows ends a process without asking
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await task
+if __name__ == "__main__":
+    main()

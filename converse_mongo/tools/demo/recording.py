@@ -1,92 +1,87 @@
-"""What happened in a demonstration, as the parent heard of it."""
+"""The recording of a demonstration, and the verdict on it; pure, without I/O."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import quantiles
+from typing import NamedTuple
 
-from converse_mongo.tools.demo.reports import Ended, Seen, Watching
-
-__all__ = ["Recording", "StoredMessage", "ViewerLog", "Watch"]
-
-
-@dataclass(slots=True)
-class Watch:
-    """One process that watched.
-
-    Attributes:
-        beginning: What it said when it began.
-        seen: What it received, in the order it said so.
-    """
-
-    beginning: Watching
-    seen: list[Seen] = field(default_factory=list)
+__all__ = ["Recording", "Seen", "StoredMessage", "Viewer"]
 
 
-@dataclass(slots=True)
-class ViewerLog:
-    """One viewer, which may have been several processes one after the other.
+class Seen(NamedTuple):
+    """A chunk that a viewer received, and when that viewer's process began to watch."""
 
-    Attributes:
-        name: What it is called.
-        manner: How it watched, for people.
-        state: What it does now, for people.
-        watches: Its processes.
-        ended: The final event it received.
-    """
+    sequence: int
+    content: str
+    received_at: float
+    since: float
+
+
+class StoredMessage(NamedTuple):
+    """The message as it is read back, with the sequence and the content of each chunk."""
+
+    status: str = "missing"
+    content: str = ""
+    chunks: Sequence[tuple[int, str]] = ()
+
+
+@dataclass
+class Viewer:
+    """A viewer, which may be several processes; ``manner`` and ``state`` are for people."""
 
     name: str
-    manner: str = ""
+    manner: str = "there from the start"
     state: str = "waiting"
-    watches: list[Watch] = field(default_factory=list)
-    ended: Ended | None = None
-
-    @property
-    def seen(self) -> list[Seen]:
-        """All it received, over all of its processes."""
-        return [seen for watch in self.watches for seen in watch.seen]
-
-    @property
-    def count(self) -> int:
-        """How many chunks it received."""
-        return sum(len(watch.seen) for watch in self.watches)
-
-    @property
-    def text(self) -> str:
-        """The text that a person in front of it has read."""
-        return "".join([seen.content for seen in self.seen])
+    since: float = math.inf
+    seen: list[Seen] = field(default_factory=list)
+    end: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
-    """The message as it was read back in the end.
-
-    Attributes:
-        status: Its state.
-        content: The content that ``get_message`` gave.
-        sequences: The sequences of the chunks that ``iter_chunks`` gave.
-        joined: Their texts, joined.
-    """
-
-    status: str
-    content: str
-    sequences: list[int]
-    joined: str
-
-
-@dataclass(slots=True)
+@dataclass
 class Recording:
-    """Everything that the verdict needs.
-
-    Attributes:
-        text: The text that was to be streamed.
-        total: The number of tokens in it.
-        sent_at: For each sequence the moment before it was appended.
-        finished: Whether the writer completed the message.
-        viewers: Who watched.
-        stored: What was found in the end.
-    """
+    """Everything that happened; ``total`` is the number of tokens in ``text``."""
 
     text: str
     total: int
+    viewers: list[Viewer]
     sent_at: dict[int, float] = field(default_factory=dict)
     finished: bool = False
-    viewers: list[ViewerLog] = field(default_factory=list)
-    stored: StoredMessage | None = None
+    stored: StoredMessage = field(default_factory=StoredMessage)
+
+    def verdict(self) -> dict[str, list[str]]:
+        """Lists what is wrong with the stored message and with each viewer, by name."""
+        status, content, chunks = self.stored
+        checks = {
+            "stored": {
+                f"its status is {status}": status == "completed",
+                f"it has {len(chunks)} chunks of {self.total}, or not in order": (
+                    [sequence for sequence, _ in chunks] == list(range(self.total))
+                ),
+                "its content differs from the input": content == self.text,
+                "its joined chunks differ from the input": (
+                    "".join(content for _, content in chunks) == self.text
+                ),
+            }
+        }
+        for viewer in self.viewers:
+            seen = [(each.sequence, each.content) for each in viewer.seen]
+            received = f"it received {len(seen)} chunks of {self.total}"
+            checks[viewer.name] = {
+                f"{received}, or not each once, in order and as stored": seen == chunks,
+                f"its final event is {viewer.end}": viewer.end == "message.completed",
+            }
+        return {
+            name: [problem for problem, passed in each.items() if not passed]
+            for name, each in checks.items()
+        }
+
+    def latencies(self, viewer: Viewer) -> list[float]:
+        """Returns p50 and p99 in milliseconds, of the chunks written while the viewer watched."""
+        times = [
+            (seen.received_at - self.sent_at[seen.sequence]) * 1000
+            for seen in viewer.seen
+            if self.sent_at.get(seen.sequence, -math.inf) >= seen.since
+        ]
+        percentiles = quantiles(times, n=100, method="inclusive") if len(times) > 1 else []
+        return percentiles[49::49]

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 pytest.importorskip("schemathesis", reason="comes with python -m nox -s browser")
 
-from tests.example.conftest import Browser, MakeChat
+from tests.chat.conftest import Browser, MakeChat
 from tests.web.fuzzing import find_server_errors, with_known_ids
 
 EXAMPLES = 25

@@ -1,4 +1,4 @@
-"""A model that is none: it streams a text about this chat, for those who have no key at hand."""
+"""A built-in text that answers instead of a model, when there is no API key."""
 
 import asyncio
 import random
@@ -6,8 +6,8 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from .errors import AnswerError
-from .prompts import Said
+from converse_mongo.tools.chat.errors import AnswerError
+from converse_mongo.tools.chat.prompts import Said
 
 __all__ = ["CannedModel"]
 
@@ -28,7 +28,7 @@ To talk to a real model, start the chat with a key:
 
 ```sh
 export OPENAI_API_KEY=...
-python -m examples.chat
+converse-mongo serve
 ```
 
 This was question {number} of our conversation."""
@@ -63,10 +63,10 @@ button, to follow it."""
 
 
 class CannedModel:
-    """Answers with texts of its own.
+    """Answers with built-in texts.
 
     Args:
-        delay: Seconds between two tokens, on average.
+        delay: The mean number of seconds between two tokens.
     """
 
     name = "built-in text"
@@ -77,7 +77,7 @@ class CannedModel:
     async def stream(
         self, said: Sequence[Said], metadata: dict[str, Any]
     ) -> AsyncGenerator[str, None]:
-        """Yields the tokens of an answer, and says in ``metadata`` how much it was."""
+        """Yields the tokens of an answer, and counts them in ``metadata``."""
         question = said[-1].content if said else ""
         usage = {"prompt_tokens": sum(len(_tokens(each.content)) for each in said)}
         command = question.strip().lower()
@@ -91,7 +91,7 @@ class CannedModel:
         metadata["finish_reason"] = "stop"
 
     async def aclose(self) -> None:
-        """Has nothing to close."""
+        """Does nothing."""
 
 
 def _text(command: str, question: str, asked: int) -> str:
@@ -108,5 +108,5 @@ def _text(command: str, question: str, asked: int) -> str:
 
 
 def _tokens(text: str) -> list[str]:
-    """Words with the space before them: about what a model calls a token."""
+    """Splits a text into words with the space before them, similar to tokens of a model."""
     return re.findall(r"\s*\S{1,12}|\s+$", text)

@@ -1,4 +1,4 @@
-"""What users are told when an answer could not be given."""
+"""Error messages for users."""
 
 import openai
 
@@ -6,11 +6,11 @@ __all__ = ["AnswerError", "sentence_for"]
 
 
 class AnswerError(Exception):
-    """An answer failed; the text is a sentence for users, and is stored and shown as it is."""
+    """An answer failed. The text is written for users: it is stored and shown unchanged."""
 
 
 def sentence_for(error: Exception) -> str:
-    """What to tell users of an error: never its own text, which may hold a key or an address."""
+    """Returns a message for users, never the text of the error, which may hold a key."""
     match error:
         case AnswerError():
             return str(error)

@@ -9,10 +9,10 @@ from uuid import uuid4
 import httpx
 import pytest_asyncio
 
-from examples.chat.app import create_app
-from examples.chat.settings import Settings
+from converse_mongo.tools.chat.app import create_app
+from converse_mongo.tools.chat.settings import Settings
+from tests.chat.fake_openai import KEY, Fake
 from tests.conftest import drop_database
-from tests.example.fake_openai import KEY, Fake
 from tests.web.conftest import read_events, serving
 
 

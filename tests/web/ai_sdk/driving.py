@@ -43,7 +43,7 @@ class Site:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "tests.browser.ai_sdk.site"),
+                    *(sys.executable, "-m", "tests.web.ai_sdk.site"),
                     *(self.uri, self.database, str(self.port)),
                 ],
                 cwd=ROOT,

@@ -1,8 +1,7 @@
-"""Who a request comes from.
+"""Identifies the user of a request.
 
-This is an example: each browser is a user of its own, whom a random cookie tells from others. Put
-your authentication here. All that the rest of the chat needs is one id for each request, the same
-one each time, that nobody else can claim.
+In this example, each browser is a user, identified by a random cookie. Put your authentication
+here. The rest of the chat needs only a stable id for each user that nobody else can claim.
 """
 
 import hashlib
@@ -24,16 +23,16 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 def user_of(request: HTTPConnection) -> str | None:
-    """The id of the user; ``None`` if the request does not say.
+    """Returns the id of the user; ``None`` if the request has no valid cookie.
 
-    It is derived from the cookie, so that who reads the database can be nobody else.
+    The id is a hash of the cookie, so that a reader of the database cannot impersonate users.
     """
     token = request.cookies.get(COOKIE, "")
     return _id_for(token) if _TOKEN.fullmatch(token) else None
 
 
 def current_user(request: Request, response: Response) -> str:
-    """The id of the user, who is made up on the first visit."""
+    """Returns the id of the user, and sets the cookie on the first visit."""
     user = user_of(request)
     if user is None:
         token = secrets.token_urlsafe(32)
@@ -53,13 +52,13 @@ User = Annotated[str, Depends(current_user)]
 
 
 def authorize(request: HTTPConnection, conversation: Conversation) -> bool:
-    """Whether a request may read a conversation and write to it: only its owner may."""
+    """Allows only the owner to read a conversation and to write to it."""
     mine = owner(request)
     return mine is not None and conversation.owner is not None and conversation.owner.pair == mine
 
 
 def owner(request: HTTPConnection) -> tuple[str, str] | None:
-    """Whose conversations a request may follow, as they are begun with; ``None`` for nobody's."""
+    """Returns the owner whose conversations a request may follow; ``None`` for nobody."""
     user = user_of(request)
     return None if user is None else ("user", user)
 

@@ -1,4 +1,4 @@
-"""What the model is told of a conversation."""
+"""The prompt of a conversation, and its title."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,23 +17,23 @@ SAYABLE = (MessageStatus.COMPLETED, MessageStatus.CANCELLED)
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What somebody said."""
+    """A message of the prompt."""
 
     role: Literal["user", "assistant"]
     content: str
 
 
 async def said_before(conversation: Conversation, answer: Message) -> list[Said]:
-    """What was said before an answer, the oldest first: as much as there is room for."""
+    """Returns the messages before an answer, the oldest first, up to the limits above."""
     newest = await conversation.messages(
         before=answer.position, limit=MAX_MESSAGES, newest_first=True
     )
-    # With the answer itself, since it may be given instead of the one that stands before it.
+    # Includes the answer itself: it may replace the one before it.
     listed = without_replaced([*reversed(newest), answer])
     said: list[Said] = []
     room = MAX_CHARACTERS
     for message in reversed(listed):
-        # A failed answer says nothing that the model should go on from.
+        # A failed answer is not part of the prompt.
         if message.id == answer.id or message.status not in SAYABLE or not message.content.strip():
             continue
         room -= len(message.content)
@@ -47,14 +47,14 @@ async def said_before(conversation: Conversation, answer: Message) -> list[Said]
 
 
 async def name_conversation(conversation: Conversation, said: list[Said]) -> None:
-    """Gives a conversation its title, after its first question."""
+    """Sets the title of a conversation from its first question."""
     if conversation.title is None and said:
         conversation.title = title_for(said[0].content)
-        await conversation.save()  # writes the title and nothing else
+        await conversation.save()  # writes only the title
 
 
 def title_for(question: str) -> str:
-    """A question in one line, cut between words."""
+    """Shortens a question to one line, between words."""
     line = " ".join(question.split())
     if len(line) <= MAX_TITLE:
         return line

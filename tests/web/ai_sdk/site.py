@@ -1,4 +1,4 @@
-"""The site of the page, a process of its own: ``python -m tests.browser.ai_sdk.site URI DATABASE``.
+"""The site of the page, a process of its own: ``python -m tests.web.ai_sdk.site URI DATABASE``.
 
 The routes of the library as the documentation mounts them, the page, and under ``/test`` what a
 test does behind its back: begin a chat, say what the model says, look at what is stored. It prints
@@ -29,10 +29,10 @@ from tests.web.conftest import Model
 
 __all__ = ["BUNDLE", "SOURCES", "make_app"]
 
-FOLDER, TESTS = Path(__file__).parent, Path(__file__).parents[2]
+FOLDER = Path(__file__).parent
 PAGE = FOLDER / "index.html"
-BUNDLE = TESTS.parent / "build" / "ai_sdk" / "page.js"
-SOURCES = FOLDER / "page.jsx", TESTS / "web" / "aisdk" / "package-lock.json"
+BUNDLE = FOLDER.parents[2] / "build" / "ai_sdk" / "page.js"
+SOURCES = FOLDER / "page.jsx", FOLDER / "package-lock.json"
 """What it is made of."""
 GRACE = 0.5
 

@@ -13,7 +13,7 @@ import pytest
 from converse_mongo import Conversation, MessageStatus
 from tests.web.conftest import Site
 
-PACKAGE = Path(__file__).parent / "aisdk"
+PACKAGE = Path(__file__).parent
 
 pytestmark = pytest.mark.skipif(
     not (PACKAGE / "node_modules").is_dir(),

@@ -1,4 +1,4 @@
-"""The application: users and conversations, the routes of the library, and the page."""
+"""The ASGI application: its own endpoints, the routes of the library, and the page."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,12 +13,11 @@ from starlette.routing import Router
 from starlette.staticfiles import StaticFiles
 
 from converse_mongo import Conversation, Converse, StoreUnavailableError
+from converse_mongo.tools.chat.model import Responder, open_model
+from converse_mongo.tools.chat.security import SecurityHeaders
+from converse_mongo.tools.chat.settings import Settings
+from converse_mongo.tools.chat.users import User, authorize, owner
 from converse_mongo.web import Generations, openapi_paths, routes
-
-from .model import Responder, open_model
-from .security import SecurityHeaders
-from .settings import Settings
-from .users import User, authorize, owner
 
 __all__ = ["create_app"]
 
@@ -29,13 +28,13 @@ MAX_QUESTION_BYTES = 32 * 1024
 
 
 class NewConversation(BaseModel):
-    """What a browser says of a conversation that it begins."""
+    """The body of a request that starts a conversation."""
 
     title: str | None = Field(default=None, max_length=200)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The chat, as an ASGI application."""
+    """Creates the chat as an ASGI application."""
     converse = Converse(
         settings.uri, database=settings.database, lease=settings.lease, sweep_interval=60.0
     )
@@ -50,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             await model.aclose()
 
-    # Its pages about itself load scripts from elsewhere, which the security headers forbid.
+    # FastAPI's own pages load scripts from other hosts, which the security headers forbid.
     app = FastAPI(title="Chat", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(SecurityHeaders)
 
@@ -80,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app.openapi()["paths"].update(openapi_paths("/api", owner=True))
 
-    # Behind the endpoints above, which would else be looked for in here.
+    # After the endpoints above: the first match serves a request.
     app.mount(
         "/api",
         Router(
@@ -89,7 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
                 authorize=authorize,
                 generations=generations,
                 owner=owner,
-                show_errors=True,  # all that is stored as an error is a sentence for users
+                show_errors=True,  # the chat stores only errors that are written for users
                 lifetime=settings.lifetime,
                 max_message_bytes=MAX_QUESTION_BYTES,
             )

@@ -1,4 +1,4 @@
-"""Answers: a language model's tokens, written into a message while they come."""
+"""Streams the tokens of a language model into a message."""
 
 import logging
 import time
@@ -18,46 +18,45 @@ from converse_mongo import (
     StreamStoppedError,
     WriterError,
 )
-
-from .canned import CannedModel
-from .errors import AnswerError, sentence_for
-from .prompts import Said, name_conversation, said_before
-from .settings import Settings
+from converse_mongo.tools.chat.canned import CannedModel
+from converse_mongo.tools.chat.errors import AnswerError, sentence_for
+from converse_mongo.tools.chat.prompts import Said, name_conversation, said_before
+from converse_mongo.tools.chat.settings import Settings
 
 __all__ = ["Model", "OpenAIModel", "Responder", "open_model"]
 
-logger = logging.getLogger("examples.chat")
+logger = logging.getLogger(__name__)
 
 SYSTEM_PROMPT = (
     "You are a helpful assistant in a chat. Answer in the language of the user, to the point. "
     "You may use paragraphs, lists, bold text, inline code and fenced code blocks."
 )
 
-NOT_OURS = StreamStoppedError, WriterError, MessageNotStreamingError, ConverseClosedError
-"""Errors of the writer: the library deals with them, and nothing is wrong with the model."""
+WRITER_ERRORS = StreamStoppedError, WriterError, MessageNotStreamingError, ConverseClosedError
+"""The library handles these; they do not mean that the model failed."""
 
 
 class Model(Protocol):
-    """Something that answers."""
+    """A language model."""
 
     @property
     def name(self) -> str:
-        """What users are told that it is."""
+        """The name that users see."""
 
     def stream(self, said: Sequence[Said], metadata: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """Yields the tokens of the answer, and puts what else it knows into ``metadata``."""
+        """Yields the tokens of the answer, and fills ``metadata``."""
 
     async def aclose(self) -> None:
-        """Lets go of what it holds."""
+        """Closes its connections."""
 
 
 def open_model(settings: Settings) -> Model:
-    """The model that the settings ask for; the built-in one where there is no key."""
+    """Returns the configured model, or the built-in text if there is no key."""
     return OpenAIModel(settings) if settings.api_key else CannedModel(settings.canned_delay)
 
 
 class OpenAIModel:
-    """A model behind the API of OpenAI, or one that speaks like it."""
+    """A model with an API that is compatible with OpenAI's."""
 
     def __init__(self, settings: Settings) -> None:
         self.name = settings.model
@@ -74,8 +73,8 @@ class OpenAIModel:
         """Yields the tokens of an answer.
 
         Raises:
-            AnswerError: The model declined, or its stream ended before the answer did.
-            openai.OpenAIError: The model could not be asked, or broke off.
+            AnswerError: The model declined, or its stream ended too early.
+            openai.OpenAIError: The request failed.
         """
         prompt: list[ChatCompletionMessageParam] = [{"role": "system", "content": SYSTEM_PROMPT}]
         for each in said:
@@ -84,7 +83,7 @@ class OpenAIModel:
             else:
                 prompt.append({"role": "assistant", "content": each.content})
         finished: str | None = None
-        # Left early, for a stop, this closes the connection: no token is paid for that is not read.
+        # Leaving early closes the connection: unread tokens are not generated, nor billed.
         async with await self._client.chat.completions.create(
             model=self.name,
             messages=prompt,
@@ -92,7 +91,7 @@ class OpenAIModel:
             stream_options={"include_usage": True},
         ) as chunks:
             async for chunk in chunks:
-                if chunk.usage is not None:  # on the last one, which has no text
+                if chunk.usage is not None:  # on the last chunk, which has no text
                     metadata["usage"] = {
                         "prompt_tokens": chunk.usage.prompt_tokens,
                         "completion_tokens": chunk.usage.completion_tokens,
@@ -114,28 +113,28 @@ class OpenAIModel:
 
 
 class Responder:
-    """Has a model answer, and stores what it says.
+    """Stores the answers of a model.
 
-    What fails is logged with its trace. Users, and the database, get a sentence that says what to
-    do, and the name of the error in the metadata.
+    A failure is logged with its traceback. The message stores a sentence for users, and the name of
+    the error in its metadata.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model
 
     async def respond(self, conversation: Conversation, message: Message) -> None:
-        """Writes an answer; what ``Generations`` takes."""
+        """Writes an answer; the callback of ``Generations``."""
         try:
-            # First of all: of two processes that were asked for one answer, one goes on from here.
+            # Before anything else: if two processes are asked for one answer, only one continues.
             async with message.writer(interrupt=True) as writer:
                 await self._write(conversation, message, writer)
         except AnswerError:
-            pass  # the message has failed with it, and its cause is logged
+            pass  # already stored in the message, and logged
 
     async def _write(
         self, conversation: Conversation, message: Message, writer: MessageWriter
     ) -> None:
-        # Filled as it goes along: what is known at a stop or a failure is stored, too.
+        # Filled on the way, so that it is stored when the answer is stopped or fails, too.
         metadata = writer.metadata
         metadata["model"] = self._model.name
         began = time.monotonic()
@@ -146,7 +145,7 @@ class Responder:
                 async for token in tokens:
                     await writer.write(token)
                     metadata["duration"] = round(time.monotonic() - began, 3)
-        except NOT_OURS:
+        except WRITER_ERRORS:
             raise
         except Exception as error:
             logger.exception("Message %s could not be answered", message.id)

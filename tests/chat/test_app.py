@@ -8,11 +8,11 @@ import pytest
 
 from converse_mongo import Converse
 from converse_mongo.driver.collections import collection_of
-from examples.chat.canned import CannedModel
-from examples.chat.prompts import title_for
-from examples.chat.settings import Settings
-from tests.example.conftest import Browser, Chat, MakeChat
-from tests.example.fake_openai import ANSWER, KEY
+from converse_mongo.tools.chat.canned import CannedModel
+from converse_mongo.tools.chat.prompts import title_for
+from converse_mongo.tools.chat.settings import Settings
+from tests.chat.conftest import Browser, Chat, MakeChat
+from tests.chat.fake_openai import ANSWER, KEY
 from tests.web.conftest import Sent, read_events
 
 TEXT = "".join(ANSWER)
@@ -223,7 +223,7 @@ async def assert_nothing_leaks(chat: Chat, browser: Browser, conversation: str) 
 
 
 def assert_logged(caplog: pytest.LogCaptureFixture, error_type: str) -> None:
-    [record] = [each for each in caplog.records if each.name == "examples.chat"]
+    [record] = [each for each in caplog.records if each.name == "converse_mongo.tools.chat.model"]
     assert record.levelno == logging.ERROR
     assert record.exc_info is not None
     assert record.exc_info[0] is not None

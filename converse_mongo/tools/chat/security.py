@@ -1,4 +1,4 @@
-"""Headers that tell browsers what not to do."""
+"""Security headers."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,7 +31,7 @@ HEADERS = {
 
 
 class SecurityHeaders:
-    """Adds them to each answer, and lets streams pass as they come."""
+    """Adds the headers to each response, without buffering streams."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -46,7 +46,7 @@ class SecurityHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
-                # Files are asked for again each time, and cost a 304: no page is half updated.
+                # Browsers revalidate files each time, so that a page is never half updated.
                 headers.setdefault("cache-control", "no-cache")
             await send(message)
 

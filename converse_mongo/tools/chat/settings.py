@@ -1,0 +1,56 @@
+"""The settings of the chat, and the environment variables for them."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Self
+
+__all__ = ["Settings"]
+
+DATABASE = "converse_chat"
+MODEL = "gpt-4o-mini"
+LEASE = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of the chat.
+
+    Attributes:
+        uri: The MongoDB replica set.
+        database: The name of the database.
+        api_key: The API key of the model; without one, a built-in text answers.
+        base_url: The address of the model; ``None`` for OpenAI.
+        model: The name of the model.
+        timeout: Seconds to wait for the model.
+        max_retries: The number of retries before the first token.
+        canned_delay: The mean number of seconds between two tokens of the built-in text.
+        lease: Seconds without a heartbeat after which the writer of an answer is presumed dead.
+        lifetime: Seconds after which a stream to a browser ends; the browser then reconnects.
+    """
+
+    uri: str
+    database: str = DATABASE
+    api_key: str | None = field(default=None, repr=False)  # never in a log
+    base_url: str | None = None
+    model: str = MODEL
+    timeout: float = 60.0
+    max_retries: int = 2
+    canned_delay: float = 0.035
+    lease: float = LEASE
+    lifetime: float = 3600.0
+
+    @classmethod
+    def from_environment(cls, uri: str, database: str | None = None) -> Self:
+        """Reads the settings from the environment; arguments take precedence.
+
+        Raises:
+            ValueError: CHAT_LEASE is not a number.
+        """
+        return cls(
+            uri=uri,
+            database=database or os.environ.get("CONVERSE_DATABASE") or DATABASE,
+            api_key=os.environ.get("OPENAI_API_KEY") or None,
+            base_url=os.environ.get("OPENAI_BASE_URL") or None,
+            model=os.environ.get("CHAT_MODEL") or MODEL,
+            lease=float(os.environ.get("CHAT_LEASE") or LEASE),
+        )
