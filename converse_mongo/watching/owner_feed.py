@@ -74,9 +74,8 @@ class OwnerFeed:
         open: The messages that stream, by id.
         cut: The last change of the oldest known conversation, where the owner had more of them at
             the beginning.
-        dirty: Conversations that there is news of: of unknown ones not more than there are, or
-            ``MAX_CONVERSATIONS``.
-        stale: Whether there may be news that nothing named.
+        dirty: Conversations that there is news of, in their turn; ``None`` for all of them. Of
+            those that are not known not more than there are, or ``MAX_CONVERSATIONS``.
         ready: Whether the database was read at least once.
         events: Events that are not yielded yet: those of one read.
         wake: Set with each news.
@@ -91,8 +90,7 @@ class OwnerFeed:
         self.known: dict[ObjectId, Known] = {}
         self.open: dict[ObjectId, Place] = {}
         self.cut: datetime | None = None
-        self.dirty: dict[ObjectId, None] = {}
-        self.stale = True
+        self.dirty: dict[ObjectId | None, None] = {None: None}
         self.ready = False
         self.events: deque[OwnerEvent] = deque()
         self.wake = asyncio.Event()
@@ -112,22 +110,20 @@ class OwnerFeed:
 
     def mark_stale(self) -> None:
         """Says that there may be news that nothing named."""
-        self.stale = True
-        self.wake.set()
+        self.tell(None)
 
     def fail(self, failure: BaseException) -> None:
         """Makes the watcher raise ``failure``."""
         self.failure = self.failure or failure
         self.wake.set()
 
-    def tell(self, *ids: ObjectId) -> bool:
+    def tell(self, *ids: ObjectId | None) -> bool:
         """Says that there is news of conversations; returns whether that is new of any."""
         untold = [key for key in ids if key not in self.dirty]
         for key in untold:
-            if key in self.known or len(self.dirty) < MAX_CONVERSATIONS:
-                self.dirty[key] = None
-            else:
-                self.stale = True  # a comparison finds those that there still are by then
+            # A comparison finds those of the many new ones that there still are by then.
+            unnamed = key not in self.known and len(self.dirty) >= MAX_CONVERSATIONS
+            self.dirty[None if unnamed else key] = None
         if untold:
             self.wake.set()
         return bool(untold)
@@ -146,7 +142,7 @@ class OwnerFeed:
         self._checks += 1
         if self._checks % CHECKS_PER_FULL_CHECK == 0:
             self.mark_stale()
-        return self._latest - SKEW if self.ready and not self.stale else None
+        return None if None in self.dirty or not self.ready else self._latest - SKEW
 
     def compare(self, markers: Mapping[ObjectId, ChangeMarkers]) -> bool:
         """Tells of each conversation that is not as it was told; returns as :meth:`tell` does."""
@@ -172,30 +168,27 @@ class OwnerFeed:
     # Reading
 
     async def catch_up(self) -> None:
-        """Reads what there is news of: one conversation at the most.
+        """Reads the first of what there is news of.
 
-        What a read was for that fails or is cancelled stays news.
+        If the read fails or is cancelled, that stays news.
 
         Raises:
             OutdatedReadError: The majority shows something else than the primary has.
             PyMongoError: The database could not be read.
         """
-        before = self.keys
-        stale, self.stale = self.stale, False
-        key = next(iter(self.dirty), None)
-        if key is not None:
-            del self.dirty[key]  # news that come during the read are kept
+        before, key = self.keys, next(iter(self.dirty)) if self.ready else None
+        del self.dirty[key]  # news that come during the read are kept
         self.heard.clear()
         self._routes.reading.add(self)
         try:
-            if stale:
-                await (self._compare_all() if self.ready else self._begin())
             if key is not None:
                 await self._read(key)
+            elif self.ready:
+                await self._compare_all()
+            else:
+                await self._begin()
         except BaseException:
-            self.stale = self.stale or stale
-            if key is not None:
-                self.dirty[key] = None
+            self.dirty[key] = None
             raise
         finally:
             self._routes.reading.discard(self)

@@ -54,7 +54,7 @@ class OwnerWatcher:
                     raise feed.failure
                 if feed.events:
                     return feed.events.popleft()
-                if feed.stale or feed.dirty:
+                if feed.dirty:
                     await retry_reads(feed, feed.catch_up)
                 else:
                     feed.wake.clear()
@@ -81,7 +81,6 @@ class OwnerWatcher:
     async def aclose(self) -> None:
         """Ends the watching; iterating further ends at once."""
         self._closed = True
-        self._feed.wake.set()  # another task may wait, and is to see that it ended
         self._leave()
 
     def __del__(self) -> None:
@@ -100,5 +99,6 @@ class OwnerWatcher:
     def _leave(self) -> None:
         if self._attached:
             self._attached = False
-            self._feed.stale = True  # what happens meanwhile is read when it comes back
+            # What happens meanwhile is read when it comes back. Another task that waits wakes.
+            self._feed.mark_stale()
             self._hub.leave(self._feed)
