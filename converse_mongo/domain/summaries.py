@@ -14,11 +14,11 @@ from converse_mongo.domain.owners import OwnerKey, owner_key
 
 __all__ = ["MARKERS", "NEVER", "SUMMARY", "ChangeMarkers", "ConversationSummary"]
 
-MARKERS = {"owner": 1, "next_position": 1, "revision": 1, "updated_at": 1}
+MARKERS = {"owner": 1, "next_position": 1, "revision": 1, "created_at": 1, "updated_at": 1}
 """The projection that tells whether something happened in a conversation."""
 
-SUMMARY = MARKERS | {"title": 1, "metadata": 1, "created_at": 1}
-"""The projection of all that an :class:`ConversationSummary` holds."""
+SUMMARY = MARKERS | {"title": 1, "metadata": 1}
+"""The projection of all that a :class:`ConversationSummary` holds."""
 
 NEVER = datetime(1970, 1, 2, tzinfo=UTC)
 """When a document was changed that does not say so: the library has not written it."""
@@ -34,6 +34,7 @@ class ChangeMarkers(NamedTuple):
 
     next_position: int
     revision: int
+    created_at: datetime
     updated_at: datetime
 
     @classmethod
@@ -42,6 +43,7 @@ class ChangeMarkers(NamedTuple):
         return cls(
             stored.get("next_position", 0),
             stored.get("revision", 0),
+            _moment(stored, "created_at"),
             _moment(stored, "updated_at"),
         )
 

@@ -18,7 +18,6 @@ from converse_mongo.domain.errors import (
     StoreUnavailableError,
     WatchError,
 )
-from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.domain.types import WatchMode
 from converse_mongo.driver.change_streams import Change, ChangeStream
 from converse_mongo.driver.closing import CLOSE_SECONDS
@@ -27,7 +26,7 @@ from converse_mongo.driver.failures import is_transient, refuses_change_streams
 from converse_mongo.store import Store
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching import changes
-from converse_mongo.watching.owner_topic import OwnerTopic
+from converse_mongo.watching.owner_feed import OwnerFeed
 from converse_mongo.watching.pace import Pace
 from converse_mongo.watching.reconciler import Reconciler
 from converse_mongo.watching.registry import AnyTopic, TopicRegistry
@@ -118,6 +117,7 @@ class Hub:
         sharded: bool = False,
     ) -> None:
         self._registry = TopicRegistry(reader)
+        self.owner_routes = self._registry.owner_routes
         self._reconciler = Reconciler(self._registry, reader, store)
         self._reader = reader
         self._conversations = reader.conversations.name
@@ -154,7 +154,7 @@ class Hub:
         topics = self._registry.all()
         return WatchStatistics(
             watchers=sum(topic.watchers for topic in topics),
-            topics=len(topics),
+            topics=len({topic.key for topic in topics}),
             streams_opened=self._streams_opened,
             changes=self._changes,
             checks=self._checks,
@@ -168,9 +168,9 @@ class Hub:
         """Adds a watcher to the topic of a conversation. Call :meth:`leave` in the end."""
         return self._join(self._registry.conversation(conversation_id))
 
-    def join_owner(self, owner: OwnerKey) -> OwnerTopic:
-        """The topic of an owner, with one more watcher; :meth:`leave` it in the end."""
-        return self._join(self._registry.owner(owner))
+    def join_owner(self, feed: OwnerFeed) -> None:
+        """Attaches the feed of a watcher of an owner; :meth:`leave` it in the end."""
+        self._registry.attach(self._join(feed))
 
     def _join(self, topic: T) -> T:
         topic.watchers += 1

@@ -1,198 +1,219 @@
-"""Reads what a list of an owner's conversations shows."""
+"""Reads what a live list of an owner's conversations shows."""
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from bson import ObjectId
 
-from converse_mongo.domain.headers import HEADER, MessageHeader
+from converse_mongo.domain.headers import HEADER
 from converse_mongo.domain.owners import OwnerKey, owner_key
-from converse_mongo.domain.summaries import (
-    MARKERS,
-    SUMMARY,
-    ChangeMarkers,
-    ConversationSummary,
-)
+from converse_mongo.domain.summaries import MARKERS, SUMMARY, ChangeMarkers, ConversationSummary
 from converse_mongo.domain.types import MessageStatus
-from converse_mongo.driver.collections import Collection
-from converse_mongo.store.reads import IDS_PER_QUERY, MessageRow, Reader
+from converse_mongo.store.reads import MessageRow, Reader
 from converse_mongo.watching.doubts import OutdatedReadError
 
-__all__ = ["OwnerReader", "Rows"]
+__all__ = ["Asked", "Known", "News", "OwnerReader", "Place"]
 
 logger = logging.getLogger("converse_mongo")
 
 T = TypeVar("T")
+Stored: TypeAlias = Mapping[str, Any]
+Markers: TypeAlias = dict[ObjectId, ChangeMarkers]
 
 OWNERS_PER_QUERY = 100
 ROWS_PER_READ = 64
 
 
-@dataclass(slots=True)
-class Rows:
-    """Messages of some conversations, in their order.
+class Place(NamedTuple):
+    """Where a message is."""
+
+    conversation_id: ObjectId
+    position: int
+
+
+class Known(NamedTuple):
+    """What was told of a conversation.
 
     Attributes:
-        found: By conversation; those that are not as the library writes them are left out.
-        ends: Up to before which position each conversation was read; some may not have been.
-        whole: Those that were read to their end.
+        created_at: When it was started. Another conversation may have had its id before.
+        revision: How often it was saved.
+        end: The position behind its last message.
     """
 
-    found: dict[ObjectId, list[MessageRow]] = field(default_factory=dict)
-    ends: dict[ObjectId, int] = field(default_factory=dict)
-    whole: set[ObjectId] = field(default_factory=set)
+    created_at: datetime
+    revision: int
+    end: int
+
+
+class Asked(NamedTuple):
+    """A conversation to read.
+
+    Attributes:
+        owner: The owner.
+        key: The id of the conversation.
+        known: What was told of it, if anything.
+        opened: The positions of its messages that streamed.
+        cut: See :class:`OwnerFeed`.
+    """
+
+    owner: OwnerKey
+    key: ObjectId
+    known: Known | None
+    opened: frozenset[int]
+    cut: datetime | None
+
+
+class News(NamedTuple):
+    """What was read of a conversation.
+
+    Attributes:
+        found: The conversation, if there is one and it belongs to the owner.
+        older: Whether nothing was told of it because it changed before the cut.
+        rows: The messages that streamed, or are new.
+        end: The position before which all were read.
+        more: Whether there may be more.
+    """
+
+    found: ConversationSummary | None
+    older: bool = False
+    rows: Sequence[MessageRow] = ()
+    end: int = 0
+    more: bool = False
 
 
 class OwnerReader:
     """Reads conversations of owners. A read may always be repeated.
 
-    Each method raises ``PyMongoError`` if the database could not be read, and those that read by id
-    or position raise ``OutdatedReadError`` if the primary has what the majority does not show.
+    Each method raises ``PyMongoError`` if the database could not be read.
+
+    Attributes:
+        turns: Taken by who reads; see :class:`Reader`.
+        changes: How often it became known that something changed. A read that began before the
+            last time is shared with nobody who asks later.
     """
 
     def __init__(self, reader: Reader) -> None:
         self.turns = reader.turns
-        self.local = reader.local
+        self.changes = 0
         self._reader = reader
+        self._reads: dict[tuple[int, Asked], asyncio.Task[News]] = {}
 
-    async def marks(self, owner: OwnerKey, limit: int) -> dict[ObjectId, ChangeMarkers]:
-        """The marks of the conversations of an owner, up to ``limit``, the last changed first."""
+    async def latest(self, owner: OwnerKey, limit: int) -> Markers:
+        """The markers of the conversations of an owner that changed last."""
         cursor = self._reader.conversations.find(_whose(owner), MARKERS)
         cursor = cursor.sort([("updated_at", -1), ("_id", -1)]).limit(limit)
-        return {
-            stored["_id"]: ChangeMarkers.from_stored(stored)
-            async for stored in cursor
-            if owner_key(stored) == owner  # a query for a value finds it in an array, too
-        }
+        return _markers([owner], await cursor.to_list(limit))[owner]
 
-    async def changed(
-        self, owners: Mapping[OwnerKey, datetime]
-    ) -> dict[OwnerKey, dict[ObjectId, ChangeMarkers]]:
-        """The marks of the conversations of owners that changed after a moment."""
-        found: dict[OwnerKey, dict[ObjectId, ChangeMarkers]] = {owner: {} for owner in owners}
+    async def changed(self, owners: Mapping[OwnerKey, datetime]) -> dict[OwnerKey, Markers]:
+        """The markers of the conversations of owners that changed since a moment."""
         clauses = [
-            {**_whose(owner), "updated_at": {"$gt": moment}} for owner, moment in owners.items()
+            {**_whose(owner), "updated_at": {"$gte": moment}} for owner, moment in owners.items()
         ]
+        found: list[Stored] = []
         for offset in range(0, len(clauses), OWNERS_PER_QUERY):
             match = {"$or": clauses[offset : offset + OWNERS_PER_QUERY]}
-            async for stored in self._reader.conversations.find(match, MARKERS):
-                whose = owner_key(stored)
-                if whose in found:
-                    found[whose][stored["_id"]] = ChangeMarkers.from_stored(stored)
-        return found
+            found += [each async for each in self._reader.conversations.find(match, MARKERS)]
+        return _markers(owners, found)
 
-    async def conversations(self, ids: list[ObjectId]) -> dict[ObjectId, ConversationSummary]:
-        """Those of these conversations that there are."""
-        match: dict[str, Any] = {"_id": {"$in": ids}}
-        stored = await _by_id(self._reader.conversations, match, SUMMARY)
-        missing = [key for key in ids if key not in stored]
-        if missing and self.local is not None:
-            match = {"_id": {"$in": missing}}
-            if await self.local.conversations.find_one(match, {"_id": 1}) is not None:
-                raise OutdatedReadError
-        return _readable(stored, ConversationSummary.from_stored)
+    async def streaming(self, conversation_ids: list[ObjectId]) -> dict[ObjectId, Place]:
+        """The messages of conversations that stream, by id."""
+        match = {
+            "conversation_id": {"$in": conversation_ids},
+            "status": MessageStatus.STREAMING.value,
+            "position": {"$gte": 0},  # what has none is not the library's own
+        }
+        found = self._reader.messages.find(match, {"conversation_id": 1, "position": 1})
+        return {
+            each["_id"]: Place(each["conversation_id"], each["position"]) async for each in found
+        }
 
-    async def streaming(self, ids: list[ObjectId]) -> dict[ObjectId, dict[int, ObjectId]]:
-        """Conversation to position to id, of their messages that stream."""
-        found: dict[ObjectId, dict[int, ObjectId]] = {}
-        for offset in range(0, len(ids), IDS_PER_QUERY):
-            match = {
-                "conversation_id": {"$in": ids[offset : offset + IDS_PER_QUERY]},
-                "status": MessageStatus.STREAMING.value,
-                "position": {"$gte": 0},  # what has none is not the library's own
-            }
-            projection = {"conversation_id": 1, "position": 1}
-            async for stored in self._reader.messages.find(match, projection):
-                messages = found.setdefault(stored["conversation_id"], {})
-                messages[stored["position"]] = stored["_id"]
-        return found
+    async def news(self, asked: Asked) -> News:
+        """Reads a conversation, once for all who ask for the same at the same time.
 
-    async def headers(self, keys: Mapping[ObjectId, ObjectId]) -> dict[ObjectId, MessageHeader]:
-        """Those of these messages that there are, given as message id to conversation id."""
-        found: dict[ObjectId, dict[str, Any]] = {}
-        ids = list(keys)
-        for offset in range(0, len(ids), IDS_PER_QUERY):
-            match = _messages(ids[offset : offset + IDS_PER_QUERY], keys)
-            found |= await _by_id(self._reader.messages, match, HEADER)
-        missing = [key for key in ids if key not in found]
-        if missing and self.local is not None:
-            match = _messages(missing[:IDS_PER_QUERY], keys)
-            if await self.local.messages.find_one(match, {"_id": 1}) is not None:
-                raise OutdatedReadError
-        return _readable(found, MessageHeader.from_stored)
-
-    async def rows(self, starts: Mapping[ObjectId, int], ends: Mapping[ObjectId, int]) -> Rows:
-        """Some messages of conversations, from a position on.
-
-        Args:
-            starts: Conversation to position.
-            ends: The positions that come next, as the conversations had them before this read.
+        Raises:
+            OutdatedReadError: The primary has something else than the majority shows.
         """
-        clauses = [
-            {"conversation_id": key, "position": {"$gte": start}} for key, start in starts.items()
-        ]
-        rows = Rows()
-        if not clauses:
-            return rows
-        match = clauses[0] if len(clauses) == 1 else {"$or": clauses}
-        cursor = self._reader.messages.find(match, {**HEADER, "content": 1})
-        cursor = cursor.sort([("conversation_id", 1), ("position", 1)]).limit(ROWS_PER_READ)
-        stored = await cursor.to_list(ROWS_PER_READ)
-        last = stored[-1]["conversation_id"] if len(stored) == ROWS_PER_READ else None
-        for key, start in starts.items():
-            if last is not None and key > last:
-                continue
-            own = [each for each in stored if each["conversation_id"] == key]
-            end = own[-1]["position"] + 1 if own else start
-            if key != last:
-                rows.whole.add(key)
-                end = max(end, ends[key])
-            rows.ends[key] = end
-            await self._refuse_holes(key, [start - 1, *(each["position"] for each in own), end])
-            readable = _readable({each["_id"]: each for each in own}, MessageRow.from_stored)
-            rows.found[key] = list(readable.values())
-        return rows
+        key = self.changes, asked
+        if key not in self._reads:
+            self._reads[key] = asyncio.create_task(self._read(asked))
+            self._reads[key].add_done_callback(lambda _: self._reads.pop(key))
+        return await asyncio.shield(self._reads[key])
 
-    async def _refuse_holes(self, conversation_id: ObjectId, positions: list[int]) -> None:
-        """Refuses a read without messages that the primary has between these positions."""
-        if self.local is None:
-            return
-        for before, behind in pairwise(positions):
-            if before + 1 < behind and await self.local.has_messages(
-                conversation_id, before + 1, behind
-            ):
+    async def _read(self, asked: Asked) -> News:
+        async with self.turns:
+            found, known, older = await self._conversation(asked), asked.known, False
+            if found is None:
+                return News(None)
+            if known and known.created_at == found.created_at:
+                places, start = asked.opened, known.end
+            elif known is None and asked.cut is not None and found.created_at <= asked.cut:
+                streaming = await self.streaming([asked.key])
+                places = frozenset(place.position for place in streaming.values())
+                start, older = found.next_position, True
+            else:
+                places, start = frozenset(), 0
+            rows, end, more = await self._messages(found, places, start)
+            return News(found, older, rows, end, more)
+
+    async def _conversation(self, asked: Asked) -> ConversationSummary | None:
+        found, local = await _summary(self._reader, asked), self._reader.local
+        now = found and found.created_at
+        if local and now != (asked.known and asked.known.created_at):
+            # It is new, gone, or another one: so the primary must say.
+            held = await _summary(local, asked)
+            if now != (held and held.created_at):
                 raise OutdatedReadError
+        return found
+
+    async def _messages(
+        self, found: ConversationSummary, places: frozenset[int], start: int
+    ) -> tuple[list[MessageRow], int, bool]:
+        """Messages in their order: those at some places, and some from a position on."""
+        key, limit = found.conversation_id, ROWS_PER_READ + len(places)
+        clauses: list[Stored] = [{"conversation_id": key, "position": {"$gte": start}}]
+        if places:
+            clauses.append({"conversation_id": key, "position": {"$in": list(places)}})
+        cursor = self._reader.messages.find({"$or": clauses}, {**HEADER, "content": 1})
+        stored = await cursor.sort([("position", 1)]).limit(limit).to_list(limit)
+        more = len(stored) == limit
+        end = max(start if more else found.next_position, start)
+        end = max([end, *(each["position"] + 1 for each in stored)])
+        if self._reader.local and len(stored) < len(places) + end - start:
+            # Deleted, or not shown yet.
+            seen = [each["_id"] for each in stored]
+            match = {"$or": clauses, "position": {"$lt": end}, "_id": {"$nin": seen}}
+            if await self._reader.local.messages.find_one(match, {"_id": 1}) is not None:
+                raise OutdatedReadError
+        rows = [_readable(each, MessageRow.from_stored) for each in stored]
+        return [each for each in rows if each], end, more
 
 
-async def _by_id(
-    collection: Collection, match: Mapping[str, Any], projection: Mapping[str, Any]
-) -> dict[ObjectId, dict[str, Any]]:
-    return {stored["_id"]: stored async for stored in collection.find(match, projection)}
+async def _summary(reader: Reader, asked: Asked) -> ConversationSummary | None:
+    stored = await reader.conversations.find_one({"_id": asked.key}, SUMMARY)
+    found = _readable(stored, ConversationSummary.from_stored) if stored else None
+    return found if found and found.owner == asked.owner else None
 
 
-def _readable(
-    found: Mapping[ObjectId, Mapping[str, Any]], make: Callable[[Mapping[str, Any]], T]
-) -> dict[ObjectId, T]:
-    """What is as the library writes it: other documents must not be in the way of that."""
-    made: dict[ObjectId, T] = {}
-    for key, stored in found.items():
-        try:
-            made[key] = make(stored)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            logger.exception("Document %s is not as the library writes it", key)
-    return made
+def _readable(stored: Stored, make: Callable[[Stored], T]) -> T | None:
+    """What a document holds; ``None`` if it is not as the library writes it."""
+    try:
+        return make(stored)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        # It must not be in the way of the others.
+        logger.exception("Document %s is not as the library writes it", stored["_id"])
+        return None
 
 
-def _messages(ids: list[ObjectId], keys: Mapping[ObjectId, ObjectId]) -> dict[str, Any]:
-    """The filter of messages, given by id, with the shard key."""
-    return {
-        "_id": {"$in": ids},
-        "conversation_id": {"$in": list({keys[message_id] for message_id in ids})},
-    }
+def _markers(owners: Iterable[OwnerKey], found: Iterable[Stored]) -> dict[OwnerKey, Markers]:
+    """Markers by owner: a query for a value finds it in an array, too."""
+    markers: dict[OwnerKey, Markers] = {owner: {} for owner in owners}
+    for stored in found:
+        if (owner := owner_key(stored)) in markers:
+            markers[owner][stored["_id"]] = ChangeMarkers.from_stored(stored)
+    return markers
 
 
 def _whose(owner: OwnerKey) -> dict[str, Any]:

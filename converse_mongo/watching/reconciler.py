@@ -7,6 +7,7 @@ import logging
 import random
 from bisect import bisect_left
 from collections.abc import Awaitable, Iterable, Mapping
+from datetime import datetime
 from typing import Protocol, TypeVar
 
 from bson import ObjectId
@@ -14,6 +15,7 @@ from pymongo.errors import PyMongoError
 
 from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.errors import StoreUnavailableError
+from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.driver import servers
 from converse_mongo.driver.servers import Mark
 from converse_mongo.store import Store
@@ -22,7 +24,7 @@ from converse_mongo.store.reads import (
     Counters,
     Reader,
 )
-from converse_mongo.watching.owner_topic import OwnerTopic
+from converse_mongo.watching.owner_feed import OwnerFeed
 from converse_mongo.watching.registry import AnyTopic, TopicRegistry
 from converse_mongo.watching.topics import Topic
 
@@ -94,7 +96,7 @@ class Reconciler:
             await self._attempt(self._compare_conversations(conversations), conversations)
         elif not watched.conversations:
             watched.routes.saves_since = None
-        await self._attempt(self._compare_owners(), watched.owners.values())
+        await self._attempt(self._compare_owners(), watched.owners)
         for message_id, conversation_id in (orphans or {}).items():
             await self._settle(message_id, conversation_id)
         return self._were_hints()
@@ -125,7 +127,7 @@ class Reconciler:
         before, self._hints = (
             self._hints,
             sum(
-                [topic.hints for topic in self._registry.all() if not isinstance(topic, OwnerTopic)]
+                [topic.hints for topic in self._registry.all() if not isinstance(topic, OwnerFeed)]
             ),
         )
         return self._hints > before
@@ -171,8 +173,8 @@ class Reconciler:
         keys: dict[ObjectId, ObjectId] = {}
         for topic, cursor in topics.items():
             keys |= dict.fromkeys(topic.open, cursor.conversation_id)
-        for owner in self._registry.owners.values():
-            keys |= owner.open
+        for owner in self._registry.owners:
+            keys |= {each: place.conversation_id for each, place in owner.open.items()}
         return keys
 
     def _take_counters(
@@ -181,10 +183,10 @@ class Reconciler:
         for topic in topics:
             if topic.is_behind(counters):
                 self._mark_stale(topic)
-        for owner in self._registry.owners.values():
+        for owner in self._registry.owners:
             self._note(owner, owner.find_ended(counters))
 
-    def _note(self, owner: OwnerTopic, untold: bool) -> None:
+    def _note(self, owner: OwnerFeed, untold: bool) -> None:
         if untold:
             self.found.append((owner, owner.hints))
 
@@ -256,16 +258,13 @@ class Reconciler:
         routes.saves_since = moment
 
     async def _compare_owners(self) -> None:
-        owners = {
-            topic: since for topic in self._registry.owners.values() if (since := topic.due())
-        }
-        if not owners:
-            return
-        changed = await self._registry.owner_reader.changed(
-            {topic.key: since for topic, since in owners.items()}
-        )
-        for owner in owners:
-            self._note(owner, owner.compare(changed[owner.key]))
+        due = {feed: moment for feed in self._registry.owners if (moment := feed.due())}
+        since: dict[OwnerKey, datetime] = {}
+        for feed, moment in due.items():
+            since[feed.key] = min(moment, since.get(feed.key, moment))
+        changed = await self._registry.owner_routes.reader.changed(since)
+        for feed in due:
+            self._note(feed, feed.compare(changed[feed.key]))
 
     async def _settle(self, message_id: ObjectId, conversation_id: ObjectId) -> None:
         """Ends a message whose writer may be dead, and has its topics read it."""

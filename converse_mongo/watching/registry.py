@@ -5,17 +5,16 @@ from typing import Any, TypeAlias
 
 from bson import ObjectId
 
-from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching.changes import ConversationChanged, Inserted, MessageHint, Updated
 from converse_mongo.watching.message_topic import MessageTopic
+from converse_mongo.watching.owner_feed import OwnerFeed, OwnerRoutes
 from converse_mongo.watching.owner_reader import OwnerReader
-from converse_mongo.watching.owner_topic import OwnerRoutes, OwnerTopic
 from converse_mongo.watching.topics import Routes, Topic
 
 __all__ = ["AnyTopic", "TopicRegistry"]
 
-AnyTopic: TypeAlias = Topic | OwnerTopic
+AnyTopic: TypeAlias = Topic | OwnerFeed
 
 logger = logging.getLogger("converse_mongo")
 
@@ -26,8 +25,7 @@ class TopicRegistry:
     Attributes:
         messages: By the id of the message.
         conversations: By the id of the conversation.
-        owners: By the type and the id of the owner.
-        owner_reader: Reads for them.
+        owners: One for each watcher of an owner.
         routes: What all watched conversations share.
         owner_routes: What all watched owners share.
     """
@@ -35,15 +33,14 @@ class TopicRegistry:
     def __init__(self, reader: Reader) -> None:
         self.messages: dict[ObjectId, MessageTopic] = {}
         self.conversations: dict[ObjectId, Topic] = {}
-        self.owners: dict[OwnerKey, OwnerTopic] = {}
+        self.owners: set[OwnerFeed] = set()
         self._reader = reader
-        self.owner_reader = OwnerReader(reader)
         self.routes = Routes()
-        self.owner_routes = OwnerRoutes()
+        self.owner_routes = OwnerRoutes(OwnerReader(reader))
 
     def all(self) -> list[AnyTopic]:
         """All topics."""
-        return [*self.messages.values(), *self.conversations.values(), *self.owners.values()]
+        return [*self.messages.values(), *self.conversations.values(), *self.owners]
 
     def any(self) -> bool:
         """Returns whether there is a topic."""
@@ -64,20 +61,20 @@ class TopicRegistry:
             self.conversations[conversation_id] = topic
         return topic
 
-    def owner(self, key: OwnerKey) -> OwnerTopic:
-        """The topic of an owner, made where there is none."""
-        topic = self.owners.get(key)
-        if topic is None:
-            topic = self.owners[key] = OwnerTopic(key, self.owner_reader, self.owner_routes)
-        return topic
+    def attach(self, feed: OwnerFeed) -> None:
+        """Has the feed of an owner receive hints, until it is forgotten."""
+        self.owners.add(feed)
+        self.owner_routes.lead(feed, feed.keys)
 
     def forget(self, topic: AnyTopic) -> None:
         """Removes a topic and its routes."""
+        if isinstance(topic, OwnerFeed):
+            self.owners.discard(topic)
+            self.owner_routes.lead(topic, topic.keys)
+            return
         topic.forget()
         topics: dict[Any, Any] = self.conversations
-        if isinstance(topic, OwnerTopic):
-            topics = self.owners
-        elif isinstance(topic, MessageTopic):
+        if isinstance(topic, MessageTopic):
             topics = self.messages
         if topics.get(topic.key) is topic:
             del topics[topic.key]
@@ -97,12 +94,8 @@ class TopicRegistry:
     def take(self, hint: MessageHint | ConversationChanged) -> None:
         """Passes a hint to all topics that it concerns."""
         if isinstance(hint, ConversationChanged):
-            conversation_id = hint.conversation_id
-            self.owner_routes.hear(conversation_id)
-            if hint.owner is not None and (owner := self.owners.get(hint.owner)):
-                owner.hints += 1
-                owner.tell(conversation_id)
-            if hint.deleted and (gone := self.conversations.get(conversation_id)):
+            self.owner_routes.hear(hint.conversation_id, hint.owner)
+            if hint.deleted and (gone := self.conversations.get(hint.conversation_id)):
                 gone.note_deleted()
             return
         if isinstance(hint, Inserted) and hint.conversation_id is not None:

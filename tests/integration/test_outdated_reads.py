@@ -10,6 +10,7 @@ import pytest_asyncio
 from bson import ObjectId
 
 from converse_mongo import (
+    Conversation,
     ConversationCreated,
     ConversationNotFoundError,
     Converse,
@@ -21,8 +22,11 @@ from converse_mongo import (
     WatchError,
     WatchMode,
 )
+from converse_mongo.driver.collections import collection_of
 from converse_mongo.watching import doubts
 from converse_mongo.watching.changes import Inserted
+from converse_mongo.watching.doubts import OutdatedReadError
+from converse_mongo.watching.owner_reader import OwnerReader
 from tests.conftest import Facade
 from tests.faults.failover import run_failovers
 from tests.majority import Majority, behind
@@ -74,6 +78,16 @@ class Scene:
 
     def newer(self) -> None:
         self.majority.failing_over = False
+
+    async def show_older(self, collection: str, document: dict[str, Any]) -> None:
+        """Adds a document to what the older copy shows."""
+        copy = self.majority._client[self.majority.copies[1]][collection]
+        await asyncio.to_thread(copy.insert_one, document)
+
+    async def stored(self, document: Conversation | Message) -> dict[str, Any]:
+        """A document as the primary has it."""
+        found = await collection_of(type(document)).find_one({"_id": document.id})
+        return dict(found)
 
 
 NEVER_LAGS = 3600.0
@@ -242,6 +256,72 @@ async def test_older__owner_is_not_told_that_a_conversation_is_gone(scene: Scene
     assert [type(event) for event in seen.events] == [ConversationCreated] * 2
     assert seen.events[1].conversation_id == second.id
     await seen.end()
+
+
+@pytest.fixture
+def refusals(monkeypatch: pytest.MonkeyPatch) -> list[OutdatedReadError]:
+    """The reads of owners that were found outdated."""
+    refused: list[OutdatedReadError] = []
+    read = OwnerReader._read
+
+    async def record(self: OwnerReader, asked: Any) -> Any:
+        try:
+            return await read(self, asked)
+        except OutdatedReadError as error:
+            refused.append(error)
+            raise
+
+    monkeypatch.setattr(OwnerReader, "_read", record)
+    return refused
+
+
+async def test_older__owner_is_told_of_messages_that_it_does_not_show(
+    scene: Scene, refusals: list[OutdatedReadError]
+) -> None:
+    owner = ("user", "1")
+    conversation = await scene.writer.start_conversation(owner=owner)
+    question = await conversation.create_user_message("one")
+    answer = await conversation.start_streaming_assistant()
+    await scene.majority.has_all()
+    await scene.older()
+    document = await scene.stored(conversation)
+    await scene.show_older("conversations", {**document, "next_position": 4})
+    await scene.show_older("messages", await scene.stored(question))
+    scene.newer()
+    seen = Seen(scene.viewer.watch_owner(owner))
+    await until(lambda: scene.viewer.statistics().streams_opened == 1)
+    scene.majority.failing_over = True
+    await conversation.add_user_message("two")
+    await answer.complete_streaming()
+    await conversation.add_user_message("three")
+    await until(lambda: len(refusals) > 0)
+    await scene.majority.has_all()
+    scene.newer()
+    await seen.has(3)
+    await seen.end()
+    assert seen.types == ["completed", "created", "created"]
+
+
+async def test_older__owner_is_not_told_again_of_what_is_gone(
+    scene: Scene, refusals: list[OutdatedReadError]
+) -> None:
+    owner = ("user", "1")
+    seen = Seen(scene.viewer.watch_owner(owner))
+    await until(lambda: scene.viewer.statistics().streams_opened == 1)
+    gone = await scene.writer.start_conversation(owner=owner)
+    await seen.has(1)
+    await scene.show_older("conversations", await scene.stored(gone))
+    await gone.delete()
+    await seen.has(2)
+    await scene.older()
+    scene.read_again()
+    await until(lambda: len(refusals) > 0)
+    scene.newer()
+    last = await scene.writer.start_conversation(owner=owner)
+    await seen.has(3)
+    await seen.end()
+    assert seen.types == ["created", "deleted", "created"]
+    assert seen.events[2].conversation_id == last.id
 
 
 # What is so is believed

@@ -26,7 +26,8 @@ from converse_mongo import (
     OwnerEvent,
     OwnerWatcher,
 )
-from converse_mongo.watching import hub, owner_reader, owner_topic
+from converse_mongo.domain.validation import now
+from converse_mongo.watching import hub, owner_feed, owner_reader
 from tests.conftest import Commands, Facade
 from tests.streams import SOON, until
 
@@ -62,9 +63,8 @@ async def take_to_end(watcher: OwnerWatcher) -> list[OwnerEvent]:
     return events[:-1]
 
 
-def topic_of(watcher: OwnerWatcher) -> owner_topic.OwnerTopic:
-    assert watcher._topic is not None
-    return watcher._topic
+def feed_of(watcher: OwnerWatcher) -> owner_feed.OwnerFeed:
+    return watcher._feed
 
 
 def kinds(events: Sequence[OwnerEvent]) -> list[str]:
@@ -101,7 +101,7 @@ async def watching(
 @pytest.fixture(params=["change_stream", "comparison", "polling"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The ways to hear of news: told, found beside a silent stream, found without one."""
-    monkeypatch.setattr(owner_topic, "CHECKS_PER_FULL_CHECK", 10**6)  # each check has to find it
+    monkeypatch.setattr(owner_feed, "CHECKS_PER_FULL_CHECK", 10**6)  # each check has to find it
     if request.param == "change_stream":
         return NEVER
     if request.param == "comparison":  # as some streams skip events without a word
@@ -229,7 +229,7 @@ async def test_owner__hears_of_saves_of_messages_and_of_deleted_ones_nothing(
         await answer.append_chunk("a")
         waiting = asyncio.create_task(soon(watcher))
         await answer.delete()
-        await until(lambda: topic_of(watcher).open == {})
+        await until(lambda: feed_of(watcher).open == {})
         last = await end(ADA, writer)
         assert (await waiting).conversation_id == last
 
@@ -256,7 +256,7 @@ async def test_owner__hears_nothing_of_others(facade: Facade, how: dict[str, Any
 async def test_owner__hears_of_a_conversation_that_goes_and_comes(
     facade: Facade, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner_topic, "CHECKS_PER_FULL_CHECK", 2)
+    monkeypatch.setattr(owner_feed, "CHECKS_PER_FULL_CHECK", 2)
     writer = await facade()
     viewer = await facade(writer.database_name, **how)
     given, deleted = [await writer.start_conversation(owner=ADA) for _ in range(2)]
@@ -284,6 +284,53 @@ async def test_owner__hears_of_a_conversation_that_goes_and_comes(
         assert (await soon(adas)).conversation_id == last
 
 
+async def test_owner__hears_of_a_conversation_that_is_made_anew(
+    facade: Facade, how: dict[str, Any]
+) -> None:
+    writer = await facade()
+    viewer = await facade(writer.database_name, **how)
+    old = await writer.start_conversation(owner=ADA)
+    await old.add_user_message("old")
+    await old.start_streaming_assistant()
+    messages = await old.messages()
+    async with watching(viewer) as watcher:
+        old.title = "A title"
+        await old.save()
+        assert isinstance(await soon(watcher), ConversationUpdated)
+        for message in messages:
+            await message.delete()
+        await old.delete()
+        await until(lambda: now() > old.created_at)
+        new = await writer.conversation_model(id=old.id, owner=ADA).insert()
+        await new.add_user_message("new")
+        (deleted,) = await take(watcher, ConversationDeleted)
+        assert deleted.conversation_id == old.id
+        await assert_exact([await soon(watcher), await soon(watcher)], new)
+        last = await end(ADA, writer)
+        assert (await soon(watcher)).conversation_id == last
+
+
+async def test_owner__hears_of_a_message_that_is_made_anew(
+    facade: Facade, how: dict[str, Any]
+) -> None:
+    writer = await facade()
+    viewer = await facade(writer.database_name, **how)
+    conversation = await writer.start_conversation(owner=ADA)
+    async with watching(viewer) as watcher:
+        old = await conversation.start_streaming_assistant(generation_id="one")
+        assert isinstance(await soon(watcher), MessageCreated)
+        await old.delete()
+        new = await conversation.start_streaming_assistant(generation_id="one")
+        await new.complete_streaming()
+        created, completed = await soon(watcher), await soon(watcher)
+        assert isinstance(created, MessageCreated)
+        assert isinstance(completed, MessageCompleted)
+        assert new.id == old.id == created.message_id == completed.message_id
+        assert (created.position, new.position) == (1, 1)
+        last = await end(ADA, writer)
+        assert (await soon(watcher)).conversation_id == last
+
+
 @pytest.mark.parametrize("chunks", [True, 1])
 async def test_owner__tells_of_no_chunks(facade: Facade, chunks: Any) -> None:
     converse = await facade()
@@ -298,9 +345,8 @@ async def test_owner__tells_of_no_chunks(facade: Facade, chunks: Any) -> None:
 async def test_owner__that_is_slow_misses_nothing(
     facade: Facade, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner_topic, "WINDOW_EVENTS", 4)
+    monkeypatch.setattr(owner_feed, "CHECKS_PER_FULL_CHECK", 2)  # which finds the deletion
     monkeypatch.setattr(owner_reader, "ROWS_PER_READ", 3)
-    monkeypatch.setattr(owner_topic, "CONVERSATIONS_PER_READ", 2)
     writer = await facade()
     viewer = await facade(writer.database_name, **how)
     known, gone = [await writer.start_conversation(owner=ADA) for _ in range(2)]
@@ -318,6 +364,8 @@ async def test_owner__that_is_slow_misses_nothing(
                 await streamed.complete_streaming()
         count = 3 + len(conversations) * (1 + 3 * 3)
         for watcher in (fast, slow):
+            assert len(feed_of(watcher).dirty.keys() - {None}) <= 2 + len(conversations)
+            assert not feed_of(watcher).events
             events = [await soon(watcher) for _ in range(count)]
             of_known = [event for event in events if event.conversation_id == known.id]
             assert sorted(kinds(of_known)) == ["conversation.updated", "message.completed"]
@@ -325,7 +373,6 @@ async def test_owner__that_is_slow_misses_nothing(
             assert isinstance(deleted, ConversationDeleted)
             for conversation in conversations:
                 await assert_exact(events, conversation)
-            assert topic_of(watcher).window.head - topic_of(watcher).window.first <= 4
         last = await end(ADA, writer)
         for watcher in (fast, slow):
             assert (await soon(watcher)).conversation_id == last
@@ -416,7 +463,7 @@ async def test_owner__is_one_topic_whatever_happens(facade: Facade, how: dict[st
 async def test_owner__of_more_conversations_than_are_known_one_by_one(
     facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner_topic, "MAX_CONVERSATIONS", 3)
+    monkeypatch.setattr(owner_feed, "MAX_CONVERSATIONS", 3)
     writer = await facade()
     viewer = await facade(writer.database_name, **OFTEN)
     conversations = [await writer.start_conversation(owner=ADA) for _ in range(6)]

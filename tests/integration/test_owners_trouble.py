@@ -5,10 +5,12 @@ import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo.errors import AutoReconnect
 
 from converse_mongo import (
     Conversation,
@@ -21,8 +23,10 @@ from converse_mongo import (
     MessageCreated,
     OwnerWatcher,
 )
+from converse_mongo.domain.validation import now
 from converse_mongo.driver.collections import collection_of
-from converse_mongo.watching import hub, owner_topic
+from converse_mongo.watching import hub, owner_feed
+from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.owner_reader import OwnerReader
 from tests.conftest import Commands, Facade
 from tests.integration.test_owners import (
@@ -31,9 +35,9 @@ from tests.integration.test_owners import (
     NEVER,
     OFTEN,
     end,
+    feed_of,
     soon,
     take,
-    topic_of,
     watching,
 )
 from tests.streams import until
@@ -56,12 +60,13 @@ async def test_owner__hears_nothing_of_what_was_given_away(
     given = await writer.start_conversation(owner=ADA)
     answer = await given.start_streaming_assistant()
     async with watching(viewer) as watcher:
-        first = await end(ADA, writer)  # from here on only changes tell
-        assert (await soon(watcher)).conversation_id == first
+        for _ in range(2):  # after which nothing else is to be read
+            first = await end(ADA, writer)
+            assert (await soon(watcher)).conversation_id == first
         await give(given, EVE)
         assert await soon(watcher) == ConversationDeleted(conversation_id=given.id)
-        assert given.id not in viewer._open_parts.hub._registry.owner_routes.topics
-        assert answer.id not in viewer._open_parts.hub._registry.owner_routes.topics
+        assert given.id not in viewer._open_parts.hub._registry.owner_routes.feeds
+        assert answer.id not in viewer._open_parts.hub._registry.owner_routes.feeds
         commands.sent.clear()
         await given.add_user_message("a secret")
         await answer.complete_streaming()
@@ -75,7 +80,7 @@ async def test_owner__forgets_what_is_gone_but_tells_who_is_slow(facade: Facade)
     viewer = await facade(writer.database_name, **NEVER)
     known = await writer.start_conversation(owner=ADA)
     async with watching(viewer) as slow, watching(viewer) as fast:
-        answer = await known.start_streaming_assistant()
+        await known.start_streaming_assistant()
         assert isinstance(await soon(fast), MessageCreated)
         await known.delete()
         assert isinstance(await soon(fast), ConversationDeleted)
@@ -84,14 +89,14 @@ async def test_owner__forgets_what_is_gone_but_tells_who_is_slow(facade: Facade)
         last = await end(ADA, writer)
         while (event := await soon(fast)).conversation_id != last:
             assert isinstance(event, ConversationCreated | ConversationDeleted)
-        topic, registry = topic_of(fast), viewer._open_parts.hub._registry
-        await until(lambda: not topic.dirty)
-        assert list(topic.state) == list(registry.owner_routes.topics) == [last]
-        created, gone = await soon(slow), await soon(slow)
-        assert isinstance(created, MessageCreated)
-        assert created.message_id == answer.id
-        assert gone == ConversationDeleted(conversation_id=known.id)
-    assert registry.owner_routes.topics == {}
+        feed, routes = feed_of(fast), viewer._open_parts.hub._registry.owner_routes
+        await until(lambda: not feed.dirty)
+        assert list(feed.known) == [last]
+        assert {key for key, feeds in routes.feeds.items() if feed in feeds} == {ADA, last}
+        # Of what was added to it, nothing can be read any more.
+        assert await soon(slow) == ConversationDeleted(conversation_id=known.id)
+        assert (await soon(slow)).conversation_id == last
+    assert routes.feeds == {}
 
 
 async def test_owner__hears_of_what_was_added_while_it_was_away(facade: Facade) -> None:
@@ -123,7 +128,7 @@ async def test_owner__hears_of_an_end_while_it_was_away(facade: Facade) -> None:
 async def test_owner__of_many_hears_of_a_deletion_while_it_was_away(
     facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner_topic, "MAX_CONVERSATIONS", 3)
+    monkeypatch.setattr(owner_feed, "MAX_CONVERSATIONS", 3)
     converse = await facade(**OFTEN)
     conversations = [await converse.start_conversation(owner=ADA) for _ in range(5)]
     async with watching(converse) as watcher:
@@ -142,8 +147,7 @@ async def test_owner__of_many_hears_of_a_deletion_while_it_was_away(
 async def test_owner__of_many_hears_on_of_one_that_others_do_not_know(
     facade: Facade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The window begins with such a conversation later than who has watched it for long."""
-    monkeypatch.setattr(owner_topic, "MAX_CONVERSATIONS", 3)
+    monkeypatch.setattr(owner_feed, "MAX_CONVERSATIONS", 3)
     converse = await facade(**NEVER)
     old, *others = [await converse.start_conversation(owner=ADA) for _ in range(3)]
     async with watching(converse) as watcher:
@@ -153,12 +157,35 @@ async def test_owner__of_many_hears_on_of_one_that_others_do_not_know(
         for other in (*others, await converse.start_conversation(owner=ADA)):
             await other.add_user_message("Hello")
         assert len(await take(watcher, MessageCreated, count=3)) == 4
-        assert old.id not in topic_of(watcher).state
-        await old.add_user_message("Hello")
-        topic_of(watcher).mark_stale()
-        created = await soon(watcher)
-        assert isinstance(created, MessageCreated)
-        assert (created.conversation_id, created.position) == (old.id, 0)
+        async with watching(converse) as newcomer:
+            await old.add_user_message("Hello")
+            created = await soon(watcher)
+            assert isinstance(created, MessageCreated)
+            assert (created.conversation_id, created.position) == (old.id, 0)
+            assert old.id in feed_of(watcher).known
+            assert old.id not in feed_of(newcomer).known
+
+
+async def test_owner__hears_of_no_more_unknown_conversations_than_it_may_keep(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_feed, "MAX_CONVERSATIONS", 3)
+    writer = await facade()
+    viewer = await facade(writer.database_name, **NEVER)
+    async with watching(viewer) as slow:
+        first = await end(ADA, writer)
+        assert (await soon(slow)).conversation_id == first  # from here on only hints tell
+        kept = []
+        for _ in range(10):
+            await (await writer.start_conversation(owner=ADA)).delete()
+            kept.append(await writer.start_conversation(owner=ADA))
+        await until(lambda: feed_of(slow).hints == 21)
+        assert len(feed_of(slow).dirty) == 3 + 1  # of which one stands for all
+        created = [await soon(slow) for _ in kept]
+        assert {each.type for each in created} == {"conversation.created"}
+        assert {each.conversation_id for each in created} == {each.id for each in kept}
+        last = await end(ADA, writer)
+        assert (await soon(slow)).conversation_id == last
 
 
 # Waits and floods
@@ -173,15 +200,15 @@ async def test_owner__keeps_what_it_has_yet_to_read_once(
     async with watching(viewer) as watcher, watching(viewer):  # of whom one does not listen
         for conversation in conversations:
             await conversation.add_user_message("Hello")
-        await until(lambda: len(topic_of(watcher).dirty) == 5)
-        read, stuck = OwnerReader.rows, asyncio.Event()
+        await until(lambda: len(feed_of(watcher).dirty) == 5 + 1)  # of which one stands for all
+        read, stuck = OwnerReader.news, asyncio.Event()
 
         async def read_slowly(self: Any, *places: Any) -> Any:
             stuck.set()
             await asyncio.sleep(3600)
 
         with monkeypatch.context() as patch:
-            patch.setattr(OwnerReader, "rows", read_slowly)
+            patch.setattr(OwnerReader, "news", read_slowly)
             for _ in range(4):
                 stuck.clear()
                 waiting = asyncio.create_task(soon(watcher))
@@ -189,11 +216,33 @@ async def test_owner__keeps_what_it_has_yet_to_read_once(
                 waiting.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await waiting
-        assert OwnerReader.rows is read
+        assert OwnerReader.news is read
         events = await take(watcher, MessageCreated, count=5)
         last = await end(ADA, writer)
         assert (await soon(watcher)).conversation_id == last
         assert {event.conversation_id for event in events} == {each.id for each in conversations}
+
+
+async def test_owner__reads_again_what_could_not_be_read(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade(**NEVER)
+    conversation = await converse.start_conversation(owner=ADA)
+    read, failures = OwnerReader.news, [AutoReconnect("a test"), OutdatedReadError()]
+
+    async def fail(self: OwnerReader, asked: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await read(self, asked)
+
+    async with watching(converse) as watcher:
+        await conversation.add_user_message("one")
+        assert isinstance(await soon(watcher), MessageCreated)
+        monkeypatch.setattr(OwnerReader, "news", fail)
+        await conversation.add_user_message("two")
+        created = await soon(watcher)
+        assert isinstance(created, MessageCreated)
+        assert (created.content, failures) == ("two", [])
 
 
 async def test_owner__hears_of_the_others_in_a_flood_of_news(facade: Facade) -> None:
@@ -203,7 +252,7 @@ async def test_owner__hears_of_the_others_in_a_flood_of_news(facade: Facade) -> 
 
         async def flood() -> None:
             while True:
-                topic_of(watcher).tell(busy.id)
+                feed_of(watcher).tell(busy.id)
                 await asyncio.sleep(0)
 
         flooding = asyncio.create_task(flood())
@@ -230,18 +279,21 @@ async def test_owner__is_told_of_what_happens_while_it_finds_out_what_streams(
         found = await read(self, ids)
         if not ids or "Hello" in [each.content for each in await conversation.messages()]:
             return found
-        await until(lambda: converse.statistics().streams_opened > 0)
         before = converse.statistics().changes
         await answer.complete_streaming()
         await conversation.add_user_message("Hello")
         await until(lambda: converse.statistics().changes >= before + 2)
         return found
 
-    with monkeypatch.context() as patch:
-        patch.setattr(OwnerReader, "streaming", read_late)
-        watcher = await converse.watch_owner(ADA).__aenter__()
+    async with watching(converse, EVE):
+        with monkeypatch.context() as patch:
+            patch.setattr(OwnerReader, "streaming", read_late)
+            watcher = await converse.watch_owner(ADA).__aenter__()
     async with watcher:
-        assert topic_of(watcher).state == {conversation.id: owner_topic.Known(0, 2)}
+        completed, created = await soon(watcher), await soon(watcher)
+        assert isinstance(completed, MessageCompleted)
+        assert isinstance(created, MessageCreated)
+        assert (completed.message_id, created.content) == (answer.id, "Hello")
         last = await end(ADA, converse)
         assert (await soon(watcher)).conversation_id == last
 
@@ -275,7 +327,7 @@ async def test_owner__hears_on_of_what_no_change_told(
             conversation = await converse.start_conversation(owner=ADA)
             answer = await conversation.start_streaming_assistant()
             await until(lambda: len(unheard) > 1)
-            topic_of(watcher).mark_stale()
+            feed_of(watcher).mark_stale()
             assert isinstance(await soon(watcher), ConversationCreated)
             assert isinstance(await soon(watcher), MessageCreated)
         await answer.complete_streaming()
@@ -290,17 +342,17 @@ async def test_owner__whose_cancellation_was_swallowed_does_not_wait(
     """As asyncio.wait_for of Python 3.11 does, where what it waits for ends at that moment."""
     converse = await facade(**NEVER)
     conversation = await converse.start_conversation(owner=ADA)
-    read = OwnerReader.conversations
+    read = OwnerReader.news
 
-    async def swallow(self: Any, ids: Any) -> Any:
+    async def swallow(self: Any, *arguments: Any) -> Any:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(3600)
-        return await read(self, ids)
+        return await read(self, *arguments)
 
     async with watching(converse) as watcher:
         with monkeypatch.context() as patch:
-            patch.setattr(OwnerReader, "conversations", swallow)
-            topic_of(watcher).tell(conversation.id)
+            patch.setattr(OwnerReader, "news", swallow)
+            feed_of(watcher).tell(conversation.id)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await anext(watcher)
@@ -331,6 +383,9 @@ async def test_owner__closed_at_any_moment_leaves_nothing(facade: Facade) -> Non
         async with asyncio.timeout(5):
             await listening
         assert viewer.statistics().watchers == viewer.statistics().topics == 0
+        routes = viewer._open_parts.hub.owner_routes
+        assert not routes.feeds
+        assert not routes.reading
     talking.cancel()
 
 
@@ -435,7 +490,7 @@ async def test_owner__with_many_watchers_is_read_once_for_all(
     async with contextlib.AsyncExitStack() as stack:
         watchers = [await stack.enter_async_context(watching(viewer)) for _ in range(20)]
         waiting = [asyncio.create_task(soon(each)) for each in watchers]
-        await until(lambda: topic_of(watchers[0]).window.waiting == 20)
+        await until(lambda: not any(feed_of(each).dirty for each in watchers))
         commands.sent.clear()
         conversation.title = "A title"
         await conversation.save()
@@ -457,6 +512,66 @@ async def test_owner__with_many_watchers_is_read_once_for_all(
             assert event.title == "Another"  # what was read for the news before is not enough
 
 
+async def test_owner__shares_no_read_that_began_before_the_news(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade(**NEVER)
+    conversation = await converse.start_conversation("one", owner=ADA)
+    read, was_read, may_return = OwnerReader._read, asyncio.Event(), asyncio.Event()
+
+    async def return_late(self: OwnerReader, asked: Any) -> Any:
+        found = await read(self, asked)
+        was_read.set()
+        await may_return.wait()
+        return found
+
+    async with watching(converse) as first, watching(converse) as second:
+        conversation.title = "two"
+        await conversation.save()
+        for watcher in (first, second):
+            assert isinstance(await soon(watcher), ConversationUpdated)
+        with monkeypatch.context() as patch:
+            patch.setattr(OwnerReader, "_read", return_late)
+            waiting = asyncio.create_task(soon(first))
+            conversation.title = "three"
+            await conversation.save()
+            await was_read.wait()
+        hints = feed_of(second).hints
+        conversation.title = "four"
+        await conversation.save()
+        await until(lambda: feed_of(second).hints > hints)
+        updated = await soon(second)
+        assert isinstance(updated, ConversationUpdated)
+        assert updated.title == "four"
+        may_return.set()
+        for title in ("three", "four"):
+            updated = await waiting if title == "three" else await soon(first)
+            assert isinstance(updated, ConversationUpdated)
+            assert updated.title == title
+
+
+async def test_owners__are_compared_in_one_query_of_what_changed_lately(
+    facade: Facade, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_feed, "CHECKS_PER_FULL_CHECK", 10**6)
+    options = {**OFTEN, "client_options": {"event_listeners": [commands]}}
+    converse = await facade(**options)
+    began = now()
+    async with contextlib.AsyncExitStack() as stack:
+        for owner in (ADA, ADA, EVE, EVE):
+            await converse.start_conversation(owner=owner)
+            await stack.enter_async_context(watching(converse, owner))
+        commands.sent.clear()
+        checks = converse.statistics().checks
+        await until(lambda: converse.statistics().checks >= checks + 3)
+        compared = [each["filter"]["$or"] for each in commands.named("find")]
+        assert compared
+        for clauses in compared:
+            assert len(clauses) == 2
+            for clause in clauses:
+                assert clause["updated_at"]["$gte"] > began - timedelta(minutes=2)
+
+
 async def test_owners__are_not_all_compared_in_full_at_once(facade: Facade) -> None:
     converse = await facade(**NEVER)
     async with contextlib.AsyncExitStack() as stack:
@@ -464,11 +579,11 @@ async def test_owners__are_not_all_compared_in_full_at_once(facade: Facade) -> N
             await stack.enter_async_context(converse.watch_owner(("user", number)))
             for number in range(60)
         ]
-        for _ in range(owner_topic.CHECKS_PER_FULL_CHECK):
-            due = [topic_of(each).due() for each in watchers]
+        for _ in range(owner_feed.CHECKS_PER_FULL_CHECK):
+            due = [feed_of(each).due() for each in watchers]
             assert due.count(None) < 30
             for each in watchers:
-                topic_of(each).stale = False
+                feed_of(each).dirty.clear()
 
 
 async def test_owner__cannot_be_entered_when_the_facade_has_closed(facade: Facade) -> None:
@@ -486,7 +601,7 @@ async def test_owner__is_told_the_last_of_several_saves(facade: Facade) -> None:
         for title in ("two", "three"):
             conversation.title = title
             await conversation.save()
-        await until(lambda: topic_of(watcher).hints == 2)
+        await until(lambda: feed_of(watcher).hints == 2)
         updated = await soon(watcher)
         assert isinstance(updated, ConversationUpdated)
         assert (updated.title, updated.revision) == ("three", 2)
