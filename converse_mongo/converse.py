@@ -23,20 +23,9 @@ from converse_mongo.domain.errors import (
     InvalidInputError,
     StoreUnavailableError,
 )
-from converse_mongo.domain.events import (
-    ConversationEvent,
-    Event,
-    FinalEvent,
-    MessageEvent,
-)
+from converse_mongo.domain.events import ConversationEvent, Event, FinalEvent, MessageEvent
 from converse_mongo.domain.owners import Owner, check_owner
-from converse_mongo.domain.types import (
-    IdLike,
-    MessageStatus,
-    Metadata,
-    Retention,
-    WatchMode,
-)
+from converse_mongo.domain.types import IdLike, MessageStatus, Metadata, Retention, WatchMode
 from converse_mongo.domain.validation import (
     check_count,
     check_reason,

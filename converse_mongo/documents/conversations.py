@@ -23,21 +23,15 @@ from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.chunks import UtcDatetime
 from converse_mongo.domain.errors import ConversationNotFoundError, InvalidInputError
 from converse_mongo.domain.events import ConversationCreated
+from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.owners import Owner, check_owner
-from converse_mongo.domain.types import (
-    IdLike,
-    MessageRole,
-    MessageStatus,
-    Metadata,
-    Retention,
-)
+from converse_mongo.domain.types import IdLike, MessageRole, MessageStatus, Metadata, Retention
 from converse_mongo.domain.validation import (
+    check_choice,
     check_content,
     check_count,
-    check_metadata,
     check_retention,
     check_sequence,
-    check_status,
     now,
     object_id,
 )
@@ -229,13 +223,7 @@ class Conversation(StoredDocument, Document):
         fields: dict[str, Any],
         **own: Any,
     ) -> Message:
-        try:
-            own["role"] = MessageRole(role)
-        except ValueError as error:
-            known = ", ".join(MessageRole)
-            raise InvalidInputError(
-                f"{role!r} is no role: use one of {known}. Nothing was written."
-            ) from error
+        own["role"] = check_choice(role, MessageRole, "role")
         own["metadata"] = check_metadata(metadata)
         own["conversation_id"] = self._own_id()
         return make(self.message_model, Message, own, fields)
@@ -364,7 +352,7 @@ class Conversation(StoredDocument, Document):
             start=check_sequence(after, "position"),
             stop=check_count(before, "before"),
             limit=check_count(limit, "limit"),
-            status=None if status is None else check_status(status),
+            status=None if status is None else check_choice(status, MessageStatus, "status"),
             newest_first=newest_first,
         )
         return MessageList(self.message_model, self.store().messages, self._own_id(), wanted)
@@ -383,8 +371,7 @@ class Conversation(StoredDocument, Document):
             InvalidInputError: One of these makes no sense.
             StoreUnavailableError: MongoDB did not answer.
         """
-        if not check_count(limit, "limit"):
-            raise InvalidInputError(f"limit={limit!r}: pass 1 or more messages.")
+        check_count(limit, "limit", least=1)
         stop = check_count(before, "before")
         return await read_history(self.message_model, self._own_id(), limit, stop)
 

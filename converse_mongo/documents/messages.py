@@ -26,6 +26,7 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.events import MessageCreated
 from converse_mongo.domain.headers import MessageHeader, message_key, with_chunk_count
 from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.types import Granularity, MessageRole, MessageStatus, Metadata
 from converse_mongo.domain.validation import (
     CHUNK_OVERHEAD,
@@ -38,7 +39,6 @@ from converse_mongo.domain.validation import (
     check_chunk_contents,
     check_content,
     check_error,
-    check_metadata,
     check_reason,
     check_sequence,
     now,

@@ -27,20 +27,13 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import (
+    check_metadata,
     is_addressable,
     keep_storable,
     storable,
 )
-from converse_mongo.domain.types import (
-    Granularity,
-    MessageStatus,
-    Metadata,
-)
-from converse_mongo.domain.validation import (
-    check_metadata,
-    check_seconds,
-    check_token,
-)
+from converse_mongo.domain.types import Granularity, MessageStatus, Metadata
+from converse_mongo.domain.validation import check_seconds, check_token
 from converse_mongo.store.ends import End
 from converse_mongo.writing.appender import Appender, WriterTarget
 from converse_mongo.writing.shielded import ShieldedTask

@@ -15,11 +15,16 @@ from converse_mongo.domain.errors import (
     InvalidInputError,
     InvalidMetadataError,
 )
+from converse_mongo.domain.metadata import (
+    MAX_METADATA_BYTES,
+    MAX_METADATA_DEPTH,
+    check_metadata,
+)
 
 circular: dict[str, Any] = {}
 circular["self"] = circular
 deep: Any = "bottom"
-for _ in range(validation.MAX_METADATA_DEPTH + 1):
+for _ in range(MAX_METADATA_DEPTH + 1):
     deep = [deep]
 
 
@@ -78,19 +83,19 @@ def test_contents__are_a_list_in_the_end() -> None:
         {"x": {"y": [object()]}},
         {"x": circular},
         {"x": deep},
-        {"x": "x" * (validation.MAX_METADATA_BYTES + 1)},
+        {"x": "x" * (MAX_METADATA_BYTES + 1)},
     ],
     ids=lambda value: repr(value)[:20],  # without an address, which differs from run to run
 )
 def test_metadata__cannot_be_stored(metadata: object) -> None:
     with pytest.raises(InvalidMetadataError, match="Nothing was written"):
-        validation.check_metadata(metadata)
+        check_metadata(metadata)
 
 
 def test_metadata__comes_back_as_mongodb_will_give_it() -> None:
     moment = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     given = {"id": ObjectId(), "when": moment, "list": (1, 2), "nested": {"a.b": {"$c": None}}}
-    checked = validation.check_metadata(given)
+    checked = check_metadata(given)
     assert checked == {
         "id": given["id"],
         "when": moment.replace(microsecond=678000),
@@ -99,7 +104,7 @@ def test_metadata__comes_back_as_mongodb_will_give_it() -> None:
     }
     given["nested"]["a.b"]["$c"] = "changed later"  # type: ignore[index]
     assert checked["nested"] == {"a.b": {"$c": None}}
-    assert validation.check_metadata(None) == {}
+    assert check_metadata(None) == {}
 
 
 @pytest.mark.parametrize("value", [None, 5, "", "xyz", b"123456789012", "0" * 23, ["a"]])
