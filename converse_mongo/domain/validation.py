@@ -31,6 +31,7 @@ __all__ = [
     "check_content",
     "check_count",
     "check_error",
+    "check_int",
     "check_reason",
     "check_retention",
     "check_seconds",
@@ -185,15 +186,24 @@ def check_sequence(after: object, what: str = "sequence") -> int:
     return after + 1
 
 
-def check_count(count: object, what: str, least: int = 0) -> int | None:
+def check_int(value: object, what: str, least: int) -> int:
+    """Returns an integer of at least ``least``.
+
+    Raises:
+        InvalidInputError: It is not such an integer.
+    """
+    if not _is_int(value, least):
+        raise InvalidInputError(f"{what} must be an integer of at least {least}, got {value!r}.")
+    return value
+
+
+def check_count(count: object, what: str) -> int | None:
     """Returns ``count``, which may be ``None`` for no bound.
 
     Raises:
-        InvalidInputError: It is neither an integer of at least ``least`` nor ``None``.
+        InvalidInputError: It is neither an integer of at least 0 nor ``None``.
     """
-    if count is None or _is_int(count, least):
-        return count
-    raise InvalidInputError(f"{what} must be an integer of at least {least}, got {count!r}.")
+    return None if count is None else check_int(count, what, 0)
 
 
 def check_choice(value: object, choices: type[E], what: str) -> E:

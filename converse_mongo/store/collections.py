@@ -135,7 +135,7 @@ class Collections:
     troubles: int = field(default=0, init=False)
     closing: bool = field(default=False, init=False)
     closed: bool = field(default=False, init=False)
-    check_home: Callable[[], None] = field(default=_anywhere, init=False)
+    check_home: Callable[[], None] = field(init=False)
     session: Any = field(default=None, init=False)
     queues: WeakValueDictionary[Hashable, WriteQueue] = field(
         default_factory=WeakValueDictionary, init=False
@@ -147,6 +147,7 @@ class Collections:
         if self.committed is None:
             self.committed = self.messages
         self.reader = Reader(self.messages, self.conversations, self.pages)
+        self.check_home = _anywhere
 
     def queue(self, key: Hashable) -> WriteQueue:
         """Returns the queue of a conversation, or of a message; it exists as long as it is used.

@@ -42,19 +42,12 @@ class Changes:
 
     def add_mapping(self, path: str, assign: Mapping[str, Any], remove: Sequence[str]) -> None:
         """Adds changes of single keys of the mapping at ``path``."""
-        apart: tuple[dict[str, Any], list[str]] = ({}, [])
-        for key, value in assign.items():
-            if is_addressable(key):
-                self.assign[f"{path}.{key}"] = value
-            else:
-                apart[0][key] = value
-        for key in remove:
-            if is_addressable(key):
-                self.remove.append(f"{path}.{key}")
-            else:
-                apart[1].append(key)
-        if any(apart):
-            self.unaddressable[path] = apart
+        self.assign |= {f"{path}.{key}": assign[key] for key in assign if is_addressable(key)}
+        self.remove += [f"{path}.{key}" for key in remove if is_addressable(key)]
+        assigned = {key: assign[key] for key in assign if not is_addressable(key)}
+        removed = [key for key in remove if not is_addressable(key)]
+        if assigned or removed:
+            self.unaddressable[path] = assigned, removed
 
     def __bool__(self) -> bool:
         return bool(self.assign or self.remove or self.unaddressable)
@@ -110,9 +103,10 @@ class Saves:
         message_id, conversation_id = key["_id"], key["conversation_id"]
         messages = self._collections.messages
         await self._save_unaddressable(messages, key, changes)
-        update = updates.save(changes.assign, changes.remove, saved_at)
-        update = updates.mark_edited(update, conversation_id, role, saved_at)
-        update = updates.mark_saved(update, servers.mark_type(messages))
+        update = updates.save_message(
+            *(changes.assign, changes.remove, saved_at),
+            *(conversation_id, role, servers.mark_type(messages)),
+        )
         call = partial(self._collections.call, what=f"save message {message_id}")
         with name_too_large(message_id):
             await call(messages.update_one, key, update)

@@ -7,7 +7,6 @@ from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from converse_mongo.domain.errors import (
@@ -156,10 +155,7 @@ class _SessionStore(Store):
         function: Callable[..., Awaitable[T]],
         *arguments: Any,
         what: str,
-        append_id: ObjectId | None = None,  # noqa: ARG002
-        on_retry: Callable[[], None] | None = None,  # noqa: ARG002
-        at_most: float = 0.0,  # noqa: ARG002
-        repeat: bool = True,  # noqa: ARG002
+        **_options: Any,
     ) -> T:
         if _inside.get() is self:  # a hook of a document in the middle of a write
             return await function(*arguments)

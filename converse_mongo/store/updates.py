@@ -30,8 +30,6 @@ __all__ = [
     "find_append",
     "finish_compaction",
     "held_by",
-    "mark_edited",
-    "mark_saved",
     "may_repeat",
     "move_next_position",
     "page",
@@ -40,6 +38,7 @@ __all__ = [
     "request_stop",
     "same_writer",
     "save",
+    "save_message",
     "save_unaddressable",
     "start_lease",
     "take_over",
@@ -372,6 +371,30 @@ def save(changed: Mapping[str, Any], removed: Sequence[str], saved_at: datetime)
     return update
 
 
+def save_message(
+    changed: Mapping[str, Any],
+    removed: Sequence[str],
+    saved_at: datetime,
+    conversation_id: ObjectId,
+    role: MessageRole,
+    mark_type: Any,
+) -> Document:
+    """Saves fields of a message as :func:`save` does, and marks it for watchers.
+
+    Args:
+        changed: The paths to set.
+        removed: The paths to remove.
+        saved_at: The time of the save.
+        conversation_id: Leads a watcher to the message, with the role.
+        role: The role of the message.
+        mark_type: The type of the moment of the save in the server's logical time.
+    """
+    update = save(changed, removed, saved_at)
+    last_save = {"conversation_id": conversation_id, "role": role.value, "at": saved_at}
+    update["$set"]["last_save"] = last_save
+    return {**update, "$currentDate": {"save_mark": mark_type}}
+
+
 def save_unaddressable(
     changes: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]],
 ) -> list[Document]:
@@ -394,23 +417,6 @@ def _merge(name: str, assigned: Mapping[str, Any], removed: Sequence[str] = ()) 
     # One by one: a document with "$ref" and "$id" may be decoded as a DBRef.
     added = [{"$literal": {key: storable(value)}} for key, value in assigned.items()]
     return {"$mergeObjects": [before, *added]}
-
-
-def mark_edited(
-    update: Document, conversation_id: ObjectId, role: MessageRole, edited_at: datetime
-) -> Document:
-    """Adds to the save of a message the fields that watchers of its conversation need."""
-    update["$set"]["last_save"] = {
-        "conversation_id": conversation_id,
-        "role": role.value,
-        "at": edited_at,
-    }
-    return update
-
-
-def mark_saved(update: Document, mark_type: Any) -> Document:
-    """Adds to the save of a message its moment in the server's logical time."""
-    return {**update, "$currentDate": {"save_mark": mark_type}}
 
 
 _REPEATABLE = frozenset(
