@@ -433,7 +433,9 @@ class Conversation(StoredDocument, Document):
         insert = partial(super().insert, session=store.session)
         await store.positions.add_conversation(new_id, insert)
         self._remember()
-        await store.handlers.publish(ConversationSummary.from_stored(encoded).created())
+        # With the metadata as they are, of which Beanie encodes bytes to another type.
+        summary = ConversationSummary.from_stored({**encoded, "metadata": self.metadata})
+        await store.handlers.publish(summary.created())
         return self
 
 

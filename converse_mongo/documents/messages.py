@@ -335,7 +335,9 @@ class Message(StoredDocument, Document):
         if self.generation_id is not None and not is_new:
             return await self.refresh()
         if store.handlers.wants(MessageCreated):
-            added = MessageRow.from_stored(self._check_encoding())
+            # With the metadata as they are, of which Beanie encodes bytes to another type.
+            stored = {**self._check_encoding(), "metadata": self.metadata}
+            added = MessageRow.from_stored(stored)
             await store.handlers.publish(added.created())
         return self
 

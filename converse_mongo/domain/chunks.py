@@ -223,13 +223,11 @@ class ChunkLog(Sequence[MessageChunk]):
         def dump(log: ChunkLog) -> list[dict[str, Any]] | None:
             return [chunk.to_dict() for chunk in log] if log.is_loaded else None
 
+        chunks = core_schema.list_schema(core_schema.dict_schema())
         return core_schema.no_info_plain_validator_function(
             validate,
-            json_schema_input_schema=core_schema.list_schema(core_schema.dict_schema()),
+            json_schema_input_schema=chunks,
             serialization=core_schema.plain_serializer_function_ser_schema(
-                dump,
-                return_schema=core_schema.nullable_schema(
-                    core_schema.list_schema(core_schema.dict_schema())
-                ),
+                dump, return_schema=core_schema.nullable_schema(chunks)
             ),
         )

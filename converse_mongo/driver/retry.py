@@ -1,5 +1,6 @@
 """Retries: a call to MongoDB is repeated after transient errors."""
 
+import asyncio
 import logging
 import random
 import time
@@ -8,13 +9,12 @@ from itertools import count
 from typing import Any, TypeVar
 
 from bson import ObjectId
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from converse_mongo.domain.errors import StoreUnavailableError
 from converse_mongo.driver.deadlines import bounded, remaining
 from converse_mongo.driver.failures import is_transient
 
-__all__ = ["backoff", "call", "random_pause", "wait_before_retry"]
+__all__ = ["backoff", "call", "random_pause"]
 
 logger = logging.getLogger("converse_mongo")
 
@@ -34,11 +34,6 @@ def backoff(attempt: int, first: float, longest: float) -> float:
 def random_pause(attempt: int, first: float, longest: float) -> float:
     """Returns a random pause of at most :func:`backoff`, so that clients do not retry together."""
     return random.uniform(0, backoff(attempt, first, longest))
-
-
-def wait_before_retry(state: RetryCallState) -> float:
-    """Returns the pause in seconds before the next try of a call."""
-    return random_pause(state.attempt_number - 1, PAUSE_SECONDS, MAX_PAUSE_SECONDS)
 
 
 async def call(
@@ -70,62 +65,36 @@ async def call(
     Raises:
         StoreUnavailableError: The last try failed, too.
     """
+    began = time.monotonic()
     shortest = min(max(timeout, MIN_TRY_SECONDS), TRY_SECONDS)
-    began, tries = time.monotonic(), count(1)
-    try:
-        return await bounded(shortest, function, *arguments)
-    except Exception as error:
-        if not is_transient(error):
-            raise
-        on_trouble()
-        if not repeat:
-            raise StoreUnavailableError(
-                f"Could not {what}: MongoDB did not answer ({error}). It may or may not have been "
-                "done, and was not retried, since it might be done twice: read what is stored."
-            ) from error
-        logger.warning("Could not %s (%s); retrying", what, error)
-
-    async def attempt() -> T:
-        if on_retry is not None:
-            on_retry()
-        longer = min(TRY_SECONDS * 2.0 ** next(tries), began + timeout - time.monotonic())
+    for attempt in count():
+        longer = backoff(attempt, TRY_SECONDS, began + timeout - time.monotonic())
         try:
             return await bounded(max(shortest, longer), function, *arguments)
-        except Exception:
+        except Exception as error:
+            if not is_transient(error):
+                raise
             on_trouble()
-            raise
-
-    def is_over(state: RetryCallState) -> bool:
-        left = remaining()
-        return time.monotonic() >= began + timeout or (
-            left is not None and left <= state.upcoming_sleep
-        )
-
-    retrying = AsyncRetrying(
-        retry=retry_if_exception(is_transient),
-        wait=wait_before_retry,
-        stop=is_over,
-        retry_error_callback=_reraise,
-    )
-    try:
-        # Not the function itself: tenacity awaits only coroutine functions, and Motor's methods are
-        # plain functions that return futures.
-        return await retrying(attempt)
-    except Exception as error:
-        if not is_transient(error):
-            raise
-        limit = (
-            f"for {timeout:g} seconds"
-            if remaining() is None or time.monotonic() >= began + timeout
-            else "before the deadline that the caller set"
-        )
-        again = f" Retry it with append_id=ObjectId('{append_id}')." if append_id else ""
-        raise StoreUnavailableError(
-            f"Could not {what}: MongoDB did not answer {limit} ({error}). "
-            f"Acknowledged writes are stored; this call may or may not have been done.{again}",
-            append_id,
-        ) from error
-
-
-def _reraise(state: RetryCallState) -> Any:
-    return state.outcome.result() if state.outcome else None
+            if not repeat:
+                raise StoreUnavailableError(
+                    f"Could not {what}: MongoDB did not answer ({error}). It may or may not have "
+                    "been done, and was not retried, since it might be done twice: read what is "
+                    "stored."
+                ) from error
+            if not attempt:
+                logger.warning("Could not %s (%s); retrying", what, error)
+            pause = random_pause(attempt, PAUSE_SECONDS, MAX_PAUSE_SECONDS) if attempt else 0.0
+            left, timed_out = remaining(), time.monotonic() >= began + timeout
+            # There is always a second try: the first may have taken all the time.
+            if attempt and (timed_out or (left is not None and left <= pause)):
+                limit = f"for {timeout:g} seconds" if timed_out else "before the caller's deadline"
+                again = f" Retry it with append_id=ObjectId('{append_id}')." if append_id else ""
+                raise StoreUnavailableError(
+                    f"Could not {what}: MongoDB did not answer {limit} ({error}). Acknowledged "
+                    f"writes are stored; this call may or may not have been done.{again}",
+                    append_id,
+                ) from error
+        await asyncio.sleep(pause)
+        if on_retry is not None:
+            on_retry()
+    raise AssertionError("unreachable")

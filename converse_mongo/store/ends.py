@@ -18,34 +18,17 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.headers import HEADER, MessageHeader, with_chunk_count
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, MAX_SECONDS, now
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
 from converse_mongo.store.appends import refuse_overtaken
 from converse_mongo.store.collections import Collections, WriteQueue, back_off, name_too_large
 from converse_mongo.store.pages import Pages
+from converse_mongo.store.updates import End
 
 __all__ = ["End", "EndedMessage", "Ends"]
 
 logger = logging.getLogger("converse_mongo")
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The end of a message, as a caller wants it.
-
-    Attributes:
-        status: The final state.
-        metadata: Merged into that of the message, key by key.
-        error: The reason of a failure.
-        stop_reason: The reason of a stop.
-    """
-
-    status: MessageStatus
-    metadata: Mapping[str, Any]
-    error: str | None = None
-    stop_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +133,7 @@ class Ends:
     ) -> MessageHeader | None:
         """Tries to end a message, and returns the message that then has its id, if there is one."""
         match, update = updates.end(
-            key,
-            end_id,
-            end.status,
-            end.metadata,
-            now(),
-            error=end.error,
-            stop_reason=end.stop_reason,
+            *(key, end_id, end, now()),
             retention=None if retention is None else min(retention, MAX_SECONDS),
             condition=condition,
             fence=fence,

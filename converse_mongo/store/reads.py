@@ -160,12 +160,10 @@ class Reader:
     def _now(self) -> Collections:
         if self._recent is None:
             time: Any = self._seen_time
-            messages, conversations, pages = self._collections
-            self._recent = (
-                collections.read_after(messages, time),
-                collections.read_after(conversations, time),
-                collections.read_after(pages, time),
+            messages, conversations, pages = (
+                collections.read_after(each, time) for each in self._collections
             )
+            self._recent = messages, conversations, pages
         return self._recent
 
     @property

@@ -6,6 +6,7 @@ one shard. It carries ``log_id``, so that it never matches another message with 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ from converse_mongo.domain.validation import MAX_LIVE_BYTES
 
 __all__ = [
     "Document",
+    "End",
     "acquire_lease",
     "any_log",
     "append",
@@ -61,6 +63,23 @@ def any_log(key: Mapping[str, Any]) -> Document:
 
 def _streaming(key: Mapping[str, Any]) -> Document:
     return {**key, "status": MessageStatus.STREAMING.value}
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a message, as a caller wants it.
+
+    Attributes:
+        status: The final state.
+        metadata: Merged into that of the message, key by key.
+        error: The reason of a failure.
+        stop_reason: The reason of a stop.
+    """
+
+    status: MessageStatus
+    metadata: Mapping[str, Any]
+    error: str | None = None
+    stop_reason: str | None = None
 
 
 # Appends
@@ -267,12 +286,9 @@ def request_stop(key: Mapping[str, Any], reason: str | None) -> tuple[Document, 
 def end(
     key: Mapping[str, Any],
     end_id: ObjectId,
-    status: MessageStatus,
-    metadata: Mapping[str, Any],
+    end: End,
     completed_at: datetime,
     *,
-    error: str | None = None,
-    stop_reason: str | None = None,
     retention: float | None = None,
     condition: Mapping[str, Any] | None = None,
     fence: bool = False,
@@ -282,34 +298,31 @@ def end(
     Args:
         key: The message.
         end_id: The id of this end.
-        status: The final state.
-        metadata: Merged into that of the message, key by key.
+        end: The end.
         completed_at: The time of the end.
-        error: The reason of a failure.
-        stop_reason: The reason of a stop.
         retention: Seconds until the chunks are due to be merged.
         condition: A further condition of the filter.
         fence: True to fence off a writer that may still be alive.
     """
     fields: Document = {
-        "status": status.value,
-        "error": error,
+        "status": end.status.value,
+        "error": end.error,
         "end_id": end_id,
         "completed_at": completed_at,
         "updated_at": completed_at,
     }
-    if status is MessageStatus.CANCELLED and stop_reason is not None:
-        fields["stop_reason"] = stop_reason
+    if end.status is MessageStatus.CANCELLED and end.stop_reason is not None:
+        fields["stop_reason"] = end.stop_reason
     if retention is not None:
         fields["compact_at"] = completed_at + timedelta(seconds=retention)
     match = _streaming(key) | dict(condition or {})
-    if not all(map(is_addressable, metadata)):
+    if not all(map(is_addressable, end.metadata)):
         stage = {path: {"$literal": value} for path, value in fields.items()}
-        stage["metadata"] = _merge("metadata", metadata)
+        stage["metadata"] = _merge("metadata", end.metadata)
         if fence:
             stage["lease.epoch"] = {"$add": [{"$ifNull": ["$lease.epoch", 0]}, 1]}
         return match, [{"$set": stage}]
-    update: Document = {"$set": fields | _under("metadata", metadata)}
+    update: Document = {"$set": fields | _under("metadata", end.metadata)}
     if fence:
         update["$inc"] = {"lease.epoch": 1}
     return match, update
