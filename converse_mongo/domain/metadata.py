@@ -46,9 +46,8 @@ _ROOM_FOR_UNSTORED = 64 * 1024
 _INT64 = range(-(2**63), 2**63)
 _BSON_TYPES = (Binary, Code, MaxKey, MinKey, Regex)
 _UUID_SUBTYPES = (3, UUID_SUBTYPE)
-_HINTS: tuple[tuple[type, str], ...] = (
-    (set, "pass a sorted list"),
-    (frozenset, "pass a sorted list"),
+_HINTS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    ((set, frozenset), "pass a sorted list"),
     (Decimal128, "pass a decimal.Decimal"),
     (DBRef, "pass a dictionary"),
     (Binary, "pass bytes or a uuid.UUID"),

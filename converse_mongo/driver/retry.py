@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any, TypeVar
 
-from bson import ObjectId
-
 from converse_mongo.domain.errors import StoreUnavailableError
 from converse_mongo.driver.deadlines import bounded, remaining
 from converse_mongo.driver.failures import is_transient
@@ -41,7 +39,6 @@ async def call(
     *arguments: Any,
     what: str,
     timeout: float,  # noqa: ASYNC109 - it bounds the tries, not one of them
-    append_id: ObjectId | None = None,
     on_retry: Callable[[], None] | None = None,
     on_trouble: Callable[[], None] = lambda: None,
     repeat: bool = True,
@@ -57,7 +54,6 @@ async def call(
         arguments: Its arguments.
         what: A description of the call, for errors.
         timeout: Seconds after which no further try is made.
-        append_id: The id of the append that the call makes, for the error.
         on_retry: Called before each further try.
         on_trouble: Called after each try that failed.
         repeat: ``False`` if the call is not safe to repeat.
@@ -88,11 +84,9 @@ async def call(
             # There is always a second try: the first may have taken all the time.
             if attempt and (timed_out or (left is not None and left <= pause)):
                 limit = f"for {timeout:g} seconds" if timed_out else "before the caller's deadline"
-                again = f" Retry it with append_id=ObjectId('{append_id}')." if append_id else ""
                 raise StoreUnavailableError(
                     f"Could not {what}: MongoDB did not answer {limit} ({error}). Acknowledged "
-                    f"writes are stored; this call may or may not have been done.{again}",
-                    append_id,
+                    "writes are stored; this call may or may not have been done."
                 ) from error
         await asyncio.sleep(pause)
         if on_retry is not None:

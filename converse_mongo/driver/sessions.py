@@ -1,6 +1,7 @@
 """Sessions: transactions of either driver."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 from pymongo import ReadPreference
@@ -28,12 +29,7 @@ class SessionCollection:
                 f"{name!r} of a collection is not supported in a transaction, and would run "
                 "outside of it: add it to the calls of SessionCollection."
             )
-        found = getattr(self._collection, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            return found(*arguments, session=self._session, **options)
-
-        return call
+        return partial(getattr(self._collection, name), session=self._session)
 
 
 _SESSION_CALLS = frozenset(

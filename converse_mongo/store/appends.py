@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import count
 from typing import Any, cast
 
@@ -44,6 +45,7 @@ class WriterClaim:
     on_retry: Callable[[], None]
 
 
+@dataclass(slots=True)
 class _Append:
     """One append to a message.
 
@@ -52,28 +54,26 @@ class _Append:
         pieces: The texts that become a chunk each.
         append_id: The id of the append.
         claim: The conditions of a writer.
-        text_size: The size of all text, in bytes of UTF-8.
-        size: The size of the chunks in a document, in bytes.
+        created_at: The date of the chunks.
         first: The expected sequence of its first chunk.
         earliest: The sequence before which it cannot have been stored.
+        text_size: The size of all text, in bytes of UTF-8.
+        size: The size of the chunks in a document, in bytes.
     """
 
-    def __init__(
-        self,
-        key: Mapping[str, Any],
-        pieces: Sequence[Piece],
-        append_id: ObjectId,
-        claim: WriterClaim | None,
-    ) -> None:
-        self.key = key
-        self.pieces = pieces
-        self.append_id = append_id
-        self.claim = claim
-        self.created_at = now()
-        self.first: int | None = None
-        self.earliest: int | None = None
-        self.text_size = sum([piece.text_size for piece in pieces])
-        self.size = sum([stored_size(piece.text_size, piece.metadata) for piece in pieces])
+    key: Mapping[str, Any]
+    pieces: Sequence[Piece]
+    append_id: ObjectId
+    claim: WriterClaim | None
+    created_at: datetime
+    first: int | None = None
+    earliest: int | None = None
+    text_size: int = field(init=False)
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.text_size = sum([piece.text_size for piece in self.pieces])
+        self.size = sum([stored_size(piece.text_size, piece.metadata) for piece in self.pieces])
 
     def number(self, first: int) -> list[MessageChunk]:
         """Makes the chunks, from sequence ``first``."""
@@ -119,7 +119,7 @@ class Appends:
             StreamStoppedError: A stop was requested; nothing was stored.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds; has the append id.
         """
-        wanted = _Append(key, pieces, append_id or ObjectId(), claim)
+        wanted = _Append(key, pieces, append_id or ObjectId(), claim, now())
         if wanted.size > MAX_LIVE_BYTES:
             raise InvalidInputError(
                 f"Chunks of {wanted.size} bytes are over the limit of {MAX_LIVE_BYTES} bytes for "
@@ -130,8 +130,10 @@ class Appends:
         try:
             chunks = await self._append_once_there_is_room(queue, wanted)
         except StoreUnavailableError as error:
-            error.append_id = wanted.append_id
-            raise
+            raise StoreUnavailableError(
+                f"{error} Retry it with append_id=ObjectId('{wanted.append_id}').",
+                wanted.append_id,
+            ) from (error.__cause__ or error)
         if self._pages.is_full(queue):
             await self._pages.seal_if_possible(queue, key)
         handlers = self._collections.handlers
@@ -163,13 +165,11 @@ class Appends:
             if deadline is None:
                 deadline = time.monotonic() + seconds
             elif time.monotonic() >= deadline:
-                message_id, append_id = wanted.key["_id"], wanted.append_id
                 raise StoreUnavailableError(
-                    f"Could not append to message {message_id}: it embeds the most chunks that it "
-                    f"can, and for {seconds:g} seconds none of them could be moved to a page. A "
-                    "majority of the replica set may be behind. Nothing of this append was stored. "
-                    f"Retry it with append_id=ObjectId('{append_id}').",
-                    append_id,
+                    f"Could not append to message {wanted.key['_id']}: it embeds the most chunks "
+                    f"that it can, and for {seconds:g} seconds none of them could be moved to a "
+                    "page. A majority of the replica set may be behind. Nothing of this append was "
+                    "stored."
                 )
             if await self._pages.seal_if_possible(queue, wanted.key):
                 deadline = None
@@ -215,7 +215,6 @@ class Appends:
                 match,
                 update,
                 what=f"append to message {message_id}",
-                append_id=wanted.append_id,
                 on_retry=claim.on_retry if claim else None,
             )
         return bool(result.matched_count)
@@ -234,7 +233,6 @@ class Appends:
             updates.any_log(key),
             updates.find_append(append_id),
             what=f"read message {message_id}",
-            append_id=append_id,
         )
         if found is None:
             raise MessageNotFoundError(message_id)
@@ -249,7 +247,6 @@ class Appends:
                 self._collections.reader.appended,
                 *(key, append_id, max(earliest, 0)),
                 what=f"read message {message_id}",
-                append_id=append_id,
             )
             if stored_at is not None:
                 return {**found, "stored_at": stored_at}

@@ -59,12 +59,17 @@ class Run:
 
 
 class _Addition(NamedTuple):
-    """Text to add, with its metadata and the number of its tokens."""
+    """Text to add, with its size, its metadata and the number of its tokens."""
 
     content: str
+    size: int
     metadata: Mapping[str, Any]
     encoded: bytes
-    tokens: int
+    tokens: int = 1
+
+    def replaced(self) -> "_Addition":
+        """Replaces half a character by a whole one."""
+        return self._replace(content=REPLACEMENT, size=utf8_size(REPLACEMENT))
 
 
 class TokenBuffer:
@@ -122,9 +127,10 @@ class TokenBuffer:
         """
         if self._queued and not in_turn:
             return False
+        addition = _Addition(content, text_size, metadata, encoded)
         if text_size < 0 or self._half is not None:
-            return self._add_halves(content, metadata, encoded)
-        return self._add(content, text_size, metadata, encoded)
+            return self._add_halves(addition)
+        return self._add(addition)
 
     def extend(self, content: str) -> bool:
         """Adds a token without metadata to the last run, if it can.
@@ -150,33 +156,24 @@ class TokenBuffer:
         self._gathering_bytes = gathering
         return True
 
-    def _add(
-        self,
-        content: str,
-        text_size: int,
-        metadata: Mapping[str, Any],
-        encoded: bytes,
-        tokens: int = 1,
-        *,
-        has_room: bool = False,
-    ) -> bool:
-        run, size = self._last, text_size
+    def _add(self, addition: _Addition, *, has_room: bool = False) -> bool:
+        run, size = self._last, addition.size
         if (
             run is None
-            or run.encoded != encoded
+            or run.encoded != addition.encoded
             or not self._merges
-            or run.text_size + text_size > MAX_CHUNK_BYTES
+            or run.text_size + size > MAX_CHUNK_BYTES
         ):
             run = None
-            size += self._cost_of_run(encoded)
+            size += self._cost_of_run(addition.encoded)
         gathering = self._gathering_bytes + size
         if not (has_room or self._has_room(size)):
             return False
         if run is None:
-            run = self._last = Run(metadata, encoded)
+            run = self._last = Run(addition.metadata, addition.encoded)
             self._gathering.append(run)
-        run.add(content, text_size, tokens)
-        self.accepted += tokens
+        run.add(addition.content, addition.size, addition.tokens)
+        self.accepted += addition.tokens
         self._gathering_bytes = gathering
         if gathering == size or self._waiters or 2 * gathering >= self._max_bytes:
             self._wake()
@@ -186,40 +183,35 @@ class TokenBuffer:
         held = self._gathering_bytes + self._in_flight_bytes
         return not held or held + size <= self._max_bytes
 
-    def _add_halves(self, content: str, metadata: Mapping[str, Any], encoded: bytes) -> bool:
+    def _add_halves(self, token: _Addition) -> bool:
         """Adds a token that begins or ends inside a character, or follows such a token."""
-        half, tokens, replaced = self._half, 1, 0
+        half, content, tokens, replaced = self._half, token.content, 1, 0
         additions: list[_Addition] = []
         if half is not None and begins_with_second_half(content):
             content, tokens = half.content + content, 1 + half.tokens
         elif half is not None:
-            additions.append(half._replace(content=REPLACEMENT))
+            additions.append(half.replaced())
             replaced = 1
         text, first_half = split_first_half(content)
         text, alone = mend(text)
         if text:
-            additions.append(_Addition(text, metadata, encoded, tokens))
+            additions.append(token._replace(content=text, size=utf8_size(text), tokens=tokens))
             tokens = 0
-        sizes = [utf8_size(addition.content) for addition in additions]
-        costs = [self._cost_of_run(addition.encoded) for addition in additions]
-        if additions and not self._has_room(sum(sizes) + sum(costs)):
+        size = sum([each.size + self._cost_of_run(each.encoded) for each in additions])
+        if additions and not self._has_room(size):
             return False
-        self._half = _Addition(first_half, metadata, encoded, tokens) if first_half else None
+        self._half = token._replace(content=first_half, tokens=tokens) if first_half else None
         self.replaced += replaced + alone
-        for addition, size in zip(additions, sizes, strict=True):
-            self._force(addition, size)
+        for addition in additions:
+            self._add(addition, has_room=True)
         return True
-
-    def _force(self, addition: _Addition, size: int) -> None:
-        content, metadata, encoded, tokens = addition
-        self._add(content, size, metadata, encoded, tokens, has_room=True)
 
     def end_half(self) -> None:
         """Replaces half a character that waits for the other half, at the end of all tokens."""
         half, self._half = self._half, None
         if half is not None:
             self.replaced += 1
-            self._force(half._replace(content=REPLACEMENT), len(REPLACEMENT.encode()))
+            self._add(half.replaced(), has_room=True)
 
     @property
     def taken(self) -> int:
