@@ -51,6 +51,7 @@ from converse_mongo.domain.events import (
     OwnerEvent,
 )
 from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.metadata import MAX_METADATA_BYTES
 from converse_mongo.domain.owners import Owner
 from converse_mongo.domain.types import (
     Granularity,
@@ -64,7 +65,6 @@ from converse_mongo.domain.validation import (
     MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
     MAX_CONTENT_BYTES,
-    MAX_METADATA_BYTES,
     MAX_REASON_BYTES,
 )
 from converse_mongo.store import Transaction

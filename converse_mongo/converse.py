@@ -6,37 +6,24 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from beanie.odm.utils.parsing import parse_obj
 from pymongo.errors import PyMongoError
 
-from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.conversations import Conversation, load_conversation
 from converse_mongo.documents.messages import Message, load_message
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.cursors import NOW, ConversationCursor
 from converse_mongo.domain.errors import (
     ConfigurationError,
-    ConversationNotFoundError,
     ConverseClosedError,
     InvalidInputError,
     StoreUnavailableError,
 )
-from converse_mongo.domain.events import (
-    ConversationEvent,
-    Event,
-    FinalEvent,
-    MessageEvent,
-)
+from converse_mongo.domain.events import ConversationEvent, Event, FinalEvent, MessageEvent
 from converse_mongo.domain.owners import Owner, check_owner
-from converse_mongo.domain.types import (
-    IdLike,
-    MessageStatus,
-    Metadata,
-    Retention,
-    WatchMode,
-)
+from converse_mongo.domain.types import IdLike, MessageStatus, Metadata, Retention, WatchMode
 from converse_mongo.domain.validation import (
     check_count,
     check_reason,
@@ -71,7 +58,7 @@ E = TypeVar("E", bound=Event)
 
 SOCKET_TIMEOUT_MS = 30_000
 OPEN_SECONDS = 30.0
-"""How long binding the documents may take, once a server was found."""
+"""The time limit of binding the documents, once a server was found."""
 
 
 class Converse:
@@ -83,36 +70,37 @@ class Converse:
     one), its own change stream and its own document classes.
 
     Args:
-        client: A MongoDB URI, or a client of yours, which is left open in the end: Motor's with
-            Beanie 1, PyMongo's ``AsyncMongoClient`` with Beanie 2.
-        database: The name of the database; by default the one in the URI.
-        message_model: A subclass of :class:`Message`, to have fields of your own.
-        conversation_model: The same for :class:`Conversation`.
-        create_indexes: Whether :meth:`open` makes the indexes; if not, see :meth:`create_indexes`.
-        change_streams: ``False`` polls even where the server has change streams.
-        poll_interval: Seconds between two looks at the watched messages where there is no change
-            stream, or none for the moment.
-        check_interval: The same beside a change stream, which may skip events without saying so.
-            While it tells of all news the interval grows to at most four times that, but not behind
-            a ``mongos``.
-        stream_from: Which member of a replica set the change stream is read from: ``"primary"``, or
-            ``"secondary"``, which takes that work from the primary and may tell a little later.
-        retry_timeout: For how many seconds a call is tried again while MongoDB cannot be reached.
-        lease: Seconds without a heartbeat after which the writer of a message is presumed dead,
-            and whoever meets the message ends it. Writers give three signs in that time.
+        client: A MongoDB URI, or your own client, which stays open: of Motor with Beanie 1, or
+            PyMongo's ``AsyncMongoClient`` with Beanie 2.
+        database: The name of the database; by default that of the URI.
+        message_model: A subclass of :class:`Message` with your own fields.
+        conversation_model: A subclass of :class:`Conversation` with your own fields.
+        create_indexes: ``False`` if :meth:`open` shall not build the indexes; see
+            :meth:`create_indexes`.
+        change_streams: ``False`` to poll even if the server supports change streams.
+        poll_interval: Seconds from one poll of the watched messages to the next, without a change
+            stream, or while it is lost.
+        check_interval: The same with a change stream, which may skip events silently. While it
+            reports all news, the interval grows up to four times that, but not behind a ``mongos``.
+        stream_from: The member of a replica set to read the change stream from: ``"primary"``, or
+            ``"secondary"``, which relieves the primary and may be a little later.
+        retry_timeout: Seconds for which a call is retried while MongoDB cannot be reached.
+        lease: Seconds without a heartbeat after which the writer of a message is presumed dead, and
+            the next process that reads the message ends it. Writers send three heartbeats in that
+            time.
         idle_timeout: The same for a message that streams without a writer, from each append on, and
-            at first from the moment when somebody looks at it; ``None`` for never.
-        retention: What becomes of the chunks of messages started here, once they ended: ``"keep"``;
-            ``"compact"``, which merges them away at once and leaves the text; or a ``timedelta``,
-            which does so later, if somebody runs a sweeper.
+            at first from when it is read; ``None`` for never.
+        retention: The fate of the chunks of messages started here, after the end: ``"keep"``;
+            ``"compact"``, to merge them at once and keep the text; or a ``timedelta``, to merge
+            them later, which needs a process that sweeps.
         sweep_interval: Seconds between two sweeps in the background, each of which ends orphans and
-            merges chunks whose time has come; ``None`` for no sweeps. One process that sweeps is
-            enough, more do no harm.
-        client_options: More options for the client that a URI makes. Unless they or the URI say
-            otherwise it has a ``socketTimeoutMS`` of 30 seconds; give one to a client of yours.
+            merges chunks that are due; ``None`` for no sweeps. One process that sweeps is enough,
+            more do no harm.
+        client_options: More options for the client of a URI. It has a ``socketTimeoutMS`` of 30
+            seconds by default; set one for your own client.
 
     Raises:
-        ConfigurationError: An option makes no sense.
+        ConfigurationError: An option is invalid.
     """
 
     def __init__(
@@ -134,20 +122,21 @@ class Converse:
         sweep_interval: float | None = None,
         client_options: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, value in (
-            ("poll_interval", poll_interval),
-            ("check_interval", check_interval),
-            ("retry_timeout", retry_timeout),
-            ("lease", lease),
-            ("idle_timeout", idle_timeout),
-            ("sweep_interval", sweep_interval),
-        ):
-            if value is None and name in ("idle_timeout", "sweep_interval"):
-                continue
-            try:
-                check_seconds(value, name)
-            except InvalidInputError as error:
-                raise ConfigurationError(str(error)) from error
+        try:
+            self._poll_interval = check_seconds(poll_interval, "poll_interval")
+            self._check_interval = check_seconds(check_interval, "check_interval")
+            if sweep_interval is not None:
+                check_seconds(sweep_interval, "sweep_interval")
+            if idle_timeout is not None:
+                check_seconds(idle_timeout, "idle_timeout")
+            self._options = Options(
+                retry_timeout=check_seconds(retry_timeout, "retry_timeout"),
+                lease=check_seconds(lease, "lease"),
+                idle_timeout=idle_timeout,
+                retention=check_retention(retention),
+            )
+        except InvalidInputError as error:
+            raise ConfigurationError(str(error)) from error
         for model, base in ((message_model, Message), (conversation_model, Conversation)):
             if not (isinstance(model, type) and issubclass(model, base)):
                 raise ConfigurationError(f"{model!r} is not a subclass of {base.__name__}.")
@@ -161,19 +150,7 @@ class Converse:
         self._models = message_model, conversation_model
         self._create_indexes = create_indexes
         self._change_streams = change_streams
-        self._poll_interval = float(poll_interval)
-        self._check_interval = float(check_interval)
         self._sweep_interval = sweep_interval
-        try:
-            kept = check_retention(retention)
-        except InvalidInputError as error:
-            raise ConfigurationError(str(error)) from error
-        self._options = Options(
-            retry_timeout=float(retry_timeout),
-            lease=float(lease),
-            idle_timeout=idle_timeout,
-            retention=kept,
-        )
         self._client_options = dict(client_options or {})
         self._handlers = Handlers()
         self._parts: _Parts | None = None
@@ -183,10 +160,10 @@ class Converse:
     # Lifetime
 
     async def open(self) -> Self:
-        """Connects, binds the documents and makes the indexes; an open one is left as it is.
+        """Connects, binds the documents and builds the indexes; does nothing if it is open.
 
         Raises:
-            ConfigurationError: The client and the installed Beanie do not fit, no database was
+            ConfigurationError: The client does not match the installed Beanie, no database was
                 named, or it is open in another event loop or process.
             StoreUnavailableError: MongoDB cannot be reached, or an index cannot be built now.
             PyMongoError: MongoDB refused an index, or the credentials.
@@ -195,7 +172,7 @@ class Converse:
         if self._parts is not None:
             self._parts.check_home()
         if self._opening is None or self._opening[0] is not loop:
-            # A lock belongs to the loop in which somebody waited for it.
+            # A lock belongs to the loop of its first waiter.
             self._opening = loop, asyncio.Lock()
         async with self._opening[1]:
             if self._parts is None:
@@ -212,7 +189,7 @@ class Converse:
             message.conversation_model = conversation
             conversation.message_model = message
             models = [message, conversation, page]
-            # This finds a server, for as long as the client is told to look for one.
+            # This selects a server, with the timeout of the client.
             replicated = await servers.has_change_streams(database)
             sharded = replicated and await servers.is_sharded(database)
             await bounded(OPEN_SECONDS, odm.bind_documents, database, models)
@@ -223,15 +200,15 @@ class Converse:
                 await clients.close_client(client)
             if isinstance(error, RuntimeError) and "event loop" in str(error).lower():
                 raise ConfigurationError(
-                    f"This client belongs to another event loop ({error}). Make one for each loop."
+                    f"This client belongs to another event loop ({error}): make one for each loop."
                 ) from error
             if isinstance(error, PyMongoError) and failures.is_transient(error):
                 raise StoreUnavailableError(
-                    f"MongoDB cannot be reached ({error}). Is it running, and is the URI right?"
+                    f"MongoDB cannot be reached ({error}): check that it runs, and the URI."
                 ) from error
             raise
-        # Watchers show what no failover takes back, as a change stream does (which knows no other
-        # read concern). A standalone server knows no majority.
+        # Watchers show only what no failover can roll back, as a change stream does (which has no
+        # other read concern). A standalone server has no majority.
         messages = collections.collection_of(message, majority=replicated)
         store = Store(
             collections.collection_of(message),
@@ -251,11 +228,11 @@ class Converse:
             partial(
                 change_streams.open_change_stream,
                 reader.messages.database,
-                told,
+                pipeline,
                 reader.begin_times,
                 secondary=self._stream_from == "secondary",
             )
-            for told in (
+            for pipeline in (
                 changes.pipeline(reader.messages.name, reader.conversations.name),
                 changes.writers_pipeline(reader.messages.name),
             )
@@ -270,21 +247,16 @@ class Converse:
             open_writers_stream=open_writers_stream if streams else None,
             sharded=sharded,
         )
-        sweeping = (
-            asyncio.create_task(
-                store.recovery.sweep(self._sweep_interval),
-                name="converse_mongo-sweep",
-                context=Context(),
-            )
-            if self._sweep_interval is not None
-            else None
-        )
+        sweeping = None
+        if self._sweep_interval is not None:
+            sweep = store.recovery.sweep(self._sweep_interval)
+            sweeping = asyncio.create_task(sweep, name="converse_mongo-sweep", context=Context())
         parts = _Parts(client if owns_client else None, models, store, hub, sweeping)
         store.check_home = parts.check_home
         return parts
 
     def _open_client(self) -> "clients.Client":
-        # A connection that went silent would be waited for for ever: no driver bounds that itself.
+        # A silent connection would block forever: drivers have no limit by default.
         names = {*parse_qs(urlsplit(self._given).query), *self._client_options}
         bounded = not {"sockettimeoutms", "timeoutms"}.isdisjoint(map(str.lower, names))
         bound = {} if bounded else {"socketTimeoutMS": SOCKET_TIMEOUT_MS}
@@ -293,24 +265,24 @@ class Converse:
                 self._given, {"appname": "converse_mongo", **bound, **self._client_options}
             )
         except (PyMongoError, ValueError, TypeError) as error:
-            raise ConfigurationError(f"No client can be made of this URI: {error}") from error
+            raise ConfigurationError(f"This URI or an option is not valid: {error}") from error
 
     async def aclose(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - writers then give up
-        """Ends all watchers with :class:`ConverseClosedError`, and frees all that was opened.
+        """Ends all watchers with :class:`ConverseClosedError`, and closes everything it opened.
 
-        A client that was passed in stays open. Closing twice is fine: the second call waits for the
-        first. So is opening again. If it was left open in an event loop that is closed, or before a
-        fork, this lets go of it.
+        A client that was passed in stays open. A second call waits for the first. It can be opened
+        again. If it was left open in an event loop that is closed, or before a fork, this only
+        releases it.
 
         Args:
-            timeout: Seconds that running writers have to store what they took. One that is not done
-                by then, since MongoDB does not answer, gives up: its block ends with a
-                :class:`WriterFailedError`, whose ``text`` is what may not be stored. The message
-                ends once its lease has run out. The rest of the closing takes some seconds at most.
+            timeout: Seconds for running writers to store their text. A writer that is not done by
+                then, since MongoDB does not answer, gives up: its block ends with a
+                :class:`WriterFailedError`, whose ``text`` may not be stored. The message ends once
+                its lease has expired. The rest of the closing takes at most some seconds.
 
         Raises:
             InvalidInputError: The timeout is not a number of seconds.
-            ConfigurationError: It is open in another event loop that is alive: close it there.
+            ConfigurationError: It is open in another event loop that runs: close it there.
         """
         check_seconds(timeout, "timeout")
         loop, parts = asyncio.get_running_loop(), self._parts
@@ -325,7 +297,7 @@ class Converse:
                 parts.aclose(timeout), name="converse_mongo-close", context=Context()
             )
         if self._closing is not None and self._closing.get_loop() is loop:
-            # Who is cancelled while closing leaves no client open; who closes again waits for it.
+            # A cancellation leaves no client open, and a second call waits for the first.
             await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> Self:
@@ -341,12 +313,12 @@ class Converse:
 
     @property
     def closed(self) -> bool:
-        """Whether it is not open (yet, or any more)."""
+        """True before it is opened, and after it is closed."""
         return self._parts is None
 
     @property
     def watch_mode(self) -> WatchMode:
-        """How watchers learn of news right now: by a ``"change_stream"``, or by ``"polling"``.
+        """The current source of news for watchers: a ``"change_stream"``, or ``"polling"``.
 
         On a replica set or sharded cluster it is ``"polling"`` while the change stream is lost or
         refused.
@@ -360,7 +332,7 @@ class Converse:
 
     @property
     def message_model(self) -> type[Message]:
-        """The class of messages that is bound to this database, for queries of your own."""
+        """The class of messages that is bound to this database, for your own queries."""
         return self._open_parts.message
 
     @property
@@ -370,21 +342,21 @@ class Converse:
 
     @property
     def page_model(self) -> type[MessageChunkPage]:
-        """The class of pages that is bound to this database, to read."""
+        """The class of pages that is bound to this database; read-only."""
         return self._open_parts.page
 
     def statistics(self) -> WatchStatistics:
-        """How many watch what, and what that costs."""
+        """Returns the numbers of watchers, and of reads and hints for them."""
         return self._open_parts.hub.statistics()
 
     async def create_indexes(self) -> None:
-        """Makes the indexes that are missing; :meth:`open` does it unless told not to.
+        """Builds the indexes that are missing; :meth:`open` does so by default.
 
-        It waits until they are built, which takes long where there are many messages, and however
-        long that is. A build goes on if this is cancelled, and is waited for by the next call.
+        It waits until they are built, without a time limit: that takes long with many messages. A
+        build continues if this is cancelled, and the next call waits for it.
 
-        The unique index on (conversation_id, position) is what gives messages one order when
-        several processes write: do not go without it.
+        The unique index on (conversation_id, position) orders the messages of several processes: do
+        not go without it.
 
         Raises:
             PyMongoError: MongoDB refused.
@@ -413,13 +385,13 @@ class Converse:
 
         Args:
             title: Its name, for people.
-            metadata: What BSON can hold.
-            owner: Who it belongs to: a type and an id, such as ``("user", "42")``.
-            context: What the application wants to give to the model; what BSON can hold.
+            metadata: Values that BSON can hold.
+            owner: Its owner: a type and an id, such as ``("user", "42")``.
+            context: The context for the model: values that BSON can hold.
             fields: Fields that your ``conversation_model`` adds.
 
         Raises:
-            InvalidInputError: One of these cannot be stored; nothing was written.
+            InvalidInputError: An argument cannot be stored; nothing was written.
             StoreUnavailableError: MongoDB did not answer.
         """
         model = self._open_parts.conversation
@@ -428,7 +400,7 @@ class Converse:
         )
 
     async def get_conversation(self, conversation_id: IdLike) -> Conversation:
-        """The conversation with an id.
+        """Loads a conversation.
 
         Raises:
             InvalidIdError: The id is invalid.
@@ -436,15 +408,10 @@ class Converse:
             StoreUnavailableError: MongoDB did not answer.
         """
         parts, key = self._open_parts, object_id(conversation_id, "conversation")
-        stored = await parts.store.call(
-            parts.store.conversations.find_one, {"_id": key}, what=f"read conversation {key}"
-        )
-        if stored is None:
-            raise ConversationNotFoundError(key)
-        return cast(Conversation, parse_obj(parts.conversation, stored))
+        return await load_conversation(parts.conversation, key)
 
     async def get_message(self, message_id: IdLike) -> Message:
-        """The message with an id, with all its chunks; while it streams, with the text so far.
+        """Loads a message with all its chunks; while it streams, with the text so far.
 
         Raises:
             InvalidIdError: The id is invalid.
@@ -468,19 +435,18 @@ class Converse:
     async def recover_stale(self, *, complete_partial: bool = False) -> list[FinalEvent]:
         """Ends all messages of the database whose writer is presumed dead.
 
-        Each becomes failed with the error ``"interrupted"`` and keeps its text; one that was asked
-        to stop becomes cancelled. It looks at them twice, a third of their lease apart, so that a
-        writer that was cut off for a while can send a heartbeat; so it takes that long if there
-        are any. Watchers and readers do the same to each that they meet, so this
-        is for those that nobody looks at: call it when a worker starts, or pass
-        ``sweep_interval`` and have it called.
+        Each of them fails with the error ``"interrupted"`` and keeps its text, or is cancelled if a
+        stop was requested. It looks at them twice, a third of their lease apart, so that a writer
+        that was cut off can send a heartbeat; if there are any, it takes that long. Watchers and
+        readers do the same to the messages that they read, so this is for all others: call it when
+        a worker starts, or pass ``sweep_interval``.
 
         Args:
-            complete_partial: Complete those that have text instead, with ``partial: True`` in their
-                metadata, and fail only the empty ones.
+            complete_partial: True to complete messages with text, with ``partial: True`` in their
+                metadata, and to fail only empty ones.
 
         Returns:
-            How those ended that this call ended, or found ended as it came to them.
+            The final events of the messages that this call ended, or found ended meanwhile.
 
         Raises:
             StoreUnavailableError: MongoDB did not answer.
@@ -490,7 +456,7 @@ class Converse:
         )
 
     async def compact_due(self) -> int:
-        """Merges away the chunks of all messages whose ``retention`` is over; says how many.
+        """Merges the chunks of all messages whose ``retention`` is over; returns their number.
 
         Raises:
             StoreUnavailableError: MongoDB did not answer.
@@ -503,7 +469,7 @@ class Converse:
         """Yields the conversations of an owner, those that were added to last first.
 
         Raises:
-            InvalidInputError: The owner is not a pair of a type and an id, or the limit no count.
+            InvalidInputError: The owner or the limit is invalid.
             StoreUnavailableError: MongoDB did not answer.
         """
         parts = self._open_parts
@@ -511,10 +477,9 @@ class Converse:
             yield conversation
 
     def transaction(self) -> Transaction:
-        """Groups what the ``async with`` block writes through this facade: all of it or none.
+        """Groups the writes of an ``async with`` block: all of them or none.
 
-        ``async with converse.transaction(): ...``; see :class:`Transaction` for what that means and
-        raises.
+        ``async with converse.transaction(): ...``; see :class:`Transaction`.
         """
         return self._open_parts.transaction()
 
@@ -523,38 +488,38 @@ class Converse:
     def on(self, event_type: type[E], handler: Handler[E]) -> Callable[[], None]:
         """Calls ``handler`` in this process after each write that makes such an event.
 
-        Only writes through this facade count; to hear of all, watch. The write waits for the
-        handler, so a slow one slows the writer. One that raises is logged, and harms nothing. An
-        ``event_type`` of :class:`Event` means all.
+        Only writes through this facade count; to see all, watch. The write waits for the handler,
+        so a slow handler slows the writer. An error of a handler is only logged. The ``event_type``
+        :class:`Event` means all events.
 
         Args:
-            event_type: The kind of event.
-            handler: A function or coroutine function that takes the event.
+            event_type: The class of the event.
+            handler: A function or coroutine function that is called with the event.
 
         Returns:
-            A function that takes the handler off again.
+            A function that removes the handler.
 
         Raises:
-            InvalidInputError: These are no event class and no function.
+            InvalidInputError: An argument is not an event class, or not a function.
         """
         if not (isinstance(event_type, type) and issubclass(event_type, Event)):
             raise InvalidInputError(f"{event_type!r} is not an event class of converse_mongo.")
         if not callable(handler):
-            raise InvalidInputError(f"{handler!r} is not a function that takes an event.")
+            raise InvalidInputError(f"{handler!r} is not a function that accepts an event.")
         return self._handlers.on(event_type, handler)
 
     def watch_message(self, message_id: IdLike, after: int | None = None) -> Watcher[MessageEvent]:
         """Watches a message: its chunks behind ``after``, each once and in order, then its end.
 
-        It makes no difference whether the message has not begun, is streaming or has ended.
+        The message may be empty, stream, or have ended.
 
         Args:
             message_id: The message.
             after: The sequence of the last chunk you have; ``None`` for all.
 
         Returns:
-            An asynchronous iterator, see :class:`Watcher`: of :class:`ChunkReceived`, and in the
-            end one :class:`MessageCompleted`, :class:`MessageFailed` or :class:`MessageCancelled`.
+            An asynchronous iterator, see :class:`Watcher`, of :class:`ChunkReceived`, and finally
+            one :class:`MessageCompleted`, :class:`MessageFailed` or :class:`MessageCancelled`.
 
         Raises:
             InvalidIdError: The id is invalid.
@@ -569,16 +534,16 @@ class Converse:
     ) -> Watcher[ConversationEvent]:
         """Watches all messages of a conversation, without an end.
 
-        Each event carries a ``cursor``; pass the last one as ``after``, to this or to any other
-        process, and nothing is missed and nothing comes twice.
+        Each event has a ``cursor``: pass the last one as ``after``, in this or another process, to
+        continue without a gap or a repeat.
 
         Args:
             conversation_id: The conversation.
             after: The cursor of the last event you have; ``None`` for all from the first message
-                on, ``"now"`` for what comes from now on.
+                on, ``"now"`` for new events only.
 
         Returns:
-            An asynchronous iterator, see :class:`Watcher`: of :class:`MessageCreated`,
+            An asynchronous iterator, see :class:`Watcher`, of :class:`MessageCreated`,
             :class:`ChunkReceived`, :class:`MessageCompleted`, :class:`MessageFailed`,
             :class:`MessageCancelled`, and :class:`MessageUpdated` for saves that happen while it
             watches.
@@ -597,16 +562,16 @@ class Converse:
     ) -> OwnerWatcher:
         """Watches all conversations of an owner from now on, without an end.
 
-        It tells what a live list shows: conversations that are started, saved and deleted, and
+        It reports the changes of a list: conversations that are started, saved and deleted, and
         messages that are added and end. It has no cursor: attach, then list :meth:`conversations`,
-        and what is in neither of the two has not happened.
+        and together they have everything.
 
         Args:
-            owner: Whose: a type and an id, such as ``("user", "42")``.
+            owner: The owner: a type and an id, such as ``("user", "42")``.
             chunks: Only ``False``: watch a conversation for its chunks.
 
         Returns:
-            An asynchronous iterator, see :class:`OwnerWatcher`: of :class:`ConversationCreated`,
+            An asynchronous iterator, see :class:`OwnerWatcher`, of :class:`ConversationCreated`,
             :class:`ConversationUpdated`, :class:`ConversationDeleted`, :class:`MessageCreated`,
             :class:`MessageCompleted`, :class:`MessageFailed` and :class:`MessageCancelled`.
 
@@ -615,7 +580,7 @@ class Converse:
         """
         if chunks:
             raise InvalidInputError(
-                f"chunks={chunks!r}: watch_owner tells of no chunks. Watch each conversation whose "
+                f"chunks={chunks!r}: watch_owner reports no chunks. Watch each conversation whose "
                 "text is shown with watch_conversation."
             )
         return OwnerWatcher(self._open_parts.hub, check_owner(owner).pair)
@@ -629,7 +594,7 @@ class Converse:
 
 
 class _Parts:
-    """What an open facade consists of."""
+    """The parts of an open facade."""
 
     def __init__(
         self,
@@ -652,18 +617,18 @@ class _Parts:
 
     @property
     def is_lost(self) -> bool:
-        """Whether nothing of it can run any more: its loop is closed, or it is a fork's copy."""
+        """True if it cannot run any more: its loop is closed, or this is a forked process."""
         return self._process != os.getpid() or self._loop.is_closed()
 
     def check_home(self) -> None:
         """Checks that this is the event loop that it was opened in.
 
         Raises:
-            ConfigurationError: It is another one.
+            ConfigurationError: It is not.
         """
         try:
             here = asyncio.get_running_loop() is self._loop
-        except RuntimeError:  # code that is not asynchronous
+        except RuntimeError:  # synchronous code
             here = True
         if here and self._process == os.getpid():
             return
@@ -674,19 +639,19 @@ class _Parts:
             where = "in an event loop that is closed"
         raise ConfigurationError(
             f"This Converse was opened {where}. Use one Converse per event loop: open it in the "
-            "loop that uses it, and await aclose() before that loop ends. For one that was left "
-            "open, await aclose() here; then open() works again."
+            "loop that uses it, and await aclose() before that loop ends. If it was left open, "
+            "await aclose() here; then open() works again."
         )
 
     async def abandon(self) -> None:
-        """Lets go of what can neither run nor be closed in order any more."""
+        """Releases the parts, which can neither run nor be closed properly."""
         odm.release_documents(self.models)
         if self.own_client is not None and self._process == os.getpid():
             await clients.abandon_client(self.own_client)
 
     @property
     def store(self) -> Store:
-        """The store, or that of the transaction that the caller is in."""
+        """The store, or that of the transaction of the caller."""
         return store_now(self._store)
 
     def transaction(self) -> Transaction:

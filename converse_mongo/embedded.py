@@ -1,8 +1,8 @@
-"""The embedded server: SecantusDB in a process of its own, for demonstrations and tests.
+"""The embedded server: SecantusDB in a separate process, for demonstrations and tests.
 
-SecantusDB speaks MongoDB's wire protocol, change streams included. It is beta software under the
-GPL-2.0, comes with the ``demo`` extra only, and is never imported here. Production is a MongoDB
-replica set.
+SecantusDB implements MongoDB's wire protocol, change streams included. It is beta software under
+the GPL-2.0, comes with the ``demo`` extra only, and is never imported here. In production use a
+MongoDB replica set.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ __all__ = ["EmbeddedServer", "EmbeddedServerError"]
 START_SECONDS = 30.0
 STOP_SECONDS = 3.0, 7.0
 _TRIES = 3
-# It decodes its whole oplog, of 100,000 entries, to open a change stream at a time: for seconds.
+# To open a change stream at a time, it decodes its whole oplog, which takes seconds at 100,000.
 _OPLOG_ENTRIES = 5_000
 
-# Run in the child before it becomes the server: on Linux, be ended when the parent is gone.
+# Runs in the child before it becomes the server: on Linux, it ends with its parent.
 _LAUNCH = """
 import runpy, sys
 if sys.platform == "linux":
@@ -49,7 +49,7 @@ class EmbeddedServer:
     """A server process on the loopback interface, on a free port.
 
     Args:
-        storage_path: A directory to keep the data in; ``None`` for memory only.
+        storage_path: A directory for the data; ``None`` for memory only.
         arguments: More arguments of ``python -m secantus``.
 
     Raises:
@@ -71,19 +71,19 @@ class EmbeddedServer:
 
     @property
     def uri(self) -> str:
-        """Where it listens. It says that it is a replica set, and drivers find that out."""
+        """Its URI. It reports that it is a replica set, which drivers detect."""
         return f"mongodb://127.0.0.1:{self.port}/"
 
     @property
     def pid(self) -> int | None:
-        """The id of the process, while there is one."""
+        """The id of the process, while it runs."""
         return self._process.pid if self._process else None
 
     def start(self) -> Self:
-        """Starts it, and returns once it answers; after :meth:`stop` on the same port and data.
+        """Starts it and waits until it answers; after :meth:`stop`, on the same port and data.
 
         Raises:
-            EmbeddedServerError: It ended or did not answer in time; the message has its output.
+            EmbeddedServerError: It exited or did not answer in time; the message has its output.
         """
         for left in reversed(range(_TRIES)):
             self._process = subprocess.Popen(  # noqa: S603
@@ -97,17 +97,17 @@ class EmbeddedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
-                process_group=0,  # Ctrl-C in the terminal is for us, who end it when we are done
+                process_group=0,  # Ctrl-C in the terminal must not reach it
             )
             try:
                 if self._wait_until_it_answers():
                     return self
-            except BaseException:  # Ctrl-C, say: without this the process would stay behind
+            except BaseException:  # such as Ctrl-C: the process must not stay behind
                 self.stop()
                 raise
             self.stop()
             if left and self._storage_path is None:
-                self.port = free_port()  # somebody else was quicker to take the port
+                self.port = free_port()  # another process may have taken the port
         self._log.seek(0)
         raise EmbeddedServerError(
             f"SecantusDB did not start on port {self.port}:\n"
@@ -132,13 +132,13 @@ class EmbeddedServer:
         return False
 
     def stop(self) -> None:
-        """Ends the process, in order first and by force if need be."""
+        """Ends the process, by force if it does not exit in time."""
         process, self._process = self._process, None
         if process is None:
             return
         try:
             for seconds in STOP_SECONDS:
-                process.terminate()  # a signal that comes while it starts may get lost
+                process.terminate()  # a signal during its start may get lost
                 if self._ends_within(seconds, process):
                     return
         finally:
@@ -151,7 +151,7 @@ class EmbeddedServer:
             try:
                 process.wait(0.05)
             except subprocess.TimeoutExpired:
-                # It waits for one more connection before it sees that it shall stop.
+                # It stops only after one more connection.
                 with contextlib.suppress(OSError):
                     socket.create_connection(("127.0.0.1", self.port), timeout=0.1).close()
             else:
@@ -159,7 +159,7 @@ class EmbeddedServer:
         return False
 
     def kill(self) -> None:
-        """Ends the process with SIGKILL, as a crash would."""
+        """Ends the process with SIGKILL, like a crash."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -179,7 +179,7 @@ class EmbeddedServer:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that was free a moment ago."""
+    """Returns a port of the loopback interface that was just free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

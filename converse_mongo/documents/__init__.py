@@ -1,1 +1,1 @@
-"""The Beanie documents, and the listings of them."""
+"""Documents: the Beanie classes, and listings of them."""

@@ -1,8 +1,9 @@
-"""The base of both documents: what Beanie needs to be told so that no write of it is unsafe."""
+"""The base of both documents: it makes the writes of Beanie safe."""
 
 import copy
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
@@ -39,12 +40,27 @@ from converse_mongo.driver.odm import RoutedFindOne, routed
 from converse_mongo.store import Store, store_now
 from converse_mongo.store.saves import Changes
 
-__all__ = ["JsonableDict", "StoredDocument", "make"]
+__all__ = ["GIVEN_ONCE", "JsonableDict", "Protected", "StoredDocument", "make"]
 
 D = TypeVar("D", bound=Document)
 
 JsonableDict = Annotated[dict[str, Any], PlainSerializer(jsonable, when_used="json")]
-"""A mapping of what BSON holds, which is more than what JSON holds."""
+"""A mapping of BSON values, dumped to JSON types."""
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """Marks a field that only the library writes.
+
+    Attributes:
+        instead: The reason, or the method to call instead, for the error message.
+    """
+
+    instead: str
+
+
+GIVEN_ONCE = Protected("it never changes")
+
 
 RESERVED = frozenset(
     {
@@ -59,7 +75,7 @@ RESERVED = frozenset(
         "taken_over_by",
     }
 )
-"""What the library keeps in documents beside the fields of its classes."""
+"""The fields of the library in documents that its classes do not have."""
 
 
 _direct_stores: dict[type, tuple[Any, Store]] = {}
@@ -67,33 +83,33 @@ _direct_stores: dict[type, tuple[Any, Store]] = {}
 if TYPE_CHECKING:
 
     class _Base(BaseModel, Document):
-        """Both, since mypy does not see that the latter is one of the former."""
+        """Both, since mypy does not see that the latter is a subclass of the former."""
 
-else:  # Beanie would bind a document class between its own and ours to a collection of its own
+else:  # Beanie would bind a document class in between to a collection of its own
     _Base = BaseModel
 
 
 class StoredDocument(_Base):
-    """Both documents have a store to write through, and saves that write only what changed."""
+    """The base of both documents, which write through a store, and save only changes."""
 
-    if TYPE_CHECKING:  # what the library gives out is stored, and so has an id
+    if TYPE_CHECKING:  # documents of the library are stored, and so have an id
         id: PydanticObjectId = Field(default=None)  # type: ignore[assignment]
         revision: int
         updated_at: datetime
 
     bound_store: ClassVar[Store | None] = None
-    """Set on the classes that a ``Converse`` makes for itself."""
+    """The store of the ``Converse`` that made this class."""
     _library_settings: ClassVar[Any] = None
     """The ``Settings`` of the library's own class."""
     _kind: ClassVar[str]
     """The document's name in error messages."""
     _missing_error: ClassVar[type[MessageNotFoundError] | type[ConversationNotFoundError]]
-    """The error where there is no such document."""
+    """The error if the document does not exist."""
     _find_one_query_class: ClassVar[type] = RoutedFindOne
-    _protected: ClassVar[Mapping[str, str]] = {}
-    """Fields that only the library writes, with what to call instead."""
+    _protected: ClassVar[dict[str, str]] = {"id": "MongoDB ids never change"}
+    """The fields that are :class:`Protected`, with their ``instead``."""
     _untracked: ClassVar[frozenset[str]] = frozenset({"revision_id"})
-    """Fields that a save leaves alone."""
+    """Fields that a save ignores."""
     _mappings: ClassVar[frozenset[str]] = frozenset({"metadata"})
     """Fields whose keys are saved one by one."""
 
@@ -113,7 +129,7 @@ class StoredDocument(_Base):
     def _read(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        if "_id" in data:  # as MongoDB has it
+        if "_id" in data:  # as stored
             for name in cls._mappings & data.keys():
                 mapping = restored(data[name])
                 if mapping is not data[name]:
@@ -122,37 +138,43 @@ class StoredDocument(_Base):
 
     @classmethod
     def _derive(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Adds what a document does not hold yet."""
+        """Adds values that are derived from others."""
         return data
 
     @classmethod
     def store(cls) -> Store:
-        """The store of the facade that made this class, else one on what ``init_beanie`` bound."""
+        """Returns the store of the facade that made this class, or of its Beanie binding."""
         if cls.bound_store is not None:
             return store_now(cls.bound_store)
         message: type[Document] = getattr(cls, "message_model", cls)
         conversation: type[Document] = getattr(cls, "conversation_model", cls)
         settings = message.get_settings()
         known = _direct_stores.get(cls)
-        if known is None or known[0] is not settings:  # bound to another database since
+        if known is None or known[0] is not settings:  # since bound to another database
             known = settings, Store(collection_of(message), collection_of(conversation))
             _direct_stores[cls] = known
         return store_now(known[1])
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Checks a subclass, and gives its ``Settings`` what the library needs in them.
+        """Checks a subclass, and completes its ``Settings``.
 
         Raises:
-            ConfigurationError: A field has a name that the library uses itself.
+            ConfigurationError: A field has a name that the library reserves.
         """
         super().__pydantic_init_subclass__(**kwargs)
         names = {each for name in cls.model_fields for each in (name, cls._path(name))}
         if taken := names & RESERVED:
             raise ConfigurationError(
-                f"{cls.__name__} cannot have the field {', '.join(sorted(taken))}, since "
-                "converse_mongo keeps something of its own there: choose another name."
+                f"{cls.__name__} cannot have the field {', '.join(sorted(taken))}, which "
+                "converse_mongo reserves: choose another name."
             )
+        cls._protected = cls._protected | {
+            name: mark.instead
+            for name, declared in cls.model_fields.items()
+            for mark in declared.metadata
+            if isinstance(mark, Protected)
+        }
         own = cls.__dict__.get("Settings")
         library = cls._library_settings
         if own is not None and library is not None:
@@ -170,11 +192,11 @@ class StoredDocument(_Base):
     # Changes of this copy
 
     def _private(self) -> dict[str, Any]:
-        """The private attributes, which take long to get one by one."""
+        """Returns the private attributes, which are slow to get one by one."""
         return self.__pydantic_private__ or {}
 
     def _fields(self) -> dict[str, Any]:
-        """All that a document holds, with the extra fields that a subclass may allow."""
+        """Returns the tracked fields, with the extra fields that a subclass may allow."""
         untracked = self._untracked
         return {
             name: value
@@ -187,11 +209,11 @@ class StoredDocument(_Base):
         tracker.remember(self._fields())
 
     def _changes(self) -> Changes:
-        """Checks what was changed on this copy, and returns what to write.
+        """Checks the changes of this copy, and returns them.
 
         Raises:
             ProtectedFieldError: A field that only the library writes was changed.
-            InvalidInputError: A field now holds what it must not, or BSON cannot.
+            InvalidInputError: A field has an invalid value, or one that BSON cannot hold.
         """
         changed = self._tracker.changed(self._fields())
         if not changed:
@@ -225,7 +247,7 @@ class StoredDocument(_Base):
         return own_id
 
     def _own_key(self) -> dict[str, Any]:
-        """The filter that finds this document."""
+        """Returns the filter for this document."""
         return {"_id": self._own_id()}
 
     @classmethod
@@ -241,7 +263,7 @@ class StoredDocument(_Base):
             )
 
     def _validate(self, name: str) -> None:
-        """Gives a field that was assigned to the checks of one that is loaded."""
+        """Validates an assigned field as if it were loaded."""
         if name not in type(self).model_fields:
             return
         try:
@@ -252,10 +274,10 @@ class StoredDocument(_Base):
             ) from error
 
     def _check_encoding(self) -> dict[str, Any]:
-        """The document as BSON holds it, without its chunks.
+        """Returns the document in BSON, without its chunks.
 
         Raises:
-            InvalidInputError: BSON cannot hold a field, or it is too large.
+            InvalidInputError: BSON cannot hold a field, or the document is too large.
         """
         name = type(self).__name__
         try:
@@ -267,35 +289,35 @@ class StoredDocument(_Base):
             ) from error
         if size > MAX_CONTENT_BYTES * 3 // 2:
             raise InvalidInputError(
-                f"This {name} takes {size} bytes, more than a document can hold beside its chunks: "
+                f"This {name} of {size} bytes is too large for a document, beside its chunks: "
                 "shorten it. Nothing was written."
             )
         return encoded
 
-    # What Beanie offers
+    # Methods of Beanie
 
     @classmethod
     async def insert_many(cls, *_args: Any, **_kwargs: Any) -> Any:
-        """Not offered: it would go past all that :meth:`insert` checks and counts.
+        """Not supported: it would bypass the checks and the order of :meth:`insert`.
 
         Raises:
             ProtectedFieldError: Always.
         """
         raise ProtectedFieldError(
-            f"{cls.__name__}.insert_many() would go past the checks and the order of "
+            f"{cls.__name__}.insert_many() would bypass the checks and the order of "
             "converse_mongo: insert one by one. Nothing was written."
         )
 
     async def update(self, *args: Any, **kwargs: Any) -> Self:
         """Applies update operators, as Beanie does, to fields that are not the library's.
 
-        Beanie's ``set``, ``inc`` and ``current_date`` come here, too.
+        Beanie's ``set``, ``inc`` and ``current_date`` call this method.
 
-        An update without an answer is tried again if that is safe, as ``$set`` is; ``$inc`` or
-        ``$push`` might be applied twice, and are not.
+        An update without an answer is retried if that is safe, as for ``$set``; ``$inc`` and
+        ``$push`` might be applied twice, and are not retried.
 
         Raises:
-            ProtectedFieldError: One of the fields is written by the library only.
+            ProtectedFieldError: Only the library writes one of the fields.
             MessageNotFoundError: The message does not exist.
             ConversationNotFoundError: The conversation does not exist.
             StoreUnavailableError: MongoDB did not answer.
@@ -305,7 +327,7 @@ class StoredDocument(_Base):
             root = path.partition(".")[0]
             if root in RESERVED:
                 raise ProtectedFieldError(
-                    f"{root} is written by converse_mongo only. Nothing was written."
+                    f"Only converse_mongo writes {root}. Nothing was written."
                 )
             for name in type(self).model_fields:
                 if self._path(name) == root:
@@ -318,8 +340,8 @@ class StoredDocument(_Base):
     async def delete(self, *args: Any, **kwargs: Any) -> Any:
         """Deletes the document, as Beanie does.
 
-        Tried again like any write of the library; the result may then be that of a second try,
-        which found nothing to delete.
+        Retried like any write of the library; the result may then be that of a second try, which
+        found nothing to delete.
 
         Raises:
             StoreUnavailableError: MongoDB did not answer.
@@ -330,10 +352,10 @@ class StoredDocument(_Base):
 
     @contextmanager
     def _through_store(self, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Sends what Beanie writes in the block through the store, by the whole key.
+        """Sends the writes of Beanie in the block through the store, by the whole key.
 
         Yields:
-            ``options`` of the call of Beanie's, with the session of a transaction.
+            The options of Beanie's call, with the session of a transaction.
         """
         store = self.store()
         store.check_open()
@@ -358,7 +380,7 @@ class StoredDocument(_Base):
         self._remember()
 
     async def replace(self, *_args: Any, **_kwargs: Any) -> Any:
-        """Not offered: it would overwrite what others stored since this copy was loaded.
+        """Not supported: it would overwrite what others stored since this copy was loaded.
 
         Raises:
             ProtectedFieldError: Always.
@@ -369,7 +391,7 @@ class StoredDocument(_Base):
         )
 
     async def save_changes(self, *args: Any, **kwargs: Any) -> Self:
-        """The same as :meth:`save`, which writes only what changed."""
+        """Saves the changed fields; see :meth:`save`."""
         return await self.save(*args, **kwargs)
 
 
@@ -387,7 +409,7 @@ def _updated_paths(updates: tuple[Any, ...]) -> Iterator[str]:
         query = getattr(update, "query", update)
         if not isinstance(query, Mapping):
             raise ProtectedFieldError(
-                "An update by a pipeline could write fields that only converse_mongo writes: use "
+                "An update with a pipeline could write fields that only converse_mongo writes: use "
                 "update operators. Nothing was written."
             )
         for fields in query.values():
@@ -396,7 +418,7 @@ def _updated_paths(updates: tuple[Any, ...]) -> Iterator[str]:
 
 
 def make(model: type[D], base: type[Document], own: dict[str, Any], fields: dict[str, Any]) -> D:
-    """A new document of ``model``, which may add ``fields`` to those of ``base``."""
+    """Makes a document of ``model``, which may add ``fields`` to those of ``base``."""
     added = model.model_fields.keys() - base.model_fields.keys()
     if unknown := fields.keys() - added:
         raise InvalidInputError(

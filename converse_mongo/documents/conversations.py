@@ -2,15 +2,22 @@
 
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, ClassVar, Self, cast
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from beanie import Document, PydanticObjectId
 from beanie.odm.actions import EventTypes, wrap_with_actions
 from beanie.odm.utils.parsing import parse_obj
+from bson import ObjectId
 from pydantic import Field
-from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo import DESCENDING, IndexModel
 
-from converse_mongo.documents.base import JsonableDict, StoredDocument, make
+from converse_mongo.documents.base import (
+    GIVEN_ONCE,
+    JsonableDict,
+    Protected,
+    StoredDocument,
+    make,
+)
 from converse_mongo.documents.listings import (
     History,
     MessageList,
@@ -22,81 +29,68 @@ from converse_mongo.documents.messages import Message, generated_id, load_messag
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.chunks import UtcDatetime
 from converse_mongo.domain.errors import ConversationNotFoundError, InvalidInputError
-from converse_mongo.domain.events import ConversationCreated
+from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.owners import Owner, check_owner
-from converse_mongo.domain.types import (
-    IdLike,
-    MessageRole,
-    MessageStatus,
-    Metadata,
-    Retention,
-)
+from converse_mongo.domain.summaries import ConversationSummary
+from converse_mongo.domain.types import IdLike, MessageRole, MessageStatus, Metadata, Retention
 from converse_mongo.domain.validation import (
+    check_choice,
     check_content,
     check_count,
-    check_metadata,
+    check_int,
     check_retention,
     check_sequence,
-    check_status,
     now,
     object_id,
 )
+from converse_mongo.store import Store
 
-__all__ = ["DOCUMENT_MODELS", "Conversation"]
+__all__ = ["DOCUMENT_MODELS", "Conversation", "load_conversation"]
+
+C = TypeVar("C", bound="Conversation")
 
 
 class Conversation(StoredDocument, Document):
-    """A chat session: an ordered list of messages, and what the application says of it.
+    """A chat session: an ordered list of messages.
 
     Attributes:
         title: Its name, for people.
-        owner: Who it belongs to: a pair of a type and an id, such as ``("user", "42")``.
-        metadata: What the application says of it.
-        context: What the application wants to give to the model.
-        next_position: The position of the message that comes next.
-        revision: How often it was saved.
+        owner: Its owner: a pair of a type and an id, such as ``("user", "42")``.
+        metadata: The metadata of the application.
+        context: The context that the application gives to the model.
+        next_position: The position of the next message.
+        revision: The number of saves so far.
         created_at: When it was started; UTC, aware.
-        updated_at: When a message was last added to it, or it was saved itself.
+        updated_at: When a message was last added, or the conversation was last saved.
     """
 
     title: str | None = None
     owner: Owner | None = None
     metadata: JsonableDict = Field(default_factory=dict)
     context: JsonableDict = Field(default_factory=dict)
-    next_position: int = 0
-    revision: int = 0
-    created_at: UtcDatetime = Field(default_factory=now)
+    next_position: Annotated[int, Protected("add messages with its methods")] = 0
+    revision: Annotated[int, Protected("save() counts it")] = 0
+    created_at: Annotated[UtcDatetime, GIVEN_ONCE] = Field(default_factory=now)
     updated_at: UtcDatetime = Field(default_factory=now)
 
     message_model: ClassVar[type[Message]] = Message
 
     _kind = "conversation"
     _missing_error = ConversationNotFoundError
-    _protected: ClassVar[dict[str, str]] = {
-        "id": "MongoDB ids never change",
-        "next_position": "add messages with its methods",
-        "revision": "save() counts it",
-        "created_at": "it was given once",
-    }
     _untracked = frozenset({"revision_id", "updated_at"})
     _mappings = frozenset({"metadata", "context"})
 
     class Settings:
-        """What Beanie is to know."""
+        """Settings for Beanie."""
 
         name = "conversations"
         indexes: ClassVar[list[IndexModel]] = [
             IndexModel(
-                [
-                    ("owner.type", ASCENDING),
-                    ("owner.id", ASCENDING),
-                    ("updated_at", DESCENDING),
-                    ("_id", DESCENDING),
-                ],
+                ["owner.type", "owner.id", ("updated_at", DESCENDING), ("_id", DESCENDING)],
                 name="owner_updated",
             ),
-            # Whether watched conversations are there and have new messages: one covered query.
-            IndexModel([("_id", ASCENDING), ("next_position", ASCENDING)], name="next_position"),
+            # The existence and the new messages of watched conversations: one covered query.
+            IndexModel(["_id", "next_position"], name="next_position"),
         ]
 
     _library_settings = Settings
@@ -110,7 +104,7 @@ class Conversation(StoredDocument, Document):
         context: Metadata | None = None,
         **fields: Any,
     ) -> Self:
-        """Starts a conversation; ``Converse.start_conversation`` says with what.
+        """Starts a conversation; see ``Converse.start_conversation``.
 
         Raises:
             InvalidInputError: One of the arguments cannot be stored; nothing was written.
@@ -128,7 +122,7 @@ class Conversation(StoredDocument, Document):
     def of_owner(
         cls, owner: tuple[str, Any] | Owner, limit: int | None = None
     ) -> AsyncIterator[Self]:
-        """Yields the conversations of an owner; ``Converse.conversations`` says which first.
+        """Yields the conversations of an owner; see ``Converse.conversations``.
 
         Raises:
             InvalidInputError: The owner is not a pair of a type and an id.
@@ -148,16 +142,16 @@ class Conversation(StoredDocument, Document):
         """Adds a whole message and returns it.
 
         Args:
-            role: Who speaks.
+            role: The speaker.
             content: The text, at most ``MAX_CONTENT_BYTES`` in UTF-8.
-            metadata: What BSON can hold.
-            generation_id: Your name for it, such as the id of a request. A second call with the
-                same one in this conversation returns the message of the first.
+            metadata: Values that BSON can hold.
+            generation_id: Your id for it, such as that of a request. A second call with the same id
+                in this conversation returns the message of the first.
             fields: Fields that a subclass of :class:`Message` adds.
 
         Raises:
             InvalidInputError: One of these cannot be stored; nothing was written.
-            ConversationNotFoundError: The conversation is gone.
+            ConversationNotFoundError: The conversation was deleted.
             StoreUnavailableError: MongoDB did not answer.
         """
         check_content(content)
@@ -177,15 +171,15 @@ class Conversation(StoredDocument, Document):
         """Adds a message that grows: write to it, or append by hand and complete or fail it.
 
         Args:
-            role: Who speaks.
-            metadata: What BSON can hold.
-            generation_id: Your name for what is generated, such as the id of a job or a request. A
-                second call with the same one in this conversation, also in another process at the
-                same moment, returns the message of the first.
-            retention: What becomes of the chunks after the end; the facade's by default.
+            role: The speaker.
+            metadata: Values that BSON can hold.
+            generation_id: Your id for the generation, such as that of a job or a request. A second
+                call with the same id in this conversation, also in another process at the same
+                moment, returns the message of the first.
+            retention: The retention of the chunks; that of the facade by default.
             fields: Fields that a subclass of :class:`Message` adds.
 
-        Raises what :meth:`create_message` does.
+        Raises the errors of :meth:`create_message`.
         """
         kept = self.store().options.retention if retention is None else check_retention(retention)
         message = self._make(
@@ -215,7 +209,7 @@ class Conversation(StoredDocument, Document):
     async def _find_generated(self, generation_id: str) -> Message | None:
         check_content(generation_id)
         if not generation_id:
-            raise InvalidInputError("generation_id is empty: pass a name, or None for none.")
+            raise InvalidInputError("generation_id is empty: pass an id, or None.")
         store, message_id = self.store(), generated_id(self._own_id(), generation_id)
         what = f"look for the generation {generation_id!r}"
         key = {"_id": message_id, "conversation_id": self._own_id()}
@@ -229,13 +223,7 @@ class Conversation(StoredDocument, Document):
         fields: dict[str, Any],
         **own: Any,
     ) -> Message:
-        try:
-            own["role"] = MessageRole(role)
-        except ValueError as error:
-            known = ", ".join(MessageRole)
-            raise InvalidInputError(
-                f"{role!r} is no role: use one of {known}. Nothing was written."
-            ) from error
+        own["role"] = check_choice(role, MessageRole, "role")
         own["metadata"] = check_metadata(metadata)
         own["conversation_id"] = self._own_id()
         return make(self.message_model, Message, own, fields)
@@ -243,13 +231,13 @@ class Conversation(StoredDocument, Document):
     async def create_user_message(
         self, content: str, metadata: Metadata | None = None, **fields: Any
     ) -> Message:
-        """Adds what a user said; see :meth:`create_message`."""
+        """Adds a message of a user; see :meth:`create_message`."""
         return await self.create_message(MessageRole.USER, content, metadata, **fields)
 
     async def create_assistant_message(
         self, content: str, metadata: Metadata | None = None, **fields: Any
     ) -> Message:
-        """Adds what the model answered; see :meth:`create_message`."""
+        """Adds an answer of the model; see :meth:`create_message`."""
         return await self.create_message(MessageRole.ASSISTANT, content, metadata, **fields)
 
     async def create_system_message(
@@ -261,26 +249,26 @@ class Conversation(StoredDocument, Document):
     async def create_tool_call_message(
         self, content: str, metadata: Metadata | None = None, **fields: Any
     ) -> Message:
-        """Adds a call that the model asked for; see :meth:`create_message`."""
+        """Adds a tool call of the model; see :meth:`create_message`."""
         return await self.create_message(MessageRole.TOOL_CALL, content, metadata, **fields)
 
     async def create_tool_result_message(
         self, content: str, metadata: Metadata | None = None, **fields: Any
     ) -> Message:
-        """Adds what a tool answered; see :meth:`create_message`."""
+        """Adds the result of a tool; see :meth:`create_message`."""
         return await self.create_message(MessageRole.TOOL_RESULT, content, metadata, **fields)
 
     async def add_user_message(
         self, content: str, metadata: Metadata | None = None, **fields: Any
     ) -> Self:
-        """Adds what a user said, and returns the conversation."""
+        """Adds a message of a user, and returns the conversation."""
         await self.create_user_message(content, metadata, **fields)
         return self
 
     async def add_assistant_message(
         self, content: str, metadata: Metadata | None = None, **fields: Any
     ) -> Self:
-        """Adds what the model answered, and returns the conversation."""
+        """Adds an answer of the model, and returns the conversation."""
         await self.create_assistant_message(content, metadata, **fields)
         return self
 
@@ -294,14 +282,14 @@ class Conversation(StoredDocument, Document):
     async def add_tool_call_message(
         self, content: str, metadata: Metadata | None = None, **fields: Any
     ) -> Self:
-        """Adds a call that the model asked for, and returns the conversation."""
+        """Adds a tool call of the model, and returns the conversation."""
         await self.create_tool_call_message(content, metadata, **fields)
         return self
 
     async def add_tool_result_message(
         self, content: str, metadata: Metadata | None = None, **fields: Any
     ) -> Self:
-        """Adds what a tool answered, and returns the conversation."""
+        """Adds the result of a tool, and returns the conversation."""
         await self.create_tool_result_message(content, metadata, **fields)
         return self
 
@@ -330,7 +318,7 @@ class Conversation(StoredDocument, Document):
         retention: Retention | None = None,
         **fields: Any,
     ) -> Message:
-        """Starts what a user says, as speech recognition hears it, say."""
+        """Starts a message of a user, for example from speech recognition."""
         return await self.start_streaming_message(
             MessageRole.USER,
             metadata,
@@ -348,48 +336,47 @@ class Conversation(StoredDocument, Document):
         status: MessageStatus | str | None = None,
         newest_first: bool = False,
     ) -> MessageList:
-        """The messages in order: ``await`` it for a list, or ``async for`` to take them by and by.
+        """Lists the messages in order: ``await`` it, or use ``async for`` to read in batches.
 
         Args:
             after: Start behind this position.
-            limit: Give at most so many.
+            limit: The most messages.
             before: End before this position.
-            status: Only those in this state; those that stream are found without reading others.
-            newest_first: In the opposite order.
+            status: Only those in this state; streaming ones are found without reading others.
+            newest_first: True for the opposite order.
 
         Raises:
-            InvalidInputError: One of these makes no sense.
+            InvalidInputError: An argument is invalid.
         """
         wanted = Range(
             start=check_sequence(after, "position"),
             stop=check_count(before, "before"),
             limit=check_count(limit, "limit"),
-            status=None if status is None else check_status(status),
+            status=None if status is None else check_choice(status, MessageStatus, "status"),
             newest_first=newest_first,
         )
         return MessageList(self.message_model, self.store().messages, self._own_id(), wanted)
 
     async def history(self, limit: int = 50, before: int | None = None) -> History:
-        """A page of messages, the newest by default, and the cursor to watch on from there.
+        """Returns a page of messages, the newest by default, and the cursor to watch from there.
 
-        What it shows and what ``watch_conversation(id, history.cursor)`` yields fit together
-        without a gap or a repeat, in the middle of a streaming message too.
+        ``watch_conversation(id, history.cursor)`` continues behind the page without a gap or a
+        repeat, also in the middle of a streaming message.
 
         Args:
-            limit: At most so many messages, from 1 on.
-            before: The ``before`` of the page that was shown last, for the page before it.
+            limit: The most messages, at least 1.
+            before: The ``before`` of a page, to get the page before it.
 
         Raises:
-            InvalidInputError: One of these makes no sense.
+            InvalidInputError: An argument is invalid.
             StoreUnavailableError: MongoDB did not answer.
         """
-        if not check_count(limit, "limit"):
-            raise InvalidInputError(f"limit={limit!r}: pass 1 or more messages.")
+        check_int(limit, "limit", 1)
         stop = check_count(before, "before")
         return await read_history(self.message_model, self._own_id(), limit, stop)
 
     async def get_message(self, message_id: IdLike) -> Message:
-        """The message of this conversation with an id; like ``Converse.get_message``.
+        """Returns a message of this conversation; like ``Converse.get_message``.
 
         Raises:
             InvalidIdError: The id is invalid.
@@ -405,15 +392,7 @@ class Conversation(StoredDocument, Document):
         Raises:
             ConversationNotFoundError: The conversation does not exist.
         """
-        store = self.store()
-        stored = await store.call(
-            store.conversations.find_one,
-            {"_id": self._own_id()},
-            what=f"read conversation {self.id}",
-        )
-        if stored is None:
-            raise ConversationNotFoundError(self._own_id())
-        self._load(stored)
+        self._load(await _read_stored(self.store(), self._own_id()))
         return self
 
     async def sync(self, *_args: Any, **_kwargs: Any) -> None:
@@ -424,9 +403,9 @@ class Conversation(StoredDocument, Document):
     async def save(self, *_args: Any, **_kwargs: Any) -> Self:
         """Saves the fields that were changed on this copy, and no others.
 
-        A conversation without an id is inserted. Beanie's arguments are taken and have no effect.
-        Keys of ``metadata`` and ``context`` with a dot or a leading ``$`` take a write of their
-        own, before the rest.
+        A conversation without an id is inserted. Beanie's arguments are accepted and ignored. Keys
+        of ``metadata`` and ``context`` with a dot or a leading ``$`` need a write of their own,
+        before the rest.
 
         Raises:
             ProtectedFieldError: A field that only the library writes was changed.
@@ -450,25 +429,38 @@ class Conversation(StoredDocument, Document):
         if self.id is None:
             self.id = new_id = PydanticObjectId()
         store = self.store()
-        self._check_encoding()
+        encoded = self._check_encoding()
         insert = partial(super().insert, session=store.session)
         await store.positions.add_conversation(new_id, insert)
         self._remember()
-        if store.handlers.wants(ConversationCreated):
-            await store.handlers.publish(
-                ConversationCreated(
-                    conversation_id=self._own_id(),
-                    title=self.title,
-                    owner=self.owner.pair if self.owner else None,
-                    metadata=self.metadata,
-                    created_at=self.created_at,
-                )
-            )
+        # With the metadata as they are, of which Beanie encodes bytes to another type.
+        summary = ConversationSummary.from_stored({**encoded, "metadata": self.metadata})
+        await store.handlers.publish(summary.created())
         return self
 
 
 Message.conversation_model = Conversation
 
 
+async def load_conversation(model: type[C], conversation_id: ObjectId) -> C:
+    """Loads a conversation.
+
+    Raises:
+        ConversationNotFoundError: The conversation does not exist.
+        StoreUnavailableError: MongoDB did not answer.
+    """
+    return cast(C, parse_obj(model, await _read_stored(model.store(), conversation_id)))
+
+
+async def _read_stored(store: Store, conversation_id: ObjectId) -> dict[str, Any]:
+    read, key = store.conversations.find_one, {"_id": conversation_id}
+    stored: dict[str, Any] | None = await store.call(
+        read, key, what=f"read conversation {conversation_id}"
+    )
+    if stored is None:
+        raise ConversationNotFoundError(conversation_id)
+    return stored
+
+
 DOCUMENT_MODELS: list[type[Document]] = [Conversation, Message, MessageChunkPage]
-"""What an application that runs its own ``init_beanie`` passes to it."""
+"""The document classes, for an application that runs its own ``init_beanie``."""

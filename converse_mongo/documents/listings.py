@@ -33,7 +33,7 @@ __all__ = [
 MESSAGES_PER_READ = 100
 CONVERSATIONS_PER_READ = 100
 MAJORITY_SECONDS = 5.0
-"""How long a history waits for the majority to have what is stored; then it shows what there is."""
+"""The time for which a history waits for a majority to have what is stored."""
 MAJORITY_PAUSE_SECONDS = 0.02
 
 C = TypeVar("C", bound=Document)
@@ -68,7 +68,7 @@ async def list_conversations(
             return
         left = None if left is None else left - size
         last = page[-1]
-        # The range besides, so that the scan begins there whatever the server makes of $or.
+        # Also as a range, so that the scan begins there however the server treats $or.
         match["updated_at"] = {"$lte": last["updated_at"]}
         match["$or"] = [
             {"updated_at": {"$lt": last["updated_at"]}},
@@ -78,12 +78,12 @@ async def list_conversations(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """Which messages of a conversation to list.
+    """The messages of a conversation to list.
 
     Attributes:
         start: The first position.
         stop: The position before which to end; ``None`` for no end.
-        limit: At most so many; ``None`` for all.
+        limit: The most messages; ``None`` for all.
         status: Only those in this state; ``None`` for all.
         newest_first: From the last one to the first.
     """
@@ -95,13 +95,13 @@ class Range:
     newest_first: bool = False
 
     def match(self, conversation_id: ObjectId) -> dict[str, Any]:
-        """The filter of the messages that are in it."""
+        """Returns the filter for these messages."""
         positions = {"$gte": self.start} | ({} if self.stop is None else {"$lt": self.stop})
         status = {} if self.status is None else {"status": self.status.value}
         return {"conversation_id": conversation_id, **status, "position": positions}
 
     def behind(self, position: int, count: int) -> "Range":
-        """What is left of it behind a message, ``count`` of them having been listed."""
+        """Returns the rest of it behind a message, after ``count`` of them."""
         left = None if self.limit is None else self.limit - count
         if self.newest_first:
             return replace(self, stop=position, limit=left)
@@ -109,10 +109,10 @@ class Range:
 
 
 class MessageList:
-    """The messages of a conversation in order; awaited it is a list, iterated it reads by and by.
+    """The messages of a conversation in order: await it for a list, or iterate it in batches.
 
-    The chunks of ended messages stay in the database; a message that streams comes with its chunks
-    and its text so far.
+    The chunks of ended messages stay in the database; a streaming message has its chunks and its
+    text so far.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class MessageList:
 
         async def read(match: dict[str, Any], projection: Any) -> list[dict[str, Any]]:
             cursor = self._source.find(match, projection)
-            if "_id" not in match:  # one for some ids needs no order: no index has both
+            if "_id" not in match:  # a query by id needs no order: no index has both
                 cursor = cursor.sort(order)
             found: list[dict[str, Any]] = await cursor.limit(size).to_list(size)
             return found
@@ -161,7 +161,7 @@ class MessageList:
         for stored in page:
             if stored["status"] == MessageStatus.STREAMING.value:
                 await store.leases.settle_if_expired(MessageHeader.from_stored(stored))
-        # Only the chunks hold the text of a message that streams, or ended a moment ago.
+        # The text of a message that streams, or has just ended, is only in its chunks.
         textless = [stored["_id"] for stored in page if _needs_chunks(stored)]
         whole: dict[ObjectId, dict[str, Any]] = {}
         if textless:
@@ -174,15 +174,14 @@ class MessageList:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A page of the messages of a conversation, and where to go on from it.
+    """A page of the messages of a conversation, and how to continue from it.
 
     Attributes:
-        messages: In order, the oldest first; with their text, and those that stream with their
-            chunks so far.
-        before: Where the page before this one ends: pass it as ``before``. ``None`` if there is
-            none.
-        cursor: On the newest page, what to pass to ``watch_conversation`` as ``after``: it goes on
-            exactly behind these messages, chunks included. ``None`` on other pages.
+        messages: In order, the oldest first; with their text, and streaming ones with their chunks
+            so far.
+        before: The ``before`` of the page before this one. ``None`` on the first page.
+        cursor: On the newest page, the ``after`` for ``watch_conversation``: it continues exactly
+            behind these messages, chunks included. ``None`` on other pages.
     """
 
     messages: list[Message]
@@ -193,11 +192,11 @@ class History:
 async def read_history(
     model: type[Message], conversation_id: ObjectId, limit: int, before: int | None
 ) -> History:
-    """The ``limit`` messages before a position; ``None`` for the newest.
+    """Reads the ``limit`` messages before a position; ``None`` for the newest.
 
-    It shows what watchers see, so that its cursor is not ahead of them. What is stored when it is
-    called is part of it: a write that was acknowledged before a majority had it, as with the write
-    concern w:1, is waited for.
+    It shows the state that watchers see, so that its cursor is not ahead of them. It includes all
+    earlier writes: it waits for a write that was acknowledged before a majority had it, as with the
+    write concern w:1.
 
     Raises:
         StoreUnavailableError: MongoDB did not answer.
@@ -218,7 +217,7 @@ async def read_history(
 
 
 async def _stored_cursor(reader: Reader, conversation_id: ObjectId) -> ConversationCursor:
-    """Behind all that the primary has of a conversation."""
+    """Returns the cursor behind everything that the primary has of a conversation."""
     last = await reader.messages.find_one(
         {"conversation_id": conversation_id},
         {"_id": 0, "position": 1},
@@ -240,7 +239,7 @@ async def _read_committed(
     first = _position(messages[0]) if messages else 0
     cursor = None
     if before is None:
-        # What streams was read message by message, and so is what the cursor says of it.
+        # Streaming messages were read one by one, so the cursor has their own sequences.
         older = Range(stop=first, status=MessageStatus.STREAMING)
         known = [*await MessageList(model, source, conversation_id, older), *messages]
         open_ones = {_position(each): each.next_sequence for each in known if each.is_streaming}
@@ -250,7 +249,7 @@ async def _read_committed(
 
 
 def _position(message: Message) -> int:
-    return cast(int, message.position)  # only what was not stored yet has none
+    return cast(int, message.position)  # only a message that is not stored yet has none
 
 
 def _needs_chunks(stored: Mapping[str, Any]) -> bool:

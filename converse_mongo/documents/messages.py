@@ -1,19 +1,19 @@
-"""Messages: what was said, whole or while it streams."""
+"""Messages: added whole, or streamed."""
 
 import copy
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from beanie import Document, PydanticObjectId
 from beanie.odm.actions import ActionDirections, EventTypes, wrap_with_actions
 from beanie.odm.utils.parsing import parse_obj
 from bson import ObjectId
 from pydantic import Field, PrivateAttr
-from pymongo import ASCENDING, IndexModel
+from pymongo import IndexModel
 
-from converse_mongo.documents.base import JsonableDict, StoredDocument
+from converse_mongo.documents.base import GIVEN_ONCE, JsonableDict, Protected, StoredDocument
 from converse_mongo.documents.own_writes import OwnWrites
 from converse_mongo.domain.chunks import NO_METADATA, ChunkLog, MessageChunk, Piece, UtcDatetime
 from converse_mongo.domain.errors import (
@@ -24,8 +24,14 @@ from converse_mongo.domain.errors import (
     WatchError,
 )
 from converse_mongo.domain.events import MessageCreated
-from converse_mongo.domain.headers import MessageHeader, message_key, with_chunk_count
+from converse_mongo.domain.headers import (
+    MessageHeader,
+    MessageRow,
+    message_key,
+    with_chunk_count,
+)
 from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.types import Granularity, MessageRole, MessageStatus, Metadata
 from converse_mongo.domain.validation import (
     CHUNK_OVERHEAD,
@@ -38,7 +44,6 @@ from converse_mongo.domain.validation import (
     check_chunk_contents,
     check_content,
     check_error,
-    check_metadata,
     check_reason,
     check_sequence,
     now,
@@ -50,7 +55,8 @@ from converse_mongo.store import Store, WriteQueue, updates
 from converse_mongo.store.appends import refuse_overtaken
 from converse_mongo.store.ends import End
 from converse_mongo.store.saves import Changes
-from converse_mongo.writing.writer import MessageWriter, WriterOptions, WriterTarget
+from converse_mongo.writing.appender import WriterOptions, WriterTarget
+from converse_mongo.writing.writer import MessageWriter
 
 __all__ = ["SUPERSEDED_INDEXES", "Message", "generated_id", "load_message"]
 
@@ -68,88 +74,72 @@ SUPERSEDED_INDEXES = {
     "compact_at": [("compact_at", 1)],
 }
 """Name to key of the indexes of earlier versions. A changed index gets a new name and a new key:
-MongoDB refuses one with the name, or the key, of another that has other options."""
+MongoDB refuses an index with the name, or the key, of another with other options."""
+
+
+_AT_THE_START = Protected("pass it when you start the message")
+_BY_APPENDS = Protected("use append_chunk")
+_BY_AN_END = Protected("use complete_streaming, fail_streaming or cancel_streaming")
 
 
 class Message(StoredDocument, Document):
     """One entry of a conversation.
 
-    An object is a copy: what was loaded, and what was done through it since. ``content`` and
-    ``chunks`` grow with its own appends as long as nobody else appends; :meth:`refresh` loads the
-    message again.
+    An object is a copy of the stored message as it was loaded, with the writes made through it
+    since. ``content`` and ``chunks`` grow with its own appends as long as nobody else appends;
+    :meth:`refresh` loads the message again.
 
     Attributes:
         conversation_id: The conversation it belongs to.
         position: Its place there: 0, 1, 2, … in the order in which messages became visible.
-        role: Who speaks.
+        role: The speaker.
         status: Streaming, or one of the final states.
-        content: The text; while the message streams, the text so far. Empty where the text is
-            longer than ``MAX_CONTENT_BYTES`` and was not asked for: in listings, and behind a
-            writer. ``get_message`` has it, and :meth:`iter_content`.
+        content: The text; while the message streams, the text so far. Empty in listings and after
+            a writer if the text is longer than ``MAX_CONTENT_BYTES``: use ``get_message`` or
+            :meth:`iter_content`.
         chunks: The chunks in order. Listings leave them out: see :class:`ChunkLog`.
-        next_sequence: The sequence of the chunk that comes next, which is their number.
+        next_sequence: The sequence of the next chunk, which is the number of chunks.
         page_start: The sequence of the first chunk that its document embeds; those before it are in
             pages.
-        log_id: Tells it from another message with the same ``_id``, which a generation gets again
-            when it is deleted and started anew. Its pages carry it. ``None`` for some messages of
-            earlier versions.
-        chunk_bytes: What the embedded chunks take in the document, in bytes, counted generously.
+        log_id: Tells it from another message with the same ``_id``, as a generation has that is
+            deleted and started anew. Its pages have it, too. ``None`` for some messages of earlier
+            versions.
+        chunk_bytes: An upper bound of the size of the embedded chunks, in bytes.
         content_bytes: The size of the streamed text, in bytes of UTF-8.
-        metadata: What the application says of it; an ended stream adds the number of ``chunks``.
-        error: Why it failed, or ``None``.
-        stop_reason: What was given as the reason for a stop, or ``None``.
-        generation_id: The id that the application gave to what it generates, or ``None``.
-        retention: Seconds after the end at which the chunks are merged away; ``None`` for never.
-        lease: Who may write to it; ``None`` for a message that never streamed.
-        revision: How often it was saved.
+        metadata: The metadata of the application; an ended stream adds the number of ``chunks``.
+        error: The reason of a failure, or ``None``.
+        stop_reason: The reason of a stop, or ``None``.
+        generation_id: The id that the application gave to the generation, or ``None``.
+        retention: Seconds from the end to the merge of the chunks; ``None`` for never.
+        lease: The right to write to it; ``None`` for a message that never streamed.
+        revision: The number of saves so far.
         created_at: When it was made; UTC, aware, like all dates here.
-        updated_at: When it was last changed otherwise than by a chunk.
+        updated_at: When it was last changed, other than by a chunk.
         completed_at: When it ended, or was added whole.
     """
 
-    conversation_id: PydanticObjectId
-    position: int | None = None
-    role: MessageRole
-    status: MessageStatus = MessageStatus.COMPLETED
+    conversation_id: Annotated[PydanticObjectId, Protected("a message stays in its conversation")]
+    position: Annotated[int | None, Protected("the order of messages never changes")] = None
+    role: Annotated[MessageRole, GIVEN_ONCE]
+    status: Annotated[MessageStatus, _BY_AN_END] = MessageStatus.COMPLETED
     content: str = ""
-    chunks: ChunkLog = Field(default_factory=ChunkLog)
-    next_sequence: int = 0
-    page_start: int = 0
-    log_id: PydanticObjectId | None = None
-    chunk_bytes: int = 0
-    content_bytes: int = 0
+    chunks: Annotated[ChunkLog, _BY_APPENDS] = Field(default_factory=ChunkLog)
+    next_sequence: Annotated[int, _BY_APPENDS] = 0
+    page_start: Annotated[int, _BY_APPENDS] = 0
+    log_id: Annotated[PydanticObjectId | None, GIVEN_ONCE] = None
+    chunk_bytes: Annotated[int, _BY_APPENDS] = 0
+    content_bytes: Annotated[int, _BY_APPENDS] = 0
     metadata: JsonableDict = Field(default_factory=dict)
-    error: str | None = None
-    stop_reason: str | None = None
-    generation_id: str | None = None
-    retention: float | None = None
-    lease: Lease | None = None
-    revision: int = 0
-    created_at: UtcDatetime = Field(default_factory=now)
+    error: Annotated[str | None, Protected("use fail_streaming")] = None
+    stop_reason: Annotated[str | None, Protected("use request_stop or cancel_streaming")] = None
+    generation_id: Annotated[str | None, _AT_THE_START] = None
+    retention: Annotated[float | None, _AT_THE_START] = None
+    lease: Annotated[Lease | None, Protected("writers set it")] = None
+    revision: Annotated[int, Protected("save() counts it")] = 0
+    created_at: Annotated[UtcDatetime, GIVEN_ONCE] = Field(default_factory=now)
     updated_at: UtcDatetime = Field(default_factory=now)
-    completed_at: UtcDatetime | None = None
+    completed_at: Annotated[UtcDatetime | None, _BY_AN_END] = None
 
-    _protected: ClassVar[dict[str, str]] = {
-        "id": "MongoDB ids never change",
-        "conversation_id": "a message stays in its conversation",
-        "position": "the order of messages is given once",
-        "role": "it was given once",
-        "status": "use complete_streaming, fail_streaming or cancel_streaming",
-        "chunks": "use append_chunk",
-        "next_sequence": "use append_chunk",
-        "page_start": "use append_chunk",
-        "log_id": "it was given once",
-        "chunk_bytes": "use append_chunk",
-        "content_bytes": "use append_chunk",
-        "error": "use fail_streaming",
-        "stop_reason": "use request_stop or cancel_streaming",
-        "generation_id": "pass it when you start the message",
-        "retention": "pass it when you start the message",
-        "lease": "writers keep it",
-        "created_at": "it was given once",
-        "completed_at": "use complete_streaming, fail_streaming or cancel_streaming",
-        "revision": "save() counts it",
-    }
     _untracked = frozenset({"revision_id", "chunks", "updated_at", "lease"})
     _kind = "message"
     _missing_error = MessageNotFoundError
@@ -157,51 +147,33 @@ class Message(StoredDocument, Document):
     conversation_model: ClassVar[type[Document]]
 
     class Settings:
-        """What Beanie is to know."""
+        """Settings for Beanie."""
 
         name = "messages"
         bson_encoders: ClassVar[dict[Any, Any]] = {
-            # Beanie's state management encodes listed messages, too; none of it is written.
+            # Beanie's state management encodes listed messages, too, but does not write them.
             ChunkLog: lambda log: log.stored if log.is_loaded else None
         }
         indexes: ClassVar[list[IndexModel]] = [
-            # Order, listing, resuming; the shard key leads, so a sharded collection can have it.
+            # Order, listing, resuming; begins with the shard key, as sharded collections require.
+            IndexModel(["conversation_id", "position"], name="conversation_position", unique=True),
+            # Streaming messages of a conversation, for its watchers.
+            IndexModel(["conversation_id", "status", "position"], name="conversation_status"),
+            # Saves in a conversation, for its watchers: one covered query.
             IndexModel(
-                [("conversation_id", ASCENDING), ("position", ASCENDING)],
-                unique=True,
-                name="conversation_position",
-            ),
-            # What streams in a conversation right now, for its watchers.
-            IndexModel(
-                [
-                    ("conversation_id", ASCENDING),
-                    ("status", ASCENDING),
-                    ("position", ASCENDING),
-                ],
-                name="conversation_status",
-            ),
-            # What was saved in a conversation and when, for watchers: one covered query.
-            IndexModel(
-                [
-                    ("conversation_id", ASCENDING),
-                    ("save_mark", ASCENDING),
-                    ("_id", ASCENDING),
-                    ("revision", ASCENDING),
-                    ("position", ASCENDING),
-                    ("role", ASCENDING),
-                ],
+                ["conversation_id", "save_mark", "_id", "revision", "position", "role"],
                 name="conversation_saves_role",
                 partialFilterExpression={"save_mark": {"$gt": FIRST_MARK}},
             ),
-            # What streams anywhere, for who looks for orphans. No append changes it.
+            # All streaming messages, for recovery. No append changes it.
             IndexModel(
-                [("status", ASCENDING), ("_id", ASCENDING)],
+                ["status", "_id"],
                 name="streaming_by_id",
                 partialFilterExpression={"status": MessageStatus.STREAMING.value},
             ),
-            # What is to be merged, for the sweeper. Not sparse: every message has an _id.
+            # Messages to merge, for the sweeper. Not sparse: every message has an _id.
             IndexModel(
-                [("compact_at", ASCENDING), ("_id", ASCENDING)],
+                ["compact_at", "_id"],
                 name="compact_at_by_id",
                 partialFilterExpression={"compact_at": {"$gt": EPOCH}},
             ),
@@ -211,30 +183,30 @@ class Message(StoredDocument, Document):
 
     @property
     def is_streaming(self) -> bool:
-        """Whether it was still growing when this copy last knew."""
+        """True if it is streaming, as far as this copy knows."""
         return self.status is MessageStatus.STREAMING
 
     @property
     def is_completed(self) -> bool:
-        """Whether it ended well, or was added whole."""
+        """True if it ended without an error, or was added whole."""
         return self.status is MessageStatus.COMPLETED
 
     @property
     def is_failed(self) -> bool:
-        """Whether it ended with an error."""
+        """True if it ended with an error."""
         return self.status is MessageStatus.FAILED
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether it was stopped."""
+        """True if it was stopped."""
         return self.status is MessageStatus.CANCELLED
 
     # Reading
 
     async def iter_chunks(self, after: int | None = None) -> AsyncIterator[MessageChunk]:
-        """Yields the chunks that are stored, in order, from behind the sequence ``after``.
+        """Yields the stored chunks in order, from behind the sequence ``after``.
 
-        Reads some pages at a time, so that a long message needs no more memory than a short one.
+        It reads some pages at a time, so that a long message needs no more memory than a short one.
 
         Raises:
             InvalidCursorError: ``after`` is not a sequence.
@@ -261,16 +233,16 @@ class Message(StoredDocument, Document):
                 return
             if not chunks:
                 raise WatchError(
-                    f"Chunk {start} of message {self.id} is not where it must be: something other "
-                    "than converse_mongo has written to the message or its pages."
+                    f"Chunk {start} of message {self.id} is missing: the message or its pages were "
+                    "modified outside converse_mongo."
                 )
             page_start = state.page_start
 
     async def iter_content(self, after: int | None = None) -> AsyncIterator[str]:
-        """Yields the text that is stored, piece by piece, from behind the sequence ``after``.
+        """Yields the stored text in pieces, from behind the sequence ``after``.
 
-        For a text of any length; see :meth:`iter_chunks`, which it raises like. A message that was
-        added whole is one piece.
+        For a text of any length. A message that was added whole is one piece. Raises the errors of
+        :meth:`iter_chunks`.
         """
         if not self.is_streaming and not self.next_sequence:
             yield self.content
@@ -294,11 +266,8 @@ class Message(StoredDocument, Document):
         await self.refresh()
 
     async def _reload(self, longest: int | None = None, lease: Lease | None = None) -> Self:
-        store, key = self.store(), self._own_key()
-        read, key_now = store.reader.document, updates.any_log(key)
-        stored = await store.call(read, key_now, longest, what=f"read message {self.id}")
-        if stored is None:
-            raise MessageNotFoundError(self._own_id())
+        key = self._own_key()
+        stored = await _read_stored(self.store(), updates.any_log(key), longest)
         if lease is not None:
             refuse_overtaken(MessageHeader.from_stored(stored), key, lease)
         self._load(stored)
@@ -312,7 +281,7 @@ class Message(StoredDocument, Document):
 
         Chunks, state and counters are never written, whatever this copy holds, so that an old copy
         can be saved beside a writer. A message without an id is inserted. Beanie's arguments are
-        taken and have no effect. Keys of ``metadata`` with a dot or a leading ``$`` take a write of
+        accepted and ignored. Keys of ``metadata`` with a dot or a leading ``$`` need a write of
         their own, before the rest.
 
         Raises:
@@ -325,7 +294,7 @@ class Message(StoredDocument, Document):
     async def insert(self, **_kwargs: Any) -> Self:
         """Adds the message at the end of its conversation.
 
-        One with the ``generation_id`` of a message that is there becomes a copy of that.
+        If a message has the same ``generation_id``, this becomes a copy of it.
 
         Raises:
             InvalidInputError: The content or the metadata cannot be stored.
@@ -356,7 +325,7 @@ class Message(StoredDocument, Document):
         async def insert(position: int) -> None:
             self.position = position
             skipped = list(skip)
-            skip[:] = [ActionDirections.BEFORE]  # hooks run once, however often it takes
+            skip[:] = [ActionDirections.BEFORE]  # hooks run once, also with retries
             await add(skip_actions=skipped, session=store.session)
 
         self.position, is_new = await store.positions.add_message(
@@ -366,18 +335,10 @@ class Message(StoredDocument, Document):
         if self.generation_id is not None and not is_new:
             return await self.refresh()
         if store.handlers.wants(MessageCreated):
-            await store.handlers.publish(
-                MessageCreated(
-                    conversation_id=self.conversation_id,
-                    message_id=self._own_id(),
-                    position=self.position,
-                    role=self.role,
-                    streaming=self.is_streaming,
-                    content=self.content,
-                    metadata=self.metadata,
-                    created_at=self.created_at,
-                )
-            )
+            # With the metadata as they are, of which Beanie encodes bytes to another type.
+            stored = {**self._check_encoding(), "metadata": self.metadata}
+            added = MessageRow.from_stored(stored)
+            await store.handlers.publish(added.created())
         return self
 
     async def delete(self, *args: Any, **kwargs: Any) -> Any:
@@ -395,15 +356,15 @@ class Message(StoredDocument, Document):
 
         Args:
             content: The text, at most ``MAX_CHUNK_BYTES`` in UTF-8.
-            metadata: What BSON can hold, said of this chunk.
-            append_id: The ``append_id`` of a :class:`StoreUnavailableError`, to try that same
-                append again: it is stored once, whether or not it was stored then.
+            metadata: Metadata of this chunk: values that BSON can hold.
+            append_id: The ``append_id`` of a :class:`StoreUnavailableError`, to retry that append:
+                it is stored once, whether or not the first try stored it.
 
         Raises:
             InvalidInputError: The content or the metadata cannot be stored.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: The message does not exist.
-            StoreUnavailableError: MongoDB did not answer; the error carries the append id.
+            StoreUnavailableError: MongoDB did not answer; the error has the append id.
         """
         size = check_content(content, MAX_CHUNK_BYTES)
         checked = NO_METADATA if metadata is None else check_metadata(metadata, "chunk metadata")
@@ -414,16 +375,17 @@ class Message(StoredDocument, Document):
     ) -> list[MessageChunk]:
         """Appends a chunk for each of ``contents``, in as few atomic writes as limits allow.
 
-        One write, all of it or none, takes ``MAX_APPEND_CHUNKS`` chunks of together
-        ``MAX_APPEND_BYTES``; more are split into several writes, one after the other. Should one of
-        them fail, those before it are stored: the error's ``appended`` says how many contents.
+        One atomic write has at most ``MAX_APPEND_CHUNKS`` chunks and ``MAX_APPEND_BYTES``; more are
+        split into several writes, one after the other. If one of them fails, those before it are
+        stored: the ``appended`` of the error is the number of their contents.
 
         Args:
             contents: Texts, each at most ``MAX_CHUNK_BYTES`` in UTF-8.
-            append_id: The ``append_id`` of a :class:`StoreUnavailableError`, to try again with
-                those ``contents`` that begin at its ``appended``.
+            append_id: The ``append_id`` of a :class:`StoreUnavailableError`, to retry with the
+                ``contents`` that begin at its ``appended``.
 
-        Raises what :meth:`append_chunk` does; nothing is written if one of ``contents`` is no good.
+        Raises the errors of :meth:`append_chunk`; nothing is written if one of ``contents`` is
+        invalid.
         """
         checked = check_chunk_contents(contents)
         appended: list[MessageChunk] = []
@@ -460,32 +422,32 @@ class Message(StoredDocument, Document):
         granularity: Granularity = "flush",
         interrupt: bool = False,
     ) -> MessageWriter:
-        """A writer, to be used in ``async with``: the first one that this message has.
+        """Makes the first writer of this message, to be used in ``async with``.
 
         The first token is written at once. While a write is in flight, and for ``flush_interval``
-        after it began, tokens gather; then they are written together, by a timer and not by the
+        after it began, tokens gather; then a timer writes them together, without waiting for the
         next token. There is never more than one write in flight.
 
         Args:
-            metadata: Merged into the metadata of the message when it ends, however it ends.
+            metadata: Merged into the metadata of the message at any end.
             flush_interval: Seconds from the beginning of a write to that of the next.
-            max_buffered: How many bytes of text may wait to be stored; beyond it ``write`` waits.
+            max_buffered: The most bytes of text that wait to be stored; beyond it ``write`` waits.
             granularity: ``"flush"`` makes one chunk of adjacent tokens that are written together,
                 ``"token"`` a chunk of each.
-            interrupt: Whether a stop, or the loss of the message to another writer, cancels what
-                the task awaits inside the block, such as a model that is silent. The block then
-                ends with :class:`StreamStoppedError` or :class:`WriterFencedError`.
+            interrupt: True to cancel the current ``await`` of the task inside the block, such as
+                that of a silent model, when a stop is requested or another writer takes over. The
+                block then ends with :class:`StreamStoppedError` or :class:`WriterFencedError`.
 
         Raises:
-            InvalidInputError: An option makes no sense, or the metadata cannot be stored.
+            InvalidInputError: An option is invalid, or the metadata cannot be stored.
         """
-        options = WriterOptions(
+        return self._writer(
+            metadata,
             flush_interval=flush_interval,
             max_buffered=max_buffered,
             granularity=granularity,
             interrupt=interrupt,
         )
-        return MessageWriter(self._writer_target(), options, metadata)
 
     def resume_writer(
         self,
@@ -496,28 +458,36 @@ class Message(StoredDocument, Document):
         granularity: Granularity = "flush",
         interrupt: bool = False,
     ) -> MessageWriter:
-        """The same, taking the message over from the writer that it has or had.
+        """Makes a writer that takes over the message from the writer that it has or had.
 
-        Once it is entered, the other one's next write fails with :class:`WriterFencedError` and
-        stores nothing, and this copy of the message was loaded again: ``content`` is what to go on
-        from.
+        On entry, this copy of the message is loaded again: continue from its ``content``. The next
+        write of the other writer then fails with :class:`WriterFencedError` and stores nothing. The
+        arguments are those of :meth:`writer`.
         """
-        options = WriterOptions(
+        return self._writer(
+            metadata,
+            take_over=True,
             flush_interval=flush_interval,
             max_buffered=max_buffered,
             granularity=granularity,
             interrupt=interrupt,
         )
-        return MessageWriter(self._writer_target(), options, metadata, take_over=True)
 
-    def _writer_target(self) -> WriterTarget:
-        store = self.store()
+    def _writer(
+        self,
+        metadata: Metadata | None = None,
+        *,
+        completion: Metadata | None = None,
+        take_over: bool = False,
+        **options: Any,
+    ) -> MessageWriter:
+        checked, store = WriterOptions(**options), self.store()
         if store.session is not None:
             raise InvalidInputError(
                 "A writer stores text while it streams, which a transaction would hide: use it "
                 "outside, or append_chunks inside. Nothing was written."
             )
-        return WriterTarget(
+        target = WriterTarget(
             store=store,
             queue=self._own_queue(store),
             key=self._own_key(),
@@ -525,6 +495,7 @@ class Message(StoredDocument, Document):
             written=lambda chunks: self._own_writes.write(self.__dict__, self._tracker, chunks),
             end=self._end,
         )
+        return MessageWriter(target, checked, metadata, completion=completion, take_over=take_over)
 
     async def pipe(
         self,
@@ -538,41 +509,39 @@ class Message(StoredDocument, Document):
     ) -> Self:
         """Writes all of ``tokens`` through a :meth:`writer`, and completes the message.
 
-        A stop interrupts ``tokens`` even while they are silent, and closes them where they have an
+        A stop interrupts ``tokens`` even while they are silent, and closes them if they have an
         ``aclose``.
 
         Args:
             tokens: Any asynchronous iterable of text.
-            metadata: Merged into the metadata of the message when it completes. Nothing of it is
-                stored when the message fails or is stopped.
-            flush_interval: As for :meth:`writer`, like the rest.
+            metadata: Merged into the metadata of the message when it completes. It is not stored if
+                the message fails or is stopped.
+            flush_interval: As for :meth:`writer`, like the next two.
             max_buffered: See there.
             granularity: See there.
-            resume: Take the message over from the writer that it has or had, as
-                :meth:`resume_writer` does, and go on behind its text.
+            resume: True to take over the message from the writer that it has or had, as
+                :meth:`resume_writer` does, and continue behind its text.
 
         Raises:
-            InvalidInputError: These are no tokens, an option makes no sense, or the metadata cannot
-                be stored. No token was taken.
-            StreamStoppedError: Somebody asked for a stop; the message is cancelled.
+            InvalidInputError: ``tokens`` or an option is invalid, or the metadata cannot be stored.
+                No token was read.
+            StreamStoppedError: A stop was requested; the message is cancelled.
 
-        Beside these it raises what a writer does, and what ``tokens`` do.
+        It also raises the errors of a writer, and those of ``tokens``.
         """
         if not isinstance(tokens, AsyncIterable):
             raise InvalidInputError(
-                f"pipe takes an asynchronous iterable of str, not {type(tokens).__name__}: "
-                "use append_chunks for texts that are all there. Nothing was written."
+                f"pipe requires an asynchronous iterable of str, not {type(tokens).__name__}: "
+                "use append_chunks for a list of texts. Nothing was written."
             )
         try:
-            options = WriterOptions(
+            async with self._writer(
+                completion=metadata,
+                take_over=resume,
                 flush_interval=flush_interval,
                 max_buffered=max_buffered,
                 granularity=granularity,
                 interrupt=True,
-            )
-            target = self._writer_target()
-            async with MessageWriter(
-                target, options, completion=metadata, take_over=resume
             ) as writer:
                 async for token in tokens:
                     await writer.write(token)
@@ -585,14 +554,14 @@ class Message(StoredDocument, Document):
     # The end
 
     async def complete_streaming(self, metadata: Metadata | None = None) -> Self:
-        """Ends the stream well; ``metadata`` is merged into the message's, key by key.
+        """Completes the stream; ``metadata`` is merged into the message's, key by key.
 
-        The metadata is stored with the completion and only with it: nothing of it is stored when
-        this call raises.
+        The metadata is stored with the completion and only with it: it is not stored if this call
+        raises.
 
         Raises:
-            InvalidMetadataError: The metadata cannot be stored; the message goes on streaming.
-            MessageNotStreamingError: The message has ended already; nothing was changed.
+            InvalidMetadataError: The metadata cannot be stored; the message continues to stream.
+            MessageNotStreamingError: The message has ended before; nothing was changed.
             MessageNotFoundError: The message does not exist.
             StoreUnavailableError: MongoDB did not answer.
         """
@@ -601,7 +570,7 @@ class Message(StoredDocument, Document):
     async def fail_streaming(
         self, error: str | BaseException, metadata: Metadata | None = None
     ) -> Self:
-        """Ends the stream with an error; the text so far is kept. Raises as a completion does."""
+        """Ends the stream with an error; keeps the text so far. Raises as a completion does."""
         return await self._end(
             End(MessageStatus.FAILED, check_metadata(metadata), check_error(error))
         )
@@ -609,16 +578,16 @@ class Message(StoredDocument, Document):
     async def mark_as_error(
         self, error: str | BaseException, metadata: Metadata | None = None
     ) -> Self:
-        """Another name of :meth:`fail_streaming`, for code that comes from Converse."""
+        """Another name of :meth:`fail_streaming`, for code that was written for Converse."""
         return await self.fail_streaming(error, metadata)
 
     async def cancel_streaming(
         self, reason: str | None = None, metadata: Metadata | None = None
     ) -> Self:
-        """Ends the stream as stopped, at once; the text so far is kept.
+        """Cancels the stream at once; keeps the text so far.
 
-        For whoever writes the message; anybody else uses :meth:`request_stop`, which lets the
-        writer store what it has. Raises as a completion does.
+        For the process that writes the message. Others use :meth:`request_stop`, which lets the
+        writer store its text. Raises as a completion does.
         """
         return await self._end(
             End(MessageStatus.CANCELLED, check_metadata(metadata), stop_reason=check_reason(reason))
@@ -627,16 +596,16 @@ class Message(StoredDocument, Document):
     async def request_stop(self, reason: str | None = None) -> MessageStatus:
         """Asks the writer of the message, in whatever process, to stop.
 
-        The writer stores what it has and the message ends ``cancelled``. If the message has no
-        writer, this call ends it. If its writer is presumed dead, whoever looks at the message
-        next ends it.
+        The writer stores its text and the message ends ``cancelled``. If the message has no writer,
+        this call ends it. If its writer is presumed dead, the next process that reads the message
+        ends it.
 
         Args:
-            reason: Kept as the message's ``stop_reason``.
+            reason: Stored as the ``stop_reason`` of the message.
 
         Returns:
-            The state of the message: ``CANCELLED``; ``STREAMING`` until its writer has heard of it;
-            or how it had ended before, in which case nothing was changed.
+            The state of the message: ``CANCELLED``; ``STREAMING`` until its writer is notified; or
+            its earlier final state, in which case nothing was changed.
 
         Raises:
             InvalidInputError: The reason cannot be stored.
@@ -669,10 +638,10 @@ class Message(StoredDocument, Document):
 
     @classmethod
     def _derive(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Adds what the second write of an end has not stored yet, or could not."""
+        """Adds what the second write of an end has not stored yet, or could not store."""
         chunks, count = data.get("chunks"), data.get("next_sequence", 0)
         if isinstance(chunks, list) and count and len(chunks) != count:
-            # Read past the library: the rest is in pages, or was merged.
+            # Read without the library: the rest is in pages, or was merged.
             data = {**data, "chunks": ChunkLog.not_loaded()}
         elif isinstance(chunks, list) and chunks and not data.get("content"):
             log = ChunkLog(chunks)
@@ -706,7 +675,7 @@ class Message(StoredDocument, Document):
         return copied
 
     def _own_key(self) -> dict[str, Any]:
-        """The filter that finds this message, and no later one with the same id."""
+        """Returns the filter for this message, and for no later message with the same id."""
         return message_key(self._own_id(), self.conversation_id, self.log_id)
 
     def _own_queue(self, store: Store) -> WriteQueue:
@@ -723,16 +692,14 @@ class Message(StoredDocument, Document):
 
 
 async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
-    """The message that a filter by its id finds, ended first if its writer is presumed dead.
+    """Loads a message; ends it first if its writer is presumed dead.
 
     Raises:
         MessageNotFoundError: The message does not exist.
         StoreUnavailableError: MongoDB did not answer.
     """
-    store, what = model.store(), f"read message {key['_id']}"
-    stored = await store.call(store.reader.document, key, what=what)
-    if stored is None:
-        raise MessageNotFoundError(key["_id"])
+    store = model.store()
+    stored = await _read_stored(store, key)
     state = MessageHeader.from_stored(stored)
     if not state.status.is_final:
         settled = await store.leases.settle_if_expired(state)
@@ -741,18 +708,28 @@ async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
     return cast(M, parse_obj(model, stored))
 
 
-def generated_id(conversation_id: ObjectId, generation_id: str) -> PydanticObjectId:
-    """The id of the message that a generation makes in a conversation.
+async def _read_stored(
+    store: Store, key: Mapping[str, Any], longest: int | None = None
+) -> dict[str, Any]:
+    what = f"read message {key['_id']}"
+    stored = await store.call(store.reader.document, key, longest, what=what)
+    if stored is None:
+        raise MessageNotFoundError(key["_id"])
+    return stored
 
-    Derived, so that of two processes that start the same generation one finds it started: the
-    unique index on ``_id`` is one that every collection has, sharded or not.
+
+def generated_id(conversation_id: ObjectId, generation_id: str) -> PydanticObjectId:
+    """Derives the id of the message of a generation in a conversation.
+
+    If two processes start the same generation, one of them so finds it started: every collection,
+    sharded or not, has a unique index on ``_id``.
     """
     digest = hashlib.sha256(conversation_id.binary + generation_id.encode()).digest()
     return PydanticObjectId(digest[:12])
 
 
 def _batches(contents: list[str]) -> Iterator[list[str]]:
-    """``contents`` in runs that one atomic append takes."""
+    """Splits ``contents`` into atomic appends."""
     batch: list[str] = []
     size = 0
     for content in contents:

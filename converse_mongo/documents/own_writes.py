@@ -1,4 +1,4 @@
-"""Own writes: a copy of a message follows what is written through it."""
+"""Own writes: a copy of a message is updated with the writes made through it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +17,13 @@ Fields = dict[str, Any]
 class OwnWrites:
     """Keeps the fields of a copy up to date with its own appends and its own end.
 
-    The fields are the ``__dict__`` of the message: to get and set attributes costs a call or two in
-    Beanie's classes, at each append.
+    The fields are the ``__dict__`` of the message: getting and setting attributes costs a call or
+    two in Beanie's classes, at each append.
 
     Attributes:
-        queue: The queue of those who write to the message, once it is known.
-        has_text: Whether ``content`` has the whole text, though the chunks are not loaded.
-        unconfirmed: Whether it has appends of a transaction, which may not have been committed.
+        queue: The queue of the message, once it is known.
+        has_text: True if ``content`` has the whole text, though the chunks are not loaded.
+        unconfirmed: True after appends of a transaction, which may not have been committed.
     """
 
     __slots__ = ("has_text", "queue", "unconfirmed")
@@ -33,7 +33,7 @@ class OwnWrites:
         self.has_text = self.unconfirmed = False
 
     def known_text(self, fields: Fields) -> tuple[int, str] | None:
-        """The number of chunks and their text, where they need not be read from the database."""
+        """Returns the number of chunks and their text, if the copy has all of them."""
         if self.unconfirmed or not (self.has_text or fields["chunks"].is_loaded):
             return None
         return fields["next_sequence"], fields["content"]
@@ -41,16 +41,16 @@ class OwnWrites:
     def append(
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
     ) -> None:
-        """Follows an append: a copy that holds all chunks before these gets them, too."""
+        """Adds the chunks of an append to a copy that has all chunks before them."""
         log: ChunkLog = fields["chunks"]
         if not (log.is_loaded and fields["status"] is MessageStatus.STREAMING):
             return
-        if chunks[0].sequence == fields["next_sequence"]:  # else it stays a true beginning
+        if chunks[0].sequence == fields["next_sequence"]:  # else others appended in between
             log.stored.extend([chunk.to_stored() for chunk in chunks])
             _add_text(fields, tracker, chunks, None)
 
     def write(self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]) -> None:
-        """Follows a writer, but keeps no more than a page of chunks and the text that fits."""
+        """Adds the chunks of a writer, but keeps at most a page of them and the text that fits."""
         log: ChunkLog = fields["chunks"]
         if fields["status"] is not MessageStatus.STREAMING or not (self.has_text or log.is_loaded):
             return
@@ -64,7 +64,7 @@ class OwnWrites:
         _add_text(fields, tracker, chunks, MAX_CONTENT_BYTES)
 
     def end(self, fields: Fields, ended: EndedMessage) -> None:
-        """Follows the end of the message."""
+        """Sets the fields that the end of the message changed."""
         state = ended.state
         for name in (
             *("status", "error", "stop_reason", "metadata"),
@@ -83,8 +83,8 @@ def _add_text(
     fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk], limit: int | None
 ) -> None:
     remembered = tracker.remembered
-    # With no other reference to it CPython grows a string in place; a copy for each chunk would
-    # cost the square of the length.
+    # CPython grows a string in place if nothing else refers to it; a copy for each chunk would cost
+    # the square of the length.
     remembered.pop("content", None)
     text: str = fields.pop("content")
     for chunk in chunks:

@@ -1,9 +1,9 @@
-"""Pages: the chunks that long messages do not embed any more."""
+"""Pages: the chunks that long messages no longer embed."""
 
 from typing import Any, ClassVar
 
 from beanie import Document, PydanticObjectId
-from pymongo import ASCENDING, IndexModel
+from pymongo import IndexModel
 
 from converse_mongo.domain.chunks import ChunkLog
 from converse_mongo.store.collections import PAGES
@@ -12,17 +12,17 @@ __all__ = ["MessageChunkPage"]
 
 
 class MessageChunkPage(Document):
-    """A run of chunks that a long message does not embed any more.
+    """A run of chunks that a long message no longer embeds.
 
-    Read it as you like; only the library writes it.
+    Read-only: only the library writes it.
 
     Attributes:
         conversation_id: The conversation of the message.
         message_id: The message.
-        log_id: Its ``log_id``: an id that was used before tells no old page from a new one.
+        log_id: Its ``log_id``, since a later message may have the same id.
         first_sequence: The sequence of its first chunk.
         next_sequence: The sequence behind its last chunk.
-        chunk_bytes: What the chunks take, in bytes, counted generously.
+        chunk_bytes: An upper bound of the size of the chunks, in bytes.
         chunks: The chunks.
     """
 
@@ -36,19 +36,13 @@ class MessageChunkPage(Document):
     chunks: ChunkLog
 
     class Settings:
-        """What Beanie is to know."""
+        """Settings for Beanie."""
 
         name = PAGES
         bson_encoders: ClassVar[dict[Any, Any]] = {ChunkLog: lambda log: log.stored}
         indexes: ClassVar[list[IndexModel]] = [
             # The page that holds a sequence; the shard key leads.
             IndexModel(
-                [
-                    ("conversation_id", ASCENDING),
-                    ("message_id", ASCENDING),
-                    ("log_id", ASCENDING),
-                    ("first_sequence", ASCENDING),
-                ],
-                name="message_pages",
+                ["conversation_id", "message_id", "log_id", "first_sequence"], name="message_pages"
             ),
         ]

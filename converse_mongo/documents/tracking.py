@@ -13,7 +13,7 @@ from converse_mongo.store.saves import Changes
 __all__ = ["ChangeTracker"]
 
 _IMMUTABLE = (str, int, float, datetime, ObjectId, type(None))  # enumerations of str are str
-"""Types of most fields that need no copy; to copy them takes long."""
+"""Types that need no copy, as most fields do not; copying is slow."""
 
 _MISSING = object()
 
@@ -21,12 +21,12 @@ _MISSING = object()
 class ChangeTracker:
     """Remembers the fields of a copy, so that a save writes only those that changed since.
 
-    Beanie's own ``save()`` writes every field as this process last saw it, and so undoes whatever
-    was stored by others since. (Its state management would do, but encodes every chunk of every
+    Beanie's own ``save()`` writes every field as this process last saw it, and so overwrites what
+    others stored since. (Its state management would avoid that, but encodes every chunk of every
     message on every load.)
 
     Attributes:
-        remembered: The fields as they are known to be stored.
+        remembered: The fields as they were last stored.
     """
 
     __slots__ = ("remembered",)
@@ -40,14 +40,14 @@ class ChangeTracker:
         return copied
 
     def remember(self, fields: Mapping[str, Any]) -> None:
-        """Takes ``fields`` as stored; none of them counts as changed from here on."""
+        """Notes that ``fields`` are stored; from now on none of them counts as changed."""
         self.remembered = {
             name: value if isinstance(value, _IMMUTABLE) else copy.deepcopy(value)
             for name, value in fields.items()
         }
 
     def changed(self, fields: Mapping[str, Any]) -> list[str]:
-        """The names of the fields that differ from what is remembered."""
+        """Returns the names of the fields that differ from the remembered ones."""
         remembered = self.remembered
         return [name for name, value in fields.items() if remembered.get(name, _MISSING) != value]
 
@@ -58,12 +58,12 @@ class ChangeTracker:
         paths: Mapping[str, str],
         mappings: Collection[str],
     ) -> Changes:
-        """The write that stores changed fields.
+        """Returns the changes to store.
 
         Args:
             fields: The fields as they are now.
-            encoded: The document as BSON has it, by path.
-            paths: The fields to write, each with its name in the document.
+            encoded: The document in BSON, by path.
+            paths: The fields to write, with their names in the document.
             mappings: The fields whose keys are written one by one.
         """
         changes = Changes()

@@ -1,8 +1,8 @@
-"""Chunks: the immutable pieces of a streaming message, and the log of them in a document."""
+"""Chunks: the immutable pieces of a streaming message, and their log in a document."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, TypeAlias, overload
 
@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from converse_mongo.domain.errors import ChunksNotLoadedError
 from converse_mongo.domain.jsonable import jsonable
-from converse_mongo.domain.metadata import restored, storable
+from converse_mongo.domain.metadata import aware, restored, storable
 from converse_mongo.domain.validation import CHUNK_OVERHEAD, utf8_size
 
 __all__ = [
@@ -22,43 +22,37 @@ __all__ = [
     "Piece",
     "StoredChunk",
     "UtcDatetime",
-    "aware",
     "stored_size",
     "text_of",
 ]
 
 StoredChunk: TypeAlias = dict[str, Any]
-"""A chunk as BSON holds it: sequence, content, created_at, and where it has them, metadata and,
-on the first chunk of each append, append_id."""
+"""A chunk as stored: sequence, content, created_at, metadata if it has some, and append_id on the
+first chunk of each append."""
 
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
-
-
-def aware(moment: datetime) -> datetime:
-    """``moment`` in UTC with a time zone: BSON dates have none, and drivers differ in adding it."""
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 UtcDatetime = Annotated[datetime, AfterValidator(aware)]
 
 
 def stored_size(content_size: int, metadata: Mapping[str, Any]) -> int:
-    """What a chunk takes in a document, in bytes; at the most, and closely."""
+    """Returns a close upper bound of the size of a chunk in a document, in bytes."""
     extra = len(bson.encode(storable(metadata))) if metadata else 0
     return CHUNK_OVERHEAD + content_size + extra
 
 
 def text_of(chunks: Iterable[StoredChunk]) -> str:
-    """The contents of chunks, joined."""
+    """Joins the contents of chunks."""
     return "".join([chunk["content"] for chunk in chunks])
 
 
 class Piece(NamedTuple):
-    """What becomes a chunk.
+    """A text that becomes a chunk.
 
     Attributes:
         content: The text.
-        metadata: What is said of it.
+        metadata: The metadata of the chunk.
         text_size: The size of the text, in bytes of UTF-8.
     """
 
@@ -74,8 +68,8 @@ class MessageChunk:
     Attributes:
         sequence: Its place in the message: 0, 1, 2, … without a gap.
         content: The text.
-        created_at: When the writer made it: UTC, aware, in whole milliseconds as BSON has them.
-        metadata: What the writer said of it; a read-only mapping, empty by default.
+        created_at: When the writer made it: UTC, aware, in whole milliseconds as in BSON.
+        metadata: The writer's metadata; a read-only mapping, empty by default.
     """
 
     sequence: int
@@ -85,17 +79,13 @@ class MessageChunk:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "MessageChunk":
-        """The chunk that ``stored`` describes."""
-        metadata = stored.get("metadata")
-        return cls(
-            stored["sequence"],
-            stored["content"],
-            aware(stored["created_at"]),
-            MappingProxyType(restored(metadata)) if metadata else NO_METADATA,
-        )
+        """Reads a stored chunk."""
+        metadata = restored(stored.get("metadata") or {})
+        created_at = aware(stored["created_at"])
+        return _chunk(stored["sequence"], stored["content"], created_at, metadata)
 
     def to_stored(self) -> StoredChunk:
-        """The chunk as BSON holds it."""
+        """Returns the chunk as it is stored."""
         stored: StoredChunk = {
             "sequence": self.sequence,
             "content": self.content,
@@ -112,11 +102,11 @@ class MessageChunk:
 
     @property
     def stored_size(self) -> int:
-        """What it takes in a document, in bytes; at the most, and closely."""
+        """A close upper bound of its size in a document, in bytes."""
         return stored_size(self.content_size, self.metadata)
 
     def to_dict(self) -> dict[str, Any]:
-        """The chunk in types that JSON has."""
+        """Returns the chunk in JSON types."""
         return {
             "sequence": self.sequence,
             "content": self.content,
@@ -126,7 +116,14 @@ class MessageChunk:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A mapping proxy can be neither copied nor pickled.
-        return _rebuild, (self.sequence, self.content, self.created_at, dict(self.metadata))
+        return _chunk, (self.sequence, self.content, self.created_at, dict(self.metadata))
+
+
+def _chunk(
+    sequence: int, content: str, created_at: datetime, metadata: dict[str, Any]
+) -> MessageChunk:
+    read_only = MappingProxyType(metadata) if metadata else NO_METADATA
+    return MessageChunk(sequence, content, created_at, read_only)
 
 
 def _to_stored(chunk: object) -> StoredChunk:
@@ -139,23 +136,12 @@ def _to_stored(chunk: object) -> StoredChunk:
     return chunk
 
 
-def _rebuild(
-    sequence: int, content: str, created_at: datetime, metadata: dict[str, Any]
-) -> MessageChunk:
-    return MessageChunk(
-        sequence,
-        content,
-        created_at,
-        MappingProxyType(metadata) if metadata else NO_METADATA,
-    )
-
-
 class ChunkLog(Sequence[MessageChunk]):
     """The chunks of a loaded message, in order: a read-only sequence of :class:`MessageChunk`.
 
-    It keeps what BSON gave and makes a chunk only when one is asked for, since most readers of a
-    message want its text. A log that a listing left out raises :class:`ChunksNotLoadedError`
-    instead of pretending to be empty.
+    It keeps the stored form and makes a chunk only on access, since most readers of a message want
+    its text. A log that a listing left out raises :class:`ChunksNotLoadedError` instead of
+    appearing empty.
     """
 
     __slots__ = ("_stored",)
@@ -165,31 +151,31 @@ class ChunkLog(Sequence[MessageChunk]):
 
     @classmethod
     def not_loaded(cls) -> "ChunkLog":
-        """A log that was left in the database."""
+        """Returns a log whose chunks were left in the database."""
         return cls(None)
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the chunks are here."""
+        """True if the chunks were loaded."""
         return self._stored is not None
 
     @property
     def stored(self) -> list[StoredChunk]:
-        """The chunks as BSON holds them.
+        """The chunks as they are stored.
 
         Raises:
-            ChunksNotLoadedError: They were left in the database.
+            ChunksNotLoadedError: The chunks were left in the database.
         """
         if self._stored is None:
             raise ChunksNotLoadedError
         return self._stored
 
     def copy(self) -> "ChunkLog":
-        """A log of its own with the same chunks."""
+        """Returns a separate log with the same chunks."""
         return ChunkLog(self._stored)
 
     def text(self) -> str:
-        """The contents, joined."""
+        """Joins the contents."""
         return text_of(self.stored)
 
     @overload
@@ -237,13 +223,11 @@ class ChunkLog(Sequence[MessageChunk]):
         def dump(log: ChunkLog) -> list[dict[str, Any]] | None:
             return [chunk.to_dict() for chunk in log] if log.is_loaded else None
 
+        chunks = core_schema.list_schema(core_schema.dict_schema())
         return core_schema.no_info_plain_validator_function(
             validate,
-            json_schema_input_schema=core_schema.list_schema(core_schema.dict_schema()),
+            json_schema_input_schema=chunks,
             serialization=core_schema.plain_serializer_function_ser_schema(
-                dump,
-                return_schema=core_schema.nullable_schema(
-                    core_schema.list_schema(core_schema.dict_schema())
-                ),
+                dump, return_schema=core_schema.nullable_schema(chunks)
             ),
         )

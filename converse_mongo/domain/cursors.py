@@ -1,4 +1,4 @@
-"""Where a watcher of a conversation stands: small enough to be an event id."""
+"""Cursors: the position of a watcher in a conversation, small enough for an event id."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from converse_mongo.domain.errors import InvalidCursorError
 __all__ = ["NOW", "ConversationCursor"]
 
 NOW = "now"
-"""As ``after`` of ``watch_conversation``: start behind all that is stored."""
+"""As ``after`` of ``watch_conversation``: start behind everything stored."""
 
 _COUNT = r"(?:0|[1-9][0-9]{0,17})"
 _FORM = re.compile(rf"([0-9a-f]{{24}})\.({_COUNT})((?:\.{_COUNT}-{_COUNT})*)")
@@ -19,11 +19,11 @@ _FORM = re.compile(rf"([0-9a-f]{{24}})\.({_COUNT})((?:\.{_COUNT}-{_COUNT})*)")
 
 @dataclass(frozen=True, slots=True)
 class ConversationCursor:
-    """All that was seen of a conversation.
+    """The part of a conversation that was seen.
 
-    Since messages become visible in the order of their positions (see ``store.Store.add_message``),
-    a single number says which were seen. Those among them that have not ended are listed; so a
-    cursor grows with the number of messages that stream at one time, not with the conversation.
+    Messages become visible in the order of their positions (see ``store.positions``), so a single
+    number says which were seen. Those of them that have not ended are listed: a cursor grows with
+    the number of messages that stream at one time, not with the conversation.
 
     Attributes:
         conversation_id: The conversation.
@@ -42,20 +42,20 @@ class ConversationCursor:
 
     @classmethod
     def parse(cls, text: object, conversation_id: ObjectId) -> "ConversationCursor":
-        """The cursor that ``text`` is the text of.
+        """Parses a cursor.
 
         Raises:
-            InvalidCursorError: It is none, or one of another conversation.
+            InvalidCursorError: It is not a cursor, or belongs to another conversation.
         """
         found = _FORM.fullmatch(text) if isinstance(text, str) else None
         if found is None:
             raise InvalidCursorError(
-                f"after={text!r} is no cursor of a conversation: pass the cursor of an event of "
-                "watch_conversation, None to start at the beginning, or 'now' for what comes next."
+                f"after={text!r} is not a valid cursor: pass the cursor of an event of "
+                "watch_conversation, None to start at the beginning, or 'now' for new events only."
             )
         if found[1] != str(conversation_id):
             raise InvalidCursorError(
-                f"after={text!r} is a cursor of conversation {found[1]}, not of {conversation_id}."
+                f"after={text!r} belongs to conversation {found[1]}, not to {conversation_id}."
             )
         pairs = [part.split("-") for part in found[3].split(".") if part]
         end, opened = int(found[2]), {int(p): int(s) for p, s in pairs}
@@ -65,11 +65,11 @@ class ConversationCursor:
             or positions != sorted(positions)
             or max(opened, default=-1) >= end
         ):
-            raise InvalidCursorError(f"after={text!r} contradicts itself: it was not made here.")
+            raise InvalidCursorError(f"after={text!r} is not valid: the cursor contradicts itself.")
         return cls(conversation_id, end, opened)
 
     def covers(self, other: "ConversationCursor") -> bool:
-        """Whether nothing was seen at ``other`` that was not seen here."""
+        """Returns whether everything seen at ``other`` was also seen here."""
         if other.end > self.end:
             return False
         return all(
@@ -79,17 +79,17 @@ class ConversationCursor:
         )
 
     def created(self, streaming: bool) -> "ConversationCursor":
-        """The cursor behind the creation of the next message."""
+        """Returns the cursor behind the creation of the next message."""
         opened = {**self.open, self.end: 0} if streaming else self.open
         return ConversationCursor(self.conversation_id, self.end + 1, opened)
 
     def appended(self, position: int, next_sequence: int) -> "ConversationCursor":
-        """The cursor behind a chunk of an open message."""
+        """Returns the cursor behind a chunk of an open message."""
         return ConversationCursor(
             self.conversation_id, self.end, {**self.open, position: next_sequence}
         )
 
     def ended(self, position: int) -> "ConversationCursor":
-        """The cursor behind the end of an open message."""
+        """Returns the cursor behind the end of an open message."""
         still_open = {key: value for key, value in self.open.items() if key != position}
         return ConversationCursor(self.conversation_id, self.end, still_open)

@@ -1,4 +1,4 @@
-"""The errors of the library: one root, and a class for each thing a caller can act on."""
+"""Errors: one root, and a class for each case that a caller can act on."""
 
 from bson import ObjectId
 
@@ -60,15 +60,15 @@ class InvalidContentError(InvalidInputError):
 
 
 class InvalidMetadataError(InvalidInputError):
-    """Metadata that MongoDB cannot hold; nothing was written."""
+    """Metadata cannot be stored in MongoDB; nothing was written."""
 
 
 class InvalidCursorError(InvalidInputError):
-    """An ``after`` that no event of this stream carried."""
+    """An ``after`` is not the cursor of an event of this stream."""
 
 
 class NotFoundError(ConverseError, LookupError):
-    """There is no such document."""
+    """The document does not exist."""
 
 
 class ConversationNotFoundError(NotFoundError):
@@ -94,7 +94,7 @@ class MessageNotFoundError(NotFoundError):
 
 
 class MessageNotStreamingError(ConverseError):
-    """The message has ended; it takes no chunk and no second end."""
+    """The message has ended; it accepts no chunk and no second end."""
 
     def __init__(self, message_id: ObjectId, status: MessageStatus) -> None:
         super().__init__(
@@ -106,12 +106,12 @@ class MessageNotStreamingError(ConverseError):
 
 
 class MessageTooLargeError(ConverseError):
-    """The metadata and fields of a message are more than one document may hold."""
+    """The metadata and fields of a message exceed the size of a document."""
 
     def __init__(self, message_id: ObjectId) -> None:
         super().__init__(
-            f"Message {message_id} would hold more beside its chunks than one document may: this "
-            "was not stored, what came before is. Keep large metadata elsewhere."
+            f"Message {message_id} would exceed the size of a document, without its chunks: this "
+            "was not stored, earlier writes are. Keep large metadata elsewhere."
         )
         self.message_id = message_id
 
@@ -125,13 +125,13 @@ class ProtectedFieldError(ConverseError):
 
 
 class StoreUnavailableError(ConverseError):
-    """MongoDB did not answer for so long that the library gave up.
+    """MongoDB did not answer, and the library gave up.
 
     Attributes:
-        append_id: For an append, the id to pass as ``append_id`` to try the same append again;
-            it is stored once even if the first attempt did reach the server. Otherwise ``None``.
-        appended: For an ``append_chunks`` that took several writes, how many of its contents are
-            stored; the append to try again begins behind them.
+        append_id: For an append, the id to pass as ``append_id`` to retry the same append; it is
+            stored once even if the first attempt reached the server. Otherwise ``None``.
+        appended: For an ``append_chunks`` of several writes, the number of its contents that are
+            stored; the append to retry begins behind them.
     """
 
     def __init__(self, message: str, append_id: ObjectId | None = None) -> None:
@@ -141,28 +141,28 @@ class StoreUnavailableError(ConverseError):
 
 
 class StreamStoppedError(ConverseError):
-    """Somebody asked for this stream to stop.
+    """A stop of this stream was requested.
 
     Attributes:
-        message_id: The message, which ends ``cancelled`` with the text it has.
-        reason: What was given as the reason, or ``None``.
+        message_id: The message, which ends ``cancelled`` with its text so far.
+        reason: The reason of the request, or ``None``.
     """
 
     def __init__(self, message_id: ObjectId, reason: str | None) -> None:
         super().__init__(
-            f"Message {message_id} was asked to stop{f' ({reason})' if reason else ''}: what was "
-            "written before is stored. Leave the generation loop."
+            f"A stop of message {message_id} was requested{f' ({reason})' if reason else ''}: text "
+            "that was written before is stored. Leave the generation loop."
         )
         self.message_id = message_id
         self.reason = reason
 
 
 class WriterError(ConverseError):
-    """A writer cannot go on.
+    """A writer cannot continue.
 
     Attributes:
         message_id: The message.
-        text: What the writer had taken and is not known to have stored.
+        text: The text that the writer accepted and may not have stored.
     """
 
     def __init__(self, message: str, message_id: ObjectId, text: str = "") -> None:
@@ -172,20 +172,20 @@ class WriterError(ConverseError):
 
 
 class WriterExistsError(WriterError):
-    """The message has a writer already: one generation is enough."""
+    """The message already has a writer."""
 
 
 class WriterFencedError(WriterError):
-    """Another writer took the message over, or it was ended as an orphan; nothing was stored."""
+    """Another writer took over the message, or it was ended as an orphan; nothing was stored."""
 
 
 class WriterFailedError(WriterError):
-    """A writer gave up; its cause says why, and ``text`` holds what it could not store.
+    """A writer gave up; its cause says why, and ``text`` holds the text that it could not store.
 
     Attributes:
-        unconfirmed: The chunks of its last write, of which it is not known whether they are stored.
-            ``append_chunks(error.unconfirmed, append_id=error.append_id)`` has them stored once.
-        append_id: The id of that write, or ``None`` where there was none.
+        unconfirmed: The chunks of its last write, which may or may not be stored.
+            ``append_chunks(error.unconfirmed, append_id=error.append_id)`` stores them once.
+        append_id: The id of that write, or ``None`` without one.
         unsent: The text behind it, which is not stored. ``text`` is all of it together.
     """
 
@@ -202,8 +202,8 @@ class TransactionsUnavailableError(ConfigurationError):
 
 
 class TransactionAbortedError(ConverseError):
-    """MongoDB ended the transaction, most often since others wrote the same: run it again."""
+    """MongoDB ended the transaction, usually because of a write conflict: run it again."""
 
 
 class WatchError(ConverseError):
-    """Watching cannot go on: the hub crashed, or something else wrote to what is watched."""
+    """Watching cannot continue: the hub crashed, or the data was modified outside the library."""

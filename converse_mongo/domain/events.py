@@ -1,4 +1,4 @@
-"""What happened: the events that watchers yield and handlers are called with."""
+"""Events: yielded by watchers, and passed to handlers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ class Event:
 
     Attributes:
         conversation_id: The conversation it happened in.
-        cursor: Where ``watch_conversation`` stood behind this event: pass it as ``after`` to go on
-            from there, in any process. ``None`` in handlers, in ``watch_owner``, and in
+        cursor: The place of ``watch_conversation`` behind this event: pass it as ``after`` to
+            continue from there, in any process. ``None`` in handlers, in ``watch_owner``, and in
             ``watch_message``, where the cursor is the sequence of the chunk.
     """
 
@@ -47,7 +47,7 @@ class Event:
     cursor: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The event in types that JSON has, its kind under ``"type"``."""
+        """Returns the event in JSON types, with its kind under ``"type"``."""
         fields: dict[str, Any] = {"type": self.type}
         for name in (each.name for each in dataclasses.fields(self)):
             value = getattr(self, name)
@@ -72,7 +72,7 @@ class ConversationUpdated(Event):
     """Fields of a conversation were saved: its title, its metadata or others.
 
     Attributes:
-        revision: How often it was saved so; several saves may come as one event.
+        revision: The number of saves so far; several saves may come as one event.
     """
 
     type: ClassVar[str] = "conversation.updated"
@@ -85,7 +85,7 @@ class ConversationUpdated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversationDeleted(Event):
-    """A conversation is not there any more, or belongs to another owner.
+    """A conversation was deleted, or now belongs to another owner.
 
     Only ``watch_owner`` yields it; handlers are not called with it.
     """
@@ -114,78 +114,75 @@ class MessageCreated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkReceived(Event):
+class _StreamEvent(Event):
+    """An event of a message that was created before."""
+
+    message_id: ObjectId
+    role: MessageRole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkReceived(_StreamEvent):
     """A chunk was appended to a streaming message."""
 
     type: ClassVar[str] = "chunk.received"
 
-    message_id: ObjectId
-    role: MessageRole
     chunk: MessageChunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessageUpdated(Event):
+class MessageUpdated(_StreamEvent):
     """Fields of a message other than its chunks and its state were saved; load it to see them.
 
     Attributes:
-        revision: How often it was saved so; several saves may come as one event.
+        revision: The number of saves so far; several saves may come as one event.
     """
 
     type: ClassVar[str] = "message.updated"
 
-    message_id: ObjectId
-    role: MessageRole
     revision: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessageCompleted(Event):
-    """A streaming message ended well. No chunk follows."""
+class _MessageEnded(_StreamEvent):
+    """A streaming message ended. No chunk follows."""
 
-    type: ClassVar[str] = "message.completed"
-
-    message_id: ObjectId
-    role: MessageRole
     chunk_count: int
     metadata: Mapping[str, Any] = field(hash=False)
     completed_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessageFailed(Event):
-    """A streaming message ended with an error; the text it had is kept. No chunk follows."""
+class MessageCompleted(_MessageEnded):
+    """A streaming message ended without an error. No chunk follows."""
+
+    type: ClassVar[str] = "message.completed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageFailed(_MessageEnded):
+    """A streaming message ended with an error; its text so far is kept. No chunk follows."""
 
     type: ClassVar[str] = "message.failed"
 
-    message_id: ObjectId
-    role: MessageRole
-    chunk_count: int
-    metadata: Mapping[str, Any] = field(hash=False)
-    completed_at: datetime
     error: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessageCancelled(Event):
-    """A streaming message was stopped; the text it had is kept. No chunk follows."""
+class MessageCancelled(_MessageEnded):
+    """A streaming message was stopped; its text so far is kept. No chunk follows."""
 
     type: ClassVar[str] = "message.cancelled"
 
-    message_id: ObjectId
-    role: MessageRole
-    chunk_count: int
-    metadata: Mapping[str, Any] = field(hash=False)
-    completed_at: datetime
     reason: str | None
 
 
 FinalEvent: TypeAlias = MessageCompleted | MessageFailed | MessageCancelled
 MessageEvent: TypeAlias = ChunkReceived | FinalEvent
-"""What ``watch_message`` yields."""
+"""The events of ``watch_message``."""
 ConversationEvent: TypeAlias = MessageCreated | ChunkReceived | MessageUpdated | FinalEvent
-"""What ``watch_conversation`` yields."""
+"""The events of ``watch_conversation``."""
 OwnerEvent: TypeAlias = (
     ConversationCreated | ConversationUpdated | ConversationDeleted | MessageCreated | FinalEvent
 )
-"""What ``watch_owner`` yields."""
+"""The events of ``watch_owner``."""

@@ -1,67 +1,51 @@
-"""What the library reads of a message besides its text, and the events that follow from it."""
+"""Message headers: a message without its text, and the events that follow from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
 from bson import ObjectId
 
-from converse_mongo.domain.chunks import MessageChunk, aware
+from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.events import (
     ChunkReceived,
     FinalEvent,
     MessageCancelled,
     MessageCompleted,
+    MessageCreated,
     MessageFailed,
 )
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.metadata import restored
+from converse_mongo.domain.metadata import aware, restored
 from converse_mongo.domain.types import MessageRole, MessageStatus
 
-__all__ = ["COUNTERS", "HEADER", "MessageHeader", "message_key", "with_chunk_count"]
-
-COUNTERS = {
-    "conversation_id": 1,
-    "log_id": 1,
-    "status": 1,
-    "next_sequence": 1,
-    "lease": 1,
-    "stop_requested_at": 1,
-}
-"""The projection that tells whether a message moved on, and whether its writer lives."""
-
-HEADER = COUNTERS | {
-    "position": 1,
-    "role": 1,
-    "page_start": 1,
-    "content_bytes": 1,
-    "metadata": 1,
-    "error": 1,
-    "stop_reason": 1,
-    "retention": 1,
-    "created_at": 1,
-    "completed_at": 1,
-    "end_id": 1,
-    "compacted": 1,
-}
-"""The projection of all that a :class:`MessageHeader` holds: neither text nor chunks."""
+__all__ = ["HEADER", "MessageHeader", "MessageRow", "message_key", "pages_of", "with_chunk_count"]
 
 
 def message_key(
     message_id: ObjectId, conversation_id: ObjectId, log_id: ObjectId | None
 ) -> dict[str, Any]:
-    """The filter that finds one message: not a later one that was given the same id.
+    """Returns the filter for one message, and for no later message with the same id.
 
     A generation that is deleted and started anew has the same ``_id``. Its ``log_id`` is new. A
-    message that an earlier version stored may have none, which ``None`` matches.
+    message that an earlier version stored may have no ``log_id``, which ``None`` matches.
     """
     return {"_id": message_id, "conversation_id": conversation_id, "log_id": log_id}
 
 
+def pages_of(key: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the filter for the pages of a message, given by its :func:`message_key`."""
+    return {
+        "conversation_id": key["conversation_id"],
+        "message_id": key["_id"],
+        "log_id": key["log_id"],
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class MessageHeader:
-    """A message without its text."""
+    """A message without its text and its chunks."""
 
     message_id: ObjectId
     conversation_id: ObjectId
@@ -85,7 +69,7 @@ class MessageHeader:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "MessageHeader":
-        """The state in ``stored``, a document read with :data:`STATE`."""
+        """Reads a document, or its projection :data:`HEADER`."""
         completed_at = stored.get("completed_at")
         return cls(
             message_id=stored["_id"],
@@ -111,16 +95,16 @@ class MessageHeader:
 
     @property
     def key(self) -> dict[str, Any]:
-        """The filter that finds this message."""
+        """The filter for this message."""
         return message_key(self.message_id, self.conversation_id, self.log_id)
 
     @property
     def streamed(self) -> bool:
-        """Whether the message was ever streaming: only such a one has chunks and an end."""
+        """True if the message was ever streaming: only then it has chunks and an end."""
         return not self.status.is_final or self.end_id is not None
 
     def chunk_received(self, chunk: MessageChunk, cursor: str | None = None) -> ChunkReceived:
-        """The event of one of its chunks."""
+        """Makes the event of one of its chunks."""
         return ChunkReceived(
             conversation_id=self.conversation_id,
             message_id=self.message_id,
@@ -130,7 +114,7 @@ class MessageHeader:
         )
 
     def ended(self, cursor: str | None = None) -> FinalEvent:
-        """The final event of a message that has ended."""
+        """Makes the final event of a message that has ended."""
         metadata = self.metadata
         if self.streamed:
             metadata = with_chunk_count(metadata, self.next_sequence)
@@ -150,10 +134,49 @@ class MessageHeader:
         return MessageCompleted(**common)
 
 
-def with_chunk_count(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The metadata of an ended stream, with the number of its chunks.
+_STORED_NAMES = {"message_id": "_id", "stop_requested": "stop_requested_at"}
 
-    The count is stored a moment after the end itself (see ``store.ends``); who reads between the
+HEADER = {
+    name: 1
+    for name in (_STORED_NAMES.get(each.name, each.name) for each in fields(MessageHeader))
+    if name != "_id"
+}
+"""The projection of all that a :class:`MessageHeader` holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRow:
+    """A message of a conversation, with the text that it was created with."""
+
+    state: MessageHeader
+    content: str
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "MessageRow":
+        """Reads a document, or its projection :data:`HEADER` and ``content``."""
+        state = MessageHeader.from_stored(stored)
+        return cls(state, "" if state.streamed else stored.get("content") or "")
+
+    def created(self, cursor: str | None = None) -> MessageCreated:
+        """Makes the event that the message was added."""
+        state = self.state
+        return MessageCreated(
+            conversation_id=state.conversation_id,
+            message_id=state.message_id,
+            position=state.position,
+            role=state.role,
+            streaming=state.streamed,
+            content=self.content,
+            metadata=state.metadata,
+            created_at=state.created_at,
+            cursor=cursor,
+        )
+
+
+def with_chunk_count(metadata: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Adds the number of chunks to the metadata of an ended stream.
+
+    The count is stored a moment after the end itself (see ``store.ends``). A reader between the
     two gets the same answer from here.
     """
     return {**metadata, "chunks": count}

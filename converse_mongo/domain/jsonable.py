@@ -1,4 +1,4 @@
-"""BSON values as JSON has them."""
+"""BSON values in JSON types."""
 
 from base64 import b64encode
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ __all__ = ["jsonable"]
 
 
 def jsonable(value: Any) -> Any:
-    """``value`` in types that :mod:`json` takes; bytes become Base64."""
+    """Returns ``value`` in types that :mod:`json` accepts; bytes become Base64."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Leases: who may write to a streaming message."""
+"""Leases: the right to write to a streaming message."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -7,20 +7,21 @@ from typing import Any
 from beanie import PydanticObjectId
 from pydantic import BaseModel, ConfigDict
 
-from converse_mongo.domain.chunks import UtcDatetime, aware
+from converse_mongo.domain.chunks import UtcDatetime
+from converse_mongo.domain.metadata import aware
 
 __all__ = ["Lease"]
 
 
 class Lease(BaseModel):
-    """Who may write to a streaming message, and how long without a heartbeat.
+    """The right to write to a streaming message, which ends without heartbeats.
 
     Attributes:
-        epoch: How many writers the message has had; 0 while it is appended to by hand.
+        epoch: The number of writers that the message has had; 0 while it is appended to by hand.
         holder: The id that the last writer gave itself.
-        renewed_at: When there was a heartbeat, by the server's clock; ``None`` for never.
-        duration: Seconds from then on until whoever meets the message ends it as an orphan;
-            ``None`` for never.
+        renewed_at: The last heartbeat, by the server's clock; ``None`` for never.
+        duration: Seconds after the last heartbeat until the message counts as an orphan, and the
+            next process that reads it ends it; ``None`` for never.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -32,11 +33,11 @@ class Lease(BaseModel):
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any] | None) -> "Lease":
-        """The lease in a document; one that never runs out where it has none."""
+        """Reads the lease in a document; without one, returns a lease that never expires."""
         if not stored:
             return cls()
         renewed_at = stored.get("renewed_at")
-        # Without validation: watchers look at many, and nothing else writes them.
+        # Without validation: watchers read many, and only the library writes them.
         return cls.model_construct(
             epoch=stored.get("epoch") or 0,
             holder=stored.get("holder"),
@@ -45,11 +46,11 @@ class Lease(BaseModel):
         )
 
     def is_held_by(self, other: "Lease") -> bool:
-        """Whether the writer that was given ``other`` is still the writer."""
+        """Returns whether the writer that was given ``other`` is still the writer."""
         return (self.epoch, self.holder) == (other.epoch, other.holder)
 
     def has_expired(self, server_time: datetime) -> bool:
-        """Whether it has run out, when the server's clock says ``server_time``."""
+        """Returns whether it has expired at ``server_time``, by the server's clock."""
         if self.renewed_at is None or self.duration is None:
             return False
         return (server_time - self.renewed_at).total_seconds() > self.duration

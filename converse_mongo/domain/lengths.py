@@ -1,4 +1,4 @@
-"""The text of a message beside the lengths of its chunks: what is left once they were merged.
+"""Merged chunks: the text of a message, and the lengths of its chunks.
 
 A watcher resumes behind any sequence, so the places where chunks ended must outlive them. A length
 takes a byte or two here, in the variable-length form of
@@ -15,7 +15,7 @@ __all__ = ["encode_lengths", "expand"]
 
 
 def encode_lengths(contents: Iterable[str]) -> bytes:
-    """How many code points each of ``contents`` has."""
+    """Encodes the number of code points of each of ``contents``."""
     encoded = bytearray()
     for content in contents:
         length = len(content)
@@ -27,7 +27,7 @@ def encode_lengths(contents: Iterable[str]) -> bytes:
 
 
 def decode_lengths(encoded: bytes) -> Iterator[int]:
-    """The inverse of :func:`encode_lengths`."""
+    """Reverses :func:`encode_lengths`."""
     length = shift = 0
     for byte in encoded:
         length |= (byte & 0x7F) << shift
@@ -40,9 +40,9 @@ def decode_lengths(encoded: bytes) -> Iterator[int]:
 def expand(
     stored: Mapping[str, Any], start: int = 0, limit: int | None = None
 ) -> list[StoredChunk]:
-    """The chunks of a merged message from sequence ``start`` on, as BSON held them.
+    """Returns the chunks of a merged message from sequence ``start`` on, as they were stored.
 
-    Their metadata are gone, and so are their dates: they take that of the end.
+    Their metadata and dates are gone: they get the date of the end.
     """
     text: str = stored["content"]
     ends = list(accumulate(decode_lengths(stored["chunk_lengths"]), initial=0))

@@ -1,8 +1,8 @@
-"""The application's JSON: metadata and context. What is stored comes back equal, or is refused.
+"""Metadata and context of the application: stored so that it comes back equal, or refused.
 
-A mapping has three forms: what a caller gives, which :func:`check_metadata` makes plain; the plain
-form, which the library hands out; and the form that BSON has, which :func:`storable` makes, and of
-which :func:`restored` makes the plain one again.
+A mapping has three forms: that of the caller; the plain form, which :func:`check_metadata` makes of
+it and the library hands out; and the form for BSON, which :func:`storable` makes of the plain form,
+and :func:`restored` reverses.
 """
 
 import numbers
@@ -24,6 +24,7 @@ from converse_mongo.domain.errors import InvalidMetadataError
 __all__ = [
     "MAX_METADATA_BYTES",
     "MAX_METADATA_DEPTH",
+    "aware",
     "check_metadata",
     "is_addressable",
     "keep_storable",
@@ -35,19 +36,18 @@ MAX_METADATA_BYTES = 1024 * 1024
 """The largest metadata of one call, in bytes of BSON: 1 MiB."""
 
 MAX_METADATA_DEPTH = 80
-"""How deeply metadata may be nested; MongoDB takes 100 levels for the whole document."""
+"""The deepest nesting of metadata; MongoDB accepts 100 levels for the whole document."""
 
 MAX_UNSTORED = 100
-"""How many keys that cannot be stored are named."""
+"""The most keys to name of those that cannot be stored."""
 _NAME_LENGTH = 200
 _ROOM_FOR_UNSTORED = 64 * 1024
 
 _INT64 = range(-(2**63), 2**63)
 _BSON_TYPES = (Binary, Code, MaxKey, MinKey, Regex)
 _UUID_SUBTYPES = (3, UUID_SUBTYPE)
-_HINTS: tuple[tuple[type, str], ...] = (
-    (set, "pass a sorted list"),
-    (frozenset, "pass a sorted list"),
+_HINTS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    ((set, frozenset), "pass a sorted list"),
     (Decimal128, "pass a decimal.Decimal"),
     (DBRef, "pass a dictionary"),
     (Binary, "pass bytes or a uuid.UUID"),
@@ -55,23 +55,20 @@ _HINTS: tuple[tuple[type, str], ...] = (
 
 
 class _RefusedError(Exception):
-    """A value that cannot be stored, and where it is."""
+    """A value cannot be stored; ``path`` leads to it."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.path = ""
+    path = ""
 
 
 def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any]:
-    """``metadata`` as MongoDB will give it back: a copy that shares nothing with the argument.
+    """Returns ``metadata`` as MongoDB will return it: a copy that shares nothing with the argument.
 
-    An Enum becomes its value, a number of numpy's one of Python's, a tuple a list; times are in UTC
-    and whole milliseconds.
+    An Enum becomes its value, a numpy number a Python number, a tuple a list; times are in UTC and
+    whole milliseconds.
 
     Raises:
-        InvalidMetadataError: It is not a mapping, is too large or too deep, or something in it
-            would not come back equal. The message names the path.
+        InvalidMetadataError: It is not a mapping, is too large or too deep, or a value in it would
+            not come back equal. The message names the path.
     """
     if metadata is None:
         return {}
@@ -85,7 +82,7 @@ def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any]:
             raise _RefusedError("has an empty key")
     except _RefusedError as refused:
         raise InvalidMetadataError(
-            f"{what}{_cut(refused.path)} {refused.reason}. Nothing was written."
+            f"{what}{_cut(refused.path)} {refused}. Nothing was written."
         ) from refused.__cause__
     size = len(bson.encode(storable(plain)))
     if size > MAX_METADATA_BYTES:
@@ -103,12 +100,8 @@ def _plain_mapping(mapping: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         name = _plain_key(key)
         if name in plain:
             raise _RefusedError(f"has the key {_short(name)} twice")
-        try:
-            plain[name] = _plain(value, depth + 1)
-        except _RefusedError as refused:
-            refused.path = f"[{_short(name)}]{refused.path}"
-            raise
-    # PyMongo reads such a dictionary as a DBRef, which does not tell this from no "$db" at all.
+        plain[name] = _plain_item(name, value, depth)
+    # PyMongo reads such a dictionary as a DBRef, in which this is the same as no "$db" at all.
     if isinstance(plain.get("$ref"), str) and "$id" in plain and plain.get("$db", "") is None:
         raise _RefusedError("has the keys '$ref' and '$id' and None for '$db': leave '$db' out")
     return plain
@@ -116,20 +109,21 @@ def _plain_mapping(mapping: Mapping[Any, Any], depth: int) -> dict[str, Any]:
 
 def _plain_list(values: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
     _check_depth(depth)
-    plain = []
-    for index, value in enumerate(values):
-        try:
-            plain.append(_plain(value, depth + 1))
-        except _RefusedError as refused:
-            refused.path = f"[{index}]{refused.path}"
-            raise
-    return plain
+    return [_plain_item(index, value, depth) for index, value in enumerate(values)]
+
+
+def _plain_item(key: str | int, value: Any, depth: int) -> Any:
+    try:
+        return _plain(value, depth + 1)
+    except _RefusedError as refused:
+        refused.path = f"[{_short(key)}]{refused.path}"
+        raise
 
 
 def _check_depth(depth: int) -> None:
     if depth > MAX_METADATA_DEPTH:
         raise _RefusedError(
-            f"is nested over the limit of {MAX_METADATA_DEPTH} levels, or holds itself"
+            f"is nested over the limit of {MAX_METADATA_DEPTH} levels, or contains itself"
         )
 
 
@@ -142,16 +136,15 @@ def _plain_key(key: object) -> str:
         )
     name = str.__str__(key)
     if "\0" in name:
-        raise _RefusedError(f"has the key {_short(name)}, which holds a NUL")
+        raise _RefusedError(f"has the key {_short(name)}, which contains a NUL")
     try:
-        _check_text(name)
-    except _RefusedError:
-        raise _RefusedError(f"has the key {_short(name)}, which holds a lone surrogate") from None
-    return name
+        return _check_text(name)
+    except _RefusedError as refused:
+        raise _RefusedError(f"has the key {_short(name)}, which {refused}") from None
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """``value`` as it will come back.
+    """Returns ``value`` as it will come back.
 
     Raises:
         _RefusedError: It would not come back equal.
@@ -186,33 +179,35 @@ def _check_text(text: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise _RefusedError("holds a lone surrogate, which UTF-8 cannot hold") from error
+            raise _RefusedError("contains a lone surrogate, which UTF-8 cannot hold") from error
     return text
 
 
 def _number(value: Any) -> int | float | bool:
-    kind = type(value)
     if isinstance(value, numbers.Integral):
         whole = operator.index(value)
         if whole not in _INT64:
-            raise _RefusedError("is a whole number of more than 64 bits")
+            raise _RefusedError("is an integer of more than 64 bits")
         return whole
     if isinstance(value, numbers.Real) and not isinstance(value, numbers.Rational):
         real = float(value)
         if real != value and value == value:  # NaN is not itself
-            raise _RefusedError(f"is a {kind.__name__} that no float of 64 bits equals")
+            raise _RefusedError(f"is a {type(value).__name__} that no 64-bit float equals")
         return real
-    if kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"):
+    if _type_name(value) in ("numpy.bool", "numpy.bool_"):
         return bool(value)
     raise _unknown(value)
 
 
-def _unknown(value: object) -> _RefusedError:
+def _type_name(value: object) -> str:
     kind = type(value)
-    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-    hints = [hint for known, hint in _HINTS if isinstance(value, known)]
-    hint = hints[0] if hints else "convert it to what JSON or BSON has"
-    return _RefusedError(f"is a {name}, which would not come back equal: {hint}")
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _unknown(value: object) -> _RefusedError:
+    hints = (hint for known, hint in _HINTS if isinstance(value, known))
+    hint = next(hints, "convert it to a type that JSON or BSON has")
+    return _RefusedError(f"is a {_type_name(value)}, which would not come back equal: {hint}")
 
 
 def _moment(value: datetime) -> datetime:
@@ -226,23 +221,22 @@ def _moment(value: datetime) -> datetime:
             tzinfo=UTC,
         )
     except (OverflowError, ValueError, TypeError) as error:
-        raise _RefusedError(f"is no time that MongoDB can hold ({error})") from error
+        raise _RefusedError(f"is not a time that MongoDB can hold ({error})") from error
 
 
 def _decimal(value: Decimal) -> Decimal:
     if value.is_snan():
         raise _RefusedError("is a signaling NaN")
     try:
-        plain = Decimal128(value).to_decimal()
+        return Decimal128(value).to_decimal()
     except DecimalException as error:
         raise _RefusedError(
             "is a Decimal of more than 34 digits, or outside of the range of Decimal128"
         ) from error
-    return plain
 
 
 def _same_type(value: Any) -> Any:
-    """A value of BSON's own types, if it comes back as one."""
+    """Returns a value of BSON's own types, if it comes back as one."""
     if isinstance(value, Binary) and value.subtype in _UUID_SUBTYPES:
         raise _unknown(value)
     try:
@@ -263,7 +257,7 @@ def _cut(text: str) -> str:
 
 
 def storable(value: Any) -> Any:
-    """What :func:`check_metadata` made, as BSON holds it under any settings of a client."""
+    """Makes of the plain form a form that BSON holds, whatever the settings of the client are."""
     if isinstance(value, Mapping):
         return {key: storable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -279,7 +273,7 @@ _AS_THEY_ARE = frozenset({str, int, float, bool, type(None), ObjectId, bytes})
 
 
 def restored(value: Any) -> Any:
-    """What PyMongo made of stored metadata, as it was given; the same object if nothing differs."""
+    """Makes the plain form of what PyMongo decoded; returns the same object if they are equal."""
     if isinstance(value, dict):
         changed = {
             key: new
@@ -298,19 +292,22 @@ def restored(value: Any) -> Any:
     if isinstance(value, Binary) and value.subtype == UUID_SUBTYPE and len(value) == 16:
         return value.as_uuid(UuidRepresentation.STANDARD)
     if isinstance(value, datetime):
-        if value.tzinfo is UTC:
-            return value
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return value if value.tzinfo is UTC else aware(value)
     return value
 
 
+def aware(moment: datetime) -> datetime:
+    """Returns ``moment`` in UTC with a time zone, which BSON lacks and not every driver adds."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
 def is_addressable(key: str) -> bool:
-    """Whether a key can be part of the path of an update operator."""
+    """Returns whether a key can be part of the path of an update operator."""
     return "." not in key and not key.startswith("$")
 
 
 def keep_storable(metadata: object) -> tuple[dict[str, Any], dict[str, str]]:
-    """What of ``metadata`` can be stored, and the types of the rest by their keys."""
+    """Returns the storable part of ``metadata``, and the types of the rest by their keys."""
     if metadata is None:
         return {}, {}
     if not isinstance(metadata, Mapping):
@@ -322,7 +319,7 @@ def keep_storable(metadata: object) -> tuple[dict[str, Any], dict[str, str]]:
         try:
             checked = check_metadata({key: value})
             size = len(bson.encode(storable(checked)))
-        except Exception:  # noqa: BLE001 - whatever an object of the application does
+        except Exception:  # noqa: BLE001 - an object of the application may raise anything
             size = room + 1
         if size <= room:
             kept |= checked

@@ -1,4 +1,4 @@
-"""Owners of conversations: given by callers, and as documents hold them."""
+"""Owners of conversations: as callers pass them, and as documents hold them."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -18,7 +18,7 @@ OwnerKey: TypeAlias = tuple[str, str]
 
 
 class Owner(BaseModel):
-    """Who a conversation belongs to: a kind of thing in the application, and its id there.
+    """The owner of a conversation: a kind of thing in the application, and its id there.
 
     The id is ``str``, ``int``, ``ObjectId`` or ``UUID``, and is stored as text.
     """
@@ -63,10 +63,10 @@ def _text(value: str | int | ObjectId | UUID) -> str:
 
 
 def check_owner(owner: object) -> Owner:
-    """The owner that a caller named.
+    """Returns the owner that a caller passed.
 
     Raises:
-        InvalidInputError: It is no pair of a type and an id.
+        InvalidInputError: It is not a pair of a type and an id.
     """
     try:
         return Owner.model_validate(owner)
@@ -74,12 +74,12 @@ def check_owner(owner: object) -> Owner:
         causes = [each["ctx"]["error"] for each in error.errors() if "error" in each.get("ctx", {})]
         reason = f"{causes[0]} " if causes else ""
         raise InvalidInputError(
-            f"{owner!r} is no owner: {reason}Pass a type and an id, such as ('user', '42')."
+            f"{owner!r} is not an owner: {reason}Pass a type and an id, such as ('user', '42')."
         ) from error
 
 
 def owner_key(stored: Mapping[str, Any]) -> OwnerKey | None:
-    """Whose a stored conversation is."""
+    """Reads the owner of a stored conversation."""
     owner = stored.get("owner")
     if not isinstance(owner, Mapping):
         return None

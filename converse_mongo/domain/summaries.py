@@ -1,4 +1,4 @@
-"""What is read of a conversation for who watches its owner, and the events that follow from it."""
+"""Conversation summaries: what events report of a conversation, and those events."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,21 +7,20 @@ from typing import Any, NamedTuple
 
 from bson import ObjectId
 
-from converse_mongo.domain.chunks import aware
 from converse_mongo.domain.events import ConversationCreated, ConversationUpdated
-from converse_mongo.domain.metadata import restored
+from converse_mongo.domain.metadata import aware, restored
 from converse_mongo.domain.owners import OwnerKey, owner_key
 
 __all__ = ["MARKERS", "NEVER", "SUMMARY", "ChangeMarkers", "ConversationSummary"]
 
 MARKERS = {"owner": 1, "next_position": 1, "revision": 1, "created_at": 1, "updated_at": 1}
-"""The projection that tells whether something happened in a conversation."""
+"""The projection of a :class:`ChangeMarkers`, with the owner."""
 
 SUMMARY = MARKERS | {"title": 1, "metadata": 1}
 """The projection of all that a :class:`ConversationSummary` holds."""
 
 NEVER = datetime(1970, 1, 2, tzinfo=UTC)
-"""When a document was changed that does not say so: the library has not written it."""
+"""The date of a document without one, which the library has not written."""
 
 
 def _moment(stored: Mapping[str, Any], name: str) -> datetime:
@@ -30,7 +29,7 @@ def _moment(stored: Mapping[str, Any], name: str) -> datetime:
 
 
 class ChangeMarkers(NamedTuple):
-    """What changes when something happens in a conversation, other than to its messages."""
+    """The fields that change when messages are added to a conversation, or it is saved."""
 
     next_position: int
     revision: int
@@ -39,7 +38,7 @@ class ChangeMarkers(NamedTuple):
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "ChangeMarkers":
-        """The marks of a document, or of its projection ``MARKS``."""
+        """Reads a document, or its projection :data:`MARKERS`."""
         return cls(
             stored.get("next_position", 0),
             stored.get("revision", 0),
@@ -50,7 +49,7 @@ class ChangeMarkers(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ConversationSummary:
-    """A conversation as events tell of it."""
+    """A conversation as events report it."""
 
     conversation_id: ObjectId
     owner: OwnerKey | None
@@ -62,7 +61,7 @@ class ConversationSummary:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "ConversationSummary":
-        """The conversation in a document, or in its projection ``OWNED``."""
+        """Reads a document, or its projection :data:`SUMMARY`."""
         return cls(
             conversation_id=stored["_id"],
             owner=owner_key(stored),
@@ -74,7 +73,7 @@ class ConversationSummary:
         )
 
     def created(self) -> ConversationCreated:
-        """The event that it was started."""
+        """Makes the event that it was started."""
         return ConversationCreated(
             conversation_id=self.conversation_id,
             title=self.title,
@@ -84,7 +83,7 @@ class ConversationSummary:
         )
 
     def updated(self) -> ConversationUpdated:
-        """The event that it was saved."""
+        """Makes the event that it was saved."""
         return ConversationUpdated(
             conversation_id=self.conversation_id,
             title=self.title,

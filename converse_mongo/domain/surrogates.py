@@ -1,4 +1,4 @@
-"""Halves of characters: a text of Python may hold the two surrogates of UTF-16 apart.
+"""Halves of characters: a Python string may hold the two surrogates of UTF-16 separately.
 
 Model endpoints that escape JSON as ASCII may cut a character between two tokens, and each token is
 then decoded to half of it. UTF-8, and so MongoDB, holds whole characters only.
@@ -7,20 +7,20 @@ then decoded to half of it. UTF-8, and so MongoDB, holds whole characters only.
 __all__ = ["REPLACEMENT", "begins_with_second_half", "mend", "split_first_half"]
 
 REPLACEMENT = "\ufffd"
-"""What stands for half of a character that has no other half."""
+"""Replaces half of a character whose other half is missing."""
 
 
 def split_first_half(text: str) -> tuple[str, str]:
-    """``text`` without the first half of a character at its end, and that half."""
+    """Splits the first half of a character off the end of ``text``."""
     return (text[:-1], text[-1:]) if "\ud800" <= text[-1:] <= "\udbff" else (text, "")
 
 
 def begins_with_second_half(text: str) -> bool:
-    """Whether ``text`` goes on with a character that another text began."""
+    """Returns whether ``text`` begins with the second half of a character."""
     return "\udc00" <= text[:1] <= "\udfff"
 
 
 def mend(text: str) -> tuple[str, int]:
-    """``text`` with its halves joined, and how many stayed alone and were replaced."""
+    """Joins the halves in ``text``; also returns how many were unpaired, and replaced."""
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return whole, whole.count(REPLACEMENT) - text.count(REPLACEMENT)

@@ -1,4 +1,4 @@
-"""Roles, statuses and aliases: the words every other module uses."""
+"""Types: the roles, statuses and aliases that every other module uses."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -18,20 +18,20 @@ __all__ = [
 ]
 
 Metadata: TypeAlias = Mapping[str, Any]
-"""What BSON can hold, under string keys."""
+"""Values that BSON can hold, under string keys."""
 
 IdLike: TypeAlias = str | ObjectId
-"""An id as callers have it: an ``ObjectId`` or its 24 hexadecimal digits."""
+"""An id: an ``ObjectId`` or its 24 hexadecimal digits."""
 
 Retention: TypeAlias = Literal["keep", "compact"] | timedelta
-"""What becomes of the chunks of an ended message: kept, or merged away, at once or later."""
+"""The fate of the chunks of an ended message: kept, or merged, at once or later."""
 
 Granularity: TypeAlias = Literal["flush", "token"]
-"""What a writer makes a chunk of: all that it stores in one write, or each token."""
+"""A writer makes a chunk of all that it stores in one write, or of each token."""
 
 
 class MessageRole(StrEnum):
-    """Who speaks in a message."""
+    """The speaker of a message."""
 
     SYSTEM = "system"
     USER = "user"
@@ -50,12 +50,12 @@ class MessageStatus(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether a message in this state never changes its text again."""
+        """True if a message in this state never changes its text again."""
         return self is not MessageStatus.STREAMING
 
 
 class WatchMode(StrEnum):
-    """How watchers learn of news: pushed by the server, or asked for at an interval."""
+    """The source of news for watchers: pushed by the server, or polled at an interval."""
 
     CHANGE_STREAM = "change_stream"
     POLLING = "polling"

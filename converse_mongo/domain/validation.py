@@ -1,11 +1,11 @@
-"""Checks of what callers pass in, made before anything is written."""
+"""Checks of arguments, made before anything is written."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from enum import StrEnum
+from typing import TypeGuard, TypeVar
 
 from bson import ObjectId
-from bson.codec_options import CodecOptions
 
 from converse_mongo.domain.errors import (
     InvalidContentError,
@@ -13,15 +13,8 @@ from converse_mongo.domain.errors import (
     InvalidIdError,
     InvalidInputError,
 )
-from converse_mongo.domain.metadata import (
-    MAX_METADATA_BYTES,
-    MAX_METADATA_DEPTH,
-    check_metadata,
-)
-from converse_mongo.domain.types import MessageStatus
 
 __all__ = [
-    "BSON_OPTIONS",
     "CHUNK_OVERHEAD",
     "EPOCH",
     "MAX_APPEND_BYTES",
@@ -29,52 +22,49 @@ __all__ = [
     "MAX_CHUNK_BYTES",
     "MAX_CONTENT_BYTES",
     "MAX_LIVE_BYTES",
-    "MAX_METADATA_BYTES",
-    "MAX_METADATA_DEPTH",
     "MAX_REASON_BYTES",
     "MAX_SECONDS",
     "PAGE_BYTES",
     "PAGE_CHUNKS",
+    "check_choice",
     "check_chunk_contents",
     "check_content",
     "check_count",
     "check_error",
-    "check_metadata",
+    "check_int",
     "check_reason",
     "check_retention",
     "check_seconds",
     "check_sequence",
-    "check_status",
     "check_token",
     "now",
     "object_id",
 ]
 
-BSON_OPTIONS: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True, tzinfo=UTC)
-"""How the library reads BSON: dates come with their time zone."""
+E = TypeVar("E", bound=StrEnum)
 
 MAX_CHUNK_BYTES = 1024 * 1024
 """The largest content of one chunk, in bytes of UTF-8: 1 MiB."""
 
 CHUNK_OVERHEAD = 112
-"""What a chunk takes in a document beside its text and metadata, in bytes, at the most."""
+"""An upper bound of the size of a chunk in a document beside its text and metadata, in bytes."""
 
 MAX_APPEND_BYTES = 4 * 1024 * 1024
-"""The most that one atomic append takes, in bytes of UTF-8 and 112 more for each chunk: 4 MiB.
+"""The largest atomic append, in bytes of UTF-8 and 112 more for each chunk: 4 MiB.
 It travels in one command and comes back in one change event, both limited to 16 MiB by MongoDB."""
 
 PAGE_CHUNKS = 256
-"""How many chunks a message embeds before they are moved to a page."""
+"""The number of chunks that a message embeds before they are moved to a page."""
 
 PAGE_BYTES = 256 * 1024
-"""How many bytes of BSON the embedded chunks take before they are moved to a page: 256 KiB."""
+"""The BSON size of the embedded chunks at which they are moved to a page: 256 KiB."""
 
 MAX_APPEND_CHUNKS = PAGE_CHUNKS
-"""The most chunks that one atomic append takes: as many as make a page, 256."""
+"""The most chunks of one atomic append: as many as make a page, 256."""
 
 MAX_LIVE_BYTES = 6 * 1024 * 1024
-"""The most that the embedded chunks ever take: 6 MiB. MongoDB's limit for a document is 16 MiB; the
-rest is room for metadata, and for the joined text at the end."""
+"""The largest size of the embedded chunks: 6 MiB. MongoDB limits a document to 16 MiB; the rest is
+room for metadata, and for the joined text at the end."""
 
 MAX_CONTENT_BYTES = 8 * 1024 * 1024
 """The largest content of a message that is added whole, in bytes of UTF-8: 8 MiB."""
@@ -82,20 +72,20 @@ MAX_CONTENT_BYTES = 8 * 1024 * 1024
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 MAX_SECONDS = 100 * 366 * 24 * 3600
-"""The longest duration: about a hundred years, so that dates do not end before it does."""
+"""The longest duration: about a hundred years, which dates can represent."""
 
 MAX_REASON_BYTES = 16 * 1024
 """The longest reason for a stop, in bytes of UTF-8: 16 KiB."""
 
 
 def now() -> datetime:
-    """The time in UTC, aware, in whole milliseconds: what BSON gives back."""
+    """Returns the time in UTC, aware, in whole milliseconds, as BSON holds it."""
     moment = datetime.now(UTC)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
 def object_id(value: object, what: str) -> ObjectId:
-    """The id that ``value`` means.
+    """Returns ``value`` as an id.
 
     Raises:
         InvalidIdError: ``value`` is not an id. ``what`` names it in the message.
@@ -110,43 +100,33 @@ def object_id(value: object, what: str) -> ObjectId:
 
 
 def utf8_size(text: str) -> int:
-    """The size of a text in bytes of UTF-8; a lone surrogate raises UnicodeEncodeError."""
+    """Returns the size of a text in bytes of UTF-8; a lone surrogate raises UnicodeEncodeError."""
     return len(text) if text.isascii() else len(text.encode())
 
 
 def check_content(content: object, limit: int = MAX_CONTENT_BYTES) -> int:
-    """The size of ``content`` in bytes of UTF-8.
+    """Returns the size of ``content`` in bytes of UTF-8.
 
     Raises:
-        InvalidContentError: It is not text, not text that UTF-8 holds, or larger than ``limit``.
+        InvalidContentError: It is not text, not valid in UTF-8, or larger than ``limit``.
     """
     if not isinstance(content, str):
         raise InvalidContentError(
-            f"Content must be str, not {type(content).__name__}; decode bytes and render "
+            f"Content must be str, not {type(content).__name__}: decode bytes and render "
             "objects before storing them. Nothing was written."
         )
     try:
-        size = utf8_size(content)
+        return _check_size(utf8_size(content), limit)
     except UnicodeEncodeError as error:
         raise InvalidContentError(
-            f"Content holds a lone surrogate at index {error.start}, which UTF-8 cannot hold; "
-            "clean it, for example with content.encode('utf-8', 'replace').decode(). "
+            f"Content contains a lone surrogate at index {error.start}, which UTF-8 cannot "
+            "represent: clean it, for example with content.encode('utf-8', 'replace').decode(). "
             "Nothing was written."
         ) from error
-    return _check_size(size, limit)
-
-
-def _check_size(size: int, limit: int) -> int:
-    if size > limit:
-        raise InvalidContentError(
-            f"Content of {size} bytes is over the limit of {limit} bytes: split it. "
-            "Nothing was written."
-        )
-    return size
 
 
 def check_token(token: object) -> int:
-    """The size of a token in bytes of UTF-8; -1 if it holds halves of characters.
+    """Returns the size of a token in bytes of UTF-8; -1 if it contains halves of characters.
 
     Raises:
         InvalidContentError: It is not text, or larger than ``MAX_CHUNK_BYTES``.
@@ -160,16 +140,25 @@ def check_token(token: object) -> int:
     return check_content(token, MAX_CHUNK_BYTES)
 
 
+def _check_size(size: int, limit: int) -> int:
+    if size > limit:
+        raise InvalidContentError(
+            f"Content of {size} bytes is over the limit of {limit} bytes: split it. "
+            "Nothing was written."
+        )
+    return size
+
+
 def check_chunk_contents(contents: object) -> list[str]:
-    """The contents of chunks to append, each checked, as a list.
+    """Returns the contents of chunks to append as a list, each of them checked.
 
     Raises:
         InvalidContentError: One of them cannot be stored, or ``contents`` is a plain string.
     """
     if isinstance(contents, str) or not isinstance(contents, Iterable):
         raise InvalidContentError(
-            f"append_chunks takes several strings, not one {type(contents).__name__}; "
-            "use append_chunk for one. Nothing was written."
+            f"append_chunks requires an iterable of strings, not {type(contents).__name__}; "
+            "use append_chunk for one string. Nothing was written."
         )
     listed = list(contents)
     for content in listed:
@@ -177,49 +166,62 @@ def check_chunk_contents(contents: object) -> list[str]:
     return listed
 
 
+def _is_int(value: object, least: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def check_sequence(after: object, what: str = "sequence") -> int:
-    """The first number behind ``after``; ``None`` is before the first.
+    """Returns the first number behind ``after``; ``None`` is before the first.
 
     Raises:
-        InvalidCursorError: ``after`` is no such number.
+        InvalidCursorError: ``after`` is not such a number.
     """
     if after is None:
         return 0
-    if isinstance(after, bool) or not isinstance(after, int) or after < -1:
+    if not _is_int(after, -1):
         raise InvalidCursorError(
-            f"after={after!r} is no {what}: pass that of the last one you have, or None for all."
+            f"after={after!r} is not a valid {what}: pass the {what} of the last one you have, or "
+            "None for all."
         )
     return after + 1
 
 
-def check_count(count: object, what: str) -> int | None:
-    """``count``, which may be ``None`` for no bound.
+def check_int(value: object, what: str, least: int) -> int:
+    """Returns an integer of at least ``least``.
 
     Raises:
-        InvalidInputError: It is neither a whole number from 0 on nor ``None``.
+        InvalidInputError: It is not such an integer.
     """
-    if count is None:
-        return None
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise InvalidInputError(f"{what}={count!r}: pass a whole number, or None for all.")
-    return count
+    if not _is_int(value, least):
+        raise InvalidInputError(f"{what} must be an integer of at least {least}, got {value!r}.")
+    return value
 
 
-def check_status(status: object) -> MessageStatus:
-    """The state of messages that ``status`` means.
+def check_count(count: object, what: str) -> int | None:
+    """Returns ``count``, which may be ``None`` for no bound.
 
     Raises:
-        InvalidInputError: It is none.
+        InvalidInputError: It is neither an integer of at least 0 nor ``None``.
+    """
+    return None if count is None else check_int(count, what, 0)
+
+
+def check_choice(value: object, choices: type[E], what: str) -> E:
+    """Returns the member of ``choices`` for a value.
+
+    Raises:
+        InvalidInputError: There is none.
     """
     try:
-        return MessageStatus(status)  # type: ignore[arg-type]
+        return choices(value)  # type: ignore[arg-type]
     except ValueError as error:
-        known = ", ".join(MessageStatus)
-        raise InvalidInputError(f"status={status!r}: pass one of {known}.") from error
+        raise InvalidInputError(
+            f"{what} must be one of {', '.join(choices)}, got {value!r}."
+        ) from error
 
 
 def check_reason(reason: object) -> str | None:
-    """The reason for a stop, which may be ``None``.
+    """Returns the reason for a stop, which may be ``None``.
 
     Raises:
         InvalidInputError: It is not text, or cannot be stored.
@@ -231,20 +233,20 @@ def check_reason(reason: object) -> str | None:
 
 
 def check_seconds(seconds: object, what: str) -> float:
-    """``seconds`` as a number above 0, and of at most a hundred years.
+    """Returns a duration above 0 and of at most a hundred years.
 
     Raises:
-        InvalidInputError: It is none.
+        InvalidInputError: It is not such a number.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise InvalidInputError(f"{what}={seconds!r}: pass a number of seconds above 0.")
+        raise InvalidInputError(f"{what} must be a number of seconds above 0, got {seconds!r}.")
     if seconds > MAX_SECONDS:
-        raise InvalidInputError(f"{what}={seconds!r}: pass at most {MAX_SECONDS} seconds.")
+        raise InvalidInputError(f"{what} must be at most {MAX_SECONDS} seconds, got {seconds!r}.")
     return float(seconds)
 
 
 def check_retention(retention: object) -> float | None:
-    """The seconds after the end at which chunks are merged away; ``None`` for never.
+    """Returns the seconds from the end to the merge of the chunks; ``None`` for never.
 
     Raises:
         InvalidInputError: It is neither "keep" nor "compact" nor a duration.
@@ -256,13 +258,13 @@ def check_retention(retention: object) -> float | None:
     if isinstance(retention, timedelta) and 0 <= retention.total_seconds() <= MAX_SECONDS:
         return retention.total_seconds()
     raise InvalidInputError(
-        f"retention={retention!r}: pass 'keep', 'compact' or a timedelta of up to a hundred years. "
-        "Nothing was written."
+        "retention must be 'keep', 'compact' or a timedelta of up to a hundred years, got "
+        f"{retention!r}. Nothing was written."
     )
 
 
 def check_error(error: object) -> str:
-    """The text of an error that a message failed with.
+    """Returns the text of an error that a message failed with.
 
     Raises:
         InvalidInputError: It is neither text nor an exception, or cannot be stored.

@@ -1,1 +1,1 @@
-"""The only room that knows Motor from PyMongo Async, and Beanie 1 from Beanie 2."""
+"""Driver: the only package that tells Motor from PyMongo Async, and Beanie 1 from Beanie 2."""

@@ -1,10 +1,11 @@
-"""Change streams: opened and read in one way for each driver, the same to who reads them."""
+"""Change streams: opened and read in one way for each driver, behind one interface."""
 
 import asyncio
 import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from bson import DatetimeConversion, Timestamp
@@ -29,9 +30,9 @@ __all__ = [
 Change: TypeAlias = Mapping[str, Any]
 
 MAX_AWAIT_SECONDS = 1.0
-"""How long the server may hold an idle change stream's getMore; news end the wait at once."""
+"""The time for which the server holds the getMore of an idle stream; a change ends it at once."""
 ANSWER_SECONDS = 10.0
-"""How much longer a server may take that is frozen, or that a dead connection leads to."""
+"""The additional time for an answer, for a frozen server or a dead connection."""
 _ROOM = 1000
 _ENDED = "the server closed the change stream"
 
@@ -47,10 +48,10 @@ class ChangeStream(Protocol):
         """
 
     async def next_batch(self) -> Sequence[Change]:
-        """The changes that came since the last call; waits for some, and may return none.
+        """Returns the changes since the last call; waits for some, and may return none.
 
         Raises:
-            PyMongoError: The stream is lost; the driver has tried to resume it.
+            PyMongoError: The stream is lost; the driver could not resume it.
             BSONError: The stream is lost: the driver could not decode a change.
         """
 
@@ -64,18 +65,12 @@ class TaskChangeStream:
     def __init__(
         self, database: Any, pipeline: list[dict[str, Any]], start: Timestamp | None = None
     ) -> None:
-        self._database = database
-        self._pipeline = pipeline
-        self._start = start
+        self._watch = partial(database.watch, pipeline, **_options(start))
         self._stream: Any = None
 
     async def open(self) -> None:
         with fresh(ANSWER_SECONDS):
-            self._stream = await self._database.watch(
-                self._pipeline,
-                max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000),
-                start_at_operation_time=self._start,
-            )
+            self._stream = await self._watch()
 
     async def next_batch(self) -> Sequence[Change]:
         with fresh(MAX_AWAIT_SECONDS + ANSWER_SECONDS):
@@ -94,17 +89,15 @@ class TaskChangeStream:
 class ThreadChangeStream:
     """A change stream of the synchronous database under Motor's, read by a thread of its own.
 
-    Motor runs every call in one pool of threads that all clients of the process share, and a change
-    stream that waits there holds one of them: some ten streams stop all writes. A thread apart
-    leaves the pool to the writes, and costs one hop a batch instead of one an event.
+    Motor runs every call in one pool of threads that all clients of the process share, and a
+    waiting change stream occupies one of them: some ten streams stop all writes. A separate thread
+    leaves the pool to the writes, and costs one hop per batch instead of one per event.
     """
 
     def __init__(
         self, database: Any, pipeline: list[dict[str, Any]], start: Timestamp | None = None
     ) -> None:
-        self._database = database
-        self._pipeline = pipeline
-        self._start = start
+        self._watch = partial(database.watch, pipeline, **_options(start))
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
@@ -142,7 +135,7 @@ class ThreadChangeStream:
         self._room.set()
         if not self._thread.is_alive():
             return
-        # Closing the cursor ends the wait of the thread that reads it.
+        # Closing the cursor ends the wait of the thread.
         await in_thread(self._close_stream, CLOSE_SECONDS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
@@ -152,16 +145,12 @@ class ThreadChangeStream:
         if self._stream is not None:
             self._stream.close()
 
-    # What follows runs in the thread.
+    # In the thread
 
     def _run(self) -> None:
         try:
             with fresh(ANSWER_SECONDS):
-                self._stream = self._database.watch(
-                    self._pipeline,
-                    max_await_time_ms=int(MAX_AWAIT_SECONDS * 1000),
-                    start_at_operation_time=self._start,
-                )
+                self._stream = self._watch()
             self._tell(self._finish_opening, None)
             while not self._closing and self._stream.alive:
                 with fresh(MAX_AWAIT_SECONDS + ANSWER_SECONDS):
@@ -189,10 +178,10 @@ class ThreadChangeStream:
             self._tell(self._news.set)
 
     def _tell(self, callback: Any, *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(callback, *arguments)
 
-    # What follows runs in the loop.
+    # In the loop
 
     def _finish_opening(self, error: BaseException | None) -> None:
         if self._opened.done():
@@ -209,6 +198,13 @@ class ThreadChangeStream:
         self._news.set()
 
 
+def _options(start: Timestamp | None) -> dict[str, Any]:
+    return {
+        "max_await_time_ms": int(MAX_AWAIT_SECONDS * 1000),
+        "start_at_operation_time": start,
+    }
+
+
 async def open_change_stream(
     database: Database,
     pipeline: list[dict[str, Any]],
@@ -218,28 +214,27 @@ async def open_change_stream(
 ) -> ChangeStream:
     """Opens a change stream on ``database``.
 
-    The stream holds every change that a majority read made from now on does not show yet. Without
-    a start time the server would begin behind the last entry that it has applied, and skip what is
-    applied but not yet majority-committed. Such a write would be neither in the stream nor in the
-    read.
+    The stream has every change that a later majority read does not show yet. Without a start time
+    the server would begin behind the last entry that it has applied, and skip writes that are
+    applied but not yet majority-committed. They would be neither in the stream nor in the read.
 
     Args:
         database: The database.
-        pipeline: What to tell of each change.
-        begins: Told the time behind which the stream begins; ``None`` if the server does not tell
-            it, or does not take it for a read.
-        secondary: Whether a secondary is asked, where there is one.
+        pipeline: The stages that select changes, and fields of them.
+        begins: Called with the time behind which the stream begins; ``None`` if the server does not
+            report it, or does not accept it for a read.
+        secondary: True to read from a secondary, if there is one.
 
     Raises:
         PyMongoError: The server refused it or could not be reached.
     """
     committed = await committed_time(database)
     timed = await takes_time(database, committed)
-    # The tick behind it, as the server itself does where it is given no time: what is committed is
-    # read, and a change that cannot be decoded is not delivered again.
+    # The tick behind it, as the server does without a start time: committed changes are read, and a
+    # change that cannot be decoded is not delivered again.
     start = None if committed is None else Timestamp(committed.time, committed.inc + 1)
-    # The server refuses to watch with the read concern "local", which a URI may ask for. Hints are
-    # decoded leniently: what another application wrote must not end the stream.
+    # The server refuses to watch with the read concern "local", which a URI may set. Changes are
+    # decoded leniently: writes of another application must not end the stream.
     options: Any = {
         "read_concern": ReadConcern("majority"),
         "read_preference": (
@@ -257,7 +252,7 @@ async def open_change_stream(
     )
     opening = asyncio.create_task(stream.open(), name="converse_mongo-open")
     try:
-        # PyMongo leaves a socket behind when it is cancelled while it connects.
+        # PyMongo leaves a socket open when it is cancelled while it connects.
         await asyncio.shield(opening)
     except BaseException:
         await asyncio.wait({opening}, timeout=CLOSE_SECONDS)

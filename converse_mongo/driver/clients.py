@@ -26,7 +26,7 @@ Database: TypeAlias = Any
 
 
 def open_client(uri: str, options: Mapping[str, Any]) -> Client:
-    """A client of the driver that the installed Beanie speaks."""
+    """Makes a client of the driver that the installed Beanie uses."""
     if SPEAKS_MOTOR:
         from motor.motor_asyncio import AsyncIOMotorClient
 
@@ -44,9 +44,9 @@ def _closed(task: asyncio.Task[None]) -> None:
 
 
 async def close_client(client: Client) -> None:
-    """Closes a client of either driver, within a few seconds also when the server hangs."""
+    """Closes a client of either driver, within a few seconds even if the server hangs."""
     if isinstance(client, AsyncMongoClient):
-        # Not cancelled when time is up: once the server is back, or gone, it frees the connections.
+        # Not cancelled after the timeout: it frees connections once the server is back, or gone.
         closing = asyncio.create_task(
             client.close(), name="converse_mongo-close-client", context=Context()
         )
@@ -54,12 +54,12 @@ async def close_client(client: Client) -> None:
         closing.add_done_callback(_closed)
         await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
     else:
-        # Motor's close() says goodbye to the server, and blocks until it has answered.
+        # Motor's close() ends its sessions on the server, and blocks until it has answered.
         await in_thread(client.close, CLOSE_SECONDS)
 
 
 async def abandon_client(client: Client) -> None:
-    """Closes a client whose event loop is closed, as far as that goes."""
+    """Closes a client whose event loop is closed, as far as possible."""
     if not isinstance(client, AsyncMongoClient):
         await in_thread(client.close, CLOSE_SECONDS)
         return
@@ -70,13 +70,13 @@ async def abandon_client(client: Client) -> None:
 
 
 def open_database(client: Client, name: str | None) -> Database:
-    """The database ``name`` of ``client``, read from the primary, with dates that know their zone.
+    """Returns the database ``name`` of ``client``, with reads from the primary and aware dates.
 
-    The primary, because a read that explains why a write did not match must see that write's truth.
+    From the primary, because a read that explains why a write did not match must see its state.
 
     Raises:
-        ConfigurationError: The client is none, is of the other driver, does not acknowledge
-            writes, or no database was named.
+        ConfigurationError: The client is not a client, belongs to the other driver, does not
+            acknowledge writes, or no database was named.
     """
     _check_client(client)
     if name is None:
@@ -93,8 +93,8 @@ def open_database(client: Client, name: str | None) -> Database:
     )
     if not database.write_concern.acknowledged:
         raise ConfigurationError(
-            "This client has the write concern w=0, under which no write is ever acknowledged; "
-            "converse_mongo promises that acknowledged text is stored. Use w='majority'."
+            "This client has the write concern w=0, under which MongoDB acknowledges no write, but "
+            "converse_mongo guarantees that acknowledged text is stored. Use w='majority'."
         )
     return database
 
@@ -103,16 +103,16 @@ def _check_client(client: Client) -> None:
     speaks_pymongo = isinstance(client, AsyncMongoClient)
     if not speaks_pymongo and not hasattr(client, "get_io_loop"):
         raise ConfigurationError(
-            f"Converse takes a MongoDB URI, a Motor client or an AsyncMongoClient, "
+            f"Converse requires a MongoDB URI, a Motor client or an AsyncMongoClient, "
             f"not {type(client).__name__}."
         )
     if speaks_pymongo and SPEAKS_MOTOR:
         raise ConfigurationError(
-            f"Beanie {version('beanie')} speaks Motor, and this client is PyMongo's "
+            f"Beanie {version('beanie')} uses Motor, and this client is PyMongo's "
             "AsyncMongoClient: install 'beanie>=2', or pass an AsyncIOMotorClient."
         )
     if not speaks_pymongo and not SPEAKS_MOTOR:
         raise ConfigurationError(
-            f"Beanie {version('beanie')} speaks PyMongo's AsyncMongoClient, and this client is "
+            f"Beanie {version('beanie')} uses PyMongo's AsyncMongoClient, and this client is "
             "Motor's: install 'converse-mongo[motor]', or pass an AsyncMongoClient."
         )

@@ -1,4 +1,4 @@
-"""Closing what may hang: bounded in time."""
+"""Closing: bounded in time, since a server may hang."""
 
 import asyncio
 import contextlib
@@ -11,14 +11,14 @@ __all__ = ["CLOSE_SECONDS", "in_thread"]
 logger = logging.getLogger("converse_mongo")
 
 CLOSE_SECONDS = 2.0
-"""How long closing waits for a server that may hang."""
+"""The time for which closing waits for a server that may hang."""
 
 
 async def in_thread(function: Callable[[], object], seconds: float) -> None:
-    """Calls a function that may block for ever, and waits for it no longer than ``seconds``.
+    """Calls a function that may block forever, and waits for it for at most ``seconds``.
 
-    The thread is a daemon, which unlike those of an executor does not hold up the interpreter's
-    exit; an error is of no interest to who closes.
+    The thread is a daemon, which does not delay the exit of the interpreter, unlike those of an
+    executor. An error is only logged.
     """
     loop = asyncio.get_running_loop()
     done = asyncio.Event()

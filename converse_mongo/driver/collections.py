@@ -1,4 +1,4 @@
-"""Collections of either driver: how they read and write."""
+"""Collections of either driver, with their read and write concerns."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
@@ -25,21 +25,21 @@ __all__ = [
 ]
 
 Collection: TypeAlias = Any
-"""The asynchronous collection of either driver, where both take the same calls the same way."""
+"""The asynchronous collection of either driver, for the calls that both have in common."""
 
 LINEARIZABLE_MS = 5000
 
 
 def collection_of(model: type[Document], *, majority: bool = False) -> Collection:
-    """The collection that a document class is bound to, read as in :func:`open_database`.
+    """Returns the collection that a document class is bound to, read from the primary.
 
     Args:
         model: The class.
-        majority: Whether reads give only what no failover can take back any more; else they give
-            what the primary has, every write that it just refused to repeat included.
+        majority: True to read only what no failover can roll back; else the state of the primary,
+            including the write that made a repeated write mismatch.
 
     Raises:
-        beanie.exceptions.CollectionWasNotInitialized: It is bound to none.
+        beanie.exceptions.CollectionWasNotInitialized: The class is not bound.
     """
     collection: Collection = (
         model.get_motor_collection() if SPEAKS_MOTOR else cast(Any, model).get_pymongo_collection()
@@ -49,8 +49,8 @@ def collection_of(model: type[Document], *, majority: bool = False) -> Collectio
     return collection.with_options(
         codec_options=collection.codec_options.with_options(
             tz_aware=True,
-            # A date that Python does not have, which another application wrote, must not keep the
-            # documents beside it from being read.
+            # A date of another application that Python cannot represent must not prevent reading
+            # other documents.
             datetime_conversion=DatetimeConversion.DATETIME_AUTO,
         ),
         read_preference=ReadPreference.PRIMARY,
@@ -59,7 +59,7 @@ def collection_of(model: type[Document], *, majority: bool = False) -> Collectio
 
 
 class _AfterClusterTime(ReadConcern):
-    """The read concern "majority", of a snapshot that is not older than a moment.
+    """The read concern "majority", of a snapshot that is not older than a time.
 
     The server waits for it. Drivers send the same from causally consistent sessions, see
     https://www.mongodb.com/docs/manual/reference/read-concern/#afterclustertime.
@@ -75,12 +75,12 @@ class _AfterClusterTime(ReadConcern):
 
 
 def read_after(collection: Collection, time: Timestamp) -> Collection:
-    """The same collection, with majority reads that show all that was committed at ``time``."""
+    """Returns the collection with majority reads that show everything committed at ``time``."""
     return collection.with_options(read_concern=_AfterClusterTime(time))
 
 
 async def read_linearizable(collection: Collection, key: Mapping[str, Any]) -> bool:
-    """Reads a document in a way that only a primary can answer that a majority still follows.
+    """Makes a read that only a primary with a majority can answer.
 
     Returns:
         ``False`` if the server refuses such a read.
@@ -99,21 +99,17 @@ async def read_linearizable(collection: Collection, key: Mapping[str, Any]) -> b
 
 
 def majority_of(collection: Collection) -> Collection:
-    """The same collection, read and written so that no failover takes anything back."""
+    """Returns the collection, read and written so that no failover rolls anything back."""
     if is_mock(collection):
         return collection
     return collection.with_options(
         read_concern=ReadConcern("majority"),
-        write_concern=_majority(collection.write_concern),
+        write_concern=WriteConcern(**{**collection.write_concern.document, "w": "majority"}),
     )
 
 
-def _majority(concern: WriteConcern) -> WriteConcern:
-    return WriteConcern(**{**concern.document, "w": "majority"})
-
-
 def sibling(collection: Collection, name: str) -> Collection:
-    """Another collection of the same database, read and written in the same way.
+    """Returns another collection of the same database, read and written in the same way.
 
     Args:
         collection: One from :func:`collection_of` or :func:`majority_of`.
@@ -131,6 +127,6 @@ def sibling(collection: Collection, name: str) -> Collection:
 
 
 def is_mock(collection: Collection) -> bool:
-    """Whether the collection is one of mongomock-motor's."""
-    # mongomock_motor's classes pose as Motor's; only their bases tell.
+    """Returns whether the collection is one of mongomock-motor's."""
+    # mongomock_motor's classes imitate Motor's; only their bases differ.
     return any(base.__module__.startswith("mongomock") for base in type(collection).__mro__)

@@ -1,7 +1,7 @@
 """Deadlines of calls to MongoDB: those of the library, and those of ``pymongo.timeout()``.
 
-``pymongo.timeout()`` keeps its deadline in context variables, which every task inherits that is
-made inside. See https://pymongo.readthedocs.io/en/stable/examples/timeouts.html; the threads of
+``pymongo.timeout()`` keeps its deadline in context variables, which every task that is created
+inside inherits. See https://pymongo.readthedocs.io/en/stable/examples/timeouts.html. The threads of
 Motor see it as well.
 """
 
@@ -20,16 +20,16 @@ __all__ = ["bounded", "forget", "fresh", "remaining"]
 T = TypeVar("T")
 
 GRACE_SECONDS = 2.0
-"""How much later than its deadline a call may end before it is given up."""
+"""The time after its deadline at which a call is given up."""
 
 
 def remaining() -> float | None:
-    """Seconds until the deadline that the caller set; ``None`` if there is none."""
+    """Returns the seconds until the deadline of the caller; ``None`` if there is none."""
     return _csot.remaining()
 
 
 def forget() -> None:
-    """Takes the deadline out of the current context, for good."""
+    """Removes the deadline from the current context."""
     _csot.TIMEOUT.set(None)
     _csot.DEADLINE.set(float("inf"))
     _csot.RTT.set(0.0)
@@ -37,9 +37,9 @@ def forget() -> None:
 
 @contextmanager
 def fresh(seconds: float) -> Iterator[None]:
-    """Sets a deadline that has nothing to do with that of the caller.
+    """Sets a deadline that is independent of the caller's.
 
-    ``pymongo.timeout()`` itself keeps the earlier one of two that are nested.
+    ``pymongo.timeout()`` itself keeps the earlier of two nested deadlines.
     """
     tokens = (
         (_csot.TIMEOUT, _csot.TIMEOUT.set(seconds)),
@@ -61,17 +61,17 @@ async def bounded(
 ) -> T:
     """Awaits ``function(*arguments)`` for ``seconds`` at most.
 
-    The driver ends the call in time. If it does not even begin, since all of Motor's threads wait
-    for a server that is silent, the call is given up a little later, and never made.
+    The driver ends the call in time. If the call does not even begin, since all of Motor's threads
+    wait for a silent server, it is given up a little later, and never made.
 
     Args:
-        seconds: How long.
-        function: What to call.
-        arguments: What to call it with.
-        own: Whether the deadline of the caller does not count. Else the earlier one does.
+        seconds: The time limit.
+        function: The function to call.
+        arguments: Its arguments.
+        own: True to ignore the deadline of the caller. Else the earlier one counts.
 
     Raises:
-        PyMongoError: Time was up, or the call failed.
+        PyMongoError: The time limit was reached, or the call failed.
     """
     deadline = fresh(seconds) if own else pymongo.timeout(seconds)
     with deadline:

@@ -1,4 +1,4 @@
-"""What an error of the driver means for the call that raised it."""
+"""Failures: the meaning of a driver's error for the call that raised it."""
 
 from pymongo.errors import (
     ConnectionFailure,
@@ -16,20 +16,20 @@ _TRANSIENT_CODES = frozenset(
     {6, 7, 89, 94, 133, 145, 149, 172, 173, 174, 199, 211, 303, 317, 384, 9001, 56846, 91331}
     # No primary, an election, a shutdown.
     | {91, 95, 189, 190, 216, 333, 372, 10058, 10107, 11600, 11602, 13435, 13436}
-    # Time limits and interruptions, a slow majority, a lock that was not to be had.
+    # Time limits and interruptions, a slow majority, a lock that was not available.
     | {24, 46, 50, 64, 90, 107, 134, 202, 262, 279, 281, 282, 290, 310, 355, 407, 453}
     | {11601, 46841, 10045600}
     # Conflicts with other writes, with transactions and with operations on the collection.
     | {112, 117, 215, 267, 314, 319, 338, 342, 363, 365, 371, 406, 412, 12586, 12587, 50915}
-    # A router or a shard that has to refresh what it knows, and snapshots that are gone.
+    # A router or a shard with outdated metadata, and snapshots that are gone.
     | {63, 150, 239, 246, 249, 250, 272, 343, 9996, 13388}
-    # A cursor that a restart took along.
+    # A cursor that was lost in a restart.
     | {43, 136, 175, 237}
     # An overloaded server.
     | {208, 261, 402, 433, 449, 450, 462}
 )
 
-# Each says that the server, or the driver, takes a repeated call for worthwhile.
+# By each of them the server or the driver recommends to retry.
 _TRANSIENT_LABELS = (
     "RetryableWriteError",
     "RetryableError",
@@ -45,16 +45,16 @@ _REFUSED_CONCERN_CODES = frozenset({79, 100})
 
 _TOO_LARGE_CODES = frozenset({10334, 17419})
 
-# What ends one change stream, while a new one can be had: a token that is of no use any more
-# (260, 280, 286), an invalidation, a change of shards (222, 234, 346, 348, 351), a large event.
+# These end one change stream, while a new one can be opened: an unusable resume token (260, 280,
+# 286), an invalidation, a change of shards (222, 234, 346, 348, 351), a large event.
 _LOST_STREAM_CODES = frozenset({222, 234, 260, 280, 286, 346, 348, 351, 401, 10334})
 
 
 def refuses_change_streams(error: BaseException) -> bool:
-    """Whether ``error`` means that a new change stream would be refused as this one was.
+    """Returns whether a new change stream would be refused with the same error.
 
-    Rights, the topology, the tier of a hosted service or an API version forbid it. Any of these may
-    change, but not within seconds.
+    Permissions, the topology, the tier of a hosted service or an API version forbid it. Any of them
+    may change, but not within seconds.
     """
     return (
         isinstance(error, PyMongoError)
@@ -65,10 +65,10 @@ def refuses_change_streams(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed a moment later: the network, a failover, a slow majority.
+    """Returns whether the same call may succeed later: after a network error or a failover, say.
 
-    A write that raised so may have been applied or not. What ended a transaction is not transient:
-    the call must not be repeated, but the transaction may be; see :func:`is_aborted`.
+    A write that raised it may or may not have been applied. An error that ended a transaction is
+    not transient: the transaction may be run again, but not the call; see :func:`is_aborted`.
     """
     if not isinstance(error, PyMongoError) or error.has_error_label("TransientTransactionError"):
         return False
@@ -82,12 +82,12 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_too_large(error: BaseException) -> bool:
-    """Whether ``error`` means that a document would pass MongoDB's limit of 16 MiB."""
+    """Returns whether a document would exceed MongoDB's limit of 16 MiB."""
     return isinstance(error, OperationFailure) and error.code in _TOO_LARGE_CODES
 
 
 def is_aborted(error: BaseException) -> bool:
-    """Whether ``error`` means that the transaction is over, and may succeed if it is run again."""
+    """Returns whether the transaction has ended, and may succeed if it is run again."""
     return isinstance(error, PyMongoError) and (
         error.has_error_label("TransientTransactionError")
         or isinstance(error, DuplicateKeyError)

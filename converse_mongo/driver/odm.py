@@ -1,4 +1,4 @@
-"""Beanie: document classes that are bound and released, and its writes of single documents."""
+"""Beanie: binding and releasing document classes, and its writes of single documents."""
 
 import copy
 import types
@@ -35,11 +35,11 @@ D = TypeVar("D", bound=Document)
 
 
 def bound_subclass(model: type[D], **attributes: Any) -> type[D]:
-    """A subclass of ``model`` that can be bound to a database of its own.
+    """Makes a subclass of ``model`` that can be bound to a database of its own.
 
     Beanie binds a class to one database for the whole process, and replaces its class attributes by
-    query expressions when it does so; pydantic then takes those for the defaults of every field
-    that a subclass inherits. The fields of ``model`` itself are untouched, so they are put back.
+    query expressions; pydantic then uses those as the defaults of every field that a subclass
+    inherits. The fields of ``model`` itself are untouched, so they are restored from it.
     """
     namespace = {
         "__module__": model.__module__,
@@ -56,10 +56,10 @@ def bound_subclass(model: type[D], **attributes: Any) -> type[D]:
 
 
 async def bind_documents(database: Database, models: Sequence[type[Document]]) -> None:
-    """Binds ``models`` to ``database``, and only them; makes no indexes.
+    """Binds ``models`` to ``database``, and only them; builds no indexes.
 
-    ``init_beanie`` would bind their parents too, and so move a class that the application has bound
-    to another database; parents that count as done are left alone.
+    ``init_beanie`` would also bind their parents, and so move a class that the application has
+    bound to another database. So the parents are marked as bound.
     """
     initializer = Initializer(database=database, document_models=list(models), skip_indexes=True)
     for model in models:
@@ -70,7 +70,7 @@ async def bind_documents(database: Database, models: Sequence[type[Document]]) -
 
 
 def indexes_of(model: type[Document]) -> list[IndexModel]:
-    """The indexes that Beanie would make for a bound class: of its settings and of its fields."""
+    """Returns the indexes that Beanie would build for a bound class."""
     fields = [
         IndexModelField(IndexModel([(field.alias or name, attributes[0])], **attributes[1]))
         for name, field in model.model_fields.items()
@@ -83,7 +83,7 @@ def indexes_of(model: type[Document]) -> list[IndexModel]:
 
 
 def release_documents(models: Sequence[type[Document]]) -> None:
-    """Lets go of classes made by :func:`bound_subclass`: Beanie's registry would keep them."""
+    """Releases classes of :func:`bound_subclass`, which Beanie's registry would keep."""
     for model in models:
         ActionRegistry.clean_actions(model)
 
@@ -91,7 +91,7 @@ def release_documents(models: Sequence[type[Document]]) -> None:
 # Writes of single documents
 
 Send: TypeAlias = Callable[[Callable[[], Awaitable[Any]], Mapping[str, Any]], Awaitable[Any]]
-"""Makes a write, given as a function, with its update operators; a delete has none."""
+"""Called with a function that makes a write, and its update operators; a delete has none."""
 
 
 class _Route(NamedTuple):
@@ -104,11 +104,11 @@ _route: ContextVar[_Route | None] = ContextVar("converse_mongo_route", default=N
 
 @contextmanager
 def routed(key: Mapping[str, Any], send: Send) -> Iterator[None]:
-    """Has Beanie's methods of a document find it by ``key`` and write it through ``send``.
+    """Makes Beanie's methods of a document find it by ``key``, and write it through ``send``.
 
     ``Document.update`` and ``delete`` find a document by its id alone and call the driver
-    themselves, in the middle of what they do with hooks and revisions. The class of the document
-    needs :class:`RoutedFindOne`.
+    themselves, between their hooks and revisions. The class of the document needs
+    :class:`RoutedFindOne`.
     """
     token = _route.set(_Route(key, send))
     try:
@@ -132,7 +132,7 @@ class _RoutedDelete(DeleteOne):
 
 
 class RoutedFindOne(FindOne[Any]):
-    """A query for one document whose writes take the route that is set, if one is."""
+    """A query for one document whose writes follow the current route, if there is one."""
 
     UpdateQueryType = _RoutedUpdate
     DeleteQueryType = _RoutedDelete
@@ -147,6 +147,6 @@ async def _send(
     if route is None or query.find_query.get("_id") != route.key["_id"]:
         return await run()
     query.find_query = {**query.find_query, **route.key}
-    if query.bulk_writer is not None:  # it is only noted now
+    if query.bulk_writer is not None:  # it is only queued now
         return await run()
     return await route.send(run, update)

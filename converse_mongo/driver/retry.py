@@ -1,19 +1,18 @@
-"""Tries a call to MongoDB again while the trouble may pass."""
+"""Retries: a call to MongoDB is repeated after transient errors."""
 
+import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any, TypeVar
 
-from bson import ObjectId
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
-
 from converse_mongo.domain.errors import StoreUnavailableError
 from converse_mongo.driver.deadlines import bounded, remaining
 from converse_mongo.driver.failures import is_transient
 
-__all__ = ["call", "wait_before_retry"]
+__all__ = ["backoff", "call", "random_pause"]
 
 logger = logging.getLogger("converse_mongo")
 
@@ -21,10 +20,18 @@ T = TypeVar("T")
 
 MIN_TRY_SECONDS = 1.0
 TRY_SECONDS = 10.0
-"""How long the first try may take; each further one may take twice as long as the one before."""
+"""The time limit of the first try; that of each further try doubles."""
+PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.05, 2.0
 
-wait_before_retry = wait_random_exponential(multiplier=0.05, max=2.0)
-"""Seconds before the next try: at random, up to a bound that doubles from 0.05 to 2."""
+
+def backoff(attempt: int, first: float, longest: float) -> float:
+    """Returns the pause in seconds after a failed attempt, from 0 on: doubled each time."""
+    return min(first * 2.0 ** min(attempt, 20), longest)
+
+
+def random_pause(attempt: int, first: float, longest: float) -> float:
+    """Returns a random pause of at most :func:`backoff`, so that clients do not retry together."""
+    return random.uniform(0, backoff(attempt, first, longest))
 
 
 async def call(
@@ -32,91 +39,56 @@ async def call(
     *arguments: Any,
     what: str,
     timeout: float,  # noqa: ASYNC109 - it bounds the tries, not one of them
-    append_id: ObjectId | None = None,
     on_retry: Callable[[], None] | None = None,
     on_trouble: Callable[[], None] = lambda: None,
     repeat: bool = True,
 ) -> T:
-    """Awaits ``function(*arguments)``, again and again for ``timeout`` seconds if need be.
+    """Awaits ``function(*arguments)``, and retries it for ``timeout`` seconds.
 
-    Each try ends after a while: a server that is frozen, or a connection that went silent, would
-    keep it for ever. A later try may take longer than the one before, for a server that is merely
-    slow. A deadline of the caller's, set by ``pymongo.timeout()``, ends them all.
+    Each try has a time limit: a frozen server, or a silent connection, would block it forever. A
+    later try may take longer than the one before, for a server that is merely slow. A deadline of
+    the caller, set by ``pymongo.timeout()``, ends them all.
 
     Args:
-        function: What to call.
-        arguments: What to call it with.
-        what: What it does, for errors.
-        timeout: Seconds until no further try is made.
-        append_id: For an error, the id of the append that it is.
+        function: The function to call.
+        arguments: Its arguments.
+        what: A description of the call, for errors.
+        timeout: Seconds after which no further try is made.
         on_retry: Called before each further try.
         on_trouble: Called after each try that failed.
-        repeat: Whether the call may be made again: it is safe to repeat.
+        repeat: ``False`` if the call is not safe to repeat.
 
     Raises:
-        StoreUnavailableError: It still failed at the end; ``what`` says what could not be done.
+        StoreUnavailableError: The last try failed, too.
     """
+    began = time.monotonic()
     shortest = min(max(timeout, MIN_TRY_SECONDS), TRY_SECONDS)
-    began, tries = time.monotonic(), count(1)
-    try:
-        return await bounded(shortest, function, *arguments)
-    except Exception as error:
-        if not is_transient(error):
-            raise
-        on_trouble()
-        if not repeat:
-            raise StoreUnavailableError(
-                f"Could not {what}: MongoDB did not answer ({error}). It is not known whether "
-                "it was done. It was not tried again, since it might be done twice: read what is "
-                "stored."
-            ) from error
-        logger.warning("Could not %s (%s); trying again", what, error)
-
-    async def attempt() -> T:
-        if on_retry is not None:
-            on_retry()
-        longer = min(TRY_SECONDS * 2.0 ** next(tries), began + timeout - time.monotonic())
+    for attempt in count():
+        longer = backoff(attempt, TRY_SECONDS, began + timeout - time.monotonic())
         try:
             return await bounded(max(shortest, longer), function, *arguments)
-        except Exception:
+        except Exception as error:
+            if not is_transient(error):
+                raise
             on_trouble()
-            raise
-
-    def is_over(state: RetryCallState) -> bool:
-        left = remaining()
-        return time.monotonic() >= began + timeout or (
-            left is not None and left <= state.upcoming_sleep
-        )
-
-    retrying = AsyncRetrying(
-        retry=retry_if_exception(is_transient),
-        wait=wait_before_retry,
-        stop=is_over,
-        retry_error_callback=_reraise,
-    )
-    try:
-        # Not the function itself: tenacity awaits only what it knows for a coroutine function, and
-        # Motor's methods are plain ones that return futures.
-        return await retrying(attempt)
-    except Exception as error:
-        if not is_transient(error):
-            raise
-        limit = (
-            f"for {timeout:g} seconds"
-            if remaining() is None or time.monotonic() >= began + timeout
-            else "before the deadline that the caller set"
-        )
-        raise StoreUnavailableError(
-            f"Could not {what}: MongoDB did not answer {limit} ({error}). "
-            "What was acknowledged before is stored; of this call it is not known."
-            + (
-                f" Try it again with append_id=ObjectId('{append_id}') to have it stored once."
-                if append_id
-                else ""
-            ),
-            append_id,
-        ) from error
-
-
-def _reraise(state: RetryCallState) -> Any:
-    return state.outcome.result() if state.outcome else None
+            if not repeat:
+                raise StoreUnavailableError(
+                    f"Could not {what}: MongoDB did not answer ({error}). It may or may not have "
+                    "been done, and was not retried, since it might be done twice: read what is "
+                    "stored."
+                ) from error
+            if not attempt:
+                logger.warning("Could not %s (%s); retrying", what, error)
+            pause = random_pause(attempt, PAUSE_SECONDS, MAX_PAUSE_SECONDS) if attempt else 0.0
+            left, timed_out = remaining(), time.monotonic() >= began + timeout
+            # There is always a second try: the first may have taken all the time.
+            if attempt and (timed_out or (left is not None and left <= pause)):
+                limit = f"for {timeout:g} seconds" if timed_out else "before the caller's deadline"
+                raise StoreUnavailableError(
+                    f"Could not {what}: MongoDB did not answer {limit} ({error}). Acknowledged "
+                    "writes are stored; this call may or may not have been done."
+                ) from error
+        await asyncio.sleep(pause)
+        if on_retry is not None:
+            on_retry()
+    raise AssertionError("unreachable")

@@ -1,11 +1,13 @@
-"""What a server says of itself: its kind, its clock, and what a majority of its set has."""
+"""Servers: their kind, their clock, and the time of their last majority commit."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from bson import Timestamp
 from pymongo.errors import OperationFailure
 
+from converse_mongo.domain.metadata import aware
 from converse_mongo.domain.validation import EPOCH
 from converse_mongo.driver.clients import Database
 from converse_mongo.driver.collections import Collection, is_mock
@@ -26,80 +28,81 @@ __all__ = [
 ]
 
 Mark: TypeAlias = Timestamp | datetime
-"""A moment in the cluster's logical time, which no failover and no clock sets back; a date where
-there is no cluster (a mock). The server sets it, see
+"""A moment in the cluster's logical time, which no failover and no clock sets back; a date for a
+mock. The server sets it, see
 https://www.mongodb.com/docs/manual/reference/operator/update/currentDate/."""
 
 FIRST_MARK = Timestamp(0, 0)
 
 
 async def has_change_streams(database: Database) -> bool:
-    """Whether the server is one that has change streams: a replica set or a sharded cluster."""
-    try:
-        hello = await database.client.admin.command("hello")
-    except NotImplementedError:
-        return False
+    """Returns whether the server supports change streams: as a replica set or a sharded cluster."""
+    hello = await _hello(database)
     return "setName" in hello or hello.get("msg") == "isdbgrid"
 
 
 async def is_sharded(database: Database) -> bool:
-    """Whether the server is a ``mongos``."""
-    hello = await database.client.admin.command("hello")
-    return bool(hello.get("msg") == "isdbgrid")
+    """Returns whether the server is a ``mongos``."""
+    return bool((await _hello(database)).get("msg") == "isdbgrid")
 
 
 async def server_time(database: Database) -> datetime:
-    """What the clock of the server says; that of this process, where it is the server (a mock)."""
-    try:
-        hello = await database.client.admin.command("hello")
-    except NotImplementedError:
-        return datetime.now(UTC)
-    moment: datetime = hello["localTime"]
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    """Returns the time by the server's clock; for a mock, by that of this process."""
+    return aware((await _hello(database)).get("localTime") or datetime.now(UTC))
 
 
 def mark_type(collection: Collection) -> Any:
-    """What ``$currentDate`` is to store as a :data:`Mark`."""
+    """Returns the operand with which ``$currentDate`` stores a :data:`Mark`."""
     return True if is_mock(collection) else {"$type": "timestamp"}
 
 
 def first_mark(collection: Collection) -> Mark:
-    """A mark before all others."""
+    """Returns a mark before all others."""
     return EPOCH if is_mock(collection) else FIRST_MARK
 
 
 def earlier(mark: Mark, seconds: int) -> Mark:
-    """The mark of a moment some seconds before."""
+    """Returns the mark of a moment some seconds before."""
     if isinstance(mark, Timestamp):
         return Timestamp(max(mark.time - seconds, 0), 0)
     return mark - timedelta(seconds=seconds)
 
 
 async def cluster_time(database: Database) -> Mark:
-    """A moment up to which a majority read that begins now shows every write.
+    """Returns a moment up to which a majority read that begins now shows every write.
 
-    What is written later gets a later mark, but for writes that are about to be stored.
+    Later writes get a later mark, except for writes in progress.
     """
-    try:
-        hello = await database.client.admin.command("hello")
-    except NotImplementedError:
+    hello = await _hello(database)
+    if not hello:
         return datetime.now(UTC)
-    committed: Timestamp | None = (
-        hello.get("lastWrite", {}).get("majorityOpTime", {}).get("ts")
-        # A mongos says what it has heard of, and tells the shards of that in the next query.
-        or hello.get("operationTime")
-    )
-    return committed or Timestamp(int(hello["localTime"].replace(tzinfo=UTC).timestamp()), 0)
+    # A mongos reports the latest time it knows, and sends it to the shards in the next query.
+    committed: Timestamp | None = _majority_time(hello) or hello.get("operationTime")
+    return committed or Timestamp(int(aware(hello["localTime"]).timestamp()), 0)
+
+
+async def _hello(database: Database) -> dict[str, Any]:
+    """Returns the description of the server, which is empty for a mock."""
+    # https://www.mongodb.com/docs/manual/reference/command/hello/
+    try:
+        hello: dict[str, Any] = await database.client.admin.command("hello")
+    except NotImplementedError:
+        return {}
+    return hello
+
+
+def _majority_time(hello: Mapping[str, Any]) -> Any:
+    return hello.get("lastWrite", {}).get("majorityOpTime", {}).get("ts")
 
 
 def _majority_find(**concern: Any) -> dict[str, Any]:
-    """A command that reads as a majority read does, and finds little."""
+    """Returns a command that is a cheap majority read."""
     read = {"find": "messages", "limit": 1, "singleBatch": True, "projection": {"_id": 1}}
     return {**read, "readConcern": {"level": "majority", **concern}}
 
 
 async def takes_time(database: Database, time: Timestamp | None) -> bool:
-    """Whether the server takes ``afterClusterTime``; some that speak MongoDB's protocol do not."""
+    """Returns whether the server accepts ``afterClusterTime``; some compatible servers do not."""
     if time is None:
         return False
     try:
@@ -112,17 +115,15 @@ async def takes_time(database: Database, time: Timestamp | None) -> bool:
 
 
 async def committed_time(database: Database) -> Timestamp | None:
-    """The time of the last majority-committed write; ``None`` if the server does not tell.
+    """Returns the time of the last majority-committed write, if the server reports it.
 
-    A mongos does not tell the time of its shards. There it is that of a majority read, which is
-    behind the clock of a busy shard where another one is idle.
+    A mongos does not report the time of its shards. There it is that of a majority read, which is
+    behind the clock of a busy shard if another one is idle.
 
     Raises:
         PyMongoError: The server could not be reached.
     """
-    # https://www.mongodb.com/docs/manual/reference/command/hello/
-    hello = await database.client.admin.command("hello")
-    committed = hello.get("lastWrite", {}).get("majorityOpTime", {}).get("ts")
+    committed = _majority_time(await _hello(database))
     if committed is None:
         committed = (await database.command(_majority_find())).get("operationTime")
     return committed if isinstance(committed, Timestamp) else None

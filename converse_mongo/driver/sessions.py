@@ -1,6 +1,7 @@
-"""Sessions and transactions of either driver."""
+"""Sessions: transactions of either driver."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 from pymongo import ReadPreference
@@ -25,31 +26,26 @@ class SessionCollection:
             return getattr(self._collection, name)
         if name not in _SESSION_CALLS:
             raise AttributeError(
-                f"{name!r} of a collection is not known in a transaction, and would happen outside "
-                "of it: add it to the calls of SessionCollection."
+                f"{name!r} of a collection is not supported in a transaction, and would run "
+                "outside of it: add it to the calls of SessionCollection."
             )
-        found = getattr(self._collection, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            return found(*arguments, session=self._session, **options)
-
-        return call
+        return partial(getattr(self._collection, name), session=self._session)
 
 
 _SESSION_CALLS = frozenset(
     {"delete_many", "find", "find_one", "insert_one", "update_many", "update_one"}
 )
-"""Methods that take a session."""
+"""Methods that accept a session."""
 
 _PROPERTIES = frozenset({"database", "name", "write_concern"})
-"""Attributes that read and write nothing."""
+"""Attributes without a call to the server."""
 
 
 async def start_transaction(database: Database) -> Any:
-    """A session of the database's client, with a transaction begun.
+    """Starts a session of the database's client, with a transaction.
 
-    A transaction would inherit what the client was given. MongoDB takes only the primary, and only
-    some read concerns; and it is a snapshot that the library reads in one.
+    A transaction would inherit the options of the client. MongoDB accepts only the primary, and
+    only some read concerns; and the library reads a snapshot.
     """
     session = database.client.start_session()
     if inspect.isawaitable(session):  # Motor's

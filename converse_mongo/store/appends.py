@@ -1,20 +1,19 @@
-"""Appends: chunks in at the end of a streaming message."""
+"""Appends: chunks are added at the end of a streaming message."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import count
 from typing import Any, cast
 
 from bson import ObjectId
-from pymongo.errors import OperationFailure
 
 from converse_mongo.domain.chunks import MessageChunk, Piece, stored_size
 from converse_mongo.domain.errors import (
     InvalidInputError,
     MessageNotFoundError,
     MessageNotStreamingError,
-    MessageTooLargeError,
     StoreUnavailableError,
     StreamStoppedError,
     WriterFencedError,
@@ -24,9 +23,8 @@ from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES, now
-from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
-from converse_mongo.store.collections import Collections, WriteQueue, back_off
+from converse_mongo.store.collections import Collections, WriteQueue, back_off, name_too_large
 from converse_mongo.store.pages import Pages
 
 __all__ = ["Appends", "WriterClaim", "fenced", "refuse_overtaken", "replaced"]
@@ -34,12 +32,12 @@ __all__ = ["Appends", "WriterClaim", "fenced", "refuse_overtaken", "replaced"]
 
 @dataclass(frozen=True, slots=True)
 class WriterClaim:
-    """What an append by a writer insists on.
+    """The conditions of an append by a writer.
 
     Attributes:
-        lease: That the writer still holds this lease.
-        unless_stopped: That nobody asked for a stop.
-        on_retry: Called each time that the write is tried again.
+        lease: The writer must still hold this lease.
+        unless_stopped: True if no stop may have been requested.
+        on_retry: Called before each retry of the write.
     """
 
     lease: Lease
@@ -47,51 +45,38 @@ class WriterClaim:
     on_retry: Callable[[], None]
 
 
+@dataclass(slots=True)
 class _Append:
-    """What one append adds to a message.
+    """One append to a message.
 
     Attributes:
         key: The message.
-        pieces: What becomes a chunk each.
+        pieces: The texts that become a chunk each.
         append_id: The id of the append.
-        claim: What a writer insists on.
-        text_size: The size of all text, in bytes of UTF-8.
-        size: What the chunks take in a document, in bytes.
-        first: The sequence that its first chunk is thought to get.
+        claim: The conditions of a writer.
+        created_at: The date of the chunks.
+        first: The expected sequence of its first chunk.
         earliest: The sequence before which it cannot have been stored.
+        text_size: The size of all text, in bytes of UTF-8.
+        size: The size of the chunks in a document, in bytes.
     """
 
-    __slots__ = (
-        "append_id",
-        "claim",
-        "created_at",
-        "earliest",
-        "first",
-        "key",
-        "pieces",
-        "size",
-        "text_size",
-    )
+    key: Mapping[str, Any]
+    pieces: Sequence[Piece]
+    append_id: ObjectId
+    claim: WriterClaim | None
+    created_at: datetime
+    first: int | None = None
+    earliest: int | None = None
+    text_size: int = field(init=False)
+    size: int = field(init=False)
 
-    def __init__(
-        self,
-        key: Mapping[str, Any],
-        pieces: Sequence[Piece],
-        append_id: ObjectId,
-        claim: WriterClaim | None,
-    ) -> None:
-        self.key = key
-        self.pieces = pieces
-        self.append_id = append_id
-        self.claim = claim
-        self.created_at = now()
-        self.first: int | None = None
-        self.earliest: int | None = None
-        self.text_size = sum([piece.text_size for piece in pieces])
-        self.size = sum([stored_size(piece.text_size, piece.metadata) for piece in pieces])
+    def __post_init__(self) -> None:
+        self.text_size = sum([piece.text_size for piece in self.pieces])
+        self.size = sum([stored_size(piece.text_size, piece.metadata) for piece in self.pieces])
 
     def number(self, first: int) -> list[MessageChunk]:
-        """The chunks, from sequence ``first``."""
+        """Makes the chunks, from sequence ``first``."""
         return [
             MessageChunk(sequence, content, self.created_at, metadata)
             for sequence, (content, metadata, _) in enumerate(self.pieces, first)
@@ -99,7 +84,7 @@ class _Append:
 
 
 class Appends:
-    """Appends to messages, each append all or none."""
+    """Appends to messages, each of them atomic."""
 
     def __init__(self, collections: Collections, pages: Pages) -> None:
         self._collections = collections
@@ -118,35 +103,37 @@ class Appends:
         """Appends one chunk for each of ``pieces``, all or none, and returns them.
 
         Args:
-            queue: The queue of those who write to the message.
-            key: The filter that finds the message.
+            queue: The queue of the message.
+            key: The filter for the message.
             pieces: Texts and metadata.
-            append_id: The id of this append, where the caller chose one.
-            claim: What a writer insists on.
-            again: Whether an append with that id may have been tried before.
+            append_id: The id of this append, if the caller chose one.
+            claim: The conditions of a writer.
+            again: ``False`` if no append with that id was tried before.
 
         Raises:
             InvalidInputError: The pieces are too large for one write.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: The message does not exist.
-            WriterFencedError: Another writer came, or another message with this id; nothing was
-                stored.
-            StreamStoppedError: The writer is to stop; nothing was stored.
-            StoreUnavailableError: No answer for ``retry_timeout`` seconds; carries the append id.
+            WriterFencedError: There is another writer, or another message with this id; nothing
+                was stored.
+            StreamStoppedError: A stop was requested; nothing was stored.
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds; has the append id.
         """
-        wanted = _Append(key, pieces, append_id or ObjectId(), claim)
+        wanted = _Append(key, pieces, append_id or ObjectId(), claim, now())
         if wanted.size > MAX_LIVE_BYTES:
             raise InvalidInputError(
                 f"Chunks of {wanted.size} bytes are over the limit of {MAX_LIVE_BYTES} bytes for "
                 "one atomic write: split them. Nothing was written."
             )
-        # What may be stored already is looked for first, by a try that cannot match.
+        # An append that may already be stored is looked for first, by a try that cannot match.
         wanted.first = -1 if append_id is not None and again else None
         try:
             chunks = await self._append_once_there_is_room(queue, wanted)
         except StoreUnavailableError as error:
-            error.append_id = wanted.append_id
-            raise
+            raise StoreUnavailableError(
+                f"{error} Retry it with append_id=ObjectId('{wanted.append_id}').",
+                wanted.append_id,
+            ) from (error.__cause__ or error)
         if self._pages.is_full(queue):
             await self._pages.seal_if_possible(queue, key)
         handlers = self._collections.handlers
@@ -163,7 +150,7 @@ class Appends:
         return chunks
 
     async def _append_once_there_is_room(
-        self, queue: WriteQueue, wanted: "_Append"
+        self, queue: WriteQueue, wanted: _Append
     ) -> list[MessageChunk]:
         deadline: float | None = None
         for attempt in count(1):
@@ -173,18 +160,16 @@ class Appends:
                     queue.next_sequence = chunks[-1].sequence + 1
                     queue.live_bytes += wanted.size
                     return chunks
-            # Not under the lock: nobody else, such as who ends the message, is to wait for this.
+            # Not under the lock: nobody else, such as an end of the message, shall wait for this.
             seconds = self._collections.options.retry_timeout
             if deadline is None:
                 deadline = time.monotonic() + seconds
             elif time.monotonic() >= deadline:
-                message_id, append_id = wanted.key["_id"], wanted.append_id
                 raise StoreUnavailableError(
-                    f"Could not append to message {message_id}: it embeds as much as it may, and "
-                    f"for {seconds:g} seconds no chunks of it could be moved to a page, as when a "
-                    "majority of the replica set is behind. Nothing of this append was stored. Try "
-                    f"it again with append_id=ObjectId('{append_id}').",
-                    append_id,
+                    f"Could not append to message {wanted.key['_id']}: it embeds the most chunks "
+                    f"that it can, and for {seconds:g} seconds none of them could be moved to a "
+                    "page. A majority of the replica set may be behind. Nothing of this append was "
+                    "stored."
                 )
             if await self._pages.seal_if_possible(queue, wanted.key):
                 deadline = None
@@ -193,7 +178,7 @@ class Appends:
         raise AssertionError("unreachable")
 
     async def _append(self, queue: WriteQueue, wanted: "_Append") -> list[MessageChunk] | None:
-        """Appends; ``None`` if the message embeds so much that there is no room."""
+        """Appends, or returns ``None`` if the message embeds so much that there is no room."""
         if wanted.first is None:
             wanted.first = queue.next_sequence
         if wanted.earliest is None:
@@ -204,15 +189,15 @@ class Appends:
                 return chunks
             found = await self._explain_miss(wanted, wanted.earliest)
             if "stored_at" in found:
-                # An earlier try was stored after all. The try that missed was a write under the
-                # same write concern, and MongoDB confirms a write that changed nothing only once
-                # what it saw is confirmed, so this append is acknowledged too.
+                # An earlier try was stored. The try that missed had the same write concern, and
+                # MongoDB confirms a write that changed nothing only once the state that it saw is
+                # confirmed, so this append is acknowledged, too.
                 return await self._read_back(wanted.key, found["stored_at"], wanted.pieces)
-            # Another writer was first: go behind it. Each miss is another's success.
+            # Another writer was first: append behind it. Each miss is the success of another.
             wanted.first = found["next_sequence"]
             wanted.earliest = min(wanted.earliest, wanted.first)
             if found.get("chunk_bytes", 0) + wanted.size > MAX_LIVE_BYTES:
-                return None  # somebody died before a page was moved out of the way, or it cannot be
+                return None  # moving a page failed, or a process died before it
             if attempt:
                 await back_off(attempt)
         raise AssertionError("unreachable")
@@ -224,25 +209,22 @@ class Appends:
             lease=claim.lease if claim else None,
             unless_stopped=claim is not None and claim.unless_stopped,
         )
-        try:
+        with name_too_large(message_id):
             result = await self._collections.call(
                 self._collections.messages.update_one,
                 match,
                 update,
                 what=f"append to message {message_id}",
-                append_id=wanted.append_id,
                 on_retry=claim.on_retry if claim else None,
             )
-        except OperationFailure as error:
-            if is_too_large(error):
-                raise MessageTooLargeError(message_id) from error
-            raise
         return bool(result.matched_count)
 
     async def _explain_miss(self, wanted: "_Append", earliest: int) -> Mapping[str, Any]:
-        """What the message has instead of what an append expected.
+        """Reads the message after an append did not match, and raises if it never can.
 
-        ``stored_at`` is added where the append is stored: the sequence of its first chunk.
+        Returns:
+            The fields of ``find_append``. If the append is stored, ``stored_at`` is the sequence of
+            its first chunk.
         """
         key, append_id, claim = wanted.key, wanted.append_id, wanted.claim
         message_id = key["_id"]
@@ -251,23 +233,20 @@ class Appends:
             updates.any_log(key),
             updates.find_append(append_id),
             what=f"read message {message_id}",
-            append_id=append_id,
         )
         if found is None:
             raise MessageNotFoundError(message_id)
         if found.get("log_id") != key["log_id"]:
             raise MessageNotFoundError(message_id) if claim is None else replaced(message_id)
-        # The chunk itself, or what a merge leaves of the last appends.
+        # The chunk itself, or the entry that a merge leaves of the last appends.
         stored = found.get("chunks") or found.get("recent_appends")
         if stored:
             return {**found, "stored_at": stored[0]["sequence"]}
         if found.get("page_start", 0) > earliest:
             stored_at = await self._collections.call(
                 self._collections.reader.appended,
-                *(message_id, key["conversation_id"], found.get("log_id")),
-                *(append_id, max(earliest, 0)),
+                *(key, append_id, max(earliest, 0)),
                 what=f"read message {message_id}",
-                append_id=append_id,
             )
             if stored_at is not None:
                 return {**found, "stored_at": stored_at}
@@ -285,7 +264,7 @@ class Appends:
     async def _read_back(
         self, key: Mapping[str, Any], first: int, pieces: Sequence[Piece]
     ) -> list[MessageChunk]:
-        """The chunks that an append was stored as, from sequence ``first``."""
+        """Reads the chunks of a stored append, from sequence ``first``."""
         chunks: list[MessageChunk] = []
         while len(chunks) < len(pieces):
             start = first + len(chunks)
@@ -302,23 +281,23 @@ class Appends:
         chunks = chunks[: len(pieces)]
         if [chunk.content for chunk in chunks] != [piece.content for piece in pieces]:
             raise InvalidInputError(
-                f"The append_id was given for another append, which message {key['_id']} holds at "
+                f"The append_id belongs to another append, which message {key['_id']} has at "
                 f"sequence {first}: pass it with the same contents. Nothing was written."
             )
         return chunks
 
 
 def replaced(message_id: ObjectId) -> WriterFencedError:
-    """The error of a writer whose message was deleted and started anew."""
+    """Makes the error of a writer whose message was deleted and started anew."""
     return WriterFencedError(
-        f"Message {message_id} was deleted, and another one with this id was started. Nothing more "
-        "is stored by this writer: leave the loop.",
+        f"Message {message_id} was deleted, and another message with this id was started. This "
+        "writer stores nothing more: leave the loop.",
         message_id,
     )
 
 
 def fenced(message_id: ObjectId, status: MessageStatus) -> WriterFencedError:
-    """The error of a writer that does not hold its lease any more."""
+    """Makes the error of a writer that no longer holds its lease."""
     how = (
         f"is {status.value}: it was taken over by another writer, or ended as an orphan since this "
         "one sent no heartbeat"
@@ -326,22 +305,22 @@ def fenced(message_id: ObjectId, status: MessageStatus) -> WriterFencedError:
         else "was taken over by another writer"
     )
     return WriterFencedError(
-        f"Message {message_id} {how}. Nothing more is stored by this one: leave the loop.",
+        f"Message {message_id} {how}. This writer stores nothing more: leave the loop.",
         message_id,
     )
 
 
 def refuse_overtaken(state: MessageHeader, key: Mapping[str, Any], lease: Lease) -> None:
-    """Refuses a message to who was to go on with it.
+    """Checks that a writer can still write to its message.
 
     Args:
-        state: What is stored.
-        key: The filter that finds the message that the writer was given.
-        lease: What the writer was given.
+        state: The stored message.
+        key: The filter for the message of the writer.
+        lease: The lease of the writer.
 
     Raises:
-        WriterFencedError: Another writer took it over, or another message has its id.
-        MessageNotStreamingError: It has ended.
+        WriterFencedError: Another writer took over, or another message has the id.
+        MessageNotStreamingError: The message has ended.
     """
     if state.log_id != key["log_id"]:
         raise replaced(state.message_id)

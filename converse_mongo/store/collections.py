@@ -1,29 +1,35 @@
-"""What all writes share: the collections, retries, and queues of the writers of one thing."""
+"""Collections: what all writes share, with retries and the queues of writers."""
 
 import asyncio
 import math
-import random
-from collections.abc import Awaitable, Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from bson import ObjectId
+from pymongo.errors import OperationFailure
 
-from converse_mongo.domain.errors import ConverseClosedError, InvalidMetadataError
+from converse_mongo.domain.errors import (
+    ConverseClosedError,
+    InvalidMetadataError,
+    MessageTooLargeError,
+)
 from converse_mongo.domain.metadata import is_addressable
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.driver import collections, retry
 from converse_mongo.driver.collections import Collection
+from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store.handlers import Handlers
 from converse_mongo.store.reads import Reader
 
-__all__ = ["PAGES", "Collections", "Options", "WriteQueue", "back_off"]
+__all__ = ["PAGES", "Collections", "Options", "WriteQueue", "back_off", "name_too_large"]
 
 T = TypeVar("T")
 
 PAGES = "message_chunk_pages"
-"""The collection of the chunks that long messages do not embed any more."""
+"""The collection of the chunks that long messages no longer embed."""
 
 _BACKOFF_SECONDS = 0.002
 _BACKOFF_MAX_SECONDS = 0.1
@@ -31,14 +37,13 @@ _BACKOFF_MAX_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a facade was told.
+    """The options of a facade that writes depend on.
 
     Attributes:
-        retry_timeout: For how many seconds a call is tried again.
+        retry_timeout: Seconds for which a call is retried.
         lease: Seconds without a heartbeat after which a writer is presumed dead.
         idle_timeout: The same for a message that streams without a writer; ``None`` for never.
-        retention: Seconds after its end until the chunks of a message are merged away; ``None`` for
-            never.
+        retention: Seconds from the end of a message to the merge of its chunks; ``None`` for never.
     """
 
     retry_timeout: float = 30.0
@@ -48,20 +53,20 @@ class Options:
 
 
 class WriteQueue:
-    """Keeps the writers of one message, or one conversation, of this process in a queue.
+    """The writers in this process of one message, or one conversation, one after the other.
 
-    Without it they would race one another to the server, where one wins and all others try again.
-    Writers in other processes still race; the filters of the updates decide there.
+    Without it they would race to the server, where one wins and all others retry. Writers in other
+    processes still race; the filters of the updates decide.
 
     Attributes:
-        lock: Held by who writes.
-        next_sequence: The sequence that the message is thought to expect.
-        page_start: The sequence of the first chunk that it is thought to embed.
-        live_bytes: What its embedded chunks are thought to take.
-        role: Who speaks in the message.
-        sealing: Whether somebody moves its chunks to a page right now.
-        failed_seals: How often in a row that had no effect.
-        next_seal: When to try it again, by the clock of this process.
+        lock: Held during a write.
+        next_sequence: The sequence that the message is expected to assign next.
+        page_start: The expected sequence of the first chunk that it embeds.
+        live_bytes: The expected size of its embedded chunks.
+        role: The role of the message.
+        sealing: True while its chunks are being moved to a page.
+        failed_seals: The number of such moves in a row without effect.
+        next_seal: The time of the next try, by the clock of this process.
     """
 
     __slots__ = (
@@ -90,50 +95,66 @@ class WriteQueue:
         self.next_seal = 0.0
 
     def learn(self, next_sequence: int, page_start: int, live_bytes: int) -> None:
-        """Takes over what a copy of the message knows, where that is more."""
+        """Adopts what a copy of the message knows, if that is newer."""
         if next_sequence > self.next_sequence:
             self.next_sequence = next_sequence
             self.page_start, self.live_bytes = page_start, live_bytes
 
 
-class Collections:
-    """One set of collections, and calls to them that are tried again."""
+def _anywhere() -> None:
+    """Accepts every event loop, for a store that no facade has opened."""
 
-    def __init__(
-        self,
-        messages: Collection,
-        conversations: Collection,
-        *,
-        pages: Collection | None = None,
-        committed: Collection | None = None,
-        handlers: Handlers | None = None,
-        options: Options | None = None,
-    ) -> None:
-        self.messages = messages
-        self.committed = messages if committed is None else committed
-        """The messages as watchers see them: what no failover takes back."""
-        self.conversations = conversations
-        self.pages = collections.sibling(messages, PAGES) if pages is None else pages
-        self.reader = Reader(messages, conversations, self.pages)
-        self.handlers = handlers or Handlers()
-        self.options = options or Options()
-        self.troubles = 0
-        """How often a call has failed for a reason that may pass."""
-        self.closing = False
-        """Whether no writer may begin any more."""
-        self.closed = False
-        self.check_home: Callable[[], None] = _anywhere
-        """Raises where calls are made in another event loop than the facade was opened in."""
-        self.session: Any = None
-        """The session that every call is to carry, in a transaction."""
-        self.queues: WeakValueDictionary[Hashable, WriteQueue] = WeakValueDictionary()
+
+@dataclass(eq=False, repr=False)
+class Collections:
+    """One set of collections, and calls to them that are retried.
+
+    Attributes:
+        messages: The messages.
+        conversations: The conversations.
+        pages: The chunks that long messages no longer embed.
+        committed: The messages as watchers see them: without what a failover may roll back.
+        handlers: The handlers of events.
+        options: The options of the facade.
+        reader: Reads from the same collections.
+        troubles: The number of calls that failed for a transient reason.
+        closing: True once no writer may begin.
+        closed: True once no call may begin.
+        check_home: Raises in another event loop than the facade was opened in.
+        session: The session of every call, in a transaction.
+        queues: The queues in use.
+    """
+
+    messages: Collection
+    conversations: Collection
+    pages: Collection = None
+    committed: Collection = None
+    handlers: Handlers = field(default_factory=Handlers)
+    options: Options = field(default_factory=Options)
+    reader: Reader = field(init=False)
+    troubles: int = field(default=0, init=False)
+    closing: bool = field(default=False, init=False)
+    closed: bool = field(default=False, init=False)
+    check_home: Callable[[], None] = field(init=False)
+    session: Any = field(default=None, init=False)
+    queues: WeakValueDictionary[Hashable, WriteQueue] = field(
+        default_factory=WeakValueDictionary, init=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.pages is None:
+            self.pages = collections.sibling(self.messages, PAGES)
+        if self.committed is None:
+            self.committed = self.messages
+        self.reader = Reader(self.messages, self.conversations, self.pages)
+        self.check_home = _anywhere
 
     def queue(self, key: Hashable) -> WriteQueue:
-        """The queue of a conversation, or of a message; it lives as long as somebody holds it.
+        """Returns the queue of a conversation, or of a message; it exists as long as it is used.
 
         Args:
-            key: The id of a conversation; of a message, its id and its ``log_id``, since what is
-                known of one says nothing of another with the same id.
+            key: The id of a conversation; for a message, its id and its ``log_id``, to tell it from
+                another message with the same id.
         """
         queue = self.queues.get(key)
         if queue is None:
@@ -141,7 +162,7 @@ class Collections:
         return queue
 
     def check_keys(self, *mappings: Mapping[str, Any]) -> None:
-        """Refuses keys that are no part of a path where the database is one of mongomock's.
+        """Refuses keys that no path can name if the database is a mock.
 
         Raises:
             InvalidMetadataError: There is such a key; nothing was written.
@@ -149,7 +170,7 @@ class Collections:
         keys = [key for mapping in mappings for key in mapping if not is_addressable(key)]
         if keys and collections.is_mock(self.messages):
             raise InvalidMetadataError(
-                f"The key {keys[0]!r} holds a dot or begins with '$': MongoDB can store it, but "
+                f"The key {keys[0]!r} contains a dot or begins with '$': MongoDB can store it, but "
                 "mongomock cannot. Nothing was written."
             )
 
@@ -158,18 +179,17 @@ class Collections:
         function: Callable[..., Awaitable[T]],
         *arguments: Any,
         what: str,
-        append_id: ObjectId | None = None,
         on_retry: Callable[[], None] | None = None,
         at_most: float = math.inf,
         repeat: bool = True,
     ) -> T:
-        """Awaits a call, again and again for ``retry_timeout`` seconds if need be.
+        """Awaits a call, and retries it for ``retry_timeout`` seconds after transient errors.
 
         See ``retry.call``. It gives up after ``at_most`` seconds in any case, and after one try
         unless ``repeat`` says that the call is safe to repeat.
 
         Raises:
-            StoreUnavailableError: No answer for so long.
+            StoreUnavailableError: No answer in that time.
             ConverseClosedError: The facade was closed.
             ConfigurationError: The facade was opened in another event loop.
         """
@@ -179,7 +199,6 @@ class Collections:
             *arguments,
             what=what,
             timeout=min(self.options.retry_timeout, at_most),
-            append_id=append_id,
             on_retry=on_retry,
             on_trouble=self.note_trouble,
             repeat=repeat,
@@ -197,15 +216,25 @@ class Collections:
             raise ConverseClosedError
 
     def note_trouble(self) -> None:
-        """Takes note that a call has failed: who was silent meanwhile may not be dead."""
+        """Counts a failed call: a writer without heartbeats may be alive, and cut off as well."""
         self.troubles += 1
 
 
-def _anywhere() -> None:
-    """Of a store that no facade has opened."""
-
-
 async def back_off(attempt: int) -> None:
-    """Waits a random while, so that writers in several processes do not meet again and again."""
-    longest = min(_BACKOFF_SECONDS * 2 ** min(attempt, 10), _BACKOFF_MAX_SECONDS)
-    await asyncio.sleep(random.uniform(0, longest))
+    """Waits a random time, so that writers in several processes do not collide repeatedly."""
+    await asyncio.sleep(retry.random_pause(attempt, _BACKOFF_SECONDS, _BACKOFF_MAX_SECONDS))
+
+
+@contextmanager
+def name_too_large(message_id: ObjectId) -> Iterator[None]:
+    """Names the message in the error of a write that makes a document too large.
+
+    Raises:
+        MessageTooLargeError: The write in the block raised such an error.
+    """
+    try:
+        yield
+    except OperationFailure as error:
+        if is_too_large(error):
+            raise MessageTooLargeError(message_id) from error
+        raise

@@ -14,31 +14,17 @@ from converse_mongo.domain.errors import (
     ConverseClosedError,
     MessageNotFoundError,
     MessageNotStreamingError,
-    MessageTooLargeError,
     StoreUnavailableError,
 )
-from converse_mongo.domain.events import (
-    MessageCancelled,
-    MessageCompleted,
-    MessageFailed,
-)
-from converse_mongo.domain.headers import (
-    HEADER,
-    MessageHeader,
-    with_chunk_count,
-)
+from converse_mongo.domain.headers import HEADER, MessageHeader, with_chunk_count
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.types import MessageStatus
-from converse_mongo.domain.validation import (
-    MAX_CONTENT_BYTES,
-    MAX_SECONDS,
-    now,
-)
+from converse_mongo.domain.validation import MAX_CONTENT_BYTES, MAX_SECONDS, now
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
 from converse_mongo.store.appends import refuse_overtaken
-from converse_mongo.store.collections import Collections, WriteQueue, back_off
+from converse_mongo.store.collections import Collections, WriteQueue, back_off, name_too_large
 from converse_mongo.store.pages import Pages
+from converse_mongo.store.updates import End
 
 __all__ = ["End", "EndedMessage", "Ends"]
 
@@ -46,27 +32,10 @@ logger = logging.getLogger("converse_mongo")
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """How a message is to end.
-
-    Attributes:
-        status: The final state.
-        metadata: Merged into that of the message, key by key.
-        error: Why it failed.
-        stop_reason: Why it was stopped.
-    """
-
-    status: MessageStatus
-    metadata: Mapping[str, Any]
-    error: str | None = None
-    stop_reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class EndedMessage:
-    """A message right after its end: its state, its text, and its chunks where they were read.
+    """A message right after its end: its header, its text, and its chunks if they were read.
 
-    The text is ``None`` where it could not be read any more, or fits into no document.
+    The text is ``None`` if it could not be read, or is too large for a document.
     """
 
     state: MessageHeader
@@ -92,28 +61,28 @@ class Ends:
         lease: Lease | None = None,
         end_id: ObjectId | None = None,
     ) -> EndedMessage:
-        """Takes a message out of ``streaming``; only one call ever does.
+        """Ends a message; only one call ever succeeds.
 
-        The end itself is one write that does not depend on how many chunks there are, so that no
-        rush of appends can hold it up. The joined text and the chunk count follow in a second
-        write by the same caller; should it never come, readers join the chunks instead.
+        The end itself is one write that does not depend on the number of chunks, so that no burst
+        of appends can delay it. The joined text and the chunk count follow in a second write by the
+        same caller; without it, readers join the chunks instead.
 
         Args:
-            queue: The queue of those who write to the message.
-            key: The filter that finds the message.
-            end: How it ends.
-            retention: Seconds until the chunks are merged away; ``None`` for never.
-            known: A chunk count and the text up to it, where the caller has them: when that turns
-                out to be all, the text need not be read back.
-            lease: That of the writer who ends it, to do so only while it is the writer.
-            end_id: That of an end whose outcome is unknown, to try the same one again.
+            queue: The queue of the message.
+            key: The filter for the message.
+            end: The end.
+            retention: Seconds until the chunks are merged; ``None`` for never.
+            known: A chunk count and the text up to it, if the caller has them: if there are no more
+                chunks, the text is not read.
+            lease: The lease of a writer, to end the message only while it is the writer.
+            end_id: The id of an end whose outcome is unknown, to retry the same one.
 
         Raises:
-            InvalidMetadataError: The database is one of mongomock's, which cannot hold a key.
+            InvalidMetadataError: The database is a mock, which cannot store a key.
             MessageTooLargeError: The metadata make the document too large.
             MessageNotStreamingError: Another call ended the message first.
             MessageNotFoundError: The message does not exist.
-            WriterFencedError: Another writer came, or another message with this id.
+            WriterFencedError: There is another writer, or another message with this id.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         self._collections.check_keys(end.metadata)
@@ -121,12 +90,8 @@ class Ends:
         condition = {} if lease is None else updates.held_by(lease)
         async with queue.lock:
             while True:
-                try:
+                with name_too_large(key["_id"]):
                     state = await self._end(key, end_id, end, retention, condition)
-                except OperationFailure as error:
-                    if is_too_large(error):
-                        raise MessageTooLargeError(key["_id"]) from error
-                    raise
                 if state is None or (lease is None and state.log_id != key["log_id"]):
                     raise MessageNotFoundError(key["_id"])
                 if state.log_id == key["log_id"] and state.end_id == end_id:
@@ -135,7 +100,7 @@ class Ends:
                     refuse_overtaken(state, key, lease)
                 if state.status.is_final:
                     raise MessageNotStreamingError(key["_id"], state.status)
-                # A failover took back what was in the way, or the end itself.
+                # A failover rolled back the write that was first, or the end itself.
                 attempt += 1
                 await back_off(attempt)
         return await self._finish(state, known)
@@ -143,10 +108,10 @@ class Ends:
     async def settle(
         self, state: MessageHeader, end: End, condition: Mapping[str, Any]
     ) -> MessageHeader | None:
-        """Ends a message that nobody writes to, if ``condition`` says that this is still so.
+        """Ends a message that nobody writes to, if ``condition`` still holds.
 
         Returns:
-            The state of the message now; ``None`` when it is gone.
+            The message as it is then; ``None`` if it is gone.
         """
         end_id = ObjectId()
         ended = await self._end(state.key, end_id, end, state.retention, condition, fence=True)
@@ -166,29 +131,23 @@ class Ends:
         *,
         fence: bool = False,
     ) -> MessageHeader | None:
-        """Tries to end a message, and returns what then has its id; ``None`` when nothing has."""
+        """Tries to end a message, and returns the message that then has its id, if there is one."""
         match, update = updates.end(
-            key,
-            end_id,
-            end.status,
-            end.metadata,
-            now(),
-            error=end.error,
-            stop_reason=end.stop_reason,
+            *(key, end_id, end, now()),
             retention=None if retention is None else min(retention, MAX_SECONDS),
             condition=condition,
             fence=fence,
         )
         what, messages = f"end message {key['_id']}", self._collections.messages
         call = partial(self._collections.call, what=what)
-        # Whoever gets the document back from an update has its image written into the oplog. And a
-        # try whose answer was lost may have been the one that did it: the id says whose end it is.
+        # An update that returns the document writes its image into the oplog. And a try whose
+        # answer was lost may have succeeded: the id tells whose end it is.
         await call(messages.update_one, match, update)
         stored: Any = await call(messages.find_one, updates.any_log(key), HEADER)
         return MessageHeader.from_stored(stored) if stored else None
 
     async def _finish(self, state: MessageHeader, known: tuple[int, str] | None) -> EndedMessage:
-        """Stores what follows from an end, as far as that goes: the end itself is stored."""
+        """Stores the text of an ended message, if it can: the end itself is already stored."""
         content, chunks = None, None
         try:
             if state.content_bytes > MAX_CONTENT_BYTES:
@@ -198,7 +157,7 @@ class Ends:
             else:
                 chunks = await self._collections.call(
                     self._collections.reader.stored_chunks,
-                    *(state.message_id, state.conversation_id, state.log_id),
+                    state.key,
                     what=f"read message {state.message_id}",
                 )
                 if [chunk["sequence"] for chunk in chunks] == list(range(state.next_sequence)):
@@ -216,13 +175,11 @@ class Ends:
                 state.message_id,
             )
         state = replace(state, metadata=with_chunk_count(state.metadata, state.next_sequence))
-        handlers = self._collections.handlers
-        if any(map(handlers.wants, (MessageCompleted, MessageFailed, MessageCancelled))):
-            await handlers.publish(state.ended())
+        await self._collections.handlers.publish(state.ended())
         return EndedMessage(state, content, chunks)
 
     async def _fill(self, state: MessageHeader, content: str | None) -> None:
-        """Stores what readers would else work out from the chunks."""
+        """Stores what readers would otherwise derive from the chunks."""
         key = state.key
         fill = partial(
             self._collections.call,

@@ -1,4 +1,4 @@
-"""Handlers that run in the writing process, after the write."""
+"""Handlers: functions that the writing process calls with events, after the write."""
 
 import inspect
 import logging
@@ -16,13 +16,13 @@ Handler: TypeAlias = Callable[[E], Awaitable[Any] | Any]
 
 
 class Handlers:
-    """Who wants to hear of which events."""
+    """The handlers by event class."""
 
     def __init__(self) -> None:
         self._handlers: dict[type[Event], list[Handler[Any]]] = {}
 
     def on(self, event_type: type[E], handler: Handler[E]) -> Callable[[], None]:
-        """Calls ``handler`` with each event of ``event_type``; returns what undoes it."""
+        """Calls ``handler`` with events of ``event_type``; returns a function that removes it."""
         handlers = self._handlers.setdefault(event_type, [])
         handlers.append(handler)
 
@@ -33,7 +33,7 @@ class Handlers:
         return off
 
     def wants(self, event_type: type[Event]) -> bool:
-        """Whether anybody listens to ``event_type``; a writer asks before it builds an event."""
+        """Returns whether ``event_type`` has a handler, to build no event in vain."""
         return any(
             handlers and issubclass(event_type, wanted)
             for wanted, handlers in self._handlers.items()

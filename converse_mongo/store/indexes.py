@@ -1,10 +1,10 @@
-"""Indexes: which are there, which are being built, and building those that are missing."""
+"""Indexes: listed, and built if they are missing."""
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import bson
@@ -16,6 +16,7 @@ from converse_mongo.domain.errors import StoreUnavailableError
 from converse_mongo.driver.collections import Collection
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_transient
+from converse_mongo.driver.retry import random_pause
 
 __all__ = ["Indexes", "build_missing", "list_indexes"]
 
@@ -23,9 +24,9 @@ logger = logging.getLogger("converse_mongo")
 
 LIST_SECONDS = 30.0
 BUILD_SECONDS = 7 * 86400.0
-"""How long a build may take: for ever. MongoDB takes some weeks at most for a limit."""
+"""The time limit of a build, in effect none. MongoDB accepts some weeks at most."""
 SLOW_SECONDS = 5.0
-"""What failed after this long has been worked on by the server."""
+"""A build that failed after this time had begun on the server."""
 PAUSE_SECONDS = 0.5
 _NAMESPACE_NOT_FOUND = 26
 
@@ -37,8 +38,8 @@ class Indexes(NamedTuple):
 
     Attributes:
         ready: Those that can be used.
-        building: Those that are being built; only some servers tell them from the others.
-        exists: Whether the collection is there.
+        building: Those that are being built; not every server tells them from the others.
+        exists: ``False`` if the collection does not exist.
     """
 
     ready: list[Spec]
@@ -47,13 +48,13 @@ class Indexes(NamedTuple):
 
 
 async def list_indexes(collection: Collection) -> Indexes:
-    """The indexes of a collection.
+    """Lists the indexes of a collection.
 
     Raises:
         PyMongoError: The server refused or could not be reached.
     """
     try:
-        # By itself the command lists an index that is being built like any other.
+        # Without the option an index that is being built is listed like any other.
         reply = await collection.database.command(
             {"listIndexes": collection.name, "includeBuildUUIDs": True}
         )
@@ -64,9 +65,9 @@ async def list_indexes(collection: Collection) -> Indexes:
             return Indexes([], [], exists=False)
         if is_transient(error):
             raise
-        # A server that does not know the option, or an API version that forbids it.
+        # The server does not know the option, or the API version forbids it.
     else:
-        found = reply["cursor"]["firstBatch"]  # a collection has 64 indexes at the most
+        found = reply["cursor"]["firstBatch"]  # a collection has at most 64 indexes
         return Indexes(
             [each for each in found if "spec" not in each],
             [each["spec"] for each in found if "spec" in each],
@@ -81,15 +82,15 @@ async def list_indexes(collection: Collection) -> Indexes:
 async def build_missing(
     collection: Collection, wanted: Sequence[IndexModel], *, retry_timeout: float
 ) -> None:
-    """Builds those of the indexes that are missing, however long it takes.
+    """Builds the indexes that are missing, without a time limit.
 
-    A server goes on with a build when its client is gone, and a build that it is asked for again
-    is waited for. So a connection that is lost meanwhile does no harm.
+    A server continues a build when its client is gone, and a second request waits for it. So losing
+    the connection meanwhile does no harm.
 
     Args:
         collection: The collection.
-        wanted: The indexes that it is to have.
-        retry_timeout: For how many seconds a build that fails without having begun is tried again.
+        wanted: The indexes that it needs.
+        retry_timeout: Seconds for which a build that fails without having begun is retried.
 
     Raises:
         StoreUnavailableError: MongoDB cannot be reached, or keeps failing.
@@ -97,7 +98,7 @@ async def build_missing(
     """
     where = f"{collection.database.name}.{collection.name}"
     give_up = time.monotonic() + retry_timeout
-    while True:
+    for attempt in count():
         present = await bounded(LIST_SECONDS, list_indexes, collection)
         missing = [each for each in wanted if not _has(present.ready, each.document)]
         if not missing:
@@ -123,7 +124,7 @@ async def build_missing(
                     f"The indexes {names} of {where} could not be built ({error})."
                 ) from error
             logger.warning("Building %s on %s was interrupted (%s)", names, where, error)
-            await asyncio.sleep(random.uniform(PAUSE_SECONDS / 2, PAUSE_SECONDS))
+            await asyncio.sleep(random_pause(attempt, PAUSE_SECONDS, PAUSE_SECONDS))
         else:
             return
 
@@ -133,7 +134,7 @@ def _has(present: Sequence[Spec], wanted: Spec) -> bool:
 
 
 def _is_same(present: Spec, wanted: Spec) -> bool:
-    """Whether MongoDB would take the one for the other, under whatever name."""
+    """Returns whether MongoDB treats the two as equal, whatever their names are."""
     if "_fts" in present["key"]:  # a text index does not show its key
         return bool(present["name"] == wanted["name"])
     return _signature(present) == _signature(wanted) and _is_collated(
@@ -154,11 +155,11 @@ def _signature(spec: Spec) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A number as it was given: servers have each kind of number for it."""
+    """Returns a number as a float: servers return any type of number."""
     return float(value) if isinstance(value, int | float) else value
 
 
 def _is_collated(present: Spec, wanted: Spec) -> bool:
     if wanted.get("locale", "simple") == "simple":
         return bool(present.get("locale", "simple") == "simple")
-    return wanted.items() <= present.items()  # a server fills in the rest
+    return wanted.items() <= present.items()  # a server adds the defaults

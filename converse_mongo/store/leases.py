@@ -1,11 +1,11 @@
-"""Leases: who may write to a message, who asked for its end, and who is presumed dead.
+"""Leases: the right to write to a message, requests to stop, and the end of orphans.
 
-A lease runs by the server's clock alone: the server notes the time of each heartbeat, and is
-asked whether one is too long ago. What a process believes in between is only a reason to ask. And
-whoever ends an orphan ends it only if there was no heartbeat since it looked.
+A lease runs by the server's clock alone: the server stores the time of each heartbeat, and is asked
+whether a lease has expired. The clock of a process is only a reason to ask. And an orphan is ended
+only if there was no heartbeat since it was looked at.
 
-It looks twice, a third of the lease apart. A writer that could not reach the server, or whose lease
-a new primary with another clock takes for run out, sends a heartbeat in that time.
+It is looked at twice, a third of the lease apart. A writer that could not reach the server, or
+whose lease seems to have expired by the clock of a new primary, sends a heartbeat in that time.
 """
 
 import contextlib
@@ -24,10 +24,7 @@ from converse_mongo.domain.errors import (
     MessageNotStreamingError,
     WriterExistsError,
 )
-from converse_mongo.domain.headers import (
-    HEADER,
-    MessageHeader,
-)
+from converse_mongo.domain.headers import HEADER, MessageHeader
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.store import updates
@@ -38,27 +35,27 @@ from converse_mongo.store.ends import End, Ends
 __all__ = ["INTERRUPTED", "Leases"]
 
 INTERRUPTED = "interrupted"
-"""The error of a message whose writer sent no heartbeat for too long."""
+"""The error of a message whose writer was presumed dead."""
 
 LOOKS_APART = 3
-"""The part of a lease, as its divisor, between the two looks: a writer gives as many signs."""
+"""The two looks are this fraction of a lease apart: a writer sends as many heartbeats."""
 LOOKS_KEPT = 10_000
-"""How many first looks to remember; of more orphans the rest is ended later."""
+"""The most first looks to remember; further orphans are ended later."""
 
 _CLOCK_SECONDS = 30.0
-"""How long a look at the server's clock is good for a guess."""
+"""The time for which the server's clock is estimated instead of read."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """The first look at a message whose lease has run out.
+    """The first look at a message whose lease has expired.
 
     Attributes:
-        log_id: Which message it was.
+        log_id: Its log id.
         lease: Its lease.
-        seconds: How long until the second look.
-        moment: When it was, by the clock of this process.
-        troubles: How many calls had failed by then.
+        seconds: The time until the second look.
+        moment: The time of this look, by the clock of this process.
+        troubles: The number of failed calls by then.
     """
 
     log_id: ObjectId | None
@@ -69,7 +66,7 @@ class _Look:
 
 
 class Leases:
-    """Gives leases of messages to writers, and ends what nobody writes to any more."""
+    """Gives leases of messages to writers, and ends messages that nobody writes to."""
 
     def __init__(self, collections: Collections, ends: Ends) -> None:
         self._collections = collections
@@ -83,14 +80,14 @@ class Leases:
         """Makes the caller the first writer of a message.
 
         Args:
-            key: The filter that finds the message.
+            key: The filter for the message.
 
         Returns:
             The message, with the lease of the caller.
 
         Raises:
-            WriterExistsError: There is or was one already.
-            WriterFencedError: Another writer took the message over meanwhile.
+            WriterExistsError: The message has or had a writer.
+            WriterFencedError: Another writer took over meanwhile.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: The message does not exist.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
@@ -100,20 +97,20 @@ class Leases:
         acquired = await self._change(key, change)
         state = await self._look_after_claim(key, Lease(epoch=1, holder=holder))
         self._refuse_overtaken(state, holder, claimed=acquired)
-        # A try whose answer was lost may have been the one that did it.
+        # A try whose answer was lost may have succeeded.
         if state.lease.holder != holder:
             raise WriterExistsError(
-                f"Message {state.message_id} has a writer already, or had one: if that is dead or "
-                "is to be replaced, use resume_writer(). Nothing was written.",
+                f"Message {state.message_id} has or had another writer: to replace it, use "
+                "resume_writer(). Nothing was written.",
                 state.message_id,
             )
         return state
 
     async def take_over(self, key: Mapping[str, Any]) -> MessageHeader:
-        """Makes the caller the next writer of a message; the one before is fenced off.
+        """Makes the caller the next writer of a message, and fences off the previous one.
 
         Raises:
-            WriterFencedError: Yet another writer took the message over meanwhile.
+            WriterFencedError: Yet another writer took over meanwhile.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: The message does not exist.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
@@ -121,7 +118,7 @@ class Leases:
         state, holder, taken = await self._look(key), ObjectId(), False
         while state.lease.holder != holder:
             self._refuse_overtaken(state, holder, claimed=taken)
-            # From the lease that was seen to the next: a repeat that comes late changes nothing.
+            # From the lease that was seen to the next: a late repeat changes nothing.
             change = updates.take_over(key, state.lease, holder, self._collections.options.lease)
             taken = await self._change(key, change)
             state = await self._look_after_claim(
@@ -134,7 +131,7 @@ class Leases:
         """Sends a heartbeat of the writer that was given ``lease``.
 
         Returns:
-            The message, if there may be news for the writer; ``None`` if there are none.
+            The message, if there may be news for the writer; else ``None``.
 
         Raises:
             WriterFencedError: Another message has the id.
@@ -146,7 +143,7 @@ class Leases:
         return await self._look(key, for_writer=True)
 
     async def release(self, key: Mapping[str, Any], lease: Lease) -> None:
-        """Gives a message the time that one without a writer has until it is an orphan.
+        """Releases a message, which becomes an orphan after the ``idle_timeout``.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
@@ -158,9 +155,9 @@ class Leases:
     async def _change(
         self, key: Mapping[str, Any], change: tuple[updates.Document, updates.Document]
     ) -> bool:
-        """Changes the lease of a message, and says whether the change matched.
+        """Changes the lease of a message, and returns whether the change matched.
 
-        It may not match because an earlier try, whose answer was lost, was performed.
+        It may not match because an earlier try, whose answer was lost, succeeded.
         """
         result = await self._collections.call(
             self._collections.messages.update_one,
@@ -170,7 +167,7 @@ class Leases:
         return bool(result.matched_count)
 
     async def _look(self, key: Mapping[str, Any], *, for_writer: bool = False) -> MessageHeader:
-        """The message as it is now."""
+        """Reads the message as it is now."""
         message_id = key["_id"]
         stored = await self._collections.call(
             self._collections.messages.find_one,
@@ -185,12 +182,12 @@ class Leases:
         return state
 
     async def _look_after_claim(self, key: Mapping[str, Any], lease: Lease) -> MessageHeader:
-        """The message as it is now, for who may have the given lease by now."""
+        """Reads the message after a claim, which may have given the caller this lease."""
         try:
             return await self._look(key)
         except (PyMongoError, ConverseError):
             with contextlib.suppress(PyMongoError, ConverseError):
-                await self.release(key, lease)  # else nobody could write until it runs out
+                await self.release(key, lease)  # else nobody could write until it expires
             raise
 
     def _refuse_overtaken(self, state: MessageHeader, holder: ObjectId, *, claimed: bool) -> None:
@@ -202,15 +199,15 @@ class Leases:
     # Stops
 
     async def request_stop(self, key: Mapping[str, Any], reason: str | None) -> MessageHeader:
-        """Asks the writer of a message to stop; ends the message where there is no writer.
+        """Asks the writer of a message to stop; ends a message without a writer.
 
         Args:
-            key: The filter that finds the message; the id alone will do.
-            reason: Kept as the reason of the stop.
+            key: The filter for the message; its id is enough.
+            reason: Stored as the reason of the stop.
 
         Returns:
-            The message as it is then: cancelled, or streaming until its writer has heard of it, or
-            ended otherwise before.
+            The message as it is then: cancelled, or streaming until its writer is notified, or
+            ended before.
 
         Raises:
             MessageNotFoundError: The message does not exist.
@@ -223,7 +220,7 @@ class Leases:
         if state.status.is_final:
             return state
         if state.lease.holder is None:
-            # Appends by hand, which may go on all the time, do not listen.
+            # Appends by hand are not notified, and may continue.
             return await self._settle(state, updates.same_writer(state.lease)) or state
         return await self.settle_if_expired(state)
 
@@ -232,10 +229,10 @@ class Leases:
     async def find_expired(
         self, leases: Mapping[ObjectId, Lease], conversations: Mapping[ObjectId, ObjectId]
     ) -> list[ObjectId]:
-        """Which of these messages seem to be orphans, after at most one look at the clock.
+        """Returns those messages that seem to be orphans; reads the server's clock at most once.
 
-        Those that nobody has written to nor met so far count from now on. Those whose second look
-        is not due yet are left out.
+        The leases of messages that nobody has written to or read so far begin now. Messages whose
+        second look is not due yet are left out.
 
         Args:
             leases: Message id to lease.
@@ -268,7 +265,7 @@ class Leases:
     async def settle_orphan(
         self, message_id: ObjectId, conversation_id: ObjectId
     ) -> MessageHeader | None:
-        """Ends a message if its lease has run out; returns it as it is then, if there is one.
+        """Ends a message if its lease has expired; returns it as it is then, if it exists.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
@@ -285,12 +282,13 @@ class Leases:
     async def settle_if_expired(
         self, state: MessageHeader, *, complete_partial: bool = False
     ) -> MessageHeader:
-        """Ends the message of ``state`` if its lease has run out; returns it as it is then.
+        """Ends the message of ``state`` if its lease has expired; returns it as it is then.
 
-        Not at the first look, from which on :meth:`next_look` says when the second is due.
+        Not at the first look: :meth:`next_look` then returns when the second is due.
 
         Args:
-            complete_partial: Whether one that has text is completed instead of failed.
+            state: The message.
+            complete_partial: True to complete a message that has text, instead of failing it.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
@@ -312,7 +310,7 @@ class Leases:
         return await self._settle(state, complete_partial=complete_partial) or state
 
     def next_look(self, state: MessageHeader) -> float | None:
-        """Seconds until the second look at a message is due; ``None`` if there was no first."""
+        """Returns the seconds until the second look at a message, if there was a first."""
         look = self._looks.get(state.message_id)
         if look is None or (look.log_id, look.lease) != (state.log_id, state.lease):
             return None
@@ -325,15 +323,12 @@ class Leases:
         return time.monotonic() < look.moment + look.seconds
 
     def _looked_before(self, state: MessageHeader) -> bool:
-        """Whether a message stood still since a look that was long enough ago; looks at it now.
+        """Looks at a message, and returns whether it is unchanged since a look long enough ago.
 
-        A call that failed meanwhile says that its writer may not have been able to write.
+        After a call that failed meanwhile it looks anew: the writer may have been cut off as well.
         """
-        message_id, moment, troubles = (
-            state.message_id,
-            time.monotonic(),
-            self._collections.troubles,
-        )
+        message_id, moment = state.message_id, time.monotonic()
+        troubles = self._collections.troubles
         look = self._looks.pop(message_id, None)
         if (
             look is None
@@ -341,7 +336,7 @@ class Leases:
             or look.troubles != troubles
         ):
             seconds = state.lease.duration or 0.0
-            if state.lease.holder is None:  # nobody gives signs: only an outage has to be over
+            if state.lease.holder is None:  # no heartbeats: only an outage has to be over
                 seconds = min(seconds, self._collections.options.lease)
             look = _Look(state.log_id, state.lease, seconds / LOOKS_APART, moment, troubles)
         elif moment >= look.moment + look.seconds:
@@ -369,14 +364,14 @@ class Leases:
         return await self._ends.settle(state, end, condition)
 
     def _may_have_expired(self, lease: Lease) -> bool:
-        """Whether it is worth asking the server's clock; costs nothing."""
+        """Returns whether the server's clock should be read."""
         if lease.renewed_at is None or lease.duration is None:
             return False
         guess = self._guess_clock()
         return guess is None or lease.has_expired(guess)
 
     def seconds_left(self, leases: Iterable[Lease]) -> float | None:
-        """Until the first of these leases runs out; ``None`` if none does or no clock was seen."""
+        """Returns the time until the first of these leases expires, if it can be estimated."""
         guess = self._guess_clock()
         left = [
             lease.duration - (guess - lease.renewed_at).total_seconds()
@@ -386,7 +381,7 @@ class Leases:
         return min(left, default=None)
 
     def _guess_clock(self) -> datetime | None:
-        """The latest that the server's clock may say; ``None`` if it was seen too long ago."""
+        """Estimates the latest time of the server's clock, if it was read recently."""
         if self._clock is None:
             return None
         seen, when = self._clock

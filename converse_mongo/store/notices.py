@@ -1,4 +1,4 @@
-"""What running writers of this process want to hear of their messages. No MongoDB here."""
+"""Writer notices: hints for the running writers of this process. No MongoDB here."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -8,30 +8,30 @@ from bson import ObjectId
 __all__ = ["Listener", "WriterNotices"]
 
 Listener: TypeAlias = Callable[[ObjectId | None], None]
-"""Takes the holder of a new lease, or ``None`` for other news."""
+"""Called with the holder of a new lease, or ``None`` for other news."""
 
 
 class WriterNotices:
-    """Leads news of messages to those who write to them.
+    """Passes hints about messages to their writers.
 
-    News are hints, as everywhere: whoever gets one looks at the message itself.
+    A hint carries no truth: the writer looks at the message itself.
     """
 
     def __init__(self) -> None:
         self.messages: dict[ObjectId, ObjectId] = {}
-        """Message id to conversation id of all messages that somebody listens for."""
+        """Message id to conversation id of all messages with a listener."""
         self.on_listen: Callable[[], None] | None = None
-        """Called when somebody begins to listen."""
+        """Called after a listener was added."""
         self.on_leave: Callable[[], None] | None = None
-        """Called when the last who listened for a message does not any more."""
+        """Called after the last listener of a message was removed."""
         self.hints = 0
-        """How many hints of a change stream there were."""
+        """The number of hints of a change stream."""
         self._listeners: dict[ObjectId, list[Listener]] = {}
 
     def listen(
         self, message_id: ObjectId, conversation_id: ObjectId, listener: Listener
     ) -> Callable[[], None]:
-        """Calls ``listener`` with news of a message, until the returned function is called."""
+        """Calls ``listener`` with hints about a message, until the returned function is called."""
         self.messages[message_id] = conversation_id
         self._listeners.setdefault(message_id, []).append(listener)
         if self.on_listen is not None:
@@ -50,6 +50,6 @@ class WriterNotices:
         return stop
 
     def tell(self, message_id: ObjectId, holder: ObjectId | None = None) -> None:
-        """Says that there may be news of a message, such as the holder of a new lease."""
+        """Notifies the listeners of a message, with the holder of a new lease if there is one."""
         for listener in list(self._listeners.get(message_id, ())):
             listener(holder)

@@ -1,9 +1,9 @@
-"""Pages: runs of chunks that a long message does not embed any more.
+"""Pages: runs of chunks that a long message no longer embeds.
 
 The page is stored first and the message trimmed second, so that a crash in between leaves readers a
-duplicate that they drop, never a hole. Only chunks that no failover can take back go into a page,
-and a page is trimmed away only once no failover can take it back: else a message that lost its last
-chunks in a failover could be trimmed by a page that still has them.
+duplicate that they drop, never a hole. Only chunks that no failover can roll back go into a page,
+and the message is trimmed only once no failover can roll back the page: otherwise a message that
+lost its last chunks in a failover could be trimmed by a page that still has them.
 """
 
 import logging
@@ -15,13 +15,9 @@ from typing import Any
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from converse_mongo.domain.errors import ConverseError, WatchError
-from converse_mongo.domain.headers import MessageHeader
-from converse_mongo.domain.validation import (
-    MAX_CONTENT_BYTES,
-    PAGE_BYTES,
-    PAGE_CHUNKS,
-)
-from converse_mongo.driver import collections, servers
+from converse_mongo.domain.headers import MessageHeader, pages_of
+from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_BYTES, PAGE_CHUNKS
+from converse_mongo.driver import collections, retry, servers
 from converse_mongo.store import updates
 from converse_mongo.store.collections import PAGES, Collections, WriteQueue
 
@@ -30,31 +26,31 @@ __all__ = ["Pages"]
 logger = logging.getLogger("converse_mongo")
 
 SEAL_SECONDS = 5.0
-"""How long each call may be tried while an append waits for it; less than a writer's lease."""
+"""The time limit of each call while an append waits for it; less than a writer's lease."""
 _FIRST_DELAY_SECONDS, _DELAY_SECONDS = 0.05, 5.0
 
 
 class Pages:
-    """Moves chunks out of messages that stream, and merges those of messages that ended."""
+    """Moves chunks out of streaming messages, and merges those of ended messages."""
 
     def __init__(self, collections: Collections) -> None:
         self._collections = collections
         self._replicated: bool | None = None
 
     def is_full(self, queue: WriteQueue) -> bool:
-        """Whether a message is thought to embed as much as makes a page."""
+        """Returns whether a message is expected to embed enough chunks for a page."""
         return (
             queue.next_sequence - queue.page_start >= PAGE_CHUNKS or queue.live_bytes >= PAGE_BYTES
         )
 
     async def seal_if_possible(self, queue: WriteQueue, key: Mapping[str, Any]) -> bool:
-        """The same as :meth:`seal`, for who has something else to say than that it went wrong.
+        """Does :meth:`seal`, but logs errors instead of raising them.
 
-        One at a time for a queue, and after one that had no effect not again for a while: the
-        majority may be behind for long. So do it without the lock of the queue.
+        There is one at a time for a queue, and a pause after one without effect: the majority may
+        be behind for long. So call it without the lock of the queue.
 
         Returns:
-            Whether the message embeds less now.
+            True if the message embeds less now.
         """
         if queue.sealing or time.monotonic() < queue.next_seal:
             return False
@@ -63,7 +59,7 @@ class Pages:
             sealed = await self.seal(queue, key)
         except (PyMongoError, ConverseError):
             logger.warning(
-                "Message %s could not move chunks to a page; a later append tries again",
+                "Message %s could not move chunks to a page; a later append retries",
                 key["_id"],
                 exc_info=True,
             )
@@ -73,18 +69,18 @@ class Pages:
             queue.failed_seals, queue.next_seal = 0, 0.0
         else:
             if queue.failed_seals:  # one may fail by chance
-                delay = _FIRST_DELAY_SECONDS * 2 ** min(queue.failed_seals, 20)
-                queue.next_seal = time.monotonic() + min(delay, _DELAY_SECONDS)
+                delay = retry.backoff(queue.failed_seals, _FIRST_DELAY_SECONDS, _DELAY_SECONDS)
+                queue.next_seal = time.monotonic() + delay
             queue.failed_seals += 1
         return sealed
 
     async def seal(self, queue: WriteQueue, key: Mapping[str, Any]) -> bool:
-        """Moves the embedded chunks of a message to a page, if they are as many as it takes.
+        """Moves the embedded chunks of a message to a page, if there are enough of them.
 
-        Safe to be done by several at once, and to be left undone at any step.
+        Several processes may do so at once, and each may fail at any step.
 
         Returns:
-            Whether the message embeds less now. Nothing is moved of what a majority does not have.
+            True if the message embeds less now. Only chunks that a majority has are moved.
 
         Raises:
             StoreUnavailableError: No answer for some seconds.
@@ -119,17 +115,17 @@ class Pages:
         try:
             await call(pages.insert_one, page, what=what)
         except DuplicateKeyError:
-            # An earlier try of ours, or another writer: what is stored counts.
+            # An earlier try, or another writer: the stored page counts.
             page = await call(pages.find_one, page_key, {"chunks": 0}, what=what)
             if page is None:
-                return False  # not safe from a failover yet
+                return False  # a failover may still roll it back
         trimmed = await call(
             self._collections.messages.update_one,
             *updates.trim(key, first, page["next_sequence"], page["chunk_bytes"]),
             what=what,
         )
         if not trimmed.matched_count:
-            # Another trimmed it, which is as good; unless its chunks were merged or deleted.
+            # Another process trimmed it; unless its chunks were merged or deleted.
             left = await call(
                 messages.find_one, updates.any_log(key), {"compacted": 1, "log_id": 1}, what=what
             )
@@ -141,7 +137,7 @@ class Pages:
         return True
 
     async def _durable(self) -> tuple[collections.Collection, collections.Collection]:
-        """Messages and pages, read and written so that no failover takes anything back."""
+        """Returns messages and pages, read and written so that no failover rolls anything back."""
         messages = self._collections.messages
         if self._collections.session is not None:  # the transaction holds all of it together
             return messages, self._collections.pages
@@ -154,10 +150,10 @@ class Pages:
         return messages, collections.sibling(messages, PAGES)
 
     async def compact(self, state: MessageHeader) -> bool:
-        """Merges the chunks of an ended message away; says whether they are gone.
+        """Merges the chunks of an ended message; returns whether they are gone.
 
-        What stays is the text, and where each chunk ended in it: watchers resume as before. A text
-        of more than ``MAX_CONTENT_BYTES`` fits into no document, so its chunks stay.
+        The text and the lengths of its chunks stay, so that watchers resume as before. A text of
+        more than ``MAX_CONTENT_BYTES`` is too large for a document, so its chunks stay.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds; it is done later.
@@ -166,29 +162,25 @@ class Pages:
         what = f"merge the chunks of message {state.message_id}"
         possible = state.end_id is not None and state.content_bytes <= MAX_CONTENT_BYTES
         if possible and not state.compacted:
-            chunks = await collections.call(
-                collections.reader.stored_chunks,
-                *(state.message_id, state.conversation_id, state.log_id),
-                what=what,
-            )
+            chunks = await collections.call(collections.reader.stored_chunks, key, what=what)
             if [chunk["sequence"] for chunk in chunks] != list(range(state.next_sequence)):
-                return False  # merged by another just now, or not what the library wrote
+                return False  # just merged by another process, or modified outside the library
             end_id: Any = state.end_id
             match, update = updates.compact(key, end_id, chunks)
             messages, _ = await self._durable()
             await collections.call(messages.update_one, match, update, what=what)
         if possible and not await self._delete_merged(key, state):
-            return False  # a failover took the end back, or is about to decide
+            return False  # a failover rolled the end back, or may do so
         await collections.call(
             collections.messages.update_one, *updates.finish_compaction(key), what=what
         )
         return possible
 
     async def _delete_merged(self, key: Mapping[str, Any], state: MessageHeader) -> bool:
-        """Deletes the pages of a message that is merged, and can be nothing else any more.
+        """Deletes the pages of a message whose merge no failover can roll back.
 
-        What a primary says that is about to step down may never have been: pages that are deleted
-        upon its word may be all that is left of acknowledged text.
+        A primary that is about to step down may show a state that is rolled back: the pages may
+        then be the only copy of acknowledged text.
         """
         what = f"merge the chunks of message {state.message_id}"
         messages, pages = await self._durable()
@@ -196,13 +188,13 @@ class Pages:
         merged = await call(messages.find_one, key, {"compacted": 1}, what=what)
         if merged is None or not merged.get("compacted"):
             return False
-        await call(pages.delete_many, updates.pages_of(key), what=what)
+        await call(pages.delete_many, pages_of(key), what=what)
         return True
 
     async def delete(self, key: Mapping[str, Any]) -> None:
-        """Deletes the pages of a message that is no more."""
+        """Deletes the pages of a deleted message."""
         await self._collections.call(
             self._collections.pages.delete_many,
-            updates.pages_of(key),
+            pages_of(key),
             what=f"delete the pages of message {key['_id']}",
         )

@@ -1,4 +1,4 @@
-"""Positions: each new message gets the next place in its conversation."""
+"""Positions: each new message gets the next position in its conversation."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -20,11 +20,11 @@ Insert: TypeAlias = Callable[[int], Awaitable[Any]]
 
 
 class Added(NamedTuple):
-    """Where a message is in its conversation.
+    """The position of a message that was added.
 
     Attributes:
-        position: Its place.
-        is_new: ``False`` when a message with that id was found instead of inserted: from an earlier
+        position: The position.
+        is_new: ``False`` if a message with that id was found instead of inserted: from an earlier
             try of the same call, or from another caller.
     """
 
@@ -47,15 +47,17 @@ class Positions:
     ) -> Added:
         """Inserts a message at the next position of its conversation.
 
-        A position is used only once the one before it is in the database, and the unique index on
+        A position is used only once the previous one is in the database, and the unique index on
         (conversation_id, position) gives each to one writer. So messages become visible in the
-        order of their positions, without a gap, whatever the number of writers: a reader that has
-        seen position *n* has seen all before it. A writer that dies between its insert and the move
-        of the counter is helped by the next, which collides and moves it.
+        order of their positions, without a gap, with any number of writers: a reader that has seen
+        position *n* has seen all positions before it. If a writer dies between its insert and the
+        update of the counter, the next one collides and updates it.
 
         Args:
-            new_id: The id of the message, where it was made for this very call, or for the same
-                generation: if it is in the database, an earlier try put it there.
+            queue: The queue of the conversation.
+            conversation_id: The conversation.
+            new_id: The id of the message, if it was made for this call, or for the same generation:
+                if it is in the database, an earlier try inserted it.
             insert: Inserts the message at a position.
 
         Raises:
@@ -92,7 +94,7 @@ class Positions:
                         {"_id": 0, "position": 1},
                     ):
                         inserted = False
-                    else:  # a unique index of the application's
+                    else:  # a unique index of the application
                         raise
                 await call(
                     self._collections.conversations.update_one,

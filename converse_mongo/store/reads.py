@@ -1,20 +1,21 @@
-"""Reads messages as the watchers and the store need them: without text that nobody asked for."""
+"""Reads: the queries of watchers and of the store, which load no more text than needed."""
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from bson import ObjectId, Timestamp
 
 from converse_mongo.domain.chunks import MessageChunk, StoredChunk
 from converse_mongo.domain.headers import (
-    COUNTERS,
     HEADER,
     MessageHeader,
+    MessageRow,
     message_key,
+    pages_of,
 )
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.lengths import expand
@@ -28,14 +29,19 @@ __all__ = ["Counters", "Found", "MessageRow", "Place", "Reader", "Saved"]
 
 logger = logging.getLogger("converse_mongo")
 
+T = TypeVar("T")
+
 IDS_PER_QUERY = 1000
 STATES_PER_READ = 500
 READS_AT_ONCE = 16
 MERGED_CHUNKS_PER_READ = 8192
-"""How many chunks of a merged message to take out of its text at once; the text comes as one."""
+"""The number of chunks to make of the text of a merged message at once."""
 
 USUAL_PAGE = 2 * PAGE_CHUNKS
-"""More chunks are in a page only where moving them failed for a while."""
+"""The most chunks of a page, unless moving them failed for a while."""
+
+COUNTERS = dict.fromkeys(("status", "next_sequence", "lease", "stop_requested_at"), 1)
+"""The projection of all that a :class:`Counters` holds."""
 
 SAVE = {"conversation_id": 1, "save_mark": 1, "revision": 1, "position": 1, "role": 1}
 """The projection of all that a :class:`Saved` holds: ``conversation_saves_role`` covers it."""
@@ -47,7 +53,7 @@ _MERGED = {"content": 1, "chunk_lengths": 1, "completed_at": 1}
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """How far a message is, and whether its writer lives and is wanted."""
+    """The progress of a message, its lease, and whether a stop was requested."""
 
     next_sequence: int
     ended: bool
@@ -56,7 +62,7 @@ class Counters:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "Counters":
-        """The counters in a document, or in its projection ``COUNTERS``."""
+        """Reads a document, or its projection :data:`COUNTERS`."""
         return cls(
             stored.get("next_sequence", 0),
             stored["status"] != MessageStatus.STREAMING.value,
@@ -66,23 +72,8 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
-class MessageRow:
-    """A message of a conversation as ``MessageCreated`` tells of it."""
-
-    state: MessageHeader
-    content: str
-
-    @classmethod
-    def from_stored(cls, stored: Mapping[str, Any]) -> "MessageRow":
-        """The message in a document."""
-        state = MessageHeader.from_stored(stored)
-        # The text of a stream comes in its chunks; "created" tells only of a text there then.
-        return cls(state, "" if state.streamed else stored.get("content") or "")
-
-
-@dataclass(frozen=True, slots=True)
 class Saved:
-    """How often a message was saved, when it was last, and where it is in its conversation."""
+    """The last save of a message."""
 
     conversation_id: ObjectId
     message_id: ObjectId
@@ -93,7 +84,7 @@ class Saved:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "Saved":
-        """The save in the projection :data:`SAVE`."""
+        """Reads the projection :data:`SAVE`."""
         return cls(
             stored["conversation_id"],
             stored["_id"],
@@ -112,11 +103,11 @@ class Place(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Some messages of such a listing, without those that are not as the library writes them.
+    """Some messages of such a listing, without those that the library cannot read.
 
     Attributes:
         states: The messages.
-        last: Where to go on; ``None`` at the end.
+        last: The place to continue from; ``None`` at the end.
     """
 
     states: list[MessageHeader]
@@ -127,9 +118,9 @@ class Reader:
     """Reads from one pair of collections. A read may always be repeated.
 
     Attributes:
-        local: Where these are majority reads, reads of what the primary has; else ``None``. An
-            older majority snapshot of a new primary can lack what was seen before. The primary
-            itself cannot.
+        local: For majority reads, the reader of the primary's own state; else ``None``. An older
+            majority snapshot of a new primary can lack what was seen before. The primary itself
+            cannot.
     """
 
     def __init__(
@@ -141,26 +132,26 @@ class Reader:
     ) -> None:
         self.local = local
         self.turns = asyncio.Semaphore(READS_AT_ONCE)
-        """Taken by who reads what it missed: when a stream was lost that is all that is watched."""
+        """Limits the reads at one time when a lost change stream makes every watcher read."""
         self._collections: Collections = (messages, conversations, pages)
         self._recent: Collections | None = self._collections
         self._seen_time: Timestamp | None = None
         self._keeps_times = False
 
     async def server_time(self) -> datetime:
-        """What the clock of the server says."""
+        """Returns the time by the server's clock."""
         return await servers.server_time(self.messages.database)
 
     def begin_times(self, time: Timestamp | None) -> None:
-        """Takes the time at which a change stream begins; ``None``: times are of no use here."""
+        """Notes the time at which a change stream begins; ``None`` if times cannot be used."""
         self._keeps_times = time is not None and self.local is not None
         self.note_time(time)
 
     def note_time(self, time: Timestamp | None) -> None:
-        """Has majority reads show from now on what was committed at a time.
+        """Makes later majority reads show everything committed at ``time``.
 
         Args:
-            time: That of a change which a change stream told; ``None`` changes nothing.
+            time: That of a change in the change stream; ``None`` changes nothing.
         """
         if not self._keeps_times or time is None or (self._seen_time or time) > time:
             return
@@ -169,31 +160,29 @@ class Reader:
     def _now(self) -> Collections:
         if self._recent is None:
             time: Any = self._seen_time
-            messages, conversations, pages = self._collections
-            self._recent = (
-                collections.read_after(messages, time),
-                collections.read_after(conversations, time),
-                collections.read_after(pages, time),
+            messages, conversations, pages = (
+                collections.read_after(each, time) for each in self._collections
             )
+            self._recent = messages, conversations, pages
         return self._recent
 
     @property
     def messages(self) -> Collection:
-        """The messages, as they are to be read now; as the next two."""
+        """The messages, with the read concern to use now."""
         return self._now()[0]
 
     @property
     def conversations(self) -> Collection:
-        """The conversations."""
+        """The conversations, with the same read concern."""
         return self._now()[1]
 
     @property
     def pages(self) -> Collection:
-        """The chunks that long messages do not embed any more."""
+        """The pages, with the same read concern."""
         return self._now()[2]
 
     async def committed_time(self) -> Timestamp | None:
-        """A time by which all was written that majority reads have shown so far, if there is one.
+        """Returns a time by which everything that majority reads have shown was written, if known.
 
         Raises:
             PyMongoError: The server could not be reached.
@@ -203,11 +192,11 @@ class Reader:
     # One message
 
     async def has_message(self, message_id: ObjectId) -> bool:
-        """Whether there is such a message."""
+        """Returns whether the message exists."""
         return await self.messages.find_one({"_id": message_id}, {"_id": 1}) is not None
 
     async def state(self, message_id: ObjectId, conversation_id: ObjectId) -> MessageHeader | None:
-        """The state of a message; ``None`` when there is no such one."""
+        """Returns the header of a message; ``None`` if it does not exist."""
         stored = await self.messages.find_one(
             {"_id": message_id, "conversation_id": conversation_id}, HEADER
         )
@@ -222,18 +211,21 @@ class Reader:
         page_start: int = 0,
         stop: int | None = None,
     ) -> tuple[MessageHeader, list[MessageChunk]] | None:
-        """The state of a message, and some chunks from sequence ``start``.
+        """Reads the header of a message, and some chunks from sequence ``start``.
 
-        Some: those that are in one place, the message itself or one page or the text of a merged
-        message. None are there only when the message has none from ``start`` on.
+        These are the chunks in one place: in the message itself, in a page or the next ones, or in
+        the text of a merged message. The list is empty only if the message has none from ``start``.
 
         Args:
-            limit: About how many to give.
-            page_start: Where the embedded chunks are thought to begin; a wrong guess costs a read.
+            message_id: The message.
+            conversation_id: Its conversation.
+            start: The sequence of the first chunk.
+            limit: The approximate number of chunks.
+            page_start: The expected start of the embedded chunks; a wrong guess costs a read.
             stop: The sequence before which to end in any case.
 
         Returns:
-            ``None`` when there is no such message.
+            ``None`` if the message does not exist.
         """
         key = {"_id": message_id, "conversation_id": conversation_id}
         return await self._read(key, start, limit, page_start, stop)
@@ -246,20 +238,17 @@ class Reader:
         limit: int,
         stop: int | None = None,
     ) -> tuple[MessageHeader, list[MessageChunk]] | None:
-        """The same for the message at a position of a conversation."""
+        """Reads the message at a position of a conversation, as :meth:`read` does."""
         key = {"conversation_id": conversation_id, "position": position}
         return await self._read(key, start, limit, 0, stop)
 
     async def read_tail(
         self, message_id: ObjectId, limit: int
     ) -> tuple[MessageHeader, list[MessageChunk]] | None:
-        """The same with up to ``limit`` of the last chunks, for who knows only the message."""
-        stored = await self.messages.find_one(
-            {"_id": message_id}, {**HEADER, "chunks": {"$slice": -limit}}
-        )
-        if stored is None:
-            return None
-        return MessageHeader.from_stored(stored), _chunks(stored)
+        """Reads up to ``limit`` of the last embedded chunks of a message, given by its id alone."""
+        projection = {**HEADER, "chunks": {"$slice": -limit}}
+        stored = await self.messages.find_one({"_id": message_id}, projection)
+        return (MessageHeader.from_stored(stored), _chunks(stored)) if stored else None
 
     async def _read(
         self,
@@ -294,7 +283,7 @@ class Reader:
     async def _read_moved(
         self, state: MessageHeader, start: int, limit: int, merged_limit: int
     ) -> list[MessageChunk] | None:
-        """Chunks that are not in the message any more; ``None`` if they just went elsewhere."""
+        """Reads chunks that the message no longer embeds; ``None`` if they just went elsewhere."""
         key = state.key
         if state.compacted:
             merged = await self.messages.find_one(key, _MERGED)
@@ -314,33 +303,24 @@ class Reader:
         return None if now is None or now.get("compacted") else []
 
     async def _page(self, state: MessageHeader, start: int, behind: int) -> dict[str, Any] | None:
-        """The last page that begins at ``start`` or before, and behind another sequence."""
+        """Returns the last page that begins at ``start`` or before, and behind another sequence."""
         page: dict[str, Any] | None = await self.pages.find_one(
-            {
-                "conversation_id": state.conversation_id,
-                "message_id": state.message_id,
-                "log_id": state.log_id,
-                # A range with two ends: some servers read all that is in it before they sort.
-                "first_sequence": {"$gt": behind, "$lte": start},
-            },
+            # A range with two ends: some servers read all of it before they sort.
+            {**pages_of(state.key), "first_sequence": {"$gt": behind, "$lte": start}},
             sort=[("first_sequence", -1)],
         )
         return page
 
     async def _following(self, state: MessageHeader, start: int, limit: int) -> list[MessageChunk]:
-        """Chunks of whole pages, from the page that begins at ``start``.
+        """Reads whole pages, from the page that begins at ``start``.
 
-        About ``limit`` of them, and fewer where a page is not there any more.
+        Returns:
+            About ``limit`` chunks, and fewer if a page is gone.
         """
         count = limit // PAGE_CHUNKS
-        cursor = self.pages.find(
-            {
-                "conversation_id": state.conversation_id,
-                "message_id": state.message_id,
-                "log_id": state.log_id,
-                "first_sequence": {"$gte": start, "$lt": min(start + limit, state.page_start)},
-            }
-        ).sort([("first_sequence", 1)])
+        wanted = {"$gte": start, "$lt": min(start + limit, state.page_start)}
+        cursor = self.pages.find({**pages_of(state.key), "first_sequence": wanted})
+        cursor = cursor.sort([("first_sequence", 1)])
         chunks: list[MessageChunk] = []
         for page in await cursor.limit(count).to_list(count):
             if page["first_sequence"] != start:
@@ -349,47 +329,28 @@ class Reader:
             start = page["next_sequence"]
         return chunks
 
-    async def appended(
-        self,
-        message_id: ObjectId,
-        conversation_id: ObjectId,
-        log_id: ObjectId | None,
-        append_id: ObjectId,
-        first: int,
-    ) -> int | None:
-        """The sequence at which an append was stored that left the message for a page.
+    async def appended(self, key: Mapping[str, Any], append_id: ObjectId, first: int) -> int | None:
+        """Looks in the pages of a message for an append.
 
         Args:
+            key: The message.
+            append_id: The append.
             first: A sequence before which it cannot be.
+
+        Returns:
+            The sequence of its first chunk, if it is there.
         """
         page = await self.pages.find_one(
-            {
-                "conversation_id": conversation_id,
-                "message_id": message_id,
-                "log_id": log_id,
-                "next_sequence": {"$gt": first},
-                "chunks.append_id": append_id,
-            },
+            {**pages_of(key), "next_sequence": {"$gt": first}, "chunks.append_id": append_id},
             {"chunks": {"$elemMatch": {"append_id": append_id}}},
         )
         sequence: int | None = page["chunks"][0]["sequence"] if page else None
         return sequence
 
-    async def stored_chunks(
-        self, message_id: ObjectId, conversation_id: ObjectId, log_id: ObjectId | None
-    ) -> list[StoredChunk]:
-        """All chunks of a message; none if there is no such message."""
-        stored = await self.messages.find_one(
-            message_key(message_id, conversation_id, log_id),
-            {
-                "conversation_id": 1,
-                "log_id": 1,
-                "chunks": 1,
-                "page_start": 1,
-                "compacted": 1,
-                **_MERGED,
-            },
-        )
+    async def stored_chunks(self, key: Mapping[str, Any]) -> list[StoredChunk]:
+        """Reads all chunks of a message; an empty list if it does not exist."""
+        log = dict.fromkeys(("conversation_id", "log_id", "chunks", "page_start", "compacted"), 1)
+        stored = await self.messages.find_one(key, log | _MERGED)
         if stored is None:
             return []
         await self.add_moved_chunks(stored)
@@ -398,11 +359,11 @@ class Reader:
     async def document(
         self, key: Mapping[str, Any], longest: int | None = None
     ) -> dict[str, Any] | None:
-        """The whole document that a filter finds, with all chunks; ``None`` if there is none.
+        """Reads a whole document with all chunks; ``None`` if it does not exist.
 
         Args:
-            key: The filter.
-            longest: Leave out moved chunks where the text takes more bytes.
+            key: The filter for the message.
+            longest: The size of the text in bytes above which moved chunks are left out.
         """
         stored: dict[str, Any] | None = await self.messages.find_one(key)
         if stored and (longest is None or stored.get("content_bytes", 0) <= longest):
@@ -410,7 +371,7 @@ class Reader:
         return stored
 
     async def add_moved_chunks(self, stored: dict[str, Any]) -> None:
-        """Gives a whole document of a message the chunks that it does not embed any more."""
+        """Adds to a whole document of a message the chunks that it no longer embeds."""
         page_start = stored.get("page_start", 0)
         if not page_start:
             return
@@ -420,9 +381,7 @@ class Reader:
                 stored["chunks"] = moved + list(stored.get("chunks") or ())
                 return
             # Merged in between, or pages are missing, which the length then shows.
-            again = await self.messages.find_one(
-                message_key(stored["_id"], stored["conversation_id"], stored.get("log_id"))
-            )
+            again = await self.messages.find_one(_key(stored))
             if again is None or not again.get("compacted"):
                 stored["chunks"] = moved + list(stored.get("chunks") or ())
                 return
@@ -431,17 +390,9 @@ class Reader:
         stored["chunks"] = expand(stored)
 
     async def _chunks_before(self, stored: Mapping[str, Any], page_start: int) -> list[StoredChunk]:
-        cursor = self.pages.find(
-            {
-                "conversation_id": stored["conversation_id"],
-                "message_id": stored["_id"],
-                "log_id": stored.get("log_id"),
-                "first_sequence": {"$lt": page_start},
-            },
-            {"chunks": 1},
-        ).sort([("first_sequence", 1)])
+        match = {**pages_of(_key(stored)), "first_sequence": {"$lt": page_start}}
         chunks: list[StoredChunk] = []
-        async for page in cursor:
+        async for page in self.pages.find(match, {"chunks": 1}).sort([("first_sequence", 1)]):
             chunks += page["chunks"]
         while chunks and chunks[-1]["sequence"] >= page_start:
             chunks.pop()
@@ -450,14 +401,16 @@ class Reader:
     # Many messages
 
     async def counters(self, keys: Mapping[ObjectId, ObjectId]) -> dict[ObjectId, Counters]:
-        """The counters of messages, given as message id to conversation id; one query for 1,000.
+        """Reads the counters of messages, with a query for each 1,000.
 
-        What is missing from the answer is missing from the database.
+        Args:
+            keys: Message id to conversation id.
+
+        Returns:
+            The counters of the messages that exist.
         """
         found: dict[ObjectId, Counters] = {}
-        ids = list(keys)
-        for offset in range(0, len(ids), IDS_PER_QUERY):
-            some = ids[offset : offset + IDS_PER_QUERY]
+        for some in _batches(list(keys)):
             match = {
                 "_id": {"$in": some},
                 "conversation_id": {"$in": list({keys[message_id] for message_id in some})},
@@ -466,22 +419,22 @@ class Reader:
                 try:
                     found[stored["_id"]] = Counters.from_stored(stored)
                 except (KeyError, TypeError, ValueError, AttributeError):
-                    # Counts as ended, so that its watchers read it and find out.
-                    logger.exception("Message %s is not as the library writes it", stored["_id"])
+                    # Counts as ended, so that its watchers read it and raise the error.
+                    logger.exception("Message %s has an unknown form", stored["_id"])
                     found[stored["_id"]] = Counters(0, True, Lease(), False)
         return found
 
-    async def streaming_anywhere(self, after: "Place | None") -> "Found":
-        """Some messages that are streaming, in the order of their ids."""
+    async def streaming_anywhere(self, after: Place | None) -> Found:
+        """Lists some messages that are streaming, in the order of their ids."""
         behind = {} if after is None else {"_id": {"$gt": after.message_id}}
         match = {"status": MessageStatus.STREAMING.value, **behind}
         return await self._states(match, [("_id", 1)])
 
-    async def to_compact(self, after: "Place | None", moment: datetime) -> "Found":
-        """The same for messages whose chunks may be merged away by now, the longest due first."""
+    async def to_compact(self, after: Place | None, moment: datetime) -> Found:
+        """Lists some messages whose chunks are due to be merged at ``moment``, the oldest first."""
         match: dict[str, Any] = {"compact_at": {"$gt": EPOCH, "$lte": moment}}
         if after is not None:
-            # The range besides, so that the scan begins there whatever the server makes of $or.
+            # Also as a range, so that the scan begins there however the server treats $or.
             match["compact_at"]["$gte"] = after.compact_at
             match["$or"] = [
                 {"compact_at": {"$gt": after.compact_at}},
@@ -489,7 +442,7 @@ class Reader:
             ]
         return await self._states(match, [("compact_at", 1), ("_id", 1)])
 
-    async def _states(self, match: Mapping[str, Any], order: list[tuple[str, int]]) -> "Found":
+    async def _states(self, match: Mapping[str, Any], order: list[tuple[str, int]]) -> Found:
         cursor = self.messages.find(match, {**HEADER, "compact_at": 1}).sort(order)
         page = await cursor.limit(STATES_PER_READ).to_list(STATES_PER_READ)
         found: list[MessageHeader] = []
@@ -497,7 +450,7 @@ class Reader:
             try:
                 found.append(MessageHeader.from_stored(stored))
             except (KeyError, TypeError, ValueError, AttributeError):
-                logger.exception("Message %s is not as the library writes it", stored["_id"])
+                logger.exception("Message %s has an unknown form", stored["_id"])
         if len(page) < STATES_PER_READ:
             return Found(found, None)
         return Found(found, Place(page[-1]["_id"], page[-1].get("compact_at")))
@@ -505,7 +458,7 @@ class Reader:
     # Conversations
 
     async def conversation_end(self, conversation_id: ObjectId) -> int | None:
-        """The position that comes next in a conversation; ``None`` if there is no such one.
+        """Returns the next position of a conversation; ``None`` if it does not exist.
 
         Both the counter and the last message may be behind the other: the counter for a moment
         after an insert, the last message once it is deleted.
@@ -522,22 +475,21 @@ class Reader:
         return max(counted, last["position"] + 1) if last else counted
 
     async def has_conversation(self, conversation_id: ObjectId) -> bool:
-        """Whether there is such a conversation."""
+        """Returns whether the conversation exists."""
         found = await self.conversations.find_one({"_id": conversation_id}, {"_id": 1})
         return found is not None
 
     async def has_messages(self, conversation_id: ObjectId, start: int, stop: int) -> bool:
-        """Whether there is a message at a position from ``start`` to before ``stop``."""
+        """Returns whether there is a message at a position from ``start`` to before ``stop``."""
         match = {"conversation_id": conversation_id, "position": {"$gte": start, "$lt": stop}}
         return await self.messages.find_one(match, {"_id": 1}) is not None
 
     async def messages_at(
         self, conversation_id: ObjectId, positions: Sequence[int]
     ) -> list[MessageHeader]:
-        """The messages at these positions of a conversation, without their text."""
+        """Reads the headers of the messages at these positions of a conversation."""
         found: list[MessageHeader] = []
-        for offset in range(0, len(positions), IDS_PER_QUERY):
-            some = list(positions[offset : offset + IDS_PER_QUERY])
+        for some in _batches(positions):
             match = {"conversation_id": conversation_id, "position": {"$in": some}}
             cursor = self.messages.find(match, HEADER)
             found += [MessageHeader.from_stored(stored) async for stored in cursor]
@@ -547,7 +499,7 @@ class Reader:
         """Waits until the server that answers knows that it is the primary.
 
         Returns:
-            ``False`` where a server does not know linearizable reads
+            ``False`` if the server does not support linearizable reads
             (https://www.mongodb.com/docs/manual/reference/read-concern-linearizable/).
 
         Raises:
@@ -556,14 +508,14 @@ class Reader:
         return await collections.read_linearizable(self.conversations, {"_id": conversation_id})
 
     async def next_positions(self, conversation_ids: Sequence[ObjectId]) -> dict[ObjectId, int]:
-        """The position that comes next in each of these conversations that there are.
+        """Returns the next position of each of these conversations that exists.
 
-        For a moment after a message was added it may be too low; for longer, where its writer died
-        in that moment.
+        For a moment after a message was added it may be too low; for longer, if its writer died in
+        that moment.
         """
         found: dict[ObjectId, int] = {}
-        for offset in range(0, len(conversation_ids), IDS_PER_QUERY):
-            match = {"_id": {"$in": list(conversation_ids[offset : offset + IDS_PER_QUERY])}}
+        for some in _batches(conversation_ids):
+            match = {"_id": {"$in": some}}
             async for stored in self.conversations.find(match, {"next_position": 1}):
                 found[stored["_id"]] = stored.get("next_position", 0)
         return found
@@ -571,25 +523,22 @@ class Reader:
     async def streaming(
         self, conversation_id: ObjectId, before: int
     ) -> dict[int, tuple[ObjectId, int, MessageRole]]:
-        """Position to (id, next sequence, role) of the streaming messages before a position."""
+        """Maps the positions of streaming messages to their id, next sequence and role."""
         match = {
             "conversation_id": conversation_id,
             "status": MessageStatus.STREAMING.value,
             "position": {"$lt": before},
         }
+        cursor = self.messages.find(match, {"next_sequence": 1, "position": 1, "role": 1})
         return {
-            stored["position"]: (
-                stored["_id"],
-                stored["next_sequence"],
-                MessageRole(stored["role"]),
-            )
-            async for stored in self.messages.find(match, {**COUNTERS, "position": 1, "role": 1})
+            each["position"]: (each["_id"], each["next_sequence"], MessageRole(each["role"]))
+            async for each in cursor
         }
 
     async def rows(
         self, conversation_id: ObjectId, start: int, stop: int, limit: int
     ) -> list[MessageRow]:
-        """Up to ``limit`` messages at the positions from ``start`` to before ``stop``, in order."""
+        """Reads up to ``limit`` messages at the positions from ``start`` to before ``stop``."""
         match = {"conversation_id": conversation_id, "position": {"$gte": start, "$lt": stop}}
         cursor = self.messages.find(match, {**HEADER, "content": 1}).sort([("position", 1)])
         return [
@@ -597,7 +546,7 @@ class Reader:
         ]
 
     async def having(self, places: Mapping[int, Sequence[ObjectId]]) -> set[ObjectId]:
-        """Which conversations, given by position, have a message at that position."""
+        """Returns the conversations, given by position, that have a message at that position."""
         clauses = [
             {"conversation_id": {"$in": list(ids)}, "position": position}
             for position, ids in places.items()
@@ -609,25 +558,34 @@ class Reader:
         return {stored["conversation_id"] async for stored in cursor}
 
     async def moment(self) -> Mark:
-        """A moment before which every save is seen by what is read from now on."""
+        """Returns a moment before which every save is visible to later reads."""
         return await servers.cluster_time(self.messages.database)
 
     async def saves(self, conversation_ids: Sequence[ObjectId], since: Mark) -> list[Saved]:
-        """The last saves of all messages of these conversations that were saved since a moment."""
+        """Reads the last saves, since a moment, of the messages of these conversations."""
         found: list[Saved] = []
-        for offset in range(0, len(conversation_ids), IDS_PER_QUERY):
-            some = list(conversation_ids[offset : offset + IDS_PER_QUERY])
+        for some in _batches(conversation_ids):
             match = {"conversation_id": {"$in": some}, "save_mark": {"$gt": since}}
             cursor = self.messages.find(match, SAVE)
             found.extend([Saved.from_stored(stored) async for stored in cursor])
         return found
 
     async def last_saves(self, conversation_id: ObjectId, limit: int) -> list[Saved]:
-        """The messages of a conversation that were saved last, the very last first."""
+        """Reads the last saves in a conversation, the newest first."""
         first = servers.first_mark(self.messages)
         match = {"conversation_id": conversation_id, "save_mark": {"$gt": first}}
         cursor = self.messages.find(match, SAVE).sort([("save_mark", -1)])
         return [Saved.from_stored(stored) for stored in await cursor.limit(limit).to_list(limit)]
+
+
+def _batches(values: Sequence[T]) -> Iterator[list[T]]:
+    """Splits ``values`` into lists for one query each."""
+    for offset in range(0, len(values), IDS_PER_QUERY):
+        yield list(values[offset : offset + IDS_PER_QUERY])
+
+
+def _key(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return message_key(stored["_id"], stored["conversation_id"], stored.get("log_id"))
 
 
 def _chunks(

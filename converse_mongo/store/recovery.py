@@ -1,4 +1,4 @@
-"""Recovery: what was left behind by those who died, and what has served its time."""
+"""Recovery: the end of orphans, and the merge of chunks that are due."""
 
 import asyncio
 import logging
@@ -21,17 +21,17 @@ __all__ = ["Recovery"]
 logger = logging.getLogger("converse_mongo")
 
 ROUNDS = 5
-"""How often to look: twice, and again where a call failed meanwhile."""
+"""The most looks: two, and more if a call failed meanwhile."""
 MARGIN_SECONDS = 0.01
 
 
 async def pause(seconds: float) -> None:
-    """Waits until so many seconds are over."""
+    """Waits until ``seconds`` have passed."""
     await asyncio.sleep(seconds + MARGIN_SECONDS)
 
 
 class Recovery:
-    """Ends orphans, and merges away chunks whose time has come."""
+    """Ends orphans, and merges chunks that are due."""
 
     def __init__(self, collections: Collections, leases: Leases, pages: Pages) -> None:
         self._collections = collections
@@ -39,10 +39,9 @@ class Recovery:
         self._pages = pages
 
     async def recover_stale(self, *, complete_partial: bool = False) -> list[FinalEvent]:
-        """Ends all messages whose lease has run out, and returns how they ended.
+        """Ends all messages whose lease has expired, and returns their final events.
 
-        It looks at them twice, and so takes as long as the second look takes to be due: one wait
-        for all of them.
+        It looks at them twice, with one wait for all of them until the second look is due.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
@@ -74,7 +73,7 @@ class Recovery:
         return recovered
 
     async def compact_due(self) -> int:
-        """Merges away the chunks whose retention is over, and says of how many messages.
+        """Merges the chunks whose retention is over; returns the number of messages.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
@@ -99,15 +98,15 @@ class Recovery:
                 return
 
     async def sweep(self, interval: float) -> None:
-        """Does both every ``interval`` seconds, until the store is closed."""
+        """Does both every ``interval`` seconds until the store is closed."""
         task = asyncio.current_task()
         while not (self._collections.closing or (task and task.cancelling())):
             try:
                 await self.recover_stale()
                 await self.compact_due()
             except Exception:
-                # A sweep that went wrong is made good by the next.
-                logger.warning("A sweep was not finished; the next one goes on", exc_info=True)
+                # The next sweep does what this one did not.
+                logger.warning("A sweep failed; the next one continues", exc_info=True)
             # On Python 3.11 a driver may swallow a cancellation.
             if not (self._collections.closing or (task and task.cancelling())):
                 await asyncio.sleep(interval)

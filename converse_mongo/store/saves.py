@@ -6,12 +6,9 @@ from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
-from pymongo.errors import OperationFailure
-
 from converse_mongo.domain.errors import (
     ConversationNotFoundError,
     MessageNotFoundError,
-    MessageTooLargeError,
 )
 from converse_mongo.domain.events import MessageUpdated
 from converse_mongo.domain.metadata import is_addressable
@@ -20,9 +17,8 @@ from converse_mongo.domain.types import MessageRole
 from converse_mongo.driver import servers
 from converse_mongo.driver.collections import Collection
 from converse_mongo.driver.deadlines import bounded
-from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
-from converse_mongo.store.collections import Collections
+from converse_mongo.store.collections import Collections, name_too_large
 
 __all__ = ["Changes", "Saves"]
 
@@ -31,13 +27,13 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Changes:
-    """What a save writes.
+    """The changes that a save writes.
 
     Attributes:
-        assign: The paths to set, with their values as BSON has them.
+        assign: The paths to set, with their values in BSON.
         remove: The paths to remove.
-        unaddressable: What no path can name, by field: keys with dots or a leading dollar to set,
-            with their values, and such keys to remove.
+        unaddressable: By field, the keys that no path can name, since they have dots or a leading
+            dollar: those to set with their values, and those to remove.
     """
 
     assign: dict[str, Any] = field(default_factory=dict)
@@ -46,19 +42,12 @@ class Changes:
 
     def add_mapping(self, path: str, assign: Mapping[str, Any], remove: Sequence[str]) -> None:
         """Adds changes of single keys of the mapping at ``path``."""
-        apart: tuple[dict[str, Any], list[str]] = ({}, [])
-        for key, value in assign.items():
-            if is_addressable(key):
-                self.assign[f"{path}.{key}"] = value
-            else:
-                apart[0][key] = value
-        for key in remove:
-            if is_addressable(key):
-                self.remove.append(f"{path}.{key}")
-            else:
-                apart[1].append(key)
-        if any(apart):
-            self.unaddressable[path] = apart
+        self.assign |= {f"{path}.{key}": assign[key] for key in assign if is_addressable(key)}
+        self.remove += [f"{path}.{key}" for key in remove if is_addressable(key)]
+        assigned = {key: assign[key] for key in assign if not is_addressable(key)}
+        removed = [key for key in remove if not is_addressable(key)]
+        if assigned or removed:
+            self.unaddressable[path] = assigned, removed
 
     def __bool__(self) -> bool:
         return bool(self.assign or self.remove or self.unaddressable)
@@ -67,9 +56,9 @@ class Changes:
 class Saves:
     """Saves fields that are not the library's own.
 
-    The first two methods raise, beside what they say:
-        InvalidMetadataError: A key has a dot or a leading dollar, and the database is one of
-            mongomock's, which cannot set it.
+    The first two methods also raise:
+        InvalidMetadataError: A key has a dot or a leading dollar, and the database is a mock,
+            which cannot set it.
         MessageTooLargeError: The document would be too large.
         StoreUnavailableError: No answer for ``retry_timeout`` seconds.
     """
@@ -80,7 +69,7 @@ class Saves:
     async def save_conversation(
         self, key: Mapping[str, Any], changes: Changes, saved_at: datetime
     ) -> int:
-        """Stores changes of a conversation, and returns the revision that it then has.
+        """Stores changes of a conversation, and returns its new revision.
 
         Raises:
             ConversationNotFoundError: The conversation does not exist.
@@ -89,7 +78,7 @@ class Saves:
         await self._save_unaddressable(conversations, key, changes)
         update = updates.save(changes.assign, changes.remove, saved_at)
         call = partial(self._collections.call, what=f"save conversation {key['_id']}")
-        # Whoever gets the document back from an update has its image written into the oplog.
+        # An update that returns the document writes its image into the oplog.
         result = await call(conversations.update_one, key, update)
         stored: Any = await call(conversations.find_one, key, SUMMARY)
         if stored is None or not result.matched_count:
@@ -106,7 +95,7 @@ class Saves:
         *,
         role: MessageRole,
     ) -> int:
-        """Stores changes of a message, and returns the revision that it then has.
+        """Stores changes of a message, and returns its new revision.
 
         Raises:
             MessageNotFoundError: The message does not exist.
@@ -114,16 +103,13 @@ class Saves:
         message_id, conversation_id = key["_id"], key["conversation_id"]
         messages = self._collections.messages
         await self._save_unaddressable(messages, key, changes)
-        update = updates.save(changes.assign, changes.remove, saved_at)
-        update = updates.mark_edited(update, conversation_id, role, saved_at)
-        update = updates.mark_saved(update, servers.mark_type(messages))
+        update = updates.save_message(
+            *(changes.assign, changes.remove, saved_at),
+            *(conversation_id, role, servers.mark_type(messages)),
+        )
         call = partial(self._collections.call, what=f"save message {message_id}")
-        try:
+        with name_too_large(message_id):
             await call(messages.update_one, key, update)
-        except OperationFailure as error:
-            if is_too_large(error):
-                raise MessageTooLargeError(message_id) from error
-            raise
         stored: Any = await call(messages.find_one, key, {"revision": 1})
         if stored is None:
             raise MessageNotFoundError(message_id)
@@ -146,18 +132,18 @@ class Saves:
         what: str,
         lent: bool = False,
     ) -> T:
-        """Makes a write of the application's own, and tries it again only where that is safe.
+        """Makes a write of the application, and retries it only if that is safe.
 
         Args:
             run: Makes the write.
             update: Its update operators; none for a delete.
-            what: What it does, for errors.
-            lent: Whether it belongs to a transaction that the application began with the driver,
-                and tries again itself.
+            what: A description, for errors.
+            lent: True for a transaction that the application began with the driver, and retries
+                itself.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds, or to the only try.
-            PyMongoError: The write failed; also for want of an answer, if it is ``lent``.
+            PyMongoError: The write failed; if it is ``lent``, also without an answer.
         """
         if lent:
             return await bounded(self._collections.options.retry_timeout, run)
@@ -167,16 +153,12 @@ class Saves:
     async def _save_unaddressable(
         self, collection: Collection, key: Mapping[str, Any], changes: Changes
     ) -> None:
-        """Saves keys that hold dots or dollars, of a document that is there; see ``updates``."""
+        """Saves keys with dots or dollars, which need an update of their own; see ``updates``."""
         if not changes.unaddressable:
             return
         for assigned, removed in changes.unaddressable.values():
             self._collections.check_keys(assigned, dict.fromkeys(removed))
         update = updates.save_unaddressable(changes.unaddressable)
         what = f"save {key['_id']}"
-        try:
+        with name_too_large(key["_id"]):
             await self._collections.call(collection.update_one, dict(key), update, what=what)
-        except OperationFailure as error:
-            if is_too_large(error):
-                raise MessageTooLargeError(key["_id"]) from error
-            raise

@@ -1,15 +1,13 @@
-"""The store: all that is done to one set of collections."""
+"""The store: all reads and writes of one set of collections."""
 
 import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
 from converse_mongo.domain.errors import ConverseClosedError, ConverseError
-from converse_mongo.driver.collections import Collection
 from converse_mongo.store.appends import Appends
-from converse_mongo.store.collections import Collections, Options
+from converse_mongo.store.collections import Collections
 from converse_mongo.store.ends import Ends
-from converse_mongo.store.handlers import Handlers
 from converse_mongo.store.leases import Leases
 from converse_mongo.store.notices import WriterNotices
 from converse_mongo.store.pages import Pages
@@ -20,52 +18,36 @@ from converse_mongo.store.saves import Saves
 __all__ = ["Store"]
 
 GIVE_UP_SECONDS, GIVE_UP_TRIES = 0.5, 4
-"""How long to wait for writers that are told to give up, and how often they are told."""
+"""The wait for writers that are told to give up, and the number of times they are told."""
 
 
 class RunningWriter(Protocol):
-    """A writer, as the store knows it."""
+    """The part of a writer that the store uses."""
 
     async def shut_down(self) -> None:
-        """Stores what was written and takes no more."""
+        """Stores what was written, and accepts no more."""
 
     def give_up(self, error: ConverseError) -> None:
-        """Ends at once; what is not stored is in its own error."""
+        """Ends at once; the error of the writer has the text that is not stored."""
 
 
 class Store(Collections):
-    """The collections of one database, and all that is done to them.
+    """The collections of one database, and all reads and writes.
 
     Attributes:
-        appends: Chunks in at the end of a streaming message.
-        ends: A message leaves ``streaming``.
-        leases: Who may write to a message, and what becomes of one whose writer died.
-        paging: Chunks out of a long message.
-        positions: Messages into a conversation.
-        recovery: What was left behind.
-        saves: Fields that the application changed.
-        signals: What running writers want to hear.
-        writers: The running writers themselves.
+        appends: Appends chunks to streaming messages.
+        ends: Ends streaming messages.
+        leases: Gives the right to write to a message, and ends messages whose writer died.
+        notices: Notifies running writers.
+        paging: Moves chunks out of long messages, and merges those of ended messages.
+        positions: Adds conversations and messages.
+        recovery: Ends orphans, and merges chunks that are due.
+        saves: Saves fields that the application changed.
+        writers: The running writers.
     """
 
-    def __init__(
-        self,
-        messages: Collection,
-        conversations: Collection,
-        *,
-        pages: Collection | None = None,
-        committed: Collection | None = None,
-        handlers: Handlers | None = None,
-        options: Options | None = None,
-    ) -> None:
-        super().__init__(
-            messages,
-            conversations,
-            pages=pages,
-            committed=committed,
-            handlers=handlers,
-            options=options,
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.notices = WriterNotices()
         self.writers: set[RunningWriter] = set()
         self.paging = Pages(self)
@@ -77,7 +59,7 @@ class Store(Collections):
         self.saves = Saves(self)
 
     async def aclose(self, timeout: float) -> None:  # noqa: ASYNC109 - writers then give up
-        """Lets running writers store what they have taken, and refuses calls from then on.
+        """Lets running writers store what they have accepted, then refuses all calls.
 
         Args:
             timeout: Seconds until writers give up what they could not store.
@@ -97,10 +79,10 @@ class Store(Collections):
             if task.done() and not task.cancelled():
                 task.result()
 
-    async def _give_up(self, running: "Mapping[asyncio.Task[None], RunningWriter]") -> None:
+    async def _give_up(self, running: Mapping[asyncio.Task[None], RunningWriter]) -> None:
         error = ConverseClosedError(
-            "This Converse was closed before MongoDB had answered. What was not stored until then "
-            "is in the 'text' of the writer's error."
+            "This Converse was closed before MongoDB answered. The 'text' of the writer's error is "
+            "the text that was not stored until then."
         )
         # Again, since on Python 3.11 a driver may swallow a cancellation.
         for _ in range(GIVE_UP_TRIES):

@@ -7,7 +7,6 @@ from contextvars import Context, ContextVar, copy_context
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from converse_mongo.domain.errors import (
@@ -28,29 +27,29 @@ _current: ContextVar["Transaction | None"] = ContextVar("converse_mongo_transact
 
 
 _inside: ContextVar["Store | None"] = ContextVar("converse_mongo_inside", default=None)
-"""The store whose call is under way: Beanie's hooks run in tasks of their own."""
+"""The store whose call is in progress: Beanie's hooks run in tasks of their own."""
 
 
 class Transaction:
-    """Groups writes of the task that is in its ``async with`` block: all of them or none.
+    """Groups the writes of the task in its ``async with`` block: all of them or none.
 
     Made by ``Converse.transaction``. Everything that the block does through the same facade, and
-    through its conversations and messages, belongs to it; what is read in it is the database as it
-    was when it began, and with the block's own writes. Handlers are called after the commit.
+    through its conversations and messages, belongs to it. Reads show the database as it was at the
+    beginning, with the block's own writes. Handlers are called after the commit.
 
-    A MongoDB transaction lasts for a minute at most, and keeps others from what it wrote: do in it
-    what is ready to be stored, and stream outside. After an abort, copies of documents that the
-    block wrote to are not what is stored: load them again.
+    A MongoDB transaction lasts for a minute at most, and blocks other writes to the same documents:
+    write in it what is ready to be stored, and stream outside. After an abort, copies of documents
+    that the block wrote to differ from what is stored: load them again.
 
     Entering raises:
-        TransactionsUnavailableError: The server has none; nothing was written.
-        InvalidInputError: There is one already in this task.
+        TransactionsUnavailableError: The server does not support them; nothing was written.
+        InvalidInputError: This task has an open transaction.
         StoreUnavailableError: MongoDB did not answer.
 
     Leaving and every call inside raises:
         TransactionAbortedError: MongoDB ended the transaction: run the block again.
-        StoreUnavailableError: MongoDB did not answer to the commit; it is not known whether the
-            transaction was stored.
+        StoreUnavailableError: MongoDB did not answer to the commit; the transaction may or may not
+            have been stored.
     """
 
     def __init__(self, store: Store) -> None:
@@ -63,13 +62,13 @@ class Transaction:
     async def __aenter__(self) -> Self:
         if _current.get() is not None and _current.get().is_open:  # type: ignore[union-attr]
             raise InvalidInputError(
-                "A transaction is open in this task already: transactions do not nest."
+                "This task already has an open transaction: transactions do not nest."
             )
         database, call = self.parent.messages.database, self.parent.call
         what = "begin a transaction"
         if not await call(servers.has_change_streams, database, what=what):
             raise TransactionsUnavailableError(
-                "This server has no transactions, which need a replica set or a sharded cluster. "
+                "This server has no transactions: they need a replica set or a sharded cluster. "
                 "Nothing was written."
             )
         self._session = await call(sessions.start_transaction, database, what=what)
@@ -88,10 +87,10 @@ class Transaction:
             _current.reset(self._token)
         try:
             if exc is None:
-                self._stored = True  # as long as nobody says otherwise
+                self._stored = True  # unless the commit fails
                 await self._commit()
             else:
-                # An abort that fails is done by the server, once the transaction is too old.
+                # If the abort fails, the server aborts the transaction once it is too old.
                 await _quietly(self._session.abort_transaction)
         except (TransactionAbortedError, PyMongoError):
             self._stored = False
@@ -105,16 +104,16 @@ class Transaction:
 
     @property
     def session(self) -> Any:
-        """The session of the driver, for writes of your own that are to belong to it."""
+        """The session of the driver, for your own writes that shall belong to it."""
         return self._session
 
     @property
     def is_open(self) -> bool:
-        """Whether writes still belong to it."""
+        """True while writes belong to it."""
         return self.store is not None
 
     async def outcome(self) -> bool:
-        """Waits until the block is left; whether it was stored, as far as that is known."""
+        """Waits until the block is left; returns whether it was stored, as far as that is known."""
         await self._left.wait()
         return self._stored
 
@@ -133,7 +132,7 @@ class Transaction:
 
 
 class _SessionStore(Store):
-    """A store whose calls belong to a session, one after the other, and are not tried again."""
+    """A store whose calls belong to a session, one after the other, and are not retried."""
 
     def __init__(self, parent: Store, session: Any) -> None:
         messages, conversations, pages = (
@@ -156,12 +155,9 @@ class _SessionStore(Store):
         function: Callable[..., Awaitable[T]],
         *arguments: Any,
         what: str,
-        append_id: ObjectId | None = None,  # noqa: ARG002
-        on_retry: Callable[[], None] | None = None,  # noqa: ARG002
-        at_most: float = 0.0,  # noqa: ARG002
-        repeat: bool = True,  # noqa: ARG002
+        **_options: Any,
     ) -> T:
-        if _inside.get() is self:  # a hook of a document that is being written
+        if _inside.get() is self:  # a hook of a document in the middle of a write
             return await function(*arguments)
         limit = self.options.retry_timeout
         async with self._turn:
@@ -180,7 +176,7 @@ class _SessionStore(Store):
 
 
 class _LaterHandlers(Handlers):
-    """Keeps events until they are true."""
+    """Keeps events until the commit."""
 
     def __init__(self, handlers: Handlers, events: list[Event]) -> None:
         super().__init__()
@@ -195,7 +191,7 @@ class _LaterHandlers(Handlers):
 
 
 def store_now(store: Store) -> Store:
-    """``store``, or the one of the transaction on it that this task is in."""
+    """Returns ``store``, or that of the transaction on it that this task is in."""
     transaction = _current.get()
     if transaction is None or transaction.store is None or transaction.parent is not store:
         return store
@@ -203,15 +199,15 @@ def store_now(store: Store) -> Store:
 
 
 def open_transaction(store: Store) -> Transaction | None:
-    """The transaction that ``store`` belongs to, if it is one of :func:`store_now` in a block."""
+    """Returns the transaction that ``store`` belongs to, if it is open in this task."""
     transaction = _current.get()
     return transaction if transaction is not None and transaction.store is store else None
 
 
 def context_apart() -> Context:
-    """A copy of the current context for work that outlives its caller.
+    """Copies the current context for work that outlives its caller.
 
-    It keeps all that the application put there, such as a trace, but neither a transaction nor a
+    It keeps the variables of the application, such as a trace, but neither a transaction nor a
     deadline of ``pymongo.timeout()``.
     """
 

@@ -1,17 +1,19 @@
-"""Builds the filters and updates of every write. Pure: nothing here does I/O.
+"""Updates: the filters and updates of every write. Pure: nothing here does I/O.
 
 Each filter carries ``conversation_id``, the shard key, so that a sharded cluster sends the write to
 one shard. It carries ``log_id``, so that it never matches another message with the same id: see
-``_state.message_key``. Each also says what must still be true for the write to happen.
+``headers.message_key``. Each also has the conditions under which the write is still correct.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 from bson import ObjectId
 
 from converse_mongo.domain.chunks import MessageChunk, StoredChunk, text_of
+from converse_mongo.domain.headers import pages_of
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.lengths import encode_lengths
 from converse_mongo.domain.metadata import is_addressable, storable
@@ -20,6 +22,7 @@ from converse_mongo.domain.validation import MAX_LIVE_BYTES
 
 __all__ = [
     "Document",
+    "End",
     "acquire_lease",
     "any_log",
     "append",
@@ -29,17 +32,15 @@ __all__ = [
     "find_append",
     "finish_compaction",
     "held_by",
-    "mark_edited",
-    "mark_saved",
     "may_repeat",
     "move_next_position",
     "page",
-    "pages_of",
     "release_lease",
     "renew_lease",
     "request_stop",
     "same_writer",
     "save",
+    "save_message",
     "save_unaddressable",
     "start_lease",
     "take_over",
@@ -51,17 +52,34 @@ Document: TypeAlias = dict[str, Any]
 
 APPENDS_KEPT = 32
 
-_SIGN_OF_LIFE: Document = {"lease.renewed_at": True}
-"""For ``$currentDate``: the lease runs by the server's clock and nobody else's."""
+_HEARTBEAT: Document = {"lease.renewed_at": True}
+"""For ``$currentDate``: a lease runs by the server's clock only."""
 
 
 def any_log(key: Mapping[str, Any]) -> Document:
-    """The filter for whichever message has the id now: it explains why ``key`` did not match."""
+    """Returns the filter for whichever message has the id now, to explain a mismatch of ``key``."""
     return {name: value for name, value in key.items() if name != "log_id"}
 
 
 def _streaming(key: Mapping[str, Any]) -> Document:
     return {**key, "status": MessageStatus.STREAMING.value}
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a message, as a caller wants it.
+
+    Attributes:
+        status: The final state.
+        metadata: Merged into that of the message, key by key.
+        error: The reason of a failure.
+        stop_reason: The reason of a stop.
+    """
+
+    status: MessageStatus
+    metadata: Mapping[str, Any]
+    error: str | None = None
+    stop_reason: str | None = None
 
 
 # Appends
@@ -79,15 +97,18 @@ def append(
 ) -> tuple[Document, Document]:
     """Pushes ``chunks``, numbered from the sequence that the message must still expect.
 
-    The expected sequence in the filter does all the work: of two writers one matches, and no
-    repeat of the same append ever matches again, since the counter never goes back. The id on the
-    first chunk tells a writer whose answer was lost that the append was its own.
+    The expected sequence in the filter is what makes it safe: of two writers one matches, and a
+    repeat of the same append never matches again, since the counter never decreases. By the id on
+    the first chunk a writer whose answer was lost recognizes its own append.
 
     Args:
-        size: What the chunks take in the document, in bytes.
+        key: The message.
+        chunks: The chunks.
+        append_id: The id of the append.
+        size: The size of the chunks in the document, in bytes.
         text_size: The size of their text, in bytes of UTF-8.
-        lease: That of the writer who appends. It matches until another takes the message over.
-        unless_stopped: Whether a stop that was asked for keeps the chunks out.
+        lease: The lease of the writer. It matches until another writer takes over.
+        unless_stopped: True to store nothing after a stop was requested.
     """
     stored = [chunk.to_stored() for chunk in chunks]
     stored[0]["append_id"] = append_id
@@ -106,34 +127,26 @@ def append(
             "chunk_bytes": size,
             "content_bytes": text_size,
         },
-        "$currentDate": _SIGN_OF_LIFE,
+        "$currentDate": _HEARTBEAT,
     }
 
 
 def find_append(append_id: ObjectId) -> Document:
-    """The projection that explains why an append did not match."""
-    return {
-        "status": 1,
-        "next_sequence": 1,
-        "chunk_bytes": 1,
-        "page_start": 1,
-        "log_id": 1,
-        "lease": 1,
-        "stop_requested_at": 1,
-        "stop_reason": 1,
-        "chunks": {"$elemMatch": {"append_id": append_id}},
-        "recent_appends": {"$elemMatch": {"append_id": append_id}},
-    }
+    """Returns the projection that explains why an append did not match."""
+    state = ("status", "next_sequence", "chunk_bytes", "page_start", "log_id", "lease")
+    stop = ("stop_requested_at", "stop_reason")
+    append = {"$elemMatch": {"append_id": append_id}}
+    return dict.fromkeys((*state, *stop), 1) | {"chunks": append, "recent_appends": append}
 
 
 # Pages
 
 
 def page(key: Mapping[str, Any], chunks: Sequence[StoredChunk]) -> Document:
-    """The page that takes ``chunks``, the first of what is embedded, out of a message.
+    """Returns the page for ``chunks``, the first ones that a message embeds.
 
-    Its id says what it holds, so that of two who seal the same page one finds it done. The id of
-    the message would not do: that of a generation comes again when the message was deleted.
+    Its id is derived from its content: of two processes that store the same page, one finds it
+    stored. The id of the message would not do, since a generation that is started anew has it, too.
     """
     first = chunks[0]["sequence"]
     return {
@@ -146,22 +159,13 @@ def page(key: Mapping[str, Any], chunks: Sequence[StoredChunk]) -> Document:
     }
 
 
-def pages_of(key: Mapping[str, Any]) -> Document:
-    """The filter for the pages of a message, and of no other with the same id."""
-    return {
-        "conversation_id": key["conversation_id"],
-        "message_id": key["_id"],
-        "log_id": key["log_id"],
-    }
-
-
 def trim(
     key: Mapping[str, Any], first: int, next_sequence: int, chunk_bytes: int
 ) -> tuple[Document, Document]:
-    """Takes the chunks of a page, which is stored by now, out of the message.
+    """Removes the chunks of a stored page from the message.
 
-    It matches only while the page begins where the message does: a second trim of the same page,
-    or one that comes late, changes nothing.
+    It matches only while the message begins with that page: a second trim of the same page, or a
+    late one, changes nothing.
     """
     return (
         {**key, "page_start": first},
@@ -177,22 +181,22 @@ def trim(
 
 
 def unchanged_lease(lease: Lease) -> Document:
-    """Matches a message whose lease is still what it was: no writer came, none gave a sign."""
-    # "Not later" and by a millisecond, the step of BSON's dates: a mock keeps microseconds.
+    """Matches a message whose lease is unchanged: no new writer, no heartbeat."""
+    # "Not later", and by the millisecond of BSON's dates: a mock keeps microseconds.
     seen = lease.renewed_at and {"$lt": lease.renewed_at + timedelta(milliseconds=1)}
     return same_writer(lease) | {"lease.renewed_at": seen}
 
 
 def same_writer(lease: Lease) -> Document:
-    """Matches a message that has had no other writer since, and whose writer did not let go."""
+    """Matches a message that has had no other writer since, and whose writer did not release it."""
     return {"lease.epoch": lease.epoch or {"$in": [0, None]}, "lease.holder": lease.holder}
 
 
 def held_by(lease: Lease) -> Document:
     """Matches while the writer that was given ``lease`` is the writer.
 
-    The holder is unique for each claim. An epoch may be given twice, when a failover takes a claim
-    back that a majority did not have.
+    The holder is unique for each claim. An epoch may occur twice, if a failover rolls back a claim
+    that a majority did not have.
     """
     return {"lease.epoch": lease.epoch, "lease.holder": lease.holder}
 
@@ -208,9 +212,9 @@ def acquire_lease(
     return (
         _streaming(key) | {"lease.epoch": {"$in": [0, None]}},
         {
-            # The writer of a deleted message that had this id hears of its successor by the last.
+            # The last field notifies the writer of a deleted message that had this id.
             "$set": {**_hold(holder, duration), "lease.epoch": 1, "taken_over_by": holder},
-            "$currentDate": _SIGN_OF_LIFE,
+            "$currentDate": _HEARTBEAT,
         },
     )
 
@@ -218,58 +222,58 @@ def acquire_lease(
 def take_over(
     key: Mapping[str, Any], seen: Lease, holder: ObjectId, duration: float
 ) -> tuple[Document, Document]:
-    """Makes ``holder`` the next writer: from here on no append of an earlier epoch matches."""
+    """Makes ``holder`` the next writer: no append of an earlier epoch matches any more."""
     return (
         _streaming(key) | same_writer(seen),
         {
             "$set": {
                 **_hold(holder, duration),
                 "lease.epoch": seen.epoch + 1,
-                # A change stream cannot be asked for updates of a field with a dot in its path.
+                # A change stream cannot filter on an updated field with a dot in its path.
                 "taken_over_by": holder,
             },
-            "$currentDate": _SIGN_OF_LIFE,
+            "$currentDate": _HEARTBEAT,
         },
     )
 
 
 def renew_lease(key: Mapping[str, Any], lease: Lease) -> tuple[Document, Document]:
-    """Sends a heartbeat of a writer that has nothing to write.
+    """Sends the heartbeat of a writer that has nothing to write.
 
     It matches only while there is no news for the writer.
     """
     return (
         _streaming(key) | held_by(lease) | {"stop_requested_at": None},
-        {"$currentDate": _SIGN_OF_LIFE},
+        {"$currentDate": _HEARTBEAT},
     )
 
 
 def release_lease(
     key: Mapping[str, Any], lease: Lease, duration: float | None
 ) -> tuple[Document, Document]:
-    """Lets go of a message that another writer is to go on with."""
+    """Releases a message for another writer."""
     return (
         _streaming(key) | held_by(lease),
         {
             "$set": {"lease.duration": duration, "lease.holder": None},
-            "$currentDate": _SIGN_OF_LIFE,
+            "$currentDate": _HEARTBEAT,
         },
     )
 
 
 def start_lease(key: Mapping[str, Any]) -> tuple[Document, Document]:
-    """Starts the clock of a message that nobody has written to yet.
+    """Starts the lease of a message that nobody has written to yet.
 
-    An insert cannot ask for the server's time; whoever meets the message first does.
+    An insert cannot set the server's time; the first process that reads the message does.
     """
     return (
         _streaming(key) | {"lease.renewed_at": None, "lease.duration": {"$ne": None}},
-        {"$currentDate": _SIGN_OF_LIFE},
+        {"$currentDate": _HEARTBEAT},
     )
 
 
 def request_stop(key: Mapping[str, Any], reason: str | None) -> tuple[Document, Document]:
-    """Tells the writer of a message to stop; the first who asks gives the reason."""
+    """Requests a stop of a message; the first request sets the reason."""
     return (
         _streaming(key) | {"stop_requested_at": None},
         {"$set": {"stop_reason": reason}, "$currentDate": {"stop_requested_at": True}},
@@ -282,42 +286,43 @@ def request_stop(key: Mapping[str, Any], reason: str | None) -> tuple[Document, 
 def end(
     key: Mapping[str, Any],
     end_id: ObjectId,
-    status: MessageStatus,
-    metadata: Mapping[str, Any],
+    end: End,
     completed_at: datetime,
     *,
-    error: str | None = None,
-    stop_reason: str | None = None,
     retention: float | None = None,
     condition: Mapping[str, Any] | None = None,
     fence: bool = False,
 ) -> tuple[Document, Document | list[Document]]:
-    """Takes the message out of ``streaming``, once: the filter matches no message that left it.
+    """Ends the message, once: the filter matches no message that has left ``streaming``.
 
     Args:
-        retention: Seconds from now on until the chunks may be merged away.
-        condition: What else must be true.
-        fence: Whether a writer that may be alive after all is to learn of it.
+        key: The message.
+        end_id: The id of this end.
+        end: The end.
+        completed_at: The time of the end.
+        retention: Seconds until the chunks are due to be merged.
+        condition: A further condition of the filter.
+        fence: True to fence off a writer that may still be alive.
     """
     fields: Document = {
-        "status": status.value,
-        "error": error,
+        "status": end.status.value,
+        "error": end.error,
         "end_id": end_id,
         "completed_at": completed_at,
         "updated_at": completed_at,
     }
-    if status is MessageStatus.CANCELLED and stop_reason is not None:
-        fields["stop_reason"] = stop_reason
+    if end.status is MessageStatus.CANCELLED and end.stop_reason is not None:
+        fields["stop_reason"] = end.stop_reason
     if retention is not None:
         fields["compact_at"] = completed_at + timedelta(seconds=retention)
     match = _streaming(key) | dict(condition or {})
-    if not all(map(is_addressable, metadata)):
+    if not all(map(is_addressable, end.metadata)):
         stage = {path: {"$literal": value} for path, value in fields.items()}
-        stage["metadata"] = _merge("metadata", metadata)
+        stage["metadata"] = _merge("metadata", end.metadata)
         if fence:
             stage["lease.epoch"] = {"$add": [{"$ifNull": ["$lease.epoch", 0]}, 1]}
         return match, [{"$set": stage}]
-    update: Document = {"$set": fields | _under("metadata", metadata)}
+    update: Document = {"$set": fields | _under("metadata", end.metadata)}
     if fence:
         update["$inc"] = {"lease.epoch": 1}
     return match, update
@@ -326,7 +331,7 @@ def end(
 def fill(
     key: Mapping[str, Any], end_id: ObjectId, chunk_count: int, content: str | None
 ) -> tuple[Document, Document]:
-    """Stores what is known only after the end: the number of chunks, and the joined text."""
+    """Stores the number of chunks and the joined text, which are known only after the end."""
     fields: Document = {"metadata.chunks": chunk_count}
     if content is not None:
         fields["content"] = content
@@ -336,10 +341,10 @@ def fill(
 def compact(
     key: Mapping[str, Any], end_id: ObjectId, chunks: Sequence[StoredChunk]
 ) -> tuple[Document, Document]:
-    """Replaces the chunks of an ended message by its text and where each of them ended in it.
+    """Replaces the chunks of an ended message by its text and their lengths.
 
     The ids of the last appends stay, for writers whose answer was lost: they ask within seconds. It
-    matches once: what is read of a merged message has those ids no more.
+    matches once, since the chunks that are read of a merged message do not have those ids.
     """
     appends = [
         {"append_id": chunk["append_id"], "sequence": chunk["sequence"]}
@@ -364,7 +369,7 @@ def compact(
 
 
 def finish_compaction(key: Mapping[str, Any]) -> tuple[Document, Document]:
-    """Says that nothing is left to merge away."""
+    """Marks a message as having nothing left to merge."""
     return dict(key), {"$unset": {"compact_at": ""}}
 
 
@@ -372,52 +377,59 @@ def finish_compaction(key: Mapping[str, Any]) -> tuple[Document, Document]:
 
 
 def save(changed: Mapping[str, Any], removed: Sequence[str], saved_at: datetime) -> Document:
-    """Sets just the paths that a caller changed, and takes away those that a caller removed."""
+    """Sets only the paths that a caller changed, and removes those that it removed."""
     update: Document = {"$set": {**changed, "updated_at": saved_at}, "$inc": {"revision": 1}}
     if removed:
         update["$unset"] = dict.fromkeys(removed, "")
     return update
 
 
+def save_message(
+    changed: Mapping[str, Any],
+    removed: Sequence[str],
+    saved_at: datetime,
+    conversation_id: ObjectId,
+    role: MessageRole,
+    mark_type: Any,
+) -> Document:
+    """Saves fields of a message as :func:`save` does, and marks it for watchers.
+
+    Args:
+        changed: The paths to set.
+        removed: The paths to remove.
+        saved_at: The time of the save.
+        conversation_id: Leads a watcher to the message, with the role.
+        role: The role of the message.
+        mark_type: The type of the moment of the save in the server's logical time.
+    """
+    update = save(changed, removed, saved_at)
+    last_save = {"conversation_id": conversation_id, "role": role.value, "at": saved_at}
+    update["$set"]["last_save"] = last_save
+    return {**update, "$currentDate": {"save_mark": mark_type}}
+
+
 def save_unaddressable(
     changes: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]],
 ) -> list[Document]:
-    """Sets and removes keys of mappings that no path can name, since they hold dots or dollars.
+    """Sets and removes keys of mappings that no path can name, since they contain dots or dollars.
 
     Args:
-        changes: The field, with what to set in it and which keys to remove.
+        changes: By field, the values to set and the keys to remove.
     """
     stage = {name: _merge(name, assigned, removed) for name, (assigned, removed) in changes.items()}
     return [{"$set": stage}]
 
 
 def _merge(name: str, assigned: Mapping[str, Any], removed: Sequence[str] = ()) -> Document:
-    """The expression of a mapping with some keys set and some removed, whatever they hold."""
+    """Returns the expression of a mapping with some keys set and some removed."""
     before: Any = f"${name}"
     if removed:
         stays = {"$not": [{"$in": ["$$each.k", {"$literal": list(removed)}]}]}
         fields = {"input": {"$objectToArray": before}, "as": "each", "cond": stays}
         before = {"$arrayToObject": {"$filter": fields}}
-    # One by one: "$ref" and "$id" in one document would be taken for a DBRef on some ways.
+    # One by one: a document with "$ref" and "$id" may be decoded as a DBRef.
     added = [{"$literal": {key: storable(value)}} for key, value in assigned.items()]
     return {"$mergeObjects": [before, *added]}
-
-
-def mark_edited(
-    update: Document, conversation_id: ObjectId, role: MessageRole, edited_at: datetime
-) -> Document:
-    """The same for a message, with what leads a watcher of its conversation to it."""
-    update["$set"]["last_save"] = {
-        "conversation_id": conversation_id,
-        "role": role.value,
-        "at": edited_at,
-    }
-    return update
-
-
-def mark_saved(update: Document, mark_type: Any) -> Document:
-    """The same with the moment of the save in the server's logical time."""
-    return {**update, "$currentDate": {"save_mark": mark_type}}
 
 
 _REPEATABLE = frozenset(
@@ -436,12 +448,12 @@ _REPEATABLE = frozenset(
 
 
 def may_repeat(update: Mapping[str, Any]) -> bool:
-    """Whether an update that an application made changes nothing more when it is made again."""
+    """Returns whether an update of the application is safe to repeat."""
     return _REPEATABLE.issuperset(update)
 
 
 def move_next_position(position: int, updated_at: datetime) -> Document:
-    """Tells the conversation that ``position`` is taken; repeating it, or coming late, is safe."""
+    """Marks ``position`` of a conversation as used; safe to repeat, and to apply late."""
     return {"$max": {"next_position": position + 1, "updated_at": updated_at}}
 
 

@@ -1,1 +1,1 @@
-"""Tokens in: the writer of a message, its buffer and its flusher."""
+"""Writing: the writer of a message, its buffer, and the task that appends."""

@@ -1,4 +1,4 @@
-"""The background task of a writer: it appends what gathers, and sends heartbeats."""
+"""The appender: the background task of a writer, which appends and sends heartbeats."""
 
 import asyncio
 import contextlib
@@ -13,46 +13,66 @@ from bson import ObjectId
 from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.errors import (
     ConverseError,
+    InvalidInputError,
     MessageNotStreamingError,
     StoreUnavailableError,
     StreamStoppedError,
     WriterFailedError,
     WriterFencedError,
 )
-from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.types import Granularity
+from converse_mongo.domain.validation import check_int, check_seconds
 from converse_mongo.store import Store, WriteQueue
-from converse_mongo.store.appends import WriterClaim, fenced
+from converse_mongo.store.appends import WriterClaim, refuse_overtaken
 from converse_mongo.store.ends import End
 from converse_mongo.writing.buffer import TokenBuffer
 from converse_mongo.writing.shielded import ShieldedTask
 
-__all__ = ["Appender", "WriterTarget"]
+__all__ = ["Appender", "WriterOptions", "WriterTarget"]
 
 logger = logging.getLogger("converse_mongo")
 
 HEARTBEATS_PER_LEASE = 3
 
 TURNS = 3
-"""How often the event loop must have turned to count as free."""
+"""The turns after which the event loop counts as free."""
 LOOK_SECONDS = 0.1
-"""For how long a loop that turned counts as free; longer than the usual ``flush_interval``."""
+"""The time for which a loop then counts as free; longer than the usual ``flush_interval``."""
 CATCH_UP_SECONDS = 0.05
-"""How long a call of ``write`` waits for what is due, in a loop that is not free otherwise."""
+"""The time for which ``write`` waits for overdue work, in a loop that is not free."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterOptions:
+    """The options of a writer; see ``Message.writer``."""
+
+    flush_interval: float
+    max_buffered: int
+    granularity: Granularity
+    interrupt: bool
+
+    def __post_init__(self) -> None:
+        check_seconds(self.flush_interval, "flush_interval")
+        check_int(self.max_buffered, "max_buffered", 1)
+        if self.granularity not in ("flush", "token"):
+            raise InvalidInputError(
+                f"granularity must be 'flush' or 'token', got {self.granularity!r}. "
+                "Nothing was written."
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class WriterTarget:
-    """What a writer writes to.
+    """The message of a writer.
 
     Attributes:
-        store: Where.
-        queue: The queue of the message's writers.
-        key: The filter that finds the message.
-        taken_over: Loads the message after a take-over, as the writer with the given lease finds
-            it.
-        written: Told of chunks that are stored.
-        end: Ends the message, if the given lease still is the writer's; a second call with the
+        store: The store.
+        queue: The queue of the message.
+        key: The filter for the message.
+        taken_over: Loads the message after a take-over by the given lease.
+        written: Called with chunks that are stored.
+        end: Ends the message, if the writer still holds the given lease; a second call with the
             same id is the same end.
     """
 
@@ -71,12 +91,12 @@ class WriterTarget:
 
 
 class Turns:
-    """Tells whether the event loop is free: whether it turns other than in a call of ``write``.
+    """Detects an event loop that turns only during ``write``.
 
-    It does not where whoever writes never awaits anything else, as a synchronous SDK does not.
+    That happens if the generation loop never awaits anything else, as with a synchronous SDK.
 
     Attributes:
-        look_at: When to ask, by the monotonic clock; the loop has turned a moment before.
+        look_at: The time of the next check, by the monotonic clock; before it the loop is free.
     """
 
     def __init__(self) -> None:
@@ -84,16 +104,16 @@ class Turns:
         self._left = 0
 
     def note(self) -> None:
-        """Takes note that the loop turns right now."""
+        """Notes that the loop turns right now."""
         self.look_at = monotonic() + LOOK_SECONDS
 
     @property
     def passed(self) -> bool:
-        """Whether the loop has turned a few times since :meth:`watch`."""
+        """True if the loop has turned a few times since :meth:`watch`."""
         return not self._left
 
     def watch(self) -> None:
-        """Begins to count turns, if it does not count already."""
+        """Begins to count turns, unless it is counting."""
         self.note()
         if not self._left:
             self._left = TURNS
@@ -106,31 +126,29 @@ class Turns:
 
 
 class Appender:
-    """Appends what gathers in a buffer, one write at a time, until it is told to drain it.
+    """Appends the content of a buffer, one write at a time, until it is drained.
 
     Attributes:
-        buffer: Where the tokens gather.
-        turns: Whether the event loop is free.
-        stop: Set once somebody has asked for a stop.
-        failure: Set once it cannot go on; what the buffer held is in it.
-        chunks: How many chunks it has stored.
-        writes: In how many appends.
-        retries: How often one of those was tried again.
-        bytes: How much text that was, in bytes of UTF-8.
+        buffer: The buffer.
+        turns: Detects an event loop that is not free.
+        stop: Set once a stop was requested.
+        failure: Set once it cannot continue; it has the text of the buffer.
+        chunks: The number of stored chunks.
+        writes: The number of appends.
+        retries: The number of retries of appends.
+        bytes: The size of the stored text, in bytes of UTF-8.
     """
 
     def __init__(
         self,
         target: WriterTarget,
+        options: WriterOptions,
         *,
-        flush_interval: float,
-        max_buffered: int,
-        merges: bool,
         stopped: Callable[[], Awaitable[Any]],
         refused: Callable[[], None],
     ) -> None:
         self._target = target
-        self._flush_interval = flush_interval
+        self._flush_interval = options.flush_interval
         self._stopped = stopped
         self._refused = refused
         self._wake = asyncio.Event()
@@ -143,13 +161,15 @@ class Appender:
         self._task: ShieldedTask | None = None
         self._given_up: ConverseError | None = None
         self.turns = Turns()
-        self.buffer = TokenBuffer(max_buffered, self._wake.set, merges=merges)
+        self.buffer = TokenBuffer(
+            options.max_buffered, self._wake.set, merges=options.granularity == "flush"
+        )
         self.stop: StreamStoppedError | None = None
         self.failure: ConverseError | None = None
         self.chunks = self.writes = self.retries = self.bytes = 0
 
     def start(self, lease: Lease) -> Callable[[], None]:
-        """Begins to append, as the writer with a lease; returns what ends its listening."""
+        """Begins to append with a lease; returns a function that ends its notices."""
         target = self._target
         self._lease = lease
         self._next_renewal = asyncio.get_running_loop().time() + self._silence
@@ -162,27 +182,27 @@ class Appender:
 
     @property
     def done(self) -> bool:
-        """Whether it has not begun, or is finished."""
+        """True before it has begun, and once it is finished."""
         return self._task is None or self._task.done
 
     def hurry(self) -> None:
-        """Has all that gathers written without a pause."""
+        """Writes the content of the buffer without a pause."""
         self._hurry = True
         self._wake.set()
 
     @property
     def _silence(self) -> float:
-        """Seconds without a heartbeat until one is due."""
+        """Seconds from one heartbeat to the next."""
         return self._target.store.options.lease / HEARTBEATS_PER_LEASE
 
     @property
     def overdue(self) -> bool:
-        """Whether it should have gone on by itself by now, and had no turn to."""
+        """True if the task should have continued by now, and could not run."""
         late = asyncio.get_running_loop().time() - self._deadline
         return self._settled.is_set() and late > CATCH_UP_SECONDS
 
     async def catch_up(self) -> None:
-        """Waits a moment for what is due to be done; longer if a heartbeat is among it."""
+        """Waits a moment for overdue work; longer for a heartbeat."""
         if self.done:
             return
         overdue = asyncio.get_running_loop().time() >= self._next_renewal
@@ -193,35 +213,35 @@ class Appender:
                 await self._settled.wait()
 
     async def drain(self) -> None:
-        """Waits until everything is stored, or it cannot be; nothing is appended after it."""
+        """Waits until everything is stored, or cannot be; nothing is appended after it."""
         self._draining = True
         self._wake.set()
         if self._task is not None:
             await self._task.wait()
 
     def give_up(self, error: ConverseError) -> None:
-        """Has it end now, whatever it waits for; :attr:`failure` has what is not stored."""
+        """Ends the task now; :attr:`failure` has the text that is not stored."""
         self._given_up = error
         self._draining = True
         if self._task is not None and not self._task.done:
             self._task.interrupt()
 
     def note_stop(self, reason: str | None) -> None:
-        """Takes the news that somebody asked for a stop."""
+        """Notes that a stop was requested."""
         self.stop = StreamStoppedError(self._target.message_id, reason)
         self._draining = True
         self._refused()
         self.buffer.wake_waiters()
 
     def _notice(self, holder: ObjectId | None) -> None:
-        """Takes a hint that there may be news of the message."""
+        """Receives a hint that there may be news of the message."""
         own = holder is not None and holder == self._lease.holder
-        if not (own or self._draining):  # what is drained finds out what happened
+        if not (own or self._draining):  # the last append finds out
             self._look = True
             self._wake.set()
 
     def _hasten(self) -> None:
-        # Whoever cancels this task cancels every task there is: store what there is, and be done.
+        # The loop is ending, and cancels all tasks: store the buffer, and finish.
         self._draining = True
 
     async def _run(self) -> None:
@@ -251,8 +271,8 @@ class Appender:
                 buffer.end_half()
                 if not buffer:
                     return
-            # Text goes before hints. They may come faster than they are answered, and an append
-            # answers them as well: it fails where there is news.
+            # Text goes before hints. They may come faster than they are handled, and an append
+            # handles them as well: it fails if there is news.
             if buffer and (
                 self._draining or self._hurry or buffer.is_urgent or time() >= next_flush
             ):
@@ -273,7 +293,7 @@ class Appender:
                 self._settled.clear()
 
     async def _flush(self) -> None:
-        if not self.buffer.in_flight:  # else it was cancelled there, and is to go on
+        if not self.buffer.in_flight:  # else it was cancelled there, and continues
             self.buffer.take()
             self._append_id, self._tried = ObjectId(), False
         if not self.buffer.gathers:
@@ -291,7 +311,7 @@ class Appender:
     async def _append(self) -> list[MessageChunk]:
         target, again = self._target, self._tried
         claim = WriterClaim(self._lease, unless_stopped=not self.stop, on_retry=self._count_retry)
-        self._tried = True  # if this is cancelled, it is not known whether it was stored
+        self._tried = True  # if this is cancelled, it may or may not be stored
         try:
             return await target.store.appends.append(
                 target.queue,
@@ -314,19 +334,13 @@ class Appender:
         try:
             state = await target.store.leases.renew(target.key, self._lease)
         except StoreUnavailableError as error:
-            # What is written decides; and the lease may outlive the trouble.
+            # A write decides, and the lease may outlive the outage.
             logger.warning("Message %s: the heartbeat failed (%s)", target.message_id, error)
             return
         if state is not None:
-            self._judge(state)
-
-    def _judge(self, state: MessageHeader) -> None:
-        if not state.lease.is_held_by(self._lease):
-            raise fenced(state.message_id, state.status)
-        if state.status.is_final:
-            raise MessageNotStreamingError(state.message_id, state.status)
-        if state.stop_requested and self.stop is None:
-            self.note_stop(state.stop_reason)
+            refuse_overtaken(state, target.key, self._lease)
+            if state.stop_requested and self.stop is None:
+                self.note_stop(state.stop_reason)
 
     def _fail(self, error: Exception) -> None:
         unconfirmed, unsent = self.buffer.clear()
@@ -341,9 +355,9 @@ class Appender:
             failure = WriterFailedError(
                 f"The writer of message {message_id} gave up ({error}). "
                 + (
-                    f"{len(text)} characters that it had taken may not be stored: see 'text'."
+                    f"{len(text)} characters that it accepted may not be stored: see 'text'."
                     if text
-                    else "All text that it had taken is stored."
+                    else "All text that it accepted is stored."
                 ),
                 message_id,
                 text,

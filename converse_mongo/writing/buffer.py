@@ -1,4 +1,4 @@
-"""Tokens that wait to be stored, and writers that wait for room. No MongoDB here."""
+"""The buffer: tokens that wait to be stored, and callers that wait for room. No MongoDB here."""
 
 import asyncio
 import contextlib
@@ -30,9 +30,9 @@ class Run:
     """Adjacent tokens that become one chunk.
 
     Attributes:
-        metadata: What was said of each of them.
-        encoded: That in BSON; empty where there is nothing.
-        tokens: How many there are.
+        metadata: The metadata of each of them.
+        encoded: The metadata in BSON; empty without metadata.
+        tokens: The number of tokens.
         text_size: The size of their text, in bytes of UTF-8.
     """
 
@@ -45,10 +45,10 @@ class Run:
         self.tokens = self.text_size = 0
 
     def add(self, content: str, text_size: int, tokens: int = 1) -> None:
-        """Adds a token of ``text_size`` bytes, or the text of several."""
+        """Adds a token of ``text_size`` bytes, or the text of several tokens."""
         self._parts.append(content)
         if len(self._parts) == MAX_PARTS:
-            self._parts = [self.text]  # many small strings take many times what their text does
+            self._parts = [self.text]  # small strings take many times the memory of their text
         self.tokens += tokens
         self.text_size += text_size
 
@@ -59,28 +59,33 @@ class Run:
 
 
 class _Addition(NamedTuple):
-    """Text to add, what is said of it, and how many tokens it stands for."""
+    """Text to add, with its size, its metadata and the number of its tokens."""
 
     content: str
+    size: int
     metadata: Mapping[str, Any]
     encoded: bytes
-    tokens: int
+    tokens: int = 1
+
+    def replaced(self) -> "_Addition":
+        """Replaces half a character by a whole one."""
+        return self._replace(content=REPLACEMENT, size=utf8_size(REPLACEMENT))
 
 
 class TokenBuffer:
-    """Tokens in order: first those of the write that is in flight, then those that gather.
+    """Tokens in order: first those of the write in flight, then those that gather.
 
     The first half of a character at the end of a token waits for the next token, which has the
-    other half. The whole character is part of that token, and has its metadata. A half that stays
-    alone is replaced, under the metadata of its own token.
+    other half. The whole character belongs to that token, and has its metadata. An unpaired half is
+    replaced, with the metadata of its own token.
 
     Attributes:
-        accepted: How many tokens were put in, without one of which all is half a character.
-        stored: How many of them were confirmed.
-        replaced: How many halves of characters stayed alone.
-        batch: What the write in flight is made of, or was last.
-        in_flight: The runs of tokens of that; empty when no write is in flight.
-        waits: How often somebody had to wait for room.
+        accepted: The number of tokens, without a token that is only half a character so far.
+        stored: The number of confirmed tokens.
+        replaced: The number of unpaired halves of characters.
+        batch: The pieces of the write in flight, or of the last one.
+        in_flight: Its runs of tokens; empty without a write in flight.
+        waits: The number of waits for room.
     """
 
     def __init__(self, max_bytes: int, wake: Callable[[], None], *, merges: bool) -> None:
@@ -99,7 +104,7 @@ class TokenBuffer:
         self.accepted = self.stored = self.replaced = self.waits = 0
 
     def __bool__(self) -> bool:
-        """Whether anything is not stored yet."""
+        """True if any token is not stored yet."""
         return bool(self._gathering or self.in_flight)
 
     def add(
@@ -111,25 +116,26 @@ class TokenBuffer:
         *,
         in_turn: bool = False,
     ) -> bool:
-        """Adds a token if there is room; says whether there was.
+        """Adds a token if there is room; returns whether there was.
 
         Args:
             content: The text.
-            text_size: Its size, in bytes of UTF-8; -1 if it holds halves of characters.
-            metadata: What is said of it.
-            encoded: That in BSON.
-            in_turn: Whether those who wait for room come later.
+            text_size: Its size, in bytes of UTF-8; -1 if it contains halves of characters.
+            metadata: Its metadata.
+            encoded: The metadata in BSON.
+            in_turn: True to go before the callers that wait for room.
         """
         if self._queued and not in_turn:
             return False
+        addition = _Addition(content, text_size, metadata, encoded)
         if text_size < 0 or self._half is not None:
-            return self._add_halves(content, metadata, encoded)
-        return self._add(content, text_size, metadata, encoded)
+            return self._add_halves(addition)
+        return self._add(addition)
 
     def extend(self, content: str) -> bool:
-        """Adds a token that has no metadata to the text that gathers, if nothing speaks against it.
+        """Adds a token without metadata to the last run, if it can.
 
-        A short way for most tokens. If it returns ``False``, :meth:`add` decides.
+        A fast path for most tokens. If it returns ``False``, use :meth:`add`.
         """
         run = self._last
         if run is None or run.encoded or not (self._merges and content and content.isascii()):
@@ -150,33 +156,24 @@ class TokenBuffer:
         self._gathering_bytes = gathering
         return True
 
-    def _add(
-        self,
-        content: str,
-        text_size: int,
-        metadata: Mapping[str, Any],
-        encoded: bytes,
-        tokens: int = 1,
-        *,
-        has_room: bool = False,
-    ) -> bool:
-        run, size = self._last, text_size
+    def _add(self, addition: _Addition, *, has_room: bool = False) -> bool:
+        run, size = self._last, addition.size
         if (
             run is None
-            or run.encoded != encoded
+            or run.encoded != addition.encoded
             or not self._merges
-            or run.text_size + text_size > MAX_CHUNK_BYTES
+            or run.text_size + size > MAX_CHUNK_BYTES
         ):
             run = None
-            size += self._cost_of_run(encoded)
+            size += self._cost_of_run(addition.encoded)
         gathering = self._gathering_bytes + size
         if not (has_room or self._has_room(size)):
             return False
         if run is None:
-            run = self._last = Run(metadata, encoded)
+            run = self._last = Run(addition.metadata, addition.encoded)
             self._gathering.append(run)
-        run.add(content, text_size, tokens)
-        self.accepted += tokens
+        run.add(addition.content, addition.size, addition.tokens)
+        self.accepted += addition.tokens
         self._gathering_bytes = gathering
         if gathering == size or self._waiters or 2 * gathering >= self._max_bytes:
             self._wake()
@@ -186,48 +183,43 @@ class TokenBuffer:
         held = self._gathering_bytes + self._in_flight_bytes
         return not held or held + size <= self._max_bytes
 
-    def _add_halves(self, content: str, metadata: Mapping[str, Any], encoded: bytes) -> bool:
-        """Adds a token that begins or ends inside a character, or comes behind one that did."""
-        half, tokens, replaced = self._half, 1, 0
+    def _add_halves(self, token: _Addition) -> bool:
+        """Adds a token that begins or ends inside a character, or follows such a token."""
+        half, content, tokens, replaced = self._half, token.content, 1, 0
         additions: list[_Addition] = []
         if half is not None and begins_with_second_half(content):
             content, tokens = half.content + content, 1 + half.tokens
         elif half is not None:
-            additions.append(half._replace(content=REPLACEMENT))
+            additions.append(half.replaced())
             replaced = 1
         text, first_half = split_first_half(content)
         text, alone = mend(text)
         if text:
-            additions.append(_Addition(text, metadata, encoded, tokens))
+            additions.append(token._replace(content=text, size=utf8_size(text), tokens=tokens))
             tokens = 0
-        sizes = [utf8_size(addition.content) for addition in additions]
-        costs = [self._cost_of_run(addition.encoded) for addition in additions]
-        if additions and not self._has_room(sum(sizes) + sum(costs)):
+        size = sum([each.size + self._cost_of_run(each.encoded) for each in additions])
+        if additions and not self._has_room(size):
             return False
-        self._half = _Addition(first_half, metadata, encoded, tokens) if first_half else None
+        self._half = token._replace(content=first_half, tokens=tokens) if first_half else None
         self.replaced += replaced + alone
-        for addition, size in zip(additions, sizes, strict=True):
-            self._force(addition, size)
+        for addition in additions:
+            self._add(addition, has_room=True)
         return True
 
-    def _force(self, addition: _Addition, size: int) -> None:
-        content, metadata, encoded, tokens = addition
-        self._add(content, size, metadata, encoded, tokens, has_room=True)
-
     def end_half(self) -> None:
-        """Replaces half a character that waits for the other half, since none comes any more."""
+        """Replaces half a character that waits for the other half, at the end of all tokens."""
         half, self._half = self._half, None
         if half is not None:
             self.replaced += 1
-            self._force(half._replace(content=REPLACEMENT), len(REPLACEMENT.encode()))
+            self._add(half.replaced(), has_room=True)
 
     @property
     def taken(self) -> int:
-        """How many tokens were put in, with one of which all is half a character."""
+        """The number of tokens, with a token that is only half a character so far."""
         return self.accepted + (self._half.tokens if self._half is not None else 0)
 
     def _cost_of_run(self, encoded: bytes) -> int:
-        """What counts for a run beside its text: many small ones take more than that."""
+        """Returns the size that counts for a run beside its text."""
         return len(encoded) + CHUNK_OVERHEAD if encoded or not self._merges else 0
 
     async def put(
@@ -238,16 +230,16 @@ class TokenBuffer:
         encoded: bytes,
         check: Callable[[], None],
     ) -> None:
-        """Adds a token where :meth:`add` found no room; waits for it, first come, first served.
+        """Adds a token when there is room; callers wait in the order of their calls.
 
-        Cancelled while it waits, it has not added the token.
+        If it is cancelled while it waits, the token was not added.
 
         Args:
             content: As for :meth:`add`, like the next three.
             text_size: See there.
             metadata: See there.
             encoded: See there.
-            check: Raises when no more is to be added; called after each wait.
+            check: Raises if no more may be added; called after each wait.
         """
         self.waits += 1
         self._queued += 1
@@ -262,16 +254,16 @@ class TokenBuffer:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether it is getting full, or somebody waits for a write."""
+        """True if it is half full, or a caller waits for a write."""
         return bool(self._waiters) or 2 * self._gathering_bytes >= self._max_bytes
 
     @property
     def gathers(self) -> bool:
-        """Whether there are tokens that are in no write yet."""
+        """True if there are tokens in no write yet."""
         return bool(self._gathering)
 
     def take(self) -> list[Piece]:
-        """Puts in flight what one append can hold, and makes chunks of it."""
+        """Puts in flight as many tokens as one append can hold, and returns the pieces."""
         total = 0
         while self._gathering and len(self.in_flight) < MAX_APPEND_CHUNKS:
             run = self._gathering[0]
@@ -288,7 +280,7 @@ class TokenBuffer:
         return self.batch
 
     def confirm(self) -> int:
-        """Lets go of what was in flight, since it is stored; returns the size of its text."""
+        """Drops the tokens in flight, which are stored; returns the size of their text."""
         size = sum([run.text_size for run in self.in_flight])
         self.stored += sum([run.tokens for run in self.in_flight])
         self.in_flight, self._in_flight_bytes = [], 0
@@ -296,7 +288,7 @@ class TokenBuffer:
         return size
 
     def clear(self) -> tuple[list[str], str]:
-        """Lets go of everything; returns the chunks that were in flight and the text behind."""
+        """Drops everything; returns the chunks that were in flight, and the text behind them."""
         chunks = [piece.content for piece in self.batch] if self.in_flight else []
         self.end_half()
         behind = "".join([run.text for run in self._gathering])
@@ -308,7 +300,7 @@ class TokenBuffer:
         return chunks, behind
 
     async def progress(self) -> None:
-        """Waits until something was stored or given up; has a write made soon."""
+        """Requests a write, and waits until tokens were stored or dropped."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._wake()
@@ -319,7 +311,7 @@ class TokenBuffer:
                 self._waiters.remove(waiter)
 
     def wake_waiters(self) -> None:
-        """Wakes everybody who waits for progress."""
+        """Wakes all callers that wait for progress."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

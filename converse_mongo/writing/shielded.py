@@ -1,7 +1,7 @@
-"""Work that is finished, whoever is cancelled meanwhile.
+"""Shielded tasks: work that is finished in spite of cancellations.
 
 A loop that ends cancels all of its tasks, and then waits for them: text can still be stored, and a
-message be ended, if the tasks that do so go on.
+message be ended, if the tasks that do so continue.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ MAX_CANCELLATIONS = 100
 
 
 class ShieldedTask:
-    """A task that goes on when it is cancelled, and that inherits no context of its caller.
+    """A task that continues when it is cancelled, and that inherits no context of its caller.
 
-    What is stored must not depend on a deadline that somebody set for something else.
+    Storing text must not depend on a deadline that the caller set for something else.
 
     Args:
-        work: Makes the work, which must go on where it was when it is made again.
+        work: Makes the work; a second coroutine must continue where the first was cancelled.
         name: The name of the task.
         cancelled: Called each time that the task was cancelled.
     """
@@ -50,15 +50,15 @@ class ShieldedTask:
                 task = asyncio.current_task()
                 if task is not None:
                     task.uncancel()
-        raise ConverseClosedError("A writer was cancelled again and again: its loop is ending.")
+        raise ConverseClosedError("A writer was cancelled repeatedly: its loop is ending.")
 
     @property
     def done(self) -> bool:
-        """Whether the work is finished."""
+        """True once the work is finished."""
         return self._task.done() and not self._task.cancelled()
 
     def interrupt(self) -> None:
-        """Cancels what the work waits for. The work is made again, unless it ends by that."""
+        """Cancels the current wait of the work, which then continues, unless it ends."""
         self._task.cancel()
 
     async def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""The writer: tokens in, batched appends out."""
+"""The writer: accepts tokens, and ends the message with the block."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,6 @@ from converse_mongo.domain.chunks import NO_METADATA
 from converse_mongo.domain.errors import (
     ConverseClosedError,
     ConverseError,
-    InvalidInputError,
     InvalidMetadataError,
     MessageTooLargeError,
     StreamStoppedError,
@@ -27,46 +26,39 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import (
+    check_metadata,
     is_addressable,
     keep_storable,
     storable,
 )
-from converse_mongo.domain.types import (
-    Granularity,
-    MessageStatus,
-    Metadata,
-)
-from converse_mongo.domain.validation import (
-    check_metadata,
-    check_seconds,
-    check_token,
-)
+from converse_mongo.domain.types import MessageStatus, Metadata
+from converse_mongo.domain.validation import check_token
 from converse_mongo.store.ends import End
-from converse_mongo.writing.appender import Appender, WriterTarget
+from converse_mongo.writing.appender import Appender, WriterOptions, WriterTarget
 from converse_mongo.writing.shielded import ShieldedTask
 
-__all__ = ["MessageWriter", "WriterOptions", "WriterStatistics", "WriterTarget"]
+__all__ = ["MessageWriter", "WriterStatistics"]
 
 logger = logging.getLogger("converse_mongo")
 
 MAX_ERROR_LENGTH = 10_000
 
 _REFUSALS = (InvalidMetadataError, MessageTooLargeError, OperationFailure, BSONError)
-"""What may be due to the metadata of an end."""
+"""The errors that the metadata of an end may cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriterStatistics:
-    """What a writer has done.
+    """The work of a writer so far.
 
     Attributes:
-        tokens: Calls of ``write`` that it took.
-        chunks: Chunks that it stored.
-        writes: Appends that it made of them.
-        retries: Times that one of those had to be tried again.
-        bytes: The text that it stored, in bytes of UTF-8.
-        waits: Calls of ``write`` that had to wait, since the buffer was full.
-        replaced: Halves of characters that stayed alone, each stored as U+FFFD.
+        tokens: Accepted calls of ``write``.
+        chunks: Stored chunks.
+        writes: Appends, each of one or more chunks.
+        retries: Retries of appends.
+        bytes: The size of the stored text, in bytes of UTF-8.
+        waits: Calls of ``write`` that waited, since the buffer was full.
+        replaced: Unpaired halves of characters, each stored as U+FFFD.
     """
 
     tokens: int = 0
@@ -78,51 +70,30 @@ class WriterStatistics:
     replaced: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriterOptions:
-    """How a writer is to write; ``Message.writer`` explains them."""
-
-    flush_interval: float = 0.04
-    max_buffered: int = 1024 * 1024
-    granularity: Granularity = "flush"
-    interrupt: bool = False
-
-    def __post_init__(self) -> None:
-        check_seconds(self.flush_interval, "flush_interval")
-        if isinstance(self.max_buffered, bool) or not isinstance(self.max_buffered, int):
-            raise InvalidInputError(f"max_buffered={self.max_buffered!r}: pass a number of bytes.")
-        if self.max_buffered < 1:
-            raise InvalidInputError(f"max_buffered={self.max_buffered}: pass 1 or more bytes.")
-        if self.granularity not in ("flush", "token"):
-            raise InvalidInputError(
-                f"granularity={self.granularity!r}: pass 'flush' or 'token'. Nothing was written."
-            )
-
-
 class MessageWriter:
     """Stores the tokens of a generation loop in the background.
 
     Made by ``Message.writer`` and ``Message.resume_writer``, and used in ``async with``. A clean
-    exit stores what is left and completes the message; an exception fails it; a cancellation marks
-    it cancelled. Whichever it is, the text that was written is stored first.
+    exit completes the message; an exception fails it; a cancellation cancels it. In each case the
+    text that was written is stored first.
 
     Attributes:
-        metadata: Merged into the metadata of the message when it ends, however it ends; yours to
-            fill. It never fails an answer: what cannot be stored is left out, and
-            ``metadata["unstored"]`` of the message has the keys of that with their types.
+        metadata: Merged into the metadata of the message at any end; fill it inside the block. It
+            never fails an answer: values that cannot be stored are left out, and
+            ``metadata["unstored"]`` of the message has their keys with their types.
 
     Entering raises:
         WriterExistsError: ``Message.writer`` only: the message has, or had, another writer.
-        StreamStoppedError: Somebody asked for a stop before; the message is cancelled.
-        WriterFencedError: Another writer took the message over while this one entered.
+        StreamStoppedError: A stop was requested before; the message is cancelled.
+        WriterFencedError: Another writer took over while this one entered.
         MessageNotStreamingError: The message has ended.
         MessageNotFoundError: The message does not exist.
         StoreUnavailableError: MongoDB did not answer.
         ConverseClosedError: The facade is closed.
 
-    Leaving raises what :meth:`write` does, and :class:`StoreUnavailableError` if all text is
-    stored, but the end is not. A block that is left cleanly after a stop raises nothing if it knew
-    of the stop, through :attr:`stopping` or :meth:`wait_stopping`: the message is cancelled then.
+    Leaving raises the errors of :meth:`write`, and :class:`StoreUnavailableError` if all text is
+    stored, but the end is not. A clean exit after a stop raises nothing if the block knew of the
+    stop, through :attr:`stopping` or :meth:`wait_stopping`: the message is then cancelled.
     """
 
     def __init__(
@@ -140,14 +111,7 @@ class MessageWriter:
         self._target = target
         self._interrupts = options.interrupt
         self._take_over = take_over
-        self._appender = Appender(
-            target,
-            flush_interval=options.flush_interval,
-            max_buffered=options.max_buffered,
-            merges=options.granularity == "flush",
-            stopped=self._end_stopped,
-            refused=self._refuse,
-        )
+        self._appender = Appender(target, options, stopped=self._cancel, refused=self._refuse)
         self._buffer = self._appender.buffer
         self._turns = self._appender.turns
         self._lease = Lease()
@@ -167,25 +131,25 @@ class MessageWriter:
     # For the generation loop
 
     async def write(self, token: str, metadata: Metadata | None = None) -> None:
-        """Takes a token; returns at once unless the buffer is full.
+        """Accepts a token; returns at once unless the buffer is full.
 
         In a loop that never awaits anything else, such as that of a synchronous SDK, it waits a
-        moment so that what came before is stored. Cancelled while it waits, it has not taken the
-        token.
+        moment so that earlier tokens are stored. If it is cancelled while it waits, the token was
+        not accepted.
 
         Args:
-            token: Text, at most ``MAX_CHUNK_BYTES`` in UTF-8; an empty one is nothing. Half of a
-                character at its end, a lone surrogate, waits for the next token; halves that stay
-                alone are stored as U+FFFD.
-            metadata: What BSON can hold, said of this token. Tokens become one chunk only where
-                theirs are equal.
+            token: Text, at most ``MAX_CHUNK_BYTES`` in UTF-8; an empty token is ignored. Half of a
+                character at its end, a lone surrogate, waits for the next token; unpaired halves
+                are stored as U+FFFD.
+            metadata: Metadata of this token: values that BSON can hold. Only tokens with equal
+                metadata become one chunk.
 
         Raises:
-            InvalidInputError: The token or its metadata cannot be stored; it was not taken.
-            StreamStoppedError: Somebody asked for a stop.
+            InvalidInputError: The token or its metadata cannot be stored; it was not accepted.
+            StreamStoppedError: A stop was requested.
             WriterFencedError: Another writer took over, or the message was ended as an orphan.
             MessageNotStreamingError: Another call ended the message, and all text is stored.
-            WriterFailedError: The writer gave up; ``text`` holds what is not stored.
+            WriterFailedError: The writer gave up; ``text`` has the text that is not stored.
             ConverseClosedError: The facade was closed.
         """
         if self._refusal is not None:
@@ -204,7 +168,7 @@ class MessageWriter:
             await buffer.put(token, size, checked, encoded, self._check)
 
     async def _let_others_run(self) -> None:
-        """Gives the background task its turn where the generation loop never awaits anything."""
+        """Lets the background task run if the generation loop never awaits anything."""
         if not self._turns.passed or self._appender.overdue:
             await self._appender.catch_up()
             self._check()
@@ -215,7 +179,7 @@ class MessageWriter:
             raise self._refusal
 
     async def flush(self) -> None:
-        """Waits until all that was written so far is stored. Raises as :meth:`write` does."""
+        """Waits until all text that was written is stored. Raises the errors of :meth:`write`."""
         appender = self._appender
         goal = appender.buffer.accepted
         while appender.buffer.stored < goal:
@@ -228,14 +192,14 @@ class MessageWriter:
 
     @property
     def stopping(self) -> bool:
-        """Whether somebody asked for a stop: leave the loop, ``write`` takes nothing any more."""
+        """True once a stop was requested: leave the loop, ``write`` accepts no more tokens."""
         self._knows_stop = self._appender.stop is not None
         return self._knows_stop
 
     async def wait_stopping(self) -> str | None:
-        """Waits until somebody asks for a stop, and returns the reason.
+        """Waits until a stop is requested, and returns the reason.
 
-        Also returns when the writer cannot go on for another reason, with ``None``.
+        Also returns, with ``None``, if the writer cannot continue for another reason.
         """
         await self._refused.wait()
         stop = self._appender.stop
@@ -243,21 +207,21 @@ class MessageWriter:
         return stop.reason if stop is not None else None
 
     async def detach(self) -> None:
-        """Stores what was written and lets go of the message without ending it.
+        """Stores all text, and releases the message without ending it.
 
-        For a worker that shuts down while another is to go on with ``Message.resume_writer``. The
-        message has the facade's ``idle_timeout`` until it counts as an orphan.
+        For a worker that shuts down while another continues with ``Message.resume_writer``. The
+        message becomes an orphan after the ``idle_timeout`` of the facade.
 
         Raises:
-            StoreUnavailableError: All text is stored, but MongoDB did not answer to the rest.
+            StoreUnavailableError: All text is stored, but the message was not released.
 
-        Beside that it raises what :meth:`write` does.
+        It also raises the errors of :meth:`write`.
         """
         self._check()
         target, appender = self._target, self._appender
         self._detached = True
         self._refusal = WriterError(
-            f"This writer has let go of message {target.message_id}.", target.message_id
+            f"This writer was detached from message {target.message_id}.", target.message_id
         )
         await appender.drain()
         if appender.failure is not None:
@@ -266,7 +230,7 @@ class MessageWriter:
             await target.store.leases.release(target.key, self._lease)
 
     def statistics(self) -> WriterStatistics:
-        """What was done so far."""
+        """Returns the counters of this writer."""
         appender = self._appender
         return WriterStatistics(
             tokens=appender.buffer.taken,
@@ -283,17 +247,17 @@ class MessageWriter:
     async def __aenter__(self) -> Self:
         target = self._target
         if self._closing is not None or self._lease.epoch:
-            raise WriterError("A writer is used once: make a new one.", target.message_id)
+            raise WriterError("A writer can be used once: make a new one.", target.message_id)
         opening = asyncio.create_task(self._open(), name="converse_mongo-writer-open")
         try:
             state = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # The message may be this writer's by now, and nobody else would end it.
+            # This writer may hold the message by now, and nobody else would end it.
             await ShieldedTask(lambda: self._give_back(opening), "converse_mongo-writer-end").wait()
             raise
         if state.stop_requested:
             self._appender.note_stop(state.stop_reason)
-            await self._end_stopped()
+            await self._cancel()
             raise StreamStoppedError(state.message_id, state.stop_reason)
         if target.store.closing:
             await self._release()
@@ -322,7 +286,7 @@ class MessageWriter:
         return state
 
     async def _release(self) -> None:
-        """Lets go of the message, as far as that goes."""
+        """Releases the message, if MongoDB answers."""
         target = self._target
         with contextlib.suppress(ConverseError, PyMongoError):
             await target.store.leases.release(target.key, self._lease)
@@ -357,7 +321,7 @@ class MessageWriter:
             if exc is None:
                 raise
             logger.exception("Message %s could not be ended", self._target.message_id)
-            exc.add_note(f"Besides, message {self._target.message_id} could not be ended: {error}")
+            exc.add_note(f"Message {self._target.message_id} could not be ended: {error}")
         finally:
             if self._unlisten is not None:
                 self._unlisten()
@@ -370,14 +334,14 @@ class MessageWriter:
             if verdict is not None:
                 raise verdict from (verdict.__cause__ or exc)
         elif failure is not None and exc is not failure:
-            exc.add_note(f"Besides: {failure}")
+            exc.add_note(f"Also: {failure}")
             exc.__context__ = exc.__context__ or failure
 
     def _closed(self) -> WriterError:
         return WriterError("This writer is closed.", self._target.message_id)
 
     async def shut_down(self) -> None:
-        """Stores what was written and takes no more: the facade is about to be closed."""
+        """Stores all text and accepts no more, since the facade is being closed."""
         if self._closing is not None:
             await self._closing.wait()
             return
@@ -394,14 +358,14 @@ class MessageWriter:
             self._refuse()
 
     def give_up(self, error: ConverseError) -> None:
-        """Ends what it does in the background now; its error has the text that is not stored."""
+        """Ends the background work now; the error of the writer has the text that is not stored."""
         self._given_up = error
         self._appender.give_up(error)
         if self._closing is not None and not self._closing.done:
             self._closing.interrupt()
 
     async def _close(self, exc: BaseException | None) -> None:
-        """Stores what is left, and ends the message in the way that ``exc`` calls for."""
+        """Stores the remaining text, and ends the message according to ``exc``."""
         try:
             if self._given_up is None:
                 await self._store_and_end(exc)
@@ -421,7 +385,7 @@ class MessageWriter:
         if failure is not None:
             cause = failure.__cause__
             if isinstance(cause, PyMongoError):
-                # MongoDB answers, but refuses the text: the message need not wait for its lease.
+                # MongoDB answers, but refuses the text: end the message before its lease expires.
                 await self._end(MessageStatus.FAILED, _error_text(cause))
             return
         if exc is None:
@@ -432,7 +396,7 @@ class MessageWriter:
             await self._end(MessageStatus.CANCELLED)
 
     async def _end(self, status: MessageStatus, error: str | None = None) -> None:
-        """Ends the message with what can be stored of its metadata: they never fail an answer."""
+        """Ends the message with the storable part of its metadata, which never fail an answer."""
         metadata, unstored = keep_storable(self.metadata)
         if status is MessageStatus.COMPLETED:
             metadata |= self._completion
@@ -451,16 +415,16 @@ class MessageWriter:
                 break
         if unstored:
             logger.warning(
-                "Message %s has ended without a part of its metadata, which cannot be stored: %s",
+                "Message %s has ended without metadata that cannot be stored: %s",
                 self._target.message_id,
                 ", ".join(f"{key!r} ({kind})" for key, kind in unstored.items()),
             )
 
-    async def _end_stopped(self) -> None:
+    async def _cancel(self) -> None:
         await self._end(MessageStatus.CANCELLED)
 
     def _refuse(self) -> None:
-        """Takes no more, and lets the generation loop know."""
+        """Accepts no more tokens, and notifies the generation loop."""
         appender = self._appender
         self._refusal = appender.failure or self._refusal or appender.stop
         self._refused.set()
@@ -470,9 +434,9 @@ class MessageWriter:
 
 
 def _without_refused(metadata: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """``metadata`` without what a server may refuse, and the types of that by their keys.
+    """Splits off the metadata that a server may refuse; returns the types of those by their keys.
 
-    First the keys that no path can name, which mongomock and old servers do not take; then all.
+    First the keys that no path can name, which mongomock and old servers refuse; then all.
     """
     given = {key: value for key, value in metadata.items() if key != "unstored"}
     refused = {key for key in given if not is_addressable(key)} or set(given)
@@ -481,6 +445,6 @@ def _without_refused(metadata: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def _error_text(error: Exception) -> str:
-    """The text of an exception, made fit to be stored."""
+    """Returns the text of an exception in a form that can be stored."""
     text = str(error) or type(error).__name__
     return text[:MAX_ERROR_LENGTH].encode("utf-8", "replace").decode()

@@ -6,15 +6,16 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from bson.codec_options import CodecOptions
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from converse_mongo.domain.validation import BSON_OPTIONS
 from converse_mongo.embedded import EmbeddedServer
 from tests.faults.schedules import FAILPOINTS, Fault
 
@@ -146,7 +147,7 @@ class Server:
 
     async def documents(self, database: str, collection: str, match: Stored) -> list[Stored]:
         """All documents of a collection that match, as they are stored."""
-        options = BSON_OPTIONS
+        options: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True, tzinfo=UTC)
         found = self.client[database].get_collection(collection, codec_options=options)
         return await self._do(lambda: list(found.find(match).sort("first_sequence")))
 

@@ -256,7 +256,7 @@ async def test_writer__never_fails_for_its_metadata(
     unstored = {"seen": "set", "probs": "dict", "at": "datetime"}
     expected = {"usage": 3, "gpt-4.1": RUN, "unstored": unstored, "chunks": 1}
     assert read.metadata == message.metadata == expected
-    (record,) = [each for each in caplog.records if "without a part" in each.message]
+    (record,) = [each for each in caplog.records if "without metadata" in each.message]
     assert "seen" in record.message
     assert "2026" not in record.message
 

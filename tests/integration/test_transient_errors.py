@@ -144,7 +144,7 @@ async def test_update__that_might_be_applied_twice_is_made_once(
     update = {operator: {"metadata.n": 2}, "$set": {"metadata.a": 1}}
     with (
         failing(server, ["findAndModify"], {"times": 4}, **ERRORS["a cache under pressure"]),
-        pytest.raises(StoreUnavailableError, match=f"update message {message.id}.*not tried again"),
+        pytest.raises(StoreUnavailableError, match=f"update message {message.id}.*not retried"),
     ):
         await message.update(update)
     await message.update(update)

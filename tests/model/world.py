@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tenacity import wait_none
 
 from converse_mongo.domain.validation import CHUNK_OVERHEAD
 from converse_mongo.driver import retry
@@ -49,7 +48,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch, *, hasty: bool = False) -> None:
     monkeypatch.setattr(appends, "back_off", no_wait)
     monkeypatch.setattr(ends, "back_off", no_wait)
     monkeypatch.setattr(recovery, "pause", pause)
-    monkeypatch.setattr(retry, "wait_before_retry", wait_none())
+    monkeypatch.setattr(retry, "random_pause", lambda *_: 0.0)
     if hasty:
         have_appends_wait(monkeypatch)
 

@@ -231,6 +231,6 @@ async def test_retry__makes_a_call_again_only_where_that_is_safe(repeat: bool, t
     if repeat:
         assert await retry.call(call, what="count", timeout=10, repeat=repeat) == 3
     else:
-        with pytest.raises(StoreUnavailableError, match=r"Could not count.*not tried again"):
+        with pytest.raises(StoreUnavailableError, match=r"Could not count.*not retried"):
             await retry.call(call, what="count", timeout=10, repeat=repeat)
     assert made == tries

@@ -190,7 +190,7 @@ circular["self"] = [circular]
         ({"\udc00": 2}, "surrogate"),
         ({Color.RED: 1, "red": 2}, "twice"),
         ({"$ref": "a", "$id": 1, "$db": None}, "leave '\\$db' out"),
-        (circular, "holds itself"),
+        (circular, "contains itself"),
     ],
     ids=lambda value: repr(value)[:20],
 )
