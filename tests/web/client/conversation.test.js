@@ -574,8 +574,8 @@ test("what cannot be sent is unsent, and is sent again as the same request", asy
   assert.equal(last(conversation.getSnapshot()), message);
   const ids = service.of("send").map(({ body }) => body.request_id);
   assert.deepEqual(ids, [unsent.id, unsent.id]);
-  await assert.rejects(conversation.resend(unsent.id), /No message .* is unsent/);
-  await assert.rejects(conversation.resend("unknown"), /No message unknown is unsent/);
+  await assert.rejects(conversation.resend(unsent.id), /No unsent message has the id/);
+  await assert.rejects(conversation.resend("unknown"), /No unsent message has the id/);
 });
 
 for (const [status, code] of [[404, "not_found"], [409, "conflict"], [413, "too_large"]]) {
