@@ -11,7 +11,7 @@ from starlette.requests import HTTPConnection
 from converse_mongo.converse import Converse
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
-from converse_mongo.domain.errors import ConfigurationError, InvalidIdError, NotFoundError
+from converse_mongo.domain.errors import ConfigurationError
 from converse_mongo.domain.events import Event
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.domain.validation import object_id
@@ -30,9 +30,9 @@ OwnerOf: TypeAlias = Callable[[HTTPConnection], Named | Awaitable[Named]]
 class Access:
     """Finds what a request names, if the request may see it.
 
-    What does not exist and what the request may not see raise the same :class:`UnknownError`. The
-    conversation is authorized before anything in it is read, so that a refused request writes
-    nothing, not even the end of an orphan.
+    What does not exist, what the request may not see, and what is not an id give the same response:
+    see :func:`converse_mongo.web.responses.error_response`. The conversation is authorized before
+    anything in it is read, so that a refused request writes nothing, not even the end of an orphan.
 
     Args:
         converse: The facade.
@@ -67,12 +67,11 @@ class Access:
         """The conversation with an id.
 
         Raises:
-            UnknownError: It does not exist, or the request may not see it.
+            NotFoundError: It does not exist.
+            InvalidIdError: This is not an id.
+            UnknownError: The request may not see it.
         """
-        try:
-            conversation = await self._converse.get_conversation(conversation_id)
-        except (InvalidIdError, NotFoundError) as error:
-            raise UnknownError from error
+        conversation = await self._converse.get_conversation(conversation_id)
         answer = await _ask(self._authorize, request, conversation)
         if not isinstance(answer, bool):
             raise TypeError(f"authorize returned {answer!r}: it must return True or False.")
@@ -95,12 +94,11 @@ class Access:
         """A message of a conversation that the request may see, with its text.
 
         Raises:
-            UnknownError: It does not exist, or browsers do not see its role.
+            NotFoundError: It does not exist.
+            InvalidIdError: This is not an id.
+            UnknownError: Browsers do not see its role.
         """
-        try:
-            message = await conversation.get_message(message_id)
-        except (InvalidIdError, NotFoundError) as error:
-            raise UnknownError from error
+        message = await conversation.get_message(message_id)
         if not self.shows(message.role):
             raise UnknownError
         return message
@@ -109,12 +107,10 @@ class Access:
         """The id of such a message, without reading its text.
 
         Raises:
+            InvalidIdError: This is not an id.
             UnknownError: It does not exist, or browsers do not see its role.
         """
-        try:
-            key = object_id(message_id, "message")
-        except InvalidIdError as error:
-            raise UnknownError from error
+        key = object_id(message_id, "message")
         store, match = conversation.store(), {"_id": key, "conversation_id": conversation.id}
         stored: Any = await store.call(
             store.messages.find_one, match, {"role": 1}, what=f"read message {message_id}"

@@ -1,12 +1,14 @@
 """The endpoints of conversations: history, streams, questions, stops and retries."""
 
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.messages import Message
 from converse_mongo.domain.errors import NotFoundError
 from converse_mongo.domain.events import ConversationDeleted, ConversationEvent, OwnerEvent
 from converse_mongo.watching.owner_watcher import OwnerWatcher
@@ -33,28 +35,25 @@ owner_table = Operations()
 
 
 @table("GET", ONE, models.ConversationView)
-async def get_conversation(context: WebContext, request: Request) -> models.ConversationView:
-    """The conversation itself."""
-    return context.presenter.conversation(await context.conversation(request))
+async def get_conversation(context: WebContext, request: Request) -> Conversation:
+    """Reads a conversation."""
+    return await context.conversation(request)
 
 
 @table("GET", f"{ONE}/messages", models.PageView, models.PageQuery)
-async def get_history(context: WebContext, request: Request) -> models.PageView:
-    """A page of messages."""
+async def get_history(context: WebContext, request: Request) -> dict[str, Any]:
+    """Reads a page of messages."""
     query = context.checked(models.PageQuery, request.query_params)
     conversation = await context.conversation(request)
     page = await conversation.history(query.limit, query.before)
-    shown = [
-        context.presenter.message(each) for each in page.messages if context.access.shows(each.role)
-    ]
-    return models.PageView(messages=shown, before=page.before, cursor=page.cursor)
+    shown = [each for each in page.messages if context.access.shows(each.role)]
+    return {"messages": shown, "before": page.before, "cursor": page.cursor}
 
 
 @table("GET", MESSAGE, models.MessageView)
-async def get_message(context: WebContext, request: Request) -> models.MessageView:
-    """One message."""
-    conversation = await context.conversation(request)
-    return context.presenter.message(await context.message(request, conversation))
+async def get_message(context: WebContext, request: Request) -> Message:
+    """Reads a message."""
+    return await context.message(request, await context.conversation(request))
 
 
 # Streams
@@ -62,7 +61,7 @@ async def get_message(context: WebContext, request: Request) -> models.MessageVi
 
 @table("GET", f"{ONE}/events", models.ConversationEvent, models.StreamQuery, streams=True)
 async def watch_conversation(context: WebContext, request: Request) -> Response:
-    """The stream of a conversation, which has no end of its own."""
+    """Streams a conversation, without an end."""
     watcher = await watcher_of(context, request, await context.conversation(request))
     return EventStream(watcher, _frames(context, watcher), context.streams)
 
@@ -73,7 +72,7 @@ async def watch_conversation(context: WebContext, request: Request) -> Response:
     may_be_over=True,
 )
 async def watch_message(context: WebContext, request: Request) -> Response:
-    """The stream of a message, which ends with it; 204 for a client that received the end."""
+    """Streams a message to its end; the response is 204 for a client that has received the end."""
     conversation = await context.conversation(request)
     name = request.path_params["message"]
     message_id = await context.access.message_id(conversation, name)
@@ -82,7 +81,7 @@ async def watch_message(context: WebContext, request: Request) -> Response:
     if isinstance(after, str):
         return Response(status_code=204, headers=NO_STORE)
     watcher = context.converse.watch_message(message_id, after)
-    await _enter(watcher)
+    await watcher.__aenter__()  # so that an error becomes the response
     return EventStream(watcher, _frames(context, watcher), context.streams)
 
 
@@ -97,7 +96,7 @@ async def _frames(context: WebContext, watcher: Watcher[Any]) -> AsyncGenerator[
 
 @owner_table("GET", "/events", models.OwnerEvent, models.OwnerQuery, streams=True)
 async def watch_owner(context: WebContext, request: Request) -> Response:
-    """The stream of the user, which has no end of its own and begins with what comes."""
+    """Streams the news of all conversations of the user, from now on."""
     context.checked(models.OwnerQuery, request.query_params)
     watcher = context.converse.watch_owner(await context.access.owner(request))
     await watcher.__aenter__()
@@ -118,11 +117,10 @@ async def _owner_frames(
         if conversation_id not in known:
             if len(known) >= MAX_KNOWN:
                 del known[next(iter(known))]
-            try:
+            known[conversation_id] = False
+            with suppress(UnknownError, NotFoundError):
                 await context.access.conversation(request, str(conversation_id))
                 known[conversation_id] = True
-            except UnknownError:
-                known[conversation_id] = False
         return known[conversation_id] and context.access.shows_event(event)
 
     # From here on nothing is missed: now is the time to list the conversations.
@@ -146,16 +144,7 @@ async def watcher_of(
     after = _after(context, request)
     check_conversation_cursor(after, conversation.id)
     watcher = context.converse.watch_conversation(conversation.id, after)
-    await _enter(watcher)
-    return watcher
-
-
-async def _enter(watcher: Watcher[Any]) -> None:
-    """Attaches, so that an error becomes the response and not a broken stream."""
-    try:
-        await watcher.__aenter__()
-    except NotFoundError as error:
-        raise UnknownError from error
+    return await watcher.__aenter__()
 
 
 def _after(context: WebContext, request: HTTPConnection) -> str | None:
@@ -168,47 +157,38 @@ def _after(context: WebContext, request: HTTPConnection) -> str | None:
 
 
 @table("POST", f"{ONE}/messages", models.QuestionView, models.QuestionBody, 201)
-async def add_question(context: WebContext, request: Request) -> models.QuestionView:
+async def add_question(context: WebContext, request: Request) -> dict[str, Any]:
     """Adds a user message and starts the answer."""
     conversation = await context.conversation(request)
     body = await context.body(request, models.QuestionBody)
     question, answer = await context.turns.ask(conversation, body.content, body.request_id)
-    presenter = context.presenter
-    return models.QuestionView(
-        message=presenter.message(question),
-        answer=None if answer is None else presenter.message(answer),
-    )
+    return {"message": question, "answer": answer}
 
 
 @table("POST", f"{MESSAGE}/retry", models.RetryView, models.EmptyBody, 201)
-async def retry_answer(context: WebContext, request: Request) -> models.RetryView:
+async def retry_answer(context: WebContext, request: Request) -> dict[str, Any]:
     """Starts another answer in place of the last one."""
     conversation = await context.conversation(request)
     message = await context.message(request, conversation)
     await context.body(request, models.EmptyBody)
-    answer = await context.turns.retry(conversation, message)
-    return models.RetryView(answer=None if answer is None else context.presenter.message(answer))
+    return {"answer": await context.turns.retry(conversation, message)}
 
 
 @table("POST", f"{MESSAGE}/stop", models.StatusView, models.StopBody)
-async def stop_answer(context: WebContext, request: Request) -> models.StatusView:
+async def stop_answer(context: WebContext, request: Request) -> dict[str, Any]:
     """Stops a message, in whatever process it is written."""
     conversation = await context.conversation(request)
     name = request.path_params["message"]
     message_id = await context.access.message_id(conversation, name)
     reason = (await context.body(request, models.StopBody)).reason
-    status = await context.converse.request_stop(message_id, reason)
-    return models.StatusView(id=str(message_id), status=status)
+    return {"id": message_id, "status": await context.converse.request_stop(message_id, reason)}
 
 
 @table("POST", f"{ONE}/stop", models.StoppedView, models.StopBody)
 @table("POST", "/chat/{conversation}/stop", models.StoppedView, models.StopBody)
-async def stop_answers(context: WebContext, request: Request) -> models.StoppedView:
+async def stop_answers(context: WebContext, request: Request) -> dict[str, Any]:
     """Stops all answers of a conversation that are being written."""
     conversation = await context.conversation(request)
     reason = (await context.body(request, models.StopBody)).reason
-    stopped = [
-        models.StatusView(id=str(message.id), status=status)
-        for message, status in await context.turns.stop(conversation, reason)
-    ]
-    return models.StoppedView(stopped=stopped)
+    stopped = await context.turns.stop(conversation, reason)
+    return {"stopped": [{"id": message.id, "status": status} for message, status in stopped]}

@@ -32,14 +32,6 @@ logger = logging.getLogger("converse_mongo")
 Respond: TypeAlias = Callable[[Conversation, Message], Awaitable[None]]
 """Writes the answer of the model into a streaming message."""
 
-_Key: TypeAlias = tuple[ObjectId, ObjectId | None]
-"""A message that was deleted and started again has the same id, and needs its own writer."""
-
-
-def _key(message: Message) -> _Key:
-    return message.id, message.log_id
-
-
 UNFINISHED = "The answer could not be generated."
 SHUT_DOWN = "The service was shut down."
 
@@ -71,7 +63,8 @@ class Generations:
         self._respond = respond
         self._limit = limit
         self._grace = grace
-        self._running: dict[_Key, asyncio.Task[None]] = {}
+        # A message that was deleted and started again has the same id, and needs its own writer.
+        self._running: dict[tuple[ObjectId, ObjectId | None], asyncio.Task[None]] = {}
         self._beginning: set[asyncio.Task[Message]] = set()
         self._closed = False
 
@@ -126,14 +119,16 @@ class Generations:
         Raises:
             BusyError: ``limit`` run already, or it is closed.
         """
-        if message.is_streaming and _key(message) not in self._running:
-            self.check_room()
-            self._start(conversation, message)
+        self._start(conversation, message, check_room=True)
 
-    def _start(self, conversation: Conversation, message: Message) -> None:
-        key = _key(message)
+    def _start(
+        self, conversation: Conversation, message: Message, *, check_room: bool = False
+    ) -> None:
+        key = message.id, message.log_id
         if not message.is_streaming or key in self._running:
             return
+        if check_room:
+            self.check_room()
         task = asyncio.create_task(
             self._write(conversation, message, open_transaction(message.store())),
             name=f"converse_mongo-generation-{message.id}",
@@ -148,7 +143,7 @@ class Generations:
     ) -> None:
         if transaction is not None and not await transaction.outcome():
             return  # the message was never created
-        error_type: str | None = None
+        metadata: dict[str, str] | None = None
         try:
             await self._respond(conversation, message)
         except StreamStoppedError:
@@ -160,17 +155,15 @@ class Generations:
             logger.warning("The generation of message %s ended: %s", message.id, error)
             return
         except asyncio.CancelledError:
-            ending = ShieldedTask(lambda: self._cancel(message), "converse_mongo-generation-end")
-            await ending.wait()
+            await ShieldedTask(
+                lambda: self._end(message, lambda: message.cancel_streaming(SHUT_DOWN)),
+                "converse_mongo-generation-end",
+            ).wait()
             raise
         except Exception as error:
             logger.exception("The generation of message %s failed", message.id)
-            error_type = type(error).__name__
-        metadata = None if error_type is None else {"error_type": error_type}
+            metadata = {"error_type": type(error).__name__}
         await self._end(message, lambda: message.fail_streaming(UNFINISHED, metadata))
-
-    async def _cancel(self, message: Message) -> None:
-        await self._end(message, lambda: message.cancel_streaming(SHUT_DOWN))
 
     async def _end(self, message: Message, end: Callable[[], Awaitable[object]]) -> None:
         """Ends a message that was left streaming."""

@@ -19,7 +19,7 @@ class Operation:
     """An endpoint and its place.
 
     Attributes:
-        endpoint: Returns the response, or the model of its body. Its docstring is the description.
+        endpoint: Returns a response, or what ``answer`` makes one of. Its docstring describes it.
         answer: The model of the response; of a stream, that of the data of its events.
         accepts: The model of the query of a GET, or of the body of a POST.
         status: The status of a response that is not an error.

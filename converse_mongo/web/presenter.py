@@ -6,11 +6,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from converse_mongo.documents.conversations import Conversation
-from converse_mongo.documents.messages import Message
 from converse_mongo.domain.events import Event
 from converse_mongo.domain.jsonable import jsonable
-from converse_mongo.web.models import ConversationView, EventView, MessageView
+from converse_mongo.web.models import EventView
 
 __all__ = ["Presenter"]
 
@@ -36,14 +34,6 @@ class Presenter:
     def event(self, event: Event) -> EventView:
         """An event, without its cursor and without the owner, whose name is the application's."""
         return _EVENTS.validate_python(event, context=self)
-
-    def message(self, message: Message) -> MessageView:
-        """A message."""
-        return MessageView.model_validate(message, context=self)
-
-    def conversation(self, conversation: Conversation) -> ConversationView:
-        """A conversation."""
-        return ConversationView.model_validate(conversation, context=self)
 
     def metadata(self, metadata: Mapping[str, Any]) -> Any:
         """The metadata that users may see."""

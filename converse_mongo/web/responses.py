@@ -8,6 +8,7 @@ from starlette.responses import Response
 from converse_mongo.domain.errors import (
     ConverseClosedError,
     ConverseError,
+    InvalidIdError,
     InvalidInputError,
     NotFoundError,
     StoreUnavailableError,
@@ -59,7 +60,7 @@ class Json(Response):
 
 def error_response(error: ConverseError) -> Response:
     """The response that reports an error; raises errors that are not the client's concern."""
-    if isinstance(error, NotFoundError):
+    if isinstance(error, NotFoundError | InvalidIdError):
         error = UnknownError()
     elif isinstance(error, InvalidInputError):
         error = RequestError(str(error))

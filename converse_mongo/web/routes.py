@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
@@ -11,7 +12,6 @@ from starlette.websockets import WebSocket
 from converse_mongo.converse import Converse
 from converse_mongo.domain.errors import ConfigurationError, ConverseError, InvalidInputError
 from converse_mongo.domain.types import MessageRole
-from converse_mongo.domain.validation import check_seconds
 from converse_mongo.web import chat, conversations
 from converse_mongo.web.access import Access, Authorize, OwnerOf
 from converse_mongo.web.context import WebContext
@@ -82,12 +82,7 @@ def routes(
         raise ConfigurationError(f"generations={generations!r}: pass Generations(respond).")
     try:
         shown = frozenset(MessageRole(role) for role in roles)
-        options = StreamOptions(
-            heartbeat=check_seconds(heartbeat, "heartbeat"),
-            retry=check_seconds(retry, "retry"),
-            lifetime=check_seconds(lifetime, "lifetime"),
-            send_timeout=check_seconds(send_timeout, "send_timeout"),
-        )
+        options = StreamOptions(heartbeat, retry, lifetime, send_timeout)
     except (InvalidInputError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
     sizes = {"max_body_bytes": max_body_bytes, "max_message_bytes": max_message_bytes}
@@ -115,11 +110,15 @@ def routes(
 
 
 def _route(context: WebContext, operation: Operation) -> Route:
+    view: TypeAdapter[Any] = TypeAdapter(operation.answer)
+
     async def endpoint(request: Request) -> Response:
         try:
             answer = await operation.endpoint(context, request)
         except ConverseError as error:
             return error_response(error)
-        return answer if isinstance(answer, Response) else Json(answer, operation.status)
+        if isinstance(answer, Response):
+            return answer
+        return Json(view.validate_python(answer, context=context.presenter), operation.status)
 
     return Route(operation.path, endpoint, methods=[operation.method])

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import anyio
@@ -13,6 +13,7 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from converse_mongo.domain.errors import ConverseClosedError, ConverseError, NotFoundError
+from converse_mongo.domain.validation import check_seconds
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 
@@ -39,6 +40,10 @@ class StreamOptions:
     retry: float
     lifetime: float
     send_timeout: float
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            check_seconds(getattr(self, each.name), each.name)
 
     @property
     def opening(self) -> bytes:
