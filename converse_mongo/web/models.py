@@ -167,7 +167,7 @@ class MessageView(_View):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def cursor(self) -> str | None:
-        """What to pass as ``after`` to the stream of the message; ``None`` for its start."""
+        """The cursor to pass to the stream of the message; ``None`` for its start."""
         return message_cursor(self.id, self.chunk_count, ended=self.status.is_final)
 
 

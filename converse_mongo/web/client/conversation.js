@@ -18,8 +18,8 @@ const DEFAULT_PATIENCE = 60_000;
  * @property {string} conversationId
  * @property {number} [limit] The number of messages in a page of history, from 1 to 200; by default
  *     50.
- * @property {number} [patience] Milliseconds for which actions such as sending are tried again after
- *     errors that may pass; by default 60,000.
+ * @property {number} [patience] Milliseconds for which sending, stopping and the like are tried
+ *     again after errors that may pass; by default 60,000.
  * @property {number} [interval] The shortest time between two calls of a listener after events of
  *     the server, in milliseconds; by default 16.
  */
@@ -31,8 +31,8 @@ const DEFAULT_PATIENCE = 60_000;
  * It never changes. A later snapshot has the same objects for all that has not changed.
  * @property {"loading" | "open" | "reconnecting" | "error"} status "loading" until the messages are
  *     loaded, "reconnecting" while they are not followed, "error" when they cannot be followed.
- * @property {Error | null} error The reason, while it is loading, reconnecting or an error; with the
- *     status "error" the `ConverseError` of the refused request.
+ * @property {Error | null} error The reason, while it is loading, reconnecting or an error; with
+ *     the status "error" the `ConverseError` of the refused request.
  * @property {readonly Message[]} messages In order, without answers that were replaced; at the end
  *     the messages of this client that are not stored.
  * @property {boolean} hasOlder Whether `loadOlder` has something to load.
@@ -47,14 +47,14 @@ const DEFAULT_PATIENCE = 60_000;
  * @property {(content: string, options?: {requestId?: string}) => Promise<Message>} send Sends a
  *     message. It is shown at once with the status "pending", and with "unsent" if it could not be
  *     sent. Resolves with the message in either case.
- * @property {(id: string) => Promise<Message>} resend Sends an unsent message again. Rejects with an
- *     `Error` if there is none with this id.
+ * @property {(id: string) => Promise<Message>} resend Sends an unsent message again. Rejects with
+ *     an `Error` if there is none with this id.
  * @property {(messageId?: string | null, reason?: string) => Promise<unknown>} stop Stops an
  *     answer, or all that are being written. Rejects with a `ConverseError`, or with the error of
  *     the network.
- * @property {(messageId: string) => Promise<Message | null>} retry Starts another answer in place of
- *     the last one, and resolves with it; with `null` if another process answers. Rejects as `stop`
- *     does.
+ * @property {(messageId: string) => Promise<Message | null>} retry Starts another answer in place
+ *     of the last one, and resolves with it; with `null` if another process answers. Rejects as
+ *     `stop` does.
  * @property {() => Promise<void>} loadOlder Loads the page before the first message. Rejects as
  *     `stop` does.
  * @property {() => void} close Ends it: listeners are no longer called, and nothing is tried again.

@@ -32,8 +32,8 @@ import { isEnd } from "./watch.js";
 
 /**
  * @typedef {object} Entry
- * A message and the events since. The text is joined when it is read and not with each chunk, so that
- * a burst of chunks costs one copy.
+ * A message and the events since. The text is joined when it is read and not with each chunk, so
+ * that a burst of chunks costs one copy.
  * @property {Message} message The message when it was last read.
  * @property {string[]} tail Text that was received since.
  * @property {number} count The number of chunks, with `tail`.
@@ -214,8 +214,8 @@ function isSame(left, right) {
  * @param {object} options
  * @param {(id: string) => Promise<StoredMessage>} options.load
  * @param {(id: string) => Entry | undefined} options.find
- * @param {(id: string, error: Error | null) => void} options.onDone Called after each load, and when
- *     loading failed finally.
+ * @param {(id: string, error: Error | null) => void} options.onDone Called after each load, and
+ *     when loading failed finally.
  * @param {number} options.retry Milliseconds.
  * @param {AbortSignal} options.signal
  * @returns {(id: string, saved?: boolean) => void} `saved` says that the message was saved, so that

@@ -16,7 +16,7 @@ export const DEFAULT_SILENCE = 45_000;
 
 /**
  * @typedef {object} RequestOptions
- * @property {string} url The path or URL where the routes are mounted, such as "/api"; "" for the root.
+ * @property {string} url Where the routes are mounted, such as "/api"; "" for the root.
  * @property {Headers | (() => Headers | Promise<Headers>)} [headers] Sent with each request; a
  *     function is called for each.
  * @property {RequestCredentials} [credentials] By default "same-origin".
@@ -88,8 +88,8 @@ export async function request(options, path, init) {
 
 /**
  * @typedef {object} AskOptions
- * @property {AbortSignal} signal Ends the tries. It aborts a `GET`, but not a `POST` in progress, so
- *     that the last message is not lost when its page is closed.
+ * @property {AbortSignal} signal Ends the tries. It aborts a `GET`, but not a `POST` in progress,
+ *     so that the last message is not lost when its page is closed.
  * @property {unknown} [body] The JSON value to post; without it, the request is a `GET`.
  * @property {number} [patience] Milliseconds for which it is tried again; by default without end.
  * @property {(error: Error) => void} [onTrouble] Called when a try failed and another follows.

@@ -2,8 +2,8 @@
 /**
  * Watching: streams of events that continue across lost connections, reloads and deploys.
  *
- * Streams are read with `fetch`. An `EventSource` gives up at the first error of a proxy, as during a
- * deploy, and cannot send headers.
+ * Streams are read with `fetch`. An `EventSource` gives up at the first error of a proxy, as during
+ * a deploy, and cannot send headers.
  */
 
 import { eventParser } from "./events.js";
@@ -105,10 +105,10 @@ const STEADY = 30_000;
 /**
  * @typedef {object} OwnWatchOptions
  * @property {string} conversationId
- * @property {string | null} [after] A cursor: that of a page of history, or the id of the last event;
- *     "now" for new events only.
- * @property {(event: Event) => void} onEvent Called with each event, once and in order. If it throws,
- *     the watch is closed with that error.
+ * @property {string | null} [after] A cursor: that of a page of history, or the id of the last
+ *     event; "now" for new events only.
+ * @property {(event: Event) => void} onEvent Called with each event, once and in order. If it
+ *     throws, the watch is closed with that error.
  */
 
 /**
@@ -125,7 +125,7 @@ const STEADY = 30_000;
 /**
  * @typedef {object} OwnerWatch
  * @property {() => void} close Ends it; `onEvent` is no longer called.
- * @property {Promise<Error | null>} closed Resolves when it has ended, with the error that ended it.
+ * @property {Promise<Error | null>} closed Resolves when it has ended, with the error if any.
  */
 
 /**
@@ -207,7 +207,7 @@ function watch(path, options, isLast) {
  *
  * @param {RequestOptions & ConnectionOptions} options
  * @param {() => string} target Returns the path behind `options.url`; called for each connection.
- * @param {(sent: ServerSentEvent) => boolean} take Receives an event; returns whether it is the last.
+ * @param {(sent: ServerSentEvent) => boolean} take Receives an event; whether it was the last.
  * @returns {OwnerWatch}
  */
 function connect(options, target, take) {

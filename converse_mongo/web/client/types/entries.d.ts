@@ -39,8 +39,8 @@ export function merge(entry: Entry, stored: StoredMessage): void;
  * @param {object} options
  * @param {(id: string) => Promise<StoredMessage>} options.load
  * @param {(id: string) => Entry | undefined} options.find
- * @param {(id: string, error: Error | null) => void} options.onDone Called after each load, and when
- *     loading failed finally.
+ * @param {(id: string, error: Error | null) => void} options.onDone Called after each load, and
+ *     when loading failed finally.
  * @param {number} options.retry Milliseconds.
  * @param {AbortSignal} options.signal
  * @returns {(id: string, saved?: boolean) => void} `saved` says that the message was saved, so that
@@ -98,8 +98,8 @@ export type StoredMessage = Message & {
     cursor?: string | null;
 };
 /**
- * A message and the events since. The text is joined when it is read and not with each chunk, so that
- * a burst of chunks costs one copy.
+ * A message and the events since. The text is joined when it is read and not with each chunk, so
+ * that a burst of chunks costs one copy.
  */
 export type Entry = {
     /**

@@ -15,8 +15,8 @@ export function isTransient(error: unknown): boolean;
 export function request(options: RequestOptions, path: string, init: RequestInit): Promise<Response>;
 /**
  * @typedef {object} AskOptions
- * @property {AbortSignal} signal Ends the tries. It aborts a `GET`, but not a `POST` in progress, so
- *     that the last message is not lost when its page is closed.
+ * @property {AbortSignal} signal Ends the tries. It aborts a `GET`, but not a `POST` in progress,
+ *     so that the last message is not lost when its page is closed.
  * @property {unknown} [body] The JSON value to post; without it, the request is a `GET`.
  * @property {number} [patience] Milliseconds for which it is tried again; by default without end.
  * @property {(error: Error) => void} [onTrouble] Called when a try failed and another follows.
@@ -84,7 +84,7 @@ export const DEFAULT_RETRY: 2000;
 export const DEFAULT_SILENCE: 45000;
 /**
  * @typedef {object} RequestOptions
- * @property {string} url The path or URL where the routes are mounted, such as "/api"; "" for the root.
+ * @property {string} url Where the routes are mounted, such as "/api"; "" for the root.
  * @property {Headers | (() => Headers | Promise<Headers>)} [headers] Sent with each request; a
  *     function is called for each.
  * @property {RequestCredentials} [credentials] By default "same-origin".
@@ -112,8 +112,8 @@ export class ConverseError extends Error {
 }
 export type AskOptions = {
     /**
-     * Ends the tries. It aborts a `GET`, but not a `POST` in progress, so
-     * that the last message is not lost when its page is closed.
+     * Ends the tries. It aborts a `GET`, but not a `POST` in progress,
+     * so that the last message is not lost when its page is closed.
      */
     signal: AbortSignal;
     /**
@@ -131,7 +131,7 @@ export type AskOptions = {
 };
 export type RequestOptions = {
     /**
-     * The path or URL where the routes are mounted, such as "/api"; "" for the root.
+     * Where the routes are mounted, such as "/api"; "" for the root.
      */
     url: string;
     /**

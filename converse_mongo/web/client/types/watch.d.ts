@@ -65,10 +65,10 @@
 /**
  * @typedef {object} OwnWatchOptions
  * @property {string} conversationId
- * @property {string | null} [after] A cursor: that of a page of history, or the id of the last event;
- *     "now" for new events only.
- * @property {(event: Event) => void} onEvent Called with each event, once and in order. If it throws,
- *     the watch is closed with that error.
+ * @property {string | null} [after] A cursor: that of a page of history, or the id of the last
+ *     event; "now" for new events only.
+ * @property {(event: Event) => void} onEvent Called with each event, once and in order. If it
+ *     throws, the watch is closed with that error.
  */
 /**
  * @typedef {object} OwnOwnerWatchOptions
@@ -82,7 +82,7 @@
 /**
  * @typedef {object} OwnerWatch
  * @property {() => void} close Ends it; `onEvent` is no longer called.
- * @property {Promise<Error | null>} closed Resolves when it has ended, with the error that ended it.
+ * @property {Promise<Error | null>} closed Resolves when it has ended, with the error if any.
  */
 /**
  * @typedef {object} OwnCursor
@@ -223,13 +223,13 @@ export type ConnectionOptions = {
 export type OwnWatchOptions = {
     conversationId: string;
     /**
-     * A cursor: that of a page of history, or the id of the last event;
-     * "now" for new events only.
+     * A cursor: that of a page of history, or the id of the last
+     * event; "now" for new events only.
      */
     after?: string | null | undefined;
     /**
-     * Called with each event, once and in order. If it throws,
-     * the watch is closed with that error.
+     * Called with each event, once and in order. If it
+     * throws, the watch is closed with that error.
      */
     onEvent: (event: Event) => void;
 };
@@ -253,7 +253,7 @@ export type OwnerWatch = {
      */
     close: () => void;
     /**
-     * Resolves when it has ended, with the error that ended it.
+     * Resolves when it has ended, with the error if any.
      */
     closed: Promise<Error | null>;
 };
