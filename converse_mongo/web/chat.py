@@ -28,7 +28,7 @@ logger = logging.getLogger("converse_mongo")
 
 @table("GET", ONE, list[UiMessage], ChatPageQuery)
 async def get_chat(context: WebContext, request: Request) -> Response:
-    """The initial messages; the resumed stream has the one that is being written."""
+    """Reads the initial messages. The resumed stream has the one that is being written."""
     conversation = await context.conversation(request)
     query = context.checked(ChatPageQuery, request.query_params)
     page = await conversation.history(query.limit)
@@ -87,7 +87,7 @@ async def _regenerate(
 
 @table("GET", f"{ONE}/stream", UiPart, streams=True, may_be_over=True)
 async def resume_chat(context: WebContext, request: Request) -> Response:
-    """The answer that is being written, from its start; 204 if there is none."""
+    """Streams the answer that is being written, from its start. Without one the status is 204."""
     streaming = await context.turns.streaming(await context.conversation(request))
     if not streaming:
         return Response(status_code=204, headers=NO_STORE)

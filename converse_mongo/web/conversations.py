@@ -72,7 +72,7 @@ async def watch_conversation(context: WebContext, request: Request) -> Response:
     may_be_over=True,
 )
 async def watch_message(context: WebContext, request: Request) -> Response:
-    """Streams a message to its end; the response is 204 for a client that has received the end."""
+    """Streams a message to its end. The status is 204 for a client that has received the end."""
     conversation = await context.conversation(request)
     name = request.path_params["message"]
     message_id = await context.access.message_id(conversation, name)

@@ -40,13 +40,13 @@ def _not_blank(value: str) -> str:
     return value
 
 
-def _at_most(limit: int | None = None) -> AfterValidator:
+def _at_most(limit: int | None = None, name: str | None = None) -> AfterValidator:
     """Bounds a text in bytes of UTF-8; without a limit, by the context of the validation."""
 
     def check(value: str, info: ValidationInfo) -> str:
         largest: Any = info.context if limit is None else limit
         if len(value.encode()) > largest:
-            raise TooLargeError(f"{info.field_name} is larger than {largest} bytes.")
+            raise TooLargeError(f"{name or info.field_name} is larger than {largest} bytes.")
         return value
 
     return AfterValidator(check)
@@ -63,7 +63,7 @@ class EmptyBody(BaseModel):
 class QuestionBody(BaseModel):
     """A user message. The same ``request_id`` again adds nothing."""
 
-    content: Annotated[_Text, _at_most()]
+    content: Annotated[_Text, _at_most(name="The message")]
     request_id: _RequestId | None = None
 
 

@@ -189,7 +189,7 @@ async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:
         ({"messages": [{"role": "user", "parts": "x"}]}, 400, "messages"),
         ({"messages": good, "trigger": "explode"}, 400, "trigger"),
         ({"messages": good, "messageId": "m1"}, 400, "sent"),
-        ({"messages": [question("x" * 300_000)]}, 413, "larger"),
+        ({"messages": [question("x" * 300_000)]}, 413, "The message is larger"),
         ({"messages": [question("Hi", "n" * 300)]}, 413, "id"),
         ({"trigger": "regenerate-message"}, 409, "said"),
         ({"id": "", "messages": good}, 400, "id"),
