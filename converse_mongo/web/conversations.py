@@ -21,7 +21,7 @@ from converse_mongo.web.operations import Operations
 from converse_mongo.web.responses import NO_STORE, frame
 from converse_mongo.web.streams import EventStream, log_cut
 
-__all__ = ["owner_table", "table", "watcher_of"]
+__all__ = ["ONE", "owner_table", "table", "watcher_of"]
 
 ONE = "/conversations/{conversation}"
 MESSAGE = f"{ONE}/messages/{{message}}"

@@ -10,7 +10,7 @@ from converse_mongo.web import chat, conversations
 from converse_mongo.web.models import ErrorBody
 from converse_mongo.web.operations import Operation
 
-__all__ = ["openapi_paths"]
+__all__ = ["all_operations", "openapi_paths"]
 
 _NAMES = re.compile(r"{(\w+)}")
 
@@ -26,10 +26,14 @@ def openapi_paths(prefix: str = "", *, owner: bool = False) -> dict[str, Any]:
         owner: Whether :func:`routes` was given an ``owner``.
     """
     paths: dict[str, Any] = {}
-    tables = conversations.table + chat.table + (conversations.owner_table if owner else [])
-    for each in tables:
+    for each in all_operations(owner=owner):
         paths.setdefault(prefix + each.path, {})[each.method.lower()] = _described(each)
     return paths
+
+
+def all_operations(*, owner: bool) -> list[Operation]:
+    """All operations of the web edge, with the stream of an owner or without."""
+    return conversations.table + chat.table + (conversations.owner_table if owner else [])
 
 
 def _described(operation: Operation) -> dict[str, Any]:

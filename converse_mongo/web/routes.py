@@ -12,10 +12,11 @@ from starlette.websockets import WebSocket
 from converse_mongo.converse import Converse
 from converse_mongo.domain.errors import ConfigurationError, ConverseError, InvalidInputError
 from converse_mongo.domain.types import MessageRole
-from converse_mongo.web import chat, conversations
 from converse_mongo.web.access import Access, Authorize, OwnerOf
 from converse_mongo.web.context import WebContext
+from converse_mongo.web.conversations import ONE
 from converse_mongo.web.generations import Generations
+from converse_mongo.web.openapi import all_operations
 from converse_mongo.web.operations import Operation
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.responses import Json, error_response
@@ -102,10 +103,9 @@ def routes(
     async def socket(websocket: WebSocket) -> None:
         await serve_socket(context, websocket)
 
-    tables = conversations.table + chat.table + (conversations.owner_table if owner else [])
     return [
-        *(_route(context, each) for each in tables),
-        WebSocketRoute(f"{conversations.ONE}/socket", socket),
+        *(_route(context, each) for each in all_operations(owner=owner is not None)),
+        WebSocketRoute(f"{ONE}/socket", socket),
     ]
 
 
