@@ -1,13 +1,12 @@
 """The web edge: live, resumable streams over HTTP, for Starlette and FastAPI.
 
-Comes with the extra ``web``; nothing else of the library imports it.
+It needs the extra ``web``; no other part of the library imports it.
 """
 
-from converse_mongo.web.access import Authorize
+from converse_mongo.web.access import Authorize, OwnerOf
 from converse_mongo.web.errors import BusyError, RequestError
 from converse_mongo.web.generations import Generations, Respond
 from converse_mongo.web.openapi import openapi_paths
-from converse_mongo.web.owners import OwnerOf
 from converse_mongo.web.routes import routes
 from converse_mongo.web.turns import without_replaced
 

@@ -1,4 +1,4 @@
-"""Access: who may see a conversation, and what everybody else is told (nothing)."""
+"""Access: finds what a request names, and shows to nobody what is not theirs."""
 
 import inspect
 from collections.abc import Awaitable, Callable
@@ -11,80 +11,94 @@ from starlette.requests import HTTPConnection
 from converse_mongo.converse import Converse
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
-from converse_mongo.domain.errors import (
-    ConfigurationError,
-    InvalidIdError,
-    NotFoundError,
-)
+from converse_mongo.domain.errors import ConfigurationError
 from converse_mongo.domain.events import Event
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.domain.validation import object_id
 from converse_mongo.web.errors import UnknownError
 
-__all__ = ["Access", "Authorize"]
+__all__ = ["Access", "Authorize", "OwnerOf"]
 
 Authorize: TypeAlias = Callable[[HTTPConnection, Conversation], bool | Awaitable[bool]]
 """Answers whether a request may read a conversation and write to it."""
 
+Named: TypeAlias = tuple[str, Any] | None
+OwnerOf: TypeAlias = Callable[[HTTPConnection], Named | Awaitable[Named]]
+"""Answers whose conversations a request may follow; ``None`` for nobody's."""
+
 
 class Access:
-    """Finds what a request names, if it may see that.
+    """Finds what a request names, if the request may see it.
 
-    What there is not and what the request may not see is the same :class:`UnknownError`. The
-    conversation is looked at before anything in it, so that a refused request writes nothing: not
-    even the end of an orphan that it would have met.
+    What does not exist, what the request may not see, and what is not an id give the same response:
+    see :func:`converse_mongo.web.responses.error_response`. The conversation is authorized before
+    anything in it is read, so that a refused request writes nothing, not even the end of an orphan.
 
     Args:
-        converse: Where the conversations are.
-        authorize: Answers whether a request may see one.
-        roles: Whose messages browsers are shown.
+        converse: The facade.
+        authorize: Answers whether a request may see a conversation.
+        owner: Answers whose conversations a request may follow.
+        roles: The roles whose messages browsers see.
     """
 
     def __init__(
-        self, converse: Converse, authorize: Authorize, roles: frozenset[MessageRole]
+        self,
+        converse: Converse,
+        authorize: Authorize,
+        owner: OwnerOf | None,
+        roles: frozenset[MessageRole],
     ) -> None:
         if not callable(authorize):
             raise ConfigurationError(
                 f"authorize={authorize!r}: pass a function of a request and a conversation that "
-                "answers True or False. There is no default, since none would be safe."
+                "returns True or False. There is no default, since none would be safe."
+            )
+        if owner is not None and not callable(owner):
+            raise ConfigurationError(
+                f"owner={owner!r}: pass a function of a request that returns a pair, such as "
+                "('user', '42'), or None."
             )
         self._converse = converse
         self._authorize = authorize
+        self._owner = owner
         self._roles = roles
 
     async def conversation(self, request: HTTPConnection, conversation_id: str) -> Conversation:
         """The conversation with an id.
 
         Raises:
-            UnknownError: There is none, or it is not for this request.
+            NotFoundError: It does not exist.
+            InvalidIdError: This is not an id.
+            UnknownError: The request may not see it.
         """
-        try:
-            conversation = await self._converse.get_conversation(conversation_id)
-        except (InvalidIdError, NotFoundError) as error:
-            raise UnknownError from error
-        try:
-            answer = self._authorize(request, conversation)
-            if inspect.isawaitable(answer):
-                answer = await answer
-        except HTTPException as error:
-            # A 401 or 403 here would say that the conversation exists.
-            raise UnknownError from error
+        conversation = await self._converse.get_conversation(conversation_id)
+        answer = await _ask(self._authorize, request, conversation)
         if not isinstance(answer, bool):
-            raise TypeError(f"authorize answered {answer!r}: it has to answer True or False.")
+            raise TypeError(f"authorize returned {answer!r}: it must return True or False.")
         if not answer:
             raise UnknownError
         return conversation
+
+    async def owner(self, request: HTTPConnection) -> tuple[str, Any]:
+        """The owner whose conversations a request may follow.
+
+        Raises:
+            UnknownError: There is none.
+        """
+        found: Named = None if self._owner is None else await _ask(self._owner, request)
+        if found is None:
+            raise UnknownError
+        return found
 
     async def message(self, conversation: Conversation, message_id: str) -> Message:
         """A message of a conversation that the request may see, with its text.
 
         Raises:
-            UnknownError: There is none, or browsers are not shown such messages.
+            NotFoundError: It does not exist.
+            InvalidIdError: This is not an id.
+            UnknownError: Browsers do not see its role.
         """
-        try:
-            message = await conversation.get_message(message_id)
-        except (InvalidIdError, NotFoundError) as error:
-            raise UnknownError from error
+        message = await conversation.get_message(message_id)
         if not self.shows(message.role):
             raise UnknownError
         return message
@@ -93,12 +107,10 @@ class Access:
         """The id of such a message, without reading its text.
 
         Raises:
-            UnknownError: There is none, or browsers are not shown such messages.
+            InvalidIdError: This is not an id.
+            UnknownError: It does not exist, or browsers do not see its role.
         """
-        try:
-            key = object_id(message_id, "message")
-        except InvalidIdError as error:
-            raise UnknownError from error
+        key = object_id(message_id, "message")
         store, match = conversation.store(), {"_id": key, "conversation_id": conversation.id}
         stored: Any = await store.call(
             store.messages.find_one, match, {"role": 1}, what=f"read message {message_id}"
@@ -108,10 +120,20 @@ class Access:
         return key
 
     def shows(self, role: MessageRole) -> bool:
-        """Whether browsers are shown messages of this role."""
+        """Reports whether browsers see messages of this role."""
         return role in self._roles
 
     def shows_event(self, event: Event) -> bool:
-        """Whether browsers are shown an event: those of messages by the role of these."""
+        """Reports whether browsers see an event; events of messages go by their role."""
         role: MessageRole | None = getattr(event, "role", None)
-        return role is None or self.shows(role)
+        return role is None or role in self._roles
+
+
+async def _ask(function: Callable[..., Any], *arguments: object) -> Any:
+    """Calls a function of the application, plain or a coroutine function."""
+    try:
+        answer = function(*arguments)
+        return await answer if inspect.isawaitable(answer) else answer
+    except HTTPException as error:
+        # A 401 or 403 would reveal that the conversation exists.
+        raise UnknownError from error

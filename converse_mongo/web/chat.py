@@ -1,148 +1,100 @@
-"""The endpoints that ``useChat`` of the AI SDK talks to."""
+"""The endpoints that ``useChat`` of the AI SDK calls. A chat has the id of its conversation."""
 
-from collections.abc import AsyncGenerator
-from typing import Any
+import logging
 
-from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.types import MessageRole
-from converse_mongo.web.bodies import read_object, text_field
-from converse_mongo.web.context import NO_STORE, WebContext
-from converse_mongo.web.conversations import MAX_PAGE, number_of
-from converse_mongo.web.errors import (
-    BusyError,
-    ConflictError,
-    RequestError,
-    TooLargeError,
-    UnknownError,
-    answer_errors,
-)
-from converse_mongo.web.presenter import Json, to_json
+from converse_mongo.web.context import WebContext
+from converse_mongo.web.errors import BusyError, ConflictError, RequestError
+from converse_mongo.web.models import ChatBody, ChatPageQuery, QuestionBody, UiMessage, UiPart
+from converse_mongo.web.operations import Operations
+from converse_mongo.web.responses import NO_STORE, Json
 from converse_mongo.web.streams import EventStream
 from converse_mongo.web.turns import without_replaced
-from converse_mongo.web.ui_messages import DONE, STREAM_HEADERS, question_of, ui_message, ui_parts
+from converse_mongo.web.ui_messages import STREAM_HEADERS, question_of, ui_frames, ui_message
 
-__all__ = ["ChatEndpoints"]
+__all__ = ["table"]
 
-MAX_ID_BYTES = 200
-SUBMIT, REGENERATE = "submit-message", "regenerate-message"
+ONE = "/chat/{conversation}"
+
+table = Operations()
+
+logger = logging.getLogger("converse_mongo")
 
 
-class ChatEndpoints:
-    """A chat of the AI SDK is a conversation; its id is that of the conversation."""
+@table("GET", ONE, list[UiMessage], ChatPageQuery)
+async def get_chat(context: WebContext, request: Request) -> Response:
+    """Reads the initial messages. The resumed stream has the one that is being written."""
+    conversation = await context.conversation(request)
+    query = context.checked(ChatPageQuery, request.query_params)
+    page = await conversation.history(query.limit)
+    shown = [
+        ui_message(message, context.presenter)
+        for message in without_replaced(page.messages)
+        if context.access.shows(message.role) and not message.is_streaming
+    ]
+    return Json(shown, omit_none=True)
 
-    def __init__(self, context: WebContext) -> None:
-        self._context = context
 
-    @answer_errors
-    async def history(self, request: Request) -> Response:
-        """GET: the messages to begin with; what streams is left to the resumed stream."""
-        conversation = await self._conversation(request, request.path_params["conversation"])
-        limit = number_of(request, "limit", MAX_PAGE)
-        if not 1 <= limit <= MAX_PAGE:
-            raise RequestError(f"limit must be from 1 to {MAX_PAGE}.")
-        page = await conversation.history(limit)
-        shown = [
-            ui_message(message, self._context.presenter)
-            for message in without_replaced(page.messages)
-            if self._context.access.shows(message.role) and not message.is_streaming
-        ]
-        return Json(shown)
+@table("POST", "/chat", UiPart, ChatBody, streams=True)
+async def chat(context: WebContext, request: Request) -> Response:
+    """Adds a user message, or starts another answer, and streams the answer.
 
-    @answer_errors
-    async def chat(self, request: Request) -> Response:
-        """POST: what a user said, or the wish for another answer; streams the answer.
+    The client may leave: the answer is written to its end, and can be resumed.
+    """
+    body = await context.body(request, ChatBody)
+    conversation = await context.access.conversation(request, body.id)
+    if body.trigger == "submit-message":
+        answer = await _ask(context, conversation, body)
+    else:
+        answer = await _regenerate(context, conversation, body.message_id)
+    if answer is None:
+        logger.error("A chat was not answered: pass generations= to routes()")
+        raise BusyError
+    return _stream(context, answer)
 
-        The client may go away: the answer is written to its end, and can be resumed.
-        """
-        body = await read_object(request, self._context.limits.body)
-        chat_id = text_field(body, "id", MAX_ID_BYTES, required=True) or ""
-        conversation = await self._conversation(request, chat_id)
-        trigger = body.get("trigger", SUBMIT)
-        message_id = text_field(body, "messageId", MAX_ID_BYTES)
-        if trigger == SUBMIT:
-            answer = await self._ask(conversation, body.get("messages"), message_id)
-        elif trigger == REGENERATE:
-            answer = await self._regenerate(conversation, message_id)
+
+async def _ask(context: WebContext, conversation: Conversation, body: ChatBody) -> Message | None:
+    if body.message_id is not None:
+        raise RequestError("A message that was sent cannot be changed: send another one.")
+    found = question_of(body.messages)
+    if found is None or not found["content"].strip():
+        raise RequestError("The last of messages must be a user message with a text part.")
+    question = context.checked(QuestionBody, found)
+    return (await context.turns.ask(conversation, question.content, question.request_id))[1]
+
+
+async def _regenerate(
+    context: WebContext, conversation: Conversation, message_id: str | None
+) -> Message | None:
+    if message_id is not None:
+        last = await context.access.message(conversation, message_id)
+    else:
+        async for last in conversation.messages(newest_first=True):
+            if last.role is MessageRole.USER:  # it was not answered
+                return await context.turns.continue_(conversation, last)
+            if last.role is MessageRole.ASSISTANT:
+                break
         else:
-            raise RequestError(f"trigger must be {SUBMIT} or {REGENERATE}.")
-        if answer is None:
-            raise BusyError("Nobody answers in this process: pass generations to routes().")
-        return self._stream(answer)
-
-    async def _ask(
-        self, conversation: Conversation, messages: object, message_id: str | None
-    ) -> Message | None:
-        if message_id is not None:
-            raise RequestError("A message that was sent cannot be changed: send another one.")
-        question = question_of(messages)
-        if question is None or not question[0].strip():
-            raise RequestError("The last of messages must be one of a user, with a text part.")
-        content, name = question
-        limit = self._context.limits.message
-        if len(content.encode("utf-8", "surrogatepass")) > limit:
-            raise TooLargeError(f"The message is larger than {limit} bytes.")
-        if name is not None and len(name.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-            raise TooLargeError(f"The id of the message is larger than {MAX_ID_BYTES} bytes.")
-        return (await self._context.turns.ask(conversation, content, name))[1]
-
-    async def _regenerate(
-        self, conversation: Conversation, message_id: str | None
-    ) -> Message | None:
-        turns = self._context.turns
-        if message_id is None:
-            listed = conversation.messages(newest_first=True)
-            async for last in listed:
-                if last.role is MessageRole.USER:  # it was not answered
-                    return await turns.continue_(conversation, last)
-                if last.role is MessageRole.ASSISTANT:
-                    break
-            else:
-                raise ConflictError("Nothing was said yet.")
-        else:
-            last = await self._context.access.message(conversation, message_id)
-        # One that is being written the client has let go of: its own stop only disconnects.
-        return await turns.retry(conversation, last, stop=True)
-
-    @answer_errors
-    async def resume(self, request: Request) -> Response:
-        """GET: the answer that is being written, from its start; 204 where there is none."""
-        conversation = await self._conversation(request, request.path_params["conversation"])
-        streaming = await self._context.turns.streaming(conversation)
-        if not streaming:
-            return Response(status_code=204, headers=NO_STORE)
-        return self._stream(streaming[-1])
-
-    @answer_errors
-    async def stop(self, request: Request) -> Response:
-        """POST: stops the answers that are being written."""
-        conversation = await self._conversation(request, request.path_params["conversation"])
-        await read_object(request, self._context.limits.body)
-        stopped = [
-            {"id": str(message.id), "status": status.value}
-            for message, status in await self._context.turns.stop(conversation)
-        ]
-        return Json({"stopped": stopped})
-
-    def _stream(self, message: Message) -> Response:
-        watcher = self._context.converse.watch_message(message.id)
-
-        async def events() -> AsyncGenerator[ServerSentEvent, None]:
-            async for part in ui_parts(message, watcher, self._context.presenter):
-                yield _sent(part)
-            yield ServerSentEvent(DONE, sep="\n")
-
-        return EventStream(watcher, events, self._context.streams, STREAM_HEADERS)
-
-    async def _conversation(self, request: Request, conversation_id: str) -> Conversation:
-        if not conversation_id:
-            raise UnknownError
-        return await self._context.access.conversation(request, conversation_id)
+            raise ConflictError("Nothing was said yet.")
+    # The client has disconnected from an answer that is being written: its stop does only that.
+    return await context.turns.retry(conversation, last, stop=True)
 
 
-def _sent(part: dict[str, Any]) -> ServerSentEvent:
-    return ServerSentEvent(to_json(part), sep="\n")
+@table("GET", f"{ONE}/stream", UiPart, streams=True, may_be_over=True)
+async def resume_chat(context: WebContext, request: Request) -> Response:
+    """Streams the answer that is being written, from its start. Without one the status is 204."""
+    streaming = await context.turns.streaming(await context.conversation(request))
+    if not streaming:
+        return Response(status_code=204, headers=NO_STORE)
+    return _stream(context, streaming[-1])
+
+
+def _stream(context: WebContext, message: Message) -> Response:
+    watcher = context.converse.watch_message(message.id)
+    frames = ui_frames(context, message, watcher)
+    return EventStream(watcher, frames, context.streams, STREAM_HEADERS)

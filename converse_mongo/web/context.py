@@ -1,26 +1,90 @@
-"""What all endpoints share: where the conversations are, who may see them, and how it is told."""
+"""The context of the endpoints: the parts of a web edge, and the body of a request."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
 
 from converse_mongo.converse import Converse
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.messages import Message
 from converse_mongo.web.access import Access
-from converse_mongo.web.bodies import Limits
+from converse_mongo.web.errors import MediaTypeError, RequestError, TooLargeError
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.streams import StreamOptions
 from converse_mongo.web.turns import Turns
 
-__all__ = ["NO_STORE", "WebContext"]
+__all__ = ["WebContext"]
 
-NO_STORE = {"cache-control": "no-store"}
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
 class WebContext:
-    """The parts of a web edge."""
+    """The parts of a web edge.
+
+    Attributes:
+        origins: Other sites whose pages may open a WebSocket.
+        max_body_bytes: The largest body of a request.
+        max_message_bytes: The largest text of a message, in bytes of UTF-8.
+    """
 
     converse: Converse
     access: Access
     turns: Turns
     presenter: Presenter
     streams: StreamOptions
-    limits: Limits
+    origins: frozenset[str]
+    max_body_bytes: int
+    max_message_bytes: int
+
+    async def conversation(self, request: Request) -> Conversation:
+        """The conversation in the path of a request, which may see it."""
+        return await self.access.conversation(request, request.path_params["conversation"])
+
+    async def message(self, request: Request, conversation: Conversation) -> Message:
+        """The message in the path of a request, which may see it."""
+        return await self.access.message(conversation, request.path_params["message"])
+
+    async def body(self, request: Request, model: type[M]) -> M:
+        """The body of a request; an empty one is an empty JSON object.
+
+        It must be sent as JSON. A form on another site could send anything else with the cookies of
+        the user, and without a preflight request.
+
+        Raises:
+            MediaTypeError: It is not sent as JSON.
+            TooLargeError: It is larger than ``max_body_bytes``; no more than that was read.
+            RequestError: It is not valid.
+        """
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise MediaTypeError
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > self.max_body_bytes:
+                raise TooLargeError(f"The body is larger than {self.max_body_bytes} bytes.")
+        try:
+            return model.model_validate_json(body or b"{}", context=self.max_message_bytes)
+        except ValidationError as error:
+            raise _explained(error) from error
+
+    def checked(self, model: type[M], values: Mapping[str, Any]) -> M:
+        """A model of other values, such as the query of a request.
+
+        Raises:
+            TooLargeError: A text among them is too large.
+            RequestError: They are not valid.
+        """
+        try:
+            return model.model_validate(dict(values), context=self.max_message_bytes)
+        except ValidationError as error:
+            raise _explained(error) from error
+
+
+def _explained(error: ValidationError) -> RequestError:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = ".".join(map(str, first["loc"])) or "body"
+    return RequestError(f"{name}: {first['msg']}.")

@@ -1,226 +1,194 @@
-"""The endpoints of conversations: history, streams, and what users say, stop and try again."""
+"""The endpoints of conversations: history, streams, questions, stops and retries."""
 
-import re
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
-from bson import ObjectId
-from sse_starlette import ServerSentEvent
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
-from converse_mongo.domain.cursors import NOW
-from converse_mongo.domain.errors import InvalidCursorError, NotFoundError
-from converse_mongo.domain.events import ConversationEvent, Event
+from converse_mongo.domain.errors import NotFoundError
+from converse_mongo.domain.events import ConversationDeleted, ConversationEvent, OwnerEvent
+from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
-from converse_mongo.web.bodies import read_object, text_field
-from converse_mongo.web.context import NO_STORE, WebContext
-from converse_mongo.web.errors import RequestError, UnknownError, answer_errors
-from converse_mongo.web.presenter import ENDED, Json, event_id, parse_event_id, to_json
-from converse_mongo.web.streams import EventStream, until_cut
+from converse_mongo.web import models
+from converse_mongo.web.context import WebContext
+from converse_mongo.web.cursors import check_conversation_cursor, event_cursor, parse_cursor
+from converse_mongo.web.errors import UnknownError
+from converse_mongo.web.operations import Operations
+from converse_mongo.web.responses import NO_STORE, frame
+from converse_mongo.web.streams import EventStream, log_cut
 
-__all__ = ["ConversationEndpoints", "cursor_of", "number_of", "watch_conversation"]
+__all__ = ["ONE", "owner_table", "table", "watcher_of"]
 
-MAX_PAGE = 200
-MAX_CURSOR_LENGTH = 4096
-MAX_REQUEST_ID_BYTES = 200
-MAX_REASON_BYTES = 1000
+ONE = "/conversations/{conversation}"
+MESSAGE = f"{ONE}/messages/{{message}}"
 
-_NUMBER = re.compile(r"[0-9]{1,15}")
+MAX_KNOWN = 256
 
+table = Operations()
+owner_table = Operations()
 
-class ConversationEndpoints:
-    """What a browser reads of a conversation and asks of it."""
-
-    def __init__(self, context: WebContext) -> None:
-        self._context = context
-
-    # Reading
-
-    @answer_errors
-    async def conversation(self, request: Request) -> Response:
-        """GET: the conversation itself."""
-        conversation = await self._conversation(request)
-        return Json(self._context.presenter.conversation(conversation))
-
-    @answer_errors
-    async def history(self, request: Request) -> Response:
-        """GET: a page of messages, and on the newest page the cursor to stream on from."""
-        limit = number_of(request, "limit", 50)
-        if not 1 <= limit <= MAX_PAGE:
-            raise RequestError(f"limit must be from 1 to {MAX_PAGE}.")
-        before = number_of(request, "before", -1)
-        conversation = await self._conversation(request)
-        page = await conversation.history(limit, None if before < 0 else before)
-        access, presenter = self._context.access, self._context.presenter
-        shown = [presenter.message(each) for each in page.messages if access.shows(each.role)]
-        found = {"messages": shown, "before": page.before, "cursor": page.cursor}
-        return Json(found)
-
-    @answer_errors
-    async def message(self, request: Request) -> Response:
-        """GET: one message."""
-        message = await self._message(request, await self._conversation(request))
-        return Json(self._context.presenter.message(message))
-
-    # Streams
-
-    @answer_errors
-    async def conversation_events(self, request: Request) -> Response:
-        """GET: the stream of a conversation, which has no end of its own."""
-        conversation = await self._conversation(request)
-        watcher = await watch_conversation(self._context, request, conversation)
-        access, presenter = self._context.access, self._context.presenter
-
-        async def events() -> AsyncGenerator[ServerSentEvent, None]:
-            async for event in until_cut(watcher):
-                if access.shows_event(event):
-                    yield _sent(event, presenter.event(event))
-
-        return EventStream(watcher, events, self._context.streams)
-
-    @answer_errors
-    async def message_events(self, request: Request) -> Response:
-        """GET: the stream of a message, which ends with it; 204 for who has seen that end."""
-        message_id = await self._message_id(request, await self._conversation(request))
-        after = _message_cursor(request, message_id)
-        if after == ENDED:
-            return Response(status_code=204, headers=NO_STORE)
-        watcher = self._context.converse.watch_message(message_id, after)
-        await _enter(watcher)
-        presenter = self._context.presenter
-
-        async def events() -> AsyncGenerator[ServerSentEvent, None]:
-            async for event in until_cut(watcher):
-                yield _sent(event, presenter.event(event))
-
-        return EventStream(watcher, events, self._context.streams)
-
-    # What users do
-
-    @answer_errors
-    async def say(self, request: Request) -> Response:
-        """POST: what a user says; starts the answer."""
-        conversation = await self._conversation(request)
-        body = await read_object(request, self._context.limits.body)
-        content = text_field(body, "content", self._context.limits.message, required=True) or ""
-        request_id = text_field(body, "request_id", MAX_REQUEST_ID_BYTES)
-        question, answer = await self._context.turns.ask(conversation, content, request_id)
-        presenter = self._context.presenter
-        found = {
-            "message": presenter.message(question),
-            "answer": None if answer is None else presenter.message(answer),
-        }
-        return Json(found, 201)
-
-    @answer_errors
-    async def retry(self, request: Request) -> Response:
-        """POST: another answer instead of the last one."""
-        conversation = await self._conversation(request)
-        message = await self._message(request, conversation)
-        await read_object(request, self._context.limits.body)
-        answer = await self._context.turns.retry(conversation, message)
-        shown = None if answer is None else self._context.presenter.message(answer)
-        return Json({"answer": shown}, 201)
-
-    @answer_errors
-    async def stop(self, request: Request) -> Response:
-        """POST: stops the writing of a message, wherever it is written."""
-        conversation = await self._conversation(request)
-        message_id = await self._message_id(request, conversation)
-        reason = await self._reason(request)
-        status = await self._context.converse.request_stop(message_id, reason)
-        return Json({"id": str(message_id), "status": status.value})
-
-    @answer_errors
-    async def stop_all(self, request: Request) -> Response:
-        """POST: stops the writing of all answers of a conversation."""
-        conversation = await self._conversation(request)
-        reason = await self._reason(request)
-        stopped = [
-            {"id": str(message.id), "status": status.value}
-            for message, status in await self._context.turns.stop(conversation, reason)
-        ]
-        return Json({"stopped": stopped})
-
-    async def _reason(self, request: Request) -> str | None:
-        body = await read_object(request, self._context.limits.body)
-        return text_field(body, "reason", MAX_REASON_BYTES)
-
-    async def _conversation(self, request: Request) -> Conversation:
-        return await self._context.access.conversation(request, request.path_params["conversation"])
-
-    async def _message(self, request: Request, conversation: Conversation) -> Message:
-        return await self._context.access.message(conversation, request.path_params["message"])
-
-    async def _message_id(self, request: Request, conversation: Conversation) -> ObjectId:
-        return await self._context.access.message_id(conversation, request.path_params["message"])
+# Reading
 
 
-async def watch_conversation(
+@table("GET", ONE, models.ConversationView)
+async def get_conversation(context: WebContext, request: Request) -> Conversation:
+    """Reads a conversation."""
+    return await context.conversation(request)
+
+
+@table("GET", f"{ONE}/messages", models.PageView, models.PageQuery)
+async def get_history(context: WebContext, request: Request) -> dict[str, Any]:
+    """Reads a page of messages."""
+    query = context.checked(models.PageQuery, request.query_params)
+    conversation = await context.conversation(request)
+    page = await conversation.history(query.limit, query.before)
+    shown = [each for each in page.messages if context.access.shows(each.role)]
+    return {"messages": shown, "before": page.before, "cursor": page.cursor}
+
+
+@table("GET", MESSAGE, models.MessageView)
+async def get_message(context: WebContext, request: Request) -> Message:
+    """Reads a message."""
+    return await context.message(request, await context.conversation(request))
+
+
+# Streams
+
+
+@table("GET", f"{ONE}/events", models.ConversationEvent, models.StreamQuery, streams=True)
+async def watch_conversation(context: WebContext, request: Request) -> Response:
+    """Streams a conversation, without an end."""
+    watcher = await watcher_of(context, request, await context.conversation(request))
+    return EventStream(watcher, _frames(context, watcher), context.streams)
+
+
+@table(
+    *("GET", f"{MESSAGE}/events", models.MessageEvent, models.StreamQuery),
+    streams=True,
+    may_be_over=True,
+)
+async def watch_message(context: WebContext, request: Request) -> Response:
+    """Streams a message to its end. The status is 204 for a client that has received the end."""
+    conversation = await context.conversation(request)
+    name = request.path_params["message"]
+    message_id = await context.access.message_id(conversation, name)
+    text = _after(context, request)
+    after = None if text is None else parse_cursor(text, message_id)
+    if isinstance(after, str):
+        return Response(status_code=204, headers=NO_STORE)
+    watcher = context.converse.watch_message(message_id, after)
+    await watcher.__aenter__()  # so that an error becomes the response
+    return EventStream(watcher, _frames(context, watcher), context.streams)
+
+
+async def _frames(context: WebContext, watcher: Watcher[Any]) -> AsyncGenerator[bytes, None]:
+    shows, present = context.access.shows_event, context.presenter.event
+    yield context.streams.opening
+    with log_cut():
+        async for event in watcher:
+            if shows(event):
+                yield frame(present(event), event=event.type, cursor=event_cursor(event))
+
+
+@owner_table("GET", "/events", models.OwnerEvent, models.OwnerQuery, streams=True)
+async def watch_owner(context: WebContext, request: Request) -> Response:
+    """Streams the news of all conversations of the user, from now on."""
+    context.checked(models.OwnerQuery, request.query_params)
+    watcher = context.converse.watch_owner(await context.access.owner(request))
+    await watcher.__aenter__()
+    return EventStream(watcher, _owner_frames(context, request, watcher), context.streams)
+
+
+async def _owner_frames(
+    context: WebContext, request: Request, watcher: OwnerWatcher
+) -> AsyncGenerator[bytes, None]:
+    """Each conversation is authorized as well, once."""
+    known: dict[Any, bool] = {}
+
+    async def shows(event: OwnerEvent) -> bool:
+        conversation_id = event.conversation_id
+        if isinstance(event, ConversationDeleted):
+            # It cannot be authorized any more. The event has nothing but its id.
+            return known.pop(conversation_id, True)
+        if conversation_id not in known:
+            if len(known) >= MAX_KNOWN:
+                del known[next(iter(known))]
+            known[conversation_id] = False
+            with suppress(UnknownError, NotFoundError):
+                await context.access.conversation(request, str(conversation_id))
+                known[conversation_id] = True
+        return known[conversation_id] and context.access.shows_event(event)
+
+    # From here on nothing is missed: now is the time to list the conversations.
+    opened = models.StreamOpened()
+    yield context.streams.opening + frame(opened, event=opened.type)
+    with log_cut():
+        async for event in watcher:
+            if await shows(event):
+                yield frame(context.presenter.event(event), event=event.type)
+
+
+async def watcher_of(
     context: WebContext, request: HTTPConnection, conversation: Conversation
 ) -> Watcher[ConversationEvent]:
-    """A watcher that has begun where the request says that its client is.
+    """A watcher of a conversation that has attached at the cursor of the request.
 
     Raises:
         UnknownError: The cursor is one of another conversation.
-        RequestError: It is no cursor.
+        RequestError: The cursor is not valid.
     """
-    after = cursor_of(request)
-    if after not in (None, NOW) and not str(after).startswith(f"{conversation.id}."):
-        parts = str(after).split(".")
-        if len(parts) > 1 and re.fullmatch(r"[0-9a-f]{24}", parts[0]):
-            raise UnknownError
+    after = _after(context, request)
+    check_conversation_cursor(after, conversation.id)
     watcher = context.converse.watch_conversation(conversation.id, after)
-    await _enter(watcher)
-    return watcher
+    return await watcher.__aenter__()
 
 
-async def _enter(watcher: Watcher[Any]) -> None:
-    """Begins to watch, so that what is wrong with that is the answer, and not a broken stream."""
-    try:
-        await watcher.__aenter__()
-    except NotFoundError as error:
-        raise UnknownError from error
-
-
-def cursor_of(request: HTTPConnection) -> str | None:
-    """Where a client is: what a browser sends by itself, or what the address says.
-
-    Raises:
-        InvalidCursorError: It is longer than any cursor.
-    """
+def _after(context: WebContext, request: HTTPConnection) -> str | None:
+    """The cursor that a browser sends by itself, or the one in the address."""
     after = request.headers.get("last-event-id") or request.query_params.get("after") or None
-    if after is not None and len(after) > MAX_CURSOR_LENGTH:
-        raise InvalidCursorError("after is longer than any cursor that was sent.")
-    return after
+    return context.checked(models.StreamQuery, {"after": after}).after
 
 
-def _message_cursor(request: Request, message_id: ObjectId) -> Any:
-    text = cursor_of(request)
-    if text is None:
-        return None
-    try:
-        return parse_event_id(text, message_id)
-    except LookupError as error:
-        raise UnknownError from error
+# Writing
 
 
-def number_of(request: Request, name: str, default: int) -> int:
-    """A whole number from the query of a request.
-
-    Raises:
-        RequestError: It is none.
-    """
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if not _NUMBER.fullmatch(text):
-        raise RequestError(f"{name} must be a whole number from 0 on.")
-    return int(text)
+@table("POST", f"{ONE}/messages", models.QuestionView, models.QuestionBody, 201)
+async def add_question(context: WebContext, request: Request) -> dict[str, Any]:
+    """Adds a user message and starts the answer."""
+    conversation = await context.conversation(request)
+    body = await context.body(request, models.QuestionBody)
+    question, answer = await context.turns.ask(conversation, body.content, body.request_id)
+    return {"message": question, "answer": answer}
 
 
-def _sent(event: Event, fields: dict[str, Any]) -> ServerSentEvent:
-    return ServerSentEvent(to_json(fields), event=event.type, id=event_id(event), sep="\n")
+@table("POST", f"{MESSAGE}/retry", models.RetryView, models.EmptyBody, 201)
+async def retry_answer(context: WebContext, request: Request) -> dict[str, Any]:
+    """Starts another answer in place of the last one."""
+    conversation = await context.conversation(request)
+    message = await context.message(request, conversation)
+    await context.body(request, models.EmptyBody)
+    return {"answer": await context.turns.retry(conversation, message)}
+
+
+@table("POST", f"{MESSAGE}/stop", models.StatusView, models.StopBody)
+async def stop_answer(context: WebContext, request: Request) -> dict[str, Any]:
+    """Stops a message, in whatever process it is written."""
+    conversation = await context.conversation(request)
+    name = request.path_params["message"]
+    message_id = await context.access.message_id(conversation, name)
+    reason = (await context.body(request, models.StopBody)).reason
+    return {"id": message_id, "status": await context.converse.request_stop(message_id, reason)}
+
+
+@table("POST", f"{ONE}/stop", models.StoppedView, models.StopBody)
+@table("POST", "/chat/{conversation}/stop", models.StoppedView, models.StopBody)
+async def stop_answers(context: WebContext, request: Request) -> dict[str, Any]:
+    """Stops all answers of a conversation that are being written."""
+    conversation = await context.conversation(request)
+    reason = (await context.body(request, models.StopBody)).reason
+    stopped = await context.turns.stop(conversation, reason)
+    return {"stopped": [{"id": message.id, "status": status} for message, status in stopped]}

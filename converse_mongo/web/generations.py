@@ -1,4 +1,4 @@
-"""Generations: the tasks that write answers, and outlive the requests that asked for them."""
+"""Generations: the background tasks that write answers and outlive their requests."""
 
 import asyncio
 import logging
@@ -30,15 +30,7 @@ __all__ = ["Generations", "Respond"]
 logger = logging.getLogger("converse_mongo")
 
 Respond: TypeAlias = Callable[[Conversation, Message], Awaitable[None]]
-"""Writes the answer of the model into a message that streams."""
-
-_Key: TypeAlias = tuple[ObjectId, ObjectId | None]
-"""A message that was deleted and started anew has the same id, and needs a writer of its own."""
-
-
-def _key(message: Message) -> _Key:
-    return message.id, message.log_id
-
+"""Writes the answer of the model into a streaming message."""
 
 UNFINISHED = "The answer could not be generated."
 SHUT_DOWN = "The service was shut down."
@@ -47,55 +39,56 @@ SHUT_DOWN = "The service was shut down."
 class Generations:
     """Writes answers in the background, so that no disconnect and no reload ends one.
 
-    Use it in the lifespan of the application: leaving it gives running answers ``grace`` seconds
-    and then cancels them, which stores what they have and ends their messages.
+    Use it in the lifespan of the application. Leaving it gives running answers ``grace`` seconds,
+    and then cancels them, which stores their text and ends their messages.
 
-    However ``respond`` ends, its message ends, too: what it left streaming is failed. Its exception
-    is logged, and neither stored here nor sent; what a writer stores of one is said in
-    ``Message.writer``.
+    A message ends with ``respond``: one that is left streaming is failed. The exception is logged,
+    and neither stored here nor sent; ``Message.writer`` says what a writer stores of one.
 
     Args:
-        respond: Writes the answer, say with ``async with message.writer()``. Open the writer before
-            you ask the model: where two processes were asked for the same answer, one of them is
-            refused the writer.
-        limit: How many may run at once; more are refused with :class:`BusyError`.
-        grace: Seconds that running answers have to come to their end when it is closed.
+        respond: Writes the answer, for example with ``async with message.writer()``. Open the
+            writer before you ask the model: if two processes were asked for the same answer, one of
+            them is refused the writer.
+        limit: The most answers that may run at once; more raise :class:`BusyError`.
+        grace: Seconds that running answers have to finish when it is closed.
     """
 
     def __init__(self, respond: Respond, *, limit: int = 1000, grace: float = 5.0) -> None:
         if not callable(respond):
             raise ConfigurationError(f"respond={respond!r}: pass a coroutine function.")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ConfigurationError(f"limit={limit!r}: pass a whole number from 1 on.")
+            raise ConfigurationError(f"limit={limit!r}: pass an integer, at least 1.")
         if isinstance(grace, bool) or not isinstance(grace, int | float) or not grace >= 0:
-            raise ConfigurationError(f"grace={grace!r}: pass a number of seconds from 0 on.")
+            raise ConfigurationError(f"grace={grace!r}: pass a number of seconds, at least 0.")
         self._respond = respond
         self._limit = limit
         self._grace = grace
-        self._running: dict[_Key, asyncio.Task[None]] = {}
+        # A message that was deleted and started again has the same id, and needs its own writer.
+        self._running: dict[tuple[ObjectId, ObjectId | None], asyncio.Task[None]] = {}
         self._beginning: set[asyncio.Task[Message]] = set()
         self._closed = False
 
     @property
     def running(self) -> int:
-        """How many answers are being written."""
+        """The number of answers that are being written."""
         return len(self._running)
 
     def check_room(self) -> None:
-        """Checks that one more can be started.
+        """Checks that one more answer can be started.
 
         Raises:
             BusyError: ``limit`` run already, or it is closed.
         """
         if self._closed:
-            raise BusyError("This process is about to end; try again in some seconds.")
+            raise BusyError("The service is restarting. Try again in a few seconds.")
         if len(self._running) + len(self._beginning) >= self._limit:
-            raise BusyError(f"{self._limit} answers are being written; try again in some seconds.")
+            logger.warning("An answer was refused: limit=%d are being written", self._limit)
+            raise BusyError
 
     async def begin(
         self, conversation: Conversation, create: Callable[[], Awaitable[Message]]
     ) -> Message:
-        """Creates a message and has it written; what has begun is not ended with its request.
+        """Creates a message and starts its answer, even if the request is cancelled meanwhile.
 
         Within ``converse.transaction()`` the message belongs to the transaction, and is written
         once that is committed. ``respond`` runs in the context of the caller, without its
@@ -121,23 +114,25 @@ class Generations:
         return await asyncio.shield(task)
 
     def start(self, conversation: Conversation, message: Message) -> None:
-        """Has ``respond`` write ``message``, if it streams and is not being written here already.
+        """Starts ``respond`` for a streaming message, unless it runs here already.
 
         Raises:
             BusyError: ``limit`` run already, or it is closed.
         """
-        if message.is_streaming and _key(message) not in self._running:
-            self.check_room()
-            self._start(conversation, message)
+        self._start(conversation, message, check_room=True)
 
-    def _start(self, conversation: Conversation, message: Message) -> None:
-        key = _key(message)
+    def _start(
+        self, conversation: Conversation, message: Message, *, check_room: bool = False
+    ) -> None:
+        key = message.id, message.log_id
         if not message.is_streaming or key in self._running:
             return
+        if check_room:
+            self.check_room()
         task = asyncio.create_task(
             self._write(conversation, message, open_transaction(message.store())),
             name=f"converse_mongo-generation-{message.id}",
-            # It outlives the request that asked for it, and the deadline of that.
+            # It outlives its request, and the deadline of that.
             context=context_apart(),
         )
         self._running[key] = task
@@ -147,12 +142,12 @@ class Generations:
         self, conversation: Conversation, message: Message, transaction: Transaction | None
     ) -> None:
         if transaction is not None and not await transaction.outcome():
-            return  # the message never was
-        error_type: str | None = None
+            return  # the message was never created
+        metadata: dict[str, str] | None = None
         try:
             await self._respond(conversation, message)
         except StreamStoppedError:
-            pass  # somebody wished so, and the message is cancelled
+            pass  # a stop was requested, and the message is cancelled
         except WriterExistsError:
             logger.info("Message %s is being written by another process", message.id)
             return
@@ -160,17 +155,15 @@ class Generations:
             logger.warning("The generation of message %s ended: %s", message.id, error)
             return
         except asyncio.CancelledError:
-            ending = ShieldedTask(lambda: self._cancel(message), "converse_mongo-generation-end")
-            await ending.wait()
+            await ShieldedTask(
+                lambda: self._end(message, lambda: message.cancel_streaming(SHUT_DOWN)),
+                "converse_mongo-generation-end",
+            ).wait()
             raise
         except Exception as error:
             logger.exception("The generation of message %s failed", message.id)
-            error_type = type(error).__name__
-        metadata = None if error_type is None else {"error_type": error_type}
+            metadata = {"error_type": type(error).__name__}
         await self._end(message, lambda: message.fail_streaming(UNFINISHED, metadata))
-
-    async def _cancel(self, message: Message) -> None:
-        await self._end(message, lambda: message.cancel_streaming(SHUT_DOWN))
 
     async def _end(self, message: Message, end: Callable[[], Awaitable[object]]) -> None:
         """Ends a message that was left streaming."""
@@ -186,7 +179,7 @@ class Generations:
             logger.exception("Message %s could not be ended", message.id)
 
     async def aclose(self) -> None:
-        """Takes no more, and ends those that run; returns once all have ended."""
+        """Refuses new answers, and returns once all that run have ended."""
         self._closed = True
         if self._beginning:
             await asyncio.wait(self._beginning)

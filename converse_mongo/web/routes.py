@@ -3,21 +3,24 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from converse_mongo.converse import Converse
-from converse_mongo.domain.errors import ConfigurationError, InvalidInputError
+from converse_mongo.domain.errors import ConfigurationError, ConverseError, InvalidInputError
 from converse_mongo.domain.types import MessageRole
-from converse_mongo.domain.validation import check_seconds
-from converse_mongo.web.access import Access, Authorize
-from converse_mongo.web.bodies import Limits
-from converse_mongo.web.chat import ChatEndpoints
+from converse_mongo.web.access import Access, Authorize, OwnerOf
 from converse_mongo.web.context import WebContext
-from converse_mongo.web.conversations import ConversationEndpoints
+from converse_mongo.web.conversations import ONE
 from converse_mongo.web.generations import Generations
-from converse_mongo.web.owners import OwnerEndpoint, OwnerOf
+from converse_mongo.web.openapi import all_operations
+from converse_mongo.web.operations import Operation
 from converse_mongo.web.presenter import Presenter
-from converse_mongo.web.sockets import ConversationSocket
+from converse_mongo.web.responses import Json, error_response
+from converse_mongo.web.sockets import serve_socket
 from converse_mongo.web.streams import StreamOptions
 from converse_mongo.web.turns import Turns
 
@@ -43,89 +46,79 @@ def routes(
     max_message_bytes: int = 256 * 1024,
     origins: Collection[str] = (),
 ) -> list[BaseRoute]:
-    """Routes to conversations: streams, history, what users say and stop, and the AI SDK.
+    """Routes for conversations: streams, history, questions, stops, retries, and the AI SDK.
 
     Mount them: ``Mount("/api", routes=routes(...))`` among the routes of a Starlette application,
-    or ``app.mount("/api", Router(routes(...)))`` on one of FastAPI.
+    or ``app.mount("/api", Router(routes(...)))`` on a FastAPI application.
 
     Args:
-        converse: Where the conversations are; open by the time of the first request.
-        authorize: Answers whether a request may read a conversation and write to it. It is asked
+        converse: The facade; open by the time of the first request.
+        authorize: Answers whether a request may read a conversation and write to it. It is called
             for every request, and again when a stream has reached its ``lifetime``.
-        generations: Writes the answers. ``None`` where another process does: then what users say is
+        generations: Writes the answers. ``None`` if another process does: then user messages are
             stored, and nothing is answered here.
         owner: Answers whose conversations a request may follow all at once, as the type and the id
             that they were started with; ``None`` for nobody's. Without it there is no stream of
-            an owner. ``authorize`` is asked for each conversation all the same.
-        roles: Whose messages browsers are shown. System prompts and the calls of tools are not
-            among them by default.
-        show_errors: Whether browsers are told the stored error of a failed message; by default they
-            are told that it failed. Say ``True`` if all that you store as an error is for users.
-        show_metadata: Picks what browsers are told of metadata; by default all of it.
+            an owner. ``authorize`` is called for each conversation all the same.
+        roles: The roles whose messages browsers see; by default neither system prompts nor the
+            calls and results of tools.
+        show_errors: Whether browsers see the stored error of a failed message; by default they
+            learn only that it failed. Pass ``True`` if all errors that you store are for users.
+        show_metadata: Picks what browsers see of metadata; by default all of it.
         heartbeat: Seconds between two heartbeats on a stream.
         retry: Seconds that a browser's ``EventSource`` waits before it connects again.
-        lifetime: Seconds after which a stream is ended, for its client to connect again.
-        send_timeout: Seconds that a client may leave what it is sent unread.
+        lifetime: Seconds after which a stream ends, for its client to connect again.
+        send_timeout: Seconds that a client may leave data unread.
         max_body_bytes: The largest body of a request. ``useChat`` sends all messages each time.
         max_message_bytes: The largest text of a message, in bytes of UTF-8.
-        origins: Other sites whose pages may open a WebSocket.
+        origins: Other sites whose pages may open a WebSocket, such as
+            ``https://chat.example.com``.
 
     Raises:
-        ConfigurationError: An option makes no sense.
+        ConfigurationError: An option is invalid.
     """
     if not isinstance(converse, Converse):
-        raise ConfigurationError(f"routes() takes a Converse, not {type(converse).__name__}.")
+        raise ConfigurationError(f"routes() requires a Converse, not {type(converse).__name__}.")
     if generations is not None and not isinstance(generations, Generations):
         raise ConfigurationError(f"generations={generations!r}: pass Generations(respond).")
-    if owner is not None and not callable(owner):
-        raise ConfigurationError(
-            f"owner={owner!r}: pass a function of a request that answers with a pair, such as "
-            "('user', '42'), or with None."
-        )
     try:
         shown = frozenset(MessageRole(role) for role in roles)
-        options = StreamOptions(
-            heartbeat=check_seconds(heartbeat, "heartbeat"),
-            retry=check_seconds(retry, "retry"),
-            lifetime=check_seconds(lifetime, "lifetime"),
-            send_timeout=check_seconds(send_timeout, "send_timeout"),
-        )
+        options = StreamOptions(heartbeat, retry, lifetime, send_timeout)
     except (InvalidInputError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
-    for name, size in (
-        ("max_body_bytes", max_body_bytes),
-        ("max_message_bytes", max_message_bytes),
-    ):
+    sizes = {"max_body_bytes": max_body_bytes, "max_message_bytes": max_message_bytes}
+    for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ConfigurationError(f"{name}={size!r}: pass a number of bytes from 1 on.")
-    access = Access(converse, authorize, shown)
+            raise ConfigurationError(f"{name}={size!r}: pass a number of bytes, at least 1.")
     context = WebContext(
         converse=converse,
-        access=access,
+        access=Access(converse, authorize, owner, shown),
         turns=Turns(generations),
         presenter=Presenter(show_errors, show_metadata or (lambda metadata: metadata)),
         streams=options,
-        limits=Limits(max_body_bytes, max_message_bytes),
+        origins=frozenset(origins),
+        **sizes,
     )
-    native, chat = ConversationEndpoints(context), ChatEndpoints(context)
-    one = "/conversations/{conversation}"
-    message = f"{one}/messages/{{message}}"
-    made: list[BaseRoute] = [
-        Route(one, native.conversation, methods=["GET"]),
-        Route(f"{one}/events", native.conversation_events, methods=["GET"]),
-        WebSocketRoute(f"{one}/socket", ConversationSocket(context, origins).__call__),
-        Route(f"{one}/messages", native.history, methods=["GET"]),
-        Route(f"{one}/messages", native.say, methods=["POST"]),
-        Route(f"{one}/stop", native.stop_all, methods=["POST"]),
-        Route(message, native.message, methods=["GET"]),
-        Route(f"{message}/events", native.message_events, methods=["GET"]),
-        Route(f"{message}/retry", native.retry, methods=["POST"]),
-        Route(f"{message}/stop", native.stop, methods=["POST"]),
-        Route("/chat", chat.chat, methods=["POST"]),
-        Route("/chat/{conversation}", chat.history, methods=["GET"]),
-        Route("/chat/{conversation}/stream", chat.resume, methods=["GET"]),
-        Route("/chat/{conversation}/stop", chat.stop, methods=["POST"]),
+
+    async def socket(websocket: WebSocket) -> None:
+        await serve_socket(context, websocket)
+
+    return [
+        *(_route(context, each) for each in all_operations(owner=owner is not None)),
+        WebSocketRoute(f"{ONE}/socket", socket),
     ]
-    if owner is not None:
-        made.append(Route("/events", OwnerEndpoint(context, owner).events, methods=["GET"]))
-    return made
+
+
+def _route(context: WebContext, operation: Operation) -> Route:
+    view: TypeAdapter[Any] = TypeAdapter(operation.answer)
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            answer = await operation.endpoint(context, request)
+        except ConverseError as error:
+            return error_response(error)
+        if isinstance(answer, Response):
+            return answer
+        return Json(view.validate_python(answer, context=context.presenter), operation.status)
+
+    return Route(operation.path, endpoint, methods=[operation.method])

@@ -1,4 +1,4 @@
-"""Questions and answers: what posting, retrying and stopping do, each once however often asked."""
+"""Turns: asking, retrying and stopping, each carried out once however often it is requested."""
 
 from collections.abc import Iterable
 
@@ -7,16 +7,16 @@ from converse_mongo.documents.messages import Message
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.web.errors import ConflictError
 from converse_mongo.web.generations import Generations
-from converse_mongo.web.presenter import REPLACES, replaced_id
+from converse_mongo.web.models import replaced_id
 
 __all__ = ["Turns", "without_replaced"]
 
 
 class Turns:
-    """Adds messages, and has them answered where there is somebody to answer.
+    """Adds messages, and starts their answers if this process generates them.
 
     Args:
-        generations: Writes the answers; ``None`` where another process does, or nobody.
+        generations: Writes the answers; ``None`` if another process does.
     """
 
     def __init__(self, generations: Generations | None) -> None:
@@ -25,29 +25,25 @@ class Turns:
     async def ask(
         self, conversation: Conversation, content: str, request_id: str | None = None
     ) -> tuple[Message, Message | None]:
-        """Adds what a user says, and starts the answer.
+        """Adds a user message and starts the answer.
 
         Args:
             request_id: Names the request: the same one again adds nothing and starts nothing.
 
         Returns:
-            The user's message, and the answer, which may have been there before.
+            The user message, and the answer, which may have existed before.
 
         Raises:
-            BusyError: No more can be answered now; nothing was written.
+            BusyError: No more answers can be started now; nothing was written.
         """
         named = None if request_id is None else f"request:{request_id}"
-
-        async def add() -> Message:
-            return await conversation.create_user_message(content, generation_id=named)
-
         if self._generations is None:
-            return await add(), None
+            return await conversation.create_user_message(content, generation_id=named), None
         added: list[Message] = []
 
         async def add_both() -> Message:
-            added.append(await add())
-            return await _start(conversation, _answer_to(added[0]))
+            added.append(await conversation.create_user_message(content, generation_id=named))
+            return await conversation.start_streaming_assistant(generation_id=_answer_to(added[0]))
 
         answer = await self._generations.begin(conversation, add_both)
         return added[0], answer
@@ -59,38 +55,39 @@ class Turns:
     async def retry(
         self, conversation: Conversation, answer: Message, *, stop: bool = False
     ) -> Message | None:
-        """Starts another answer instead of the last one of a conversation.
+        """Starts another answer in place of the last one of a conversation.
 
         Args:
             stop: Whether to stop that one first if it is being written.
 
         Raises:
-            ConflictError: It is no answer, is being written, or more was said since.
-            BusyError: No more can be answered now; nothing was written.
+            ConflictError: It is not an answer, is being written, or is not the last.
+            BusyError: No more answers can be started now; nothing was written.
         """
         if answer.role is not MessageRole.ASSISTANT:
-            raise ConflictError("Only an answer can be given again.")
+            raise ConflictError("Only an answer can be retried.")
         if answer.is_streaming and not stop:
             raise ConflictError("This answer is being written: stop it first.")
-        later = conversation.messages(after=answer.position)
-        if any(message.role is MessageRole.USER for message in await later):
-            raise ConflictError("More was said since: only the last answer can be given again.")
+        later = await conversation.messages(after=answer.position)
+        if any(message.role is MessageRole.USER for message in later):
+            raise ConflictError("Only the last answer can be retried.")
         if answer.is_streaming:
             if self._generations is not None:
                 self._generations.check_room()
             await answer.request_stop()
         return await self._answer(
-            conversation, f"instead:{answer.id}", metadata={REPLACES: str(answer.id)}
+            conversation, f"instead:{answer.id}", {"replaces": str(answer.id)}
         )
 
     async def _answer(
         self, conversation: Conversation, name: str, metadata: dict[str, str] | None = None
     ) -> Message | None:
+        async def start() -> Message:
+            return await conversation.start_streaming_assistant(metadata, generation_id=name)
+
         if self._generations is None:
             return None
-        return await self._generations.begin(
-            conversation, lambda: _start(conversation, name, metadata)
-        )
+        return await self._generations.begin(conversation, start)
 
     async def stop(
         self, conversation: Conversation, reason: str | None = None
@@ -112,18 +109,12 @@ class Turns:
 
 
 def _answer_to(question: Message) -> str:
-    """The ``generation_id`` of the answer: one question has one, however often it is asked for."""
+    """The ``generation_id`` of the answer: one question has one, however often it is requested."""
     return f"answer:{question.id}"
 
 
-async def _start(
-    conversation: Conversation, name: str, metadata: dict[str, str] | None = None
-) -> Message:
-    return await conversation.start_streaming_assistant(metadata, generation_id=name)
-
-
 def without_replaced(messages: Iterable[Message]) -> list[Message]:
-    """The messages that no other among them is given instead of: what was said, for the model."""
+    """The messages that no other among them replaces: the prompt of a model, for example."""
     listed = list(messages)
     replaced = {replaced_id(message.metadata) for message in listed}
     return [message for message in listed if str(message.id) not in replaced]

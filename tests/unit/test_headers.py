@@ -148,9 +148,9 @@ CONVERSATION: dict[str, Any] = {
 
 def test_summary__is_read_with_its_projection() -> None:
     assert SUMMARY.keys() == CONVERSATION.keys() - {"_id"}
-    assert MARKERS.keys() == {"owner", "next_position", "revision", "updated_at"}
-    assert ChangeMarkers.from_stored(CONVERSATION) == (3, 2, LATER)
-    assert ChangeMarkers.from_stored({"updated_at": "no date"}) == (0, 0, NEVER)
+    assert MARKERS.keys() == {"owner", "next_position", "revision", "created_at", "updated_at"}
+    assert ChangeMarkers.from_stored(CONVERSATION) == ChangeMarkers(3, 2, AT, LATER)
+    assert ChangeMarkers.from_stored({"updated_at": "no date"}) == ChangeMarkers(0, 0, NEVER, NEVER)
 
 
 def test_summary__makes_its_events() -> None:

@@ -202,6 +202,23 @@ async def test_body__without_an_end_is_read_up_to_the_limit(make_site: MakeSite)
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{}", "content: Field required."),
+        ("[]", "body: Input should be an object."),
+        ('{"content": 7}', "content: Input should be a valid string."),
+        ('{"content": " "}', "content: Text must not be empty."),
+        ('{"content": "x", "request_id": []}', "request_id: Input should be a valid string."),
+    ],
+)
+async def test_body__that_is_invalid_is_explained(site: Site, body: str, message: str) -> None:
+    conversation = await site.conversation()
+    path, json_sent = f"/conversations/{conversation.id}/messages", "application/json"
+    answer = await site.http.post(path, content=body, headers={"content-type": json_sent})
+    assert answer.json() == {"error": {"code": "invalid_request", "message": message}}
+
+
+@pytest.mark.parametrize(
     "query",
     ["limit=0", "limit=201", "limit=-1", "limit=x", "before=-1", "before=1e3", "limit=" + "9" * 50],
 )

@@ -100,6 +100,45 @@ async def test_message_stream__is_exact_and_resumes(site: Site) -> None:
     assert (over.status_code, over.content) == (204, b"")
 
 
+async def test_message__comes_with_the_cursor_of_its_stream(site: Site) -> None:
+    conversation = await site.conversation()
+    message = await conversation.start_streaming_assistant()
+    path = f"/conversations/{conversation.id}/messages"
+
+    async def cursor() -> str | None:
+        alone = (await site.http.get(f"{path}/{message.id}")).json()
+        assert (await site.http.get(path)).json()["messages"] == [alone]
+        found: str | None = alone["cursor"]
+        return found
+
+    assert await cursor() is None
+    await message.append_chunks(["one ", "two "])
+    params = {"after": await cursor()}
+    await message.append_chunk("three")
+    await message.complete_streaming()
+    async with site.http.stream("GET", f"{path}/{message.id}/events", params=params) as stream:
+        sent = await read_all(stream)
+    assert [each.data.get("chunk", {}).get("content") for each in sent] == ["three", None]
+    assert await cursor() == sent[-1].id
+    over = await site.http.get(f"{path}/{message.id}/events", params={"after": sent[-1].id})
+    assert over.status_code == 204
+
+
+async def test_cursors__of_earlier_versions_are_read(site: Site) -> None:
+    """An open page sends them as Last-Event-ID while a deploy rolls."""
+    conversation = await site.conversation()
+    message = await conversation.start_streaming_assistant()
+    await message.append_chunks(["one ", "two"])
+    base = f"/conversations/{conversation.id}"
+    for path, cursor in (
+        (f"{base}/messages/{message.id}/events", f"{message.id}.0"),
+        (f"{base}/events", f"{conversation.id}.1.0-1"),
+    ):
+        async with site.http.stream("GET", path, headers={"last-event-id": cursor}) as stream:
+            sent = await anext(read_events(stream))
+        assert (sent.event, sent.data["chunk"]["content"]) == ("chunk.received", "two")
+
+
 async def test_conversation_stream__goes_on_from_the_history(site: Site) -> None:
     conversation = await site.conversation()
     answer = (await say(site, conversation))["answer"]

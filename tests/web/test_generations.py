@@ -90,7 +90,9 @@ async def test_close__of_one_that_writes_by_hand_ends_its_message(converse: Conv
     assert (found.status, found.content) == (MessageStatus.CANCELLED, "begun")
 
 
-async def test_limit__and_closed_ones_refuse(converse: Converse) -> None:
+async def test_limit__and_closed_ones_refuse(
+    converse: Converse, caplog: pytest.LogCaptureFixture
+) -> None:
     async def silent(conversation: Conversation, message: Message) -> None:
         await asyncio.Event().wait()
 
@@ -99,9 +101,10 @@ async def test_limit__and_closed_ones_refuse(converse: Converse) -> None:
         generations.start(*first)
         generations.start(*first)  # it is being written already
         assert generations.running == 1
-        with pytest.raises(BusyError, match="1 answers"):
+        with pytest.raises(BusyError, match="The service is busy"):
             generations.start(*await talk(converse))
-    with pytest.raises(BusyError, match="about to end"):
+        assert "limit=1" in caplog.text
+    with pytest.raises(BusyError, match="The service is restarting"):
         generations.start(*await talk(converse))
 
 

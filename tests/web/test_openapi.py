@@ -1,5 +1,6 @@
 """The description of the routes is true: it names each of them, and what they answer fits it."""
 
+import json
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ from starlette.routing import Route
 
 from converse_mongo import Converse
 from converse_mongo.web import openapi_paths, routes
-from tests.web.conftest import Site
+from tests.web.conftest import MakeSite, Site, owner, read_all, read_events
 from tests.web.test_conversations import say, wait_for_end
 
 NAMED = re.compile(r"{(\w+)}")
@@ -32,6 +33,51 @@ async def test_description__names_every_route(converse: Converse, owner: bool) -
         for operation in operations.values():
             named = {each["name"] for each in operation["parameters"] if each["in"] == "path"}
             assert named == set(NAMED.findall(path))
+
+
+async def test_events__fit_their_description(make_site: MakeSite) -> None:
+    site = await make_site(owner=owner)
+    paths = openapi_paths(owner=True)
+    assert "$ref" not in json.dumps(paths)  # it becomes part of another document
+    schemas = {
+        path: operations["get"]["responses"]["200"]["content"]["text/event-stream"]["schema"]
+        for path, operations in paths.items()
+        if path.endswith("events")
+    }
+    conversation = await site.conversation()
+    one = "/conversations/{conversation}"
+    message, found = f"{one}/messages/{{message}}/events", set()
+    async with site.http.stream("GET", "/events") as stream:
+        news = read_events(stream)
+        assert (await anext(news)).event == "stream.opened"
+        answers = [(await say(site, conversation))["answer"]["id"] for _ in range(3)]
+        await site.http.post(
+            f"/conversations/{conversation.id}/messages/{answers[0]}/stop", json={}
+        )
+        await wait_for_end(site, answers[0])
+        site.model.say("Hi", None, RuntimeError("secret"))
+        sent = [("/events", await anext(news)) for _ in range(9)]
+    for answer in answers:
+        await wait_for_end(site, answer)
+        values = {"conversation": str(conversation.id), "message": answer}
+        async with site.http.stream("GET", message.format(**values)) as stream:
+            sent += [(message, each) for each in await read_all(stream)]
+    async with site.http.stream("GET", f"/conversations/{conversation.id}/events") as stream:
+        events = read_events(stream)
+        sent += [(f"{one}/events", await anext(events)) for _ in range(len(answers) * 3 + 1)]
+    for path, each in sent:
+        jsonschema.validate(each.data, schemas[path]["contentSchema"])
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(
+                {**each.data, "conversation_id": "x"}, schemas[path]["contentSchema"]
+            )
+        found.add((path, each.event))
+    ends = {"message.completed", "message.failed", "message.cancelled"}
+    assert found == {
+        *(("/events", name) for name in {"message.created", *ends}),
+        *((message, name) for name in {"chunk.received", *ends}),
+        *((f"{one}/events", name) for name in {"message.created", "chunk.received", *ends}),
+    }
 
 
 @pytest.mark.parametrize("absent", [False, True])

@@ -1,5 +1,5 @@
 // @ts-check
-/** A conversation, for user interfaces: its messages as they are, and what a user does with them. */
+/** A conversation, for user interfaces: its messages, and the actions of its user. */
 
 import { createdMessage, look, merge, newEntry, reloader, take } from "./entries.js";
 import { DEFAULT_RETRY, ConverseError, asError, ask, pathOf } from "./requests.js";
@@ -16,56 +16,57 @@ const DEFAULT_PATIENCE = 60_000;
 /**
  * @typedef {object} OwnConversationOptions
  * @property {string} conversationId
- * @property {number} [limit] How many messages a page of the history has, from 1 to 200; by default
+ * @property {number} [limit] The number of messages in a page of history, from 1 to 200; by default
  *     50.
  * @property {number} [patience] Milliseconds for which sending, stopping and the like are tried
- *     again while there is trouble that may pass; by default 60,000.
- * @property {number} [interval] Milliseconds between two calls of a listener, at least, for what
- *     comes by itself; by default 16.
+ *     again after errors that may pass; by default 60,000.
+ * @property {number} [interval] The shortest time between two calls of a listener after events of
+ *     the server, in milliseconds; by default 16.
  */
 
 /** @typedef {import("./requests.js").RequestOptions & OwnConversationOptions} ConversationOptions */
 
 /**
  * @typedef {object} Snapshot
- * Never changed: what changes is in another one, where all that stayed the same is the same object.
+ * It never changes. A later snapshot has the same objects for all that has not changed.
  * @property {"loading" | "open" | "reconnecting" | "error"} status "loading" until the messages are
- *     there, "reconnecting" while they are not followed, "error" once that is no use any more.
- * @property {Error | null} error What is in the way; with the status "error" a `ConverseError` of
- *     what was refused.
- * @property {readonly Message[]} messages In order, without answers that another is given instead
- *     of; at the end what was said here and is not stored.
+ *     loaded, "reconnecting" while they are not followed, "error" when they cannot be followed.
+ * @property {Error | null} error The reason, while it is loading, reconnecting or an error; with
+ *     the status "error" the `ConverseError` of the refused request.
+ * @property {readonly Message[]} messages In order, without answers that were replaced; at the end
+ *     the messages of this client that are not stored.
  * @property {boolean} hasOlder Whether `loadOlder` has something to load.
- * @property {boolean} typing Whether an answer is being written, or about to be.
+ * @property {boolean} typing Whether an answer is being written, or is about to be.
  */
 
 /**
  * @typedef {object} Conversation
  * @property {() => Snapshot} getSnapshot
  * @property {(listener: () => void) => () => void} subscribe Calls `listener` when there is another
- *     snapshot, once for a burst of changes; returns what ends that.
- * @property {(content: string, options?: {requestId?: string}) => Promise<Message>} send Says
- *     something. It is shown at once with the status "pending"; and with "unsent" if it could not
- *     be sent, which this does not reject for: it gives the message as it is then.
- * @property {(id: string) => Promise<Message>} resend Tries again with a message that is unsent.
- *     Rejects with an `Error` if there is none with this id.
+ *     snapshot, once for a burst of changes; returns a function that ends that.
+ * @property {(content: string, options?: {requestId?: string}) => Promise<Message>} send Sends a
+ *     message. It is shown at once with the status "pending", and with "unsent" if it could not be
+ *     sent. Resolves with the message in either case.
+ * @property {(id: string) => Promise<Message>} resend Sends an unsent message again. Rejects with
+ *     an `Error` if there is none with this id.
  * @property {(messageId?: string | null, reason?: string) => Promise<unknown>} stop Stops an
- *     answer, or all that are being written. Rejects with a `ConverseError`, or with what was in
- *     the way of the request.
- * @property {(messageId: string) => Promise<Message | null>} retry Asks for another answer instead
- *     of the last one, and gives it; `null` where another process answers. Rejects as `stop` does.
- * @property {() => Promise<void>} loadOlder Loads the page before what is shown. Rejects as `stop`
- *     does.
- * @property {() => void} close Ends it: listeners are not called any more, and nothing is tried
- *     again. What is being sent at this moment still arrives.
+ *     answer, or all that are being written. Rejects with a `ConverseError`, or with the error of
+ *     the network.
+ * @property {(messageId: string) => Promise<Message | null>} retry Starts another answer in place
+ *     of the last one, and resolves with it; with `null` if another process answers. Rejects as
+ *     `stop` does.
+ * @property {() => Promise<void>} loadOlder Loads the page before the first message. Rejects as
+ *     `stop` does.
+ * @property {() => void} close Ends it: listeners are no longer called, and nothing is tried again.
+ *     A request in progress is still completed.
  */
 
 /**
  * @typedef {object} Draft
- * What was said here and has no answer of the server yet.
+ * A message of this client for which there is no response yet.
  * @property {Message} message Its id is the id of the request.
- * @property {string | null} match The message that it seems to have become, by its text: the event
- *     of its creation does not say which request made it, and may come before the response does.
+ * @property {string | null} match The stored message with the same text. The event of its creation
+ *     does not name the request, and may arrive before the response.
  * @property {Promise<Message> | null} sending
  */
 
@@ -97,10 +98,10 @@ export function openConversation(options) {
   let before = null;
   /** @type {Promise<void> | null} */
   let loadingOlder = null;
-  /** @type {Set<string>} Messages that are not shown and that something was heard of meanwhile. */
+  /** @type {Set<string>} Messages with events that are older than the loaded ones. */
   const heard = new Set();
   let lastSent = Promise.resolve();
-  /** The id of the request that is being sent: one at a time is. */
+  /** The id of the request that is being sent; there is one at a time. */
   let beingSent = "";
 
   /** @type {Snapshot | null} */
@@ -128,7 +129,7 @@ export function openConversation(options) {
     return built;
   }
 
-  // What the server says
+  // From the server
 
   /** @param {Message} message */
   function add(message) {
@@ -167,7 +168,7 @@ export function openConversation(options) {
       add(createdMessage(event));
       if (event.role === "user") matchDraft(id, event.content);
     } else if (entry === undefined) {
-      heard.add(id); // one that is older than what is shown
+      heard.add(id); // older than the loaded messages
       return;
     } else if (event.type === "message.updated") {
       reload(id, true);
@@ -193,7 +194,7 @@ export function openConversation(options) {
       });
       /** @type {Message[]} */
       const messages = page.messages;
-      // What is being sent may be stored already. If so, it is the last one that a user said.
+      // The message that is being sent may be stored already. If so, it is the last user message.
       const last = messages.findLast(({ role }) => role === "user");
       if (last !== undefined && !entries.has(last.id)) matchDraft(last.id, last.content);
       for (const message of messages) add(message);
@@ -218,7 +219,7 @@ export function openConversation(options) {
 
   async function readOlder() {
     heard.clear();
-    // A page may have nothing that is shown.
+    // A page may have only replaced answers.
     for (let more = true; more && before !== null; ) {
       const query = `limit=${limit}&before=${before}`;
       const page = await ask(options, `${path}/messages?${query}`, { signal, patience });
@@ -227,7 +228,7 @@ export function openConversation(options) {
       const messages = page.messages;
       for (const message of messages) {
         add(message);
-        // What was heard of it may have come after it was read.
+        // Its events may be newer than the page.
         if (heard.has(message.id)) reload(message.id);
       }
       more = messages.every(({ id }) => order.some(({ message }) => message.replaces === id));
@@ -235,10 +236,10 @@ export function openConversation(options) {
     shown.publish();
   }
 
-  // What the user does
+  // From the user
 
   /**
-   * @param {string} id The id of a message that a user said.
+   * @param {string} id The id of a user message.
    * @param {string} content
    */
   function matchDraft(id, content) {
@@ -253,7 +254,7 @@ export function openConversation(options) {
   function sendDraft(requestId, message) {
     const draft = drafts.get(requestId);
     if (draft?.sending) return draft.sending;
-    // One at a time, so that what is said first is stored first.
+    // One at a time, so that messages are stored in the order in which they were sent.
     const sending = lastSent.then(() => post(requestId, message));
     lastSent = sending.then(() => {});
     const pending = Object.freeze({ ...message, status: /** @type {const} */ ("pending") });
@@ -317,7 +318,7 @@ export function openConversation(options) {
     resend: async (id) => {
       signal.throwIfAborted();
       const draft = drafts.get(id);
-      if (draft === undefined) throw new Error(`No message ${id} is unsent.`);
+      if (draft === undefined) throw new Error(`No unsent message has the id ${id}.`);
       return await sendDraft(id, { ...draft.message, error: null });
     },
 
@@ -372,7 +373,7 @@ function isSameSnapshot(left, right) {
   return names.every((name) => left[name] === right[name]);
 }
 
-/** An id that nobody else makes up, in pages without TLS too, where there is no `randomUUID`. */
+/** A unique id, also in pages without TLS, where there is no `randomUUID`. */
 function newRequestId() {
   if (crypto.randomUUID) return crypto.randomUUID();
   const bytes = crypto.getRandomValues(new Uint8Array(16));

@@ -1,5 +1,5 @@
 // @ts-check
-/** Messages that grow: what a stream tells of them, put together. */
+/** Messages that grow: stored messages, and the events of a stream added to them. */
 
 import { asError, backOff, wait } from "./requests.js";
 import { isEnd } from "./watch.js";
@@ -11,15 +11,14 @@ import { isEnd } from "./watch.js";
  * @typedef {object} Message
  * @property {string} id
  * @property {string} conversation_id
- * @property {number | null} position Where it stands in its conversation; `null` while it is not
- *     stored.
+ * @property {number | null} position Its place in the conversation; `null` while it is not stored.
  * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
  * @property {"streaming" | "completed" | "failed" | "cancelled" | "pending" | "unsent"} status
- *     "pending" and "unsent" are what was said here and is not stored: yet, or at all.
+ *     "pending" and "unsent" are of messages of this client that are not stored yet, or at all.
  * @property {string} content The text so far.
- * @property {number} chunk_count Of how many chunks that consists.
+ * @property {number} chunk_count The number of chunks in it.
  * @property {Record<string, unknown>} metadata
- * @property {string | null} replaces The id of the answer that this one is given instead of.
+ * @property {string | null} replaces The id of the answer that this one replaces.
  * @property {string | null} error Why it failed, or could not be sent.
  * @property {string | null} stop_reason
  * @property {string} created_at A time in ISO 8601, as `completed_at` is.
@@ -27,14 +26,19 @@ import { isEnd } from "./watch.js";
  */
 
 /**
+ * @typedef {Message & {cursor?: string | null}} StoredMessage
+ * A message as the server sends it, with the cursor from which its stream continues.
+ */
+
+/**
  * @typedef {object} Entry
- * A message and what has come since. The text is joined when it is looked at and not with each
- * chunk, so that a burst of chunks costs one copy.
- * @property {Message} message As it was when it was last looked at.
- * @property {string[]} tail Text that came since.
- * @property {number} count How many chunks there are, with `tail`.
- * @property {Map<number, string>} ahead Text of chunks behind those that are missing.
- * @property {FinalEvent | null} end The end of the message, which came before all its chunks.
+ * A message and the events since. The text is joined when it is read and not with each chunk, so
+ * that a burst of chunks costs one copy.
+ * @property {Message} message The message when it was last read.
+ * @property {string[]} tail Text that was received since.
+ * @property {number} count The number of chunks, with `tail`.
+ * @property {Map<number, string>} ahead Text of chunks behind missing ones.
+ * @property {FinalEvent | null} end The end of the message, if it was received before all chunks.
  */
 
 const FINAL = new Set(["completed", "failed", "cancelled"]);
@@ -45,16 +49,27 @@ export function isFinal(message) {
 }
 
 /**
- * @param {Message} message
+ * @param {StoredMessage} stored
  * @returns {Entry}
  */
-export function newEntry(message) {
+export function newEntry(stored) {
+  const message = withoutCursor(stored);
   const count = message.chunk_count;
   return { message: Object.freeze(message), tail: [], count, ahead: new Map(), end: null };
 }
 
 /**
- * The message that a `message.created` tells of.
+ * The message alone: its cursor is outdated with the next chunk.
+ *
+ * @param {StoredMessage} stored
+ * @returns {Message}
+ */
+function withoutCursor({ cursor, ...message }) {
+  return message;
+}
+
+/**
+ * The message that a `message.created` creates.
  *
  * @param {import("./watch.js").MessageCreated} event
  * @returns {Message}
@@ -78,7 +93,7 @@ export function createdMessage(event) {
 }
 
 /**
- * The message as it is now; the same object while nothing changed.
+ * The current message; the same object while nothing has changed.
  *
  * @param {Entry} entry
  */
@@ -100,11 +115,11 @@ function change(entry, fields) {
 }
 
 /**
- * Takes an event of a chunk or of the end, and no other. What was seen before changes nothing.
+ * Applies an event of a chunk or of the end, and no other. A repeated event changes nothing.
  *
  * @param {Entry} entry
  * @param {ConversationEvent} event
- * @returns {boolean} Whether something is missing, so that the message is to be loaded again.
+ * @returns {boolean} Whether chunks are missing, so that the message must be loaded again.
  */
 export function take(entry, event) {
   if (isFinal(entry.message)) return false;
@@ -120,7 +135,7 @@ export function take(entry, event) {
 }
 
 /**
- * Joins the chunks that are ahead, as far as none is missing.
+ * Adds the chunks that are ahead, up to the first missing one.
  *
  * @param {Entry} entry
  */
@@ -136,7 +151,7 @@ function join(entry) {
 }
 
 /**
- * Whether more is known to be stored than there is.
+ * Whether chunks are known to be stored that are missing here.
  *
  * @param {Entry} entry
  */
@@ -160,12 +175,13 @@ function tryEnd(entry) {
 }
 
 /**
- * Takes the message as it was loaded, which may have been before what is known of it by now.
+ * Merges a message that was loaded, and may be older than the events received since.
  *
  * @param {Entry} entry
- * @param {Message} loaded
+ * @param {StoredMessage} stored
  */
-export function merge(entry, loaded) {
+export function merge(entry, stored) {
+  const loaded = withoutCursor(stored);
   if (isFinal(entry.message) && !isFinal(loaded)) return;
   const known = look(entry);
   if (isFinal(loaded) || loaded.chunk_count >= entry.count) {
@@ -183,7 +199,7 @@ export function merge(entry, loaded) {
 }
 
 /**
- * Whether two values that came as JSON say the same.
+ * Whether two values of JSON are equal.
  *
  * @param {unknown} left
  * @param {unknown} right
@@ -193,20 +209,20 @@ function isSame(left, right) {
 }
 
 /**
- * Makes a function that loads a message again, one request for a message at a time.
+ * Makes a function that reloads a message, with one request per message at a time.
  *
  * @param {object} options
- * @param {(id: string) => Promise<Message>} options.load
+ * @param {(id: string) => Promise<StoredMessage>} options.load
  * @param {(id: string) => Entry | undefined} options.find
- * @param {(id: string, error: Error | null) => void} options.onDone Called after each load, and when
- *     loading failed for good.
+ * @param {(id: string, error: Error | null) => void} options.onDone Called after each load, and
+ *     when loading failed finally.
  * @param {number} options.retry Milliseconds.
  * @param {AbortSignal} options.signal
- * @returns {(id: string, saved?: boolean) => void} Takes whether the message was saved, so that one
- *     that is being loaded at this moment may be too old.
+ * @returns {(id: string, saved?: boolean) => void} `saved` says that the message was saved, so that
+ *     one that is being loaded now may be outdated.
  */
 export function reloader({ load, find, onDone, retry, signal }) {
-  /** @type {Map<string, boolean>} Id to whether the message was saved meanwhile. */
+  /** @type {Map<string, boolean>} By id, whether the message was saved meanwhile. */
   const loading = new Map();
 
   /** @param {string} id */
@@ -221,13 +237,13 @@ export function reloader({ load, find, onDone, retry, signal }) {
         onDone(id, null);
         if (loading.get(id)) continue;
         if (!lacks(entry)) return;
-        // A secondary that is behind has answered.
+        // A secondary that lags has answered.
         await wait(backOff(retry, failures), signal);
       }
     } catch (error) {
       if (!signal.aborted) onDone(id, asError(error));
     } finally {
-      // At once: who asks from now on is not heard by the loop above.
+      // At once: the loop above does not see requests from here on.
       loading.delete(id);
     }
   }

@@ -1,19 +1,19 @@
 // @ts-check
 /**
- * Server-sent events, from text as it comes over the wire.
+ * Server-sent events: a parser of the text of a stream.
  *
  * Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
  */
 
 /**
  * @typedef {object} ServerSentEvent
- * @property {string} type What stands in its `event` line, or "message".
+ * @property {string} type The value of its `event` line, or "message".
  * @property {string} data Its `data` lines, joined.
- * @property {string} id The last `id` that was sent, with it or before it; "" for none.
+ * @property {string} id The last `id` that was sent, with it or before it; "" if there is none.
  */
 
 /**
- * Makes a function that takes pieces of a stream, cut anywhere, and tells of what they complete.
+ * Makes a function that receives pieces of a stream, cut anywhere, and reports the events in them.
  *
  * @param {(event: ServerSentEvent) => void} onEvent Called for each event that has data.
  * @param {(milliseconds: number) => void} [onRetry] Called for each `retry` line.

@@ -1,5 +1,5 @@
 // @ts-check
-/** Follows conversations of converse_mongo live, over lost connections, reloads and deploys. */
+/** Follows conversations of converse_mongo live, across lost connections, reloads and deploys. */
 
 export { openConversation } from "./conversation.js";
 export { ConverseError } from "./requests.js";

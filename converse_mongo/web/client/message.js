@@ -13,18 +13,18 @@ import { watchMessage } from "./watch.js";
  * @typedef {object} OwnMessageOptions
  * @property {string} conversationId
  * @property {string} messageId
- * @property {number} [interval] Milliseconds between two calls of a listener, at least; by default
- *     16.
+ * @property {number} [interval] The shortest time between two calls of a listener, in
+ *     milliseconds; by default 16.
  */
 
 /** @typedef {import("./requests.js").RequestOptions & OwnMessageOptions} MessageOptions */
 
 /**
  * @typedef {object} MessageSnapshot
- * @property {Message | null} message `null` until it is there.
- * @property {"loading" | "open" | "reconnecting" | "ended" | "error"} status "ended" once the
- *     message is final, "error" once following it is no use any more.
- * @property {Error | null} error What is in the way.
+ * @property {Message | null} message `null` until it is loaded.
+ * @property {"loading" | "open" | "reconnecting" | "ended" | "error"} status "ended" when the
+ *     message is final, "error" when it cannot be followed.
+ * @property {Error | null} error The reason, while it is loading, reconnecting or an error.
  */
 
 /**
@@ -82,15 +82,14 @@ export function openMessage(options) {
   async function run() {
     try {
       const onTrouble = (/** @type {Error} */ trouble) => enter("loading", trouble);
-      /** @type {Message} */
+      /** @type {import("./entries.js").StoredMessage} */
       const message = await ask(options, path, { signal, onTrouble });
       const own = (entry = newEntry(message));
       enter("open");
       if (isFinal(message)) return;
-      const count = message.chunk_count;
       const watch = watchMessage({
         ...options,
-        after: count > 0 ? `${message.id}.${count - 1}` : null,
+        after: message.cursor,
         signal,
         onEvent: (event) => {
           if (take(own, event)) reload(message.id);
@@ -103,7 +102,7 @@ export function openMessage(options) {
       });
       const trouble = await watch.closed;
       if (trouble !== null) throw trouble;
-      // Told that nothing is left, it has not been told of the end.
+      // The server said that nothing is left, but the end was not received.
       if (!signal.aborted && !isFinal(own.message)) reload(message.id);
     } catch (trouble) {
       if (!signal.aborted) enter("error", asError(trouble));

@@ -13,7 +13,7 @@ import { openMessage } from "./message.js";
 
 /**
  * @typedef {Pick<Conversation, "send" | "resend" | "stop" | "retry" | "loadOlder">} Actions
- * They are always the same functions while the id is the same, and throw before the first effect.
+ * The functions stay the same while the id does, and throw before the first effect.
  */
 
 /** @type {Snapshot} */
@@ -31,12 +31,12 @@ const LOADING_MESSAGE = Object.freeze({ message: null, status: "loading", error:
 /**
  * Follows a conversation while the component is mounted.
  *
- * Each use has a connection of its own: use it once for a conversation and pass on what it gives.
+ * Each use has its own connection: use it once for a conversation and pass on its result.
  *
  * @param {string | null | undefined} conversationId Without one it waits, with the status
  *     "loading".
- * @param {Options} options Of these, `url` opens the conversation anew when it changes. The others
- *     may be made in each render; `headers` and `fetch` are taken from the last one.
+ * @param {Options} options A change of `url` opens the conversation again. The others may be new in
+ *     each render; `headers` and `fetch` of the last one are used.
  * @returns {Snapshot & Actions}
  */
 export function useConversation(conversationId, options) {
@@ -88,7 +88,7 @@ function useShared({ subscribe, getSnapshot, getServerSnapshot }) {
 }
 
 /**
- * What was passed in the last render that was shown.
+ * A reference to the value of the last committed render.
  *
  * @template T
  * @param {T} value
@@ -102,7 +102,7 @@ function useLatest(value) {
 }
 
 /**
- * The options as they are now, and as they will be at the time of each request.
+ * The current options; `headers` and `fetch` are looked up at the time of each request.
  *
  * @template {Omit<Options, "limit" | "patience">} O
  * @param {{current: O}} latest
@@ -132,15 +132,15 @@ function current(latest) {
  * @template {Store<T>} S
  * @template T
  * @typedef {object} Shared
- * @property {() => S | null} get The store; `null` while nobody is subscribed.
+ * @property {() => S | null} get Returns the store; `null` while it has no subscriber.
  * @property {() => T} getSnapshot
  * @property {() => T} getServerSnapshot
  * @property {(listener: () => void) => () => void} subscribe
  */
 
 /**
- * A store that is open while anybody is subscribed to it. So nothing is opened by rendering, which
- * may happen on a server, and may come to nothing.
+ * A store that is open while it has subscribers. Rendering opens nothing, since it may happen on a
+ * server or be discarded.
  *
  * @template {Store<T>} S
  * @template T
@@ -151,7 +151,7 @@ function current(latest) {
 function share(initial, open) {
   /** @type {S | null} */
   let store = null;
-  /** @type {T | undefined} The first snapshot of the store, which says what `initial` does. */
+  /** @type {T | undefined} The first snapshot of the store, which is equal to `initial`. */
   let first;
   let users = 0;
   return {
@@ -171,7 +171,7 @@ function share(initial, open) {
       return () => {
         users -= 1;
         unsubscribe?.();
-        // In strict mode each effect is undone and done again at once, which opens nothing twice.
+        // Strict mode repeats each effect at once, which must not open the store twice.
         queueMicrotask(() => {
           if (users > 0) return;
           store?.close();

@@ -1,9 +1,15 @@
 // @ts-check
-/** Requests: what is asked for, what is refused, and when it is tried again. */
+/** Requests: sending, errors, and retries. */
 
-const WORTH_TRYING_AGAIN = new Set([408, 425, 429]);
+const TRANSIENT = new Set([408, 425, 429]);
 const LONGEST_WAIT = 30_000;
 const LONGEST_ASKED_WAIT = 60_000;
+
+// For the user of a page, as the messages of the server are.
+const UNREACHABLE = "The service could not be reached. Try again.";
+const UNAVAILABLE = "The service is not available at the moment. Try again.";
+const UNEXPECTED = "The service could not answer. Try again.";
+const REFUSED = "The service refused the request.";
 
 export const DEFAULT_RETRY = 2_000;
 export const DEFAULT_SILENCE = 45_000;
@@ -15,10 +21,10 @@ export const DEFAULT_SILENCE = 45_000;
  *     function is called for each.
  * @property {RequestCredentials} [credentials] By default "same-origin".
  * @property {typeof globalThis.fetch} [fetch]
- * @property {number} [silence] Milliseconds without a heartbeat after which a connection is
- *     presumed dead; by default 45,000. The server gives a sign every 15 seconds.
- * @property {number} [retry] Milliseconds: what waiting between tries begins with, until the
- *     server says otherwise; by default 2,000. The first wait is at most a quarter of it.
+ * @property {number} [silence] Milliseconds without data after which a connection is presumed dead;
+ *     by default 45,000. The server sends a heartbeat every 15 seconds.
+ * @property {number} [retry] The base of the wait between tries in milliseconds, until the server
+ *     sends another; by default 2,000. The first wait is at most a quarter of it.
  */
 
 /** @typedef {Record<string, string>} Headers */
@@ -26,10 +32,10 @@ export const DEFAULT_SILENCE = 45_000;
 /** A request that the server refused. */
 export class ConverseError extends Error {
   /**
-   * @param {string} message What the server said, for people.
-   * @param {number} status The status of the answer.
-   * @param {string} code What the server said, for programs, such as "not_found".
-   * @param {number} wait Milliseconds that the server asked to wait.
+   * @param {string} message A sentence for people.
+   * @param {number} status The HTTP status of the response.
+   * @param {string} code A code for programs, such as "not_found".
+   * @param {number} wait Milliseconds that the server asked the client to wait.
    */
   constructor(message, status, code, wait = 0) {
     super(message);
@@ -39,14 +45,14 @@ export class ConverseError extends Error {
     this.wait = wait;
   }
 
-  /** Whether to try again is any use. */
+  /** Whether another try may succeed. */
   get isTransient() {
-    return this.status >= 500 || this.status < 400 || WORTH_TRYING_AGAIN.has(this.status);
+    return this.status >= 500 || this.status < 400 || TRANSIENT.has(this.status);
   }
 }
 
 /**
- * Whether to try again is any use. What is no answer of a server is trouble of the network.
+ * Whether another try may succeed. Errors that are not responses are errors of the network.
  *
  * @param {unknown} error
  */
@@ -58,37 +64,43 @@ export function isTransient(error) {
  * Makes one request.
  *
  * @param {RequestOptions} options
- * @param {string} path Behind `options.url`.
+ * @param {string} path Appended to `options.url`.
  * @param {RequestInit} init
+ * @throws {Error} The server could not be reached, or the request was aborted.
  */
 export async function request(options, path, init) {
   const { headers, credentials } = options;
   const own = typeof headers === "function" ? await headers() : headers;
-  // A function of its own: fetch may not be called as a method of another object.
+  // Kept in a variable: fetch must not be called as a method of another object.
   const send = options.fetch ?? globalThis.fetch;
-  return await send(options.url.replace(/\/$/, "") + path, {
-    ...init,
-    headers: { .../** @type {Headers} */ (init.headers), ...own },
-    credentials: credentials ?? "same-origin",
-    cache: "no-store",
-  });
+  try {
+    return await send(options.url.replace(/\/$/, "") + path, {
+      ...init,
+      headers: { .../** @type {Headers} */ (init.headers), ...own },
+      credentials: credentials ?? "same-origin",
+      cache: "no-store",
+    });
+  } catch (error) {
+    // Browsers report all network errors so, each in its own words.
+    throw error instanceof TypeError ? new Error(UNREACHABLE, { cause: error }) : error;
+  }
 }
 
 /**
  * @typedef {object} AskOptions
- * @property {AbortSignal} signal Ends the trying. A `GET` is broken off; a `POST` that is under way
- *     is not, so that what a user said last is not lost with the page that it was said on.
- * @property {unknown} [body] What to post, as JSON; without it, it is a `GET`.
- * @property {number} [patience] Milliseconds for which trying again is worth it; by default no end.
+ * @property {AbortSignal} signal Ends the tries. It aborts a `GET`, but not a `POST` in progress,
+ *     so that the last message is not lost when its page is closed.
+ * @property {unknown} [body] The JSON value to post; without it, the request is a `GET`.
+ * @property {number} [patience] Milliseconds for which it is tried again; by default without end.
  * @property {(error: Error) => void} [onTrouble] Called when a try failed and another follows.
  */
 
 /**
- * Asks for JSON, again and again while there is trouble that may pass. So it is only for requests
- * that may be repeated.
+ * Requests JSON, and tries again after errors that may pass. It is only for requests that may be
+ * repeated.
  *
  * @param {RequestOptions} options
- * @param {string} path Behind `options.url`.
+ * @param {string} path Appended to `options.url`.
  * @param {AskOptions} how
  * @returns {Promise<any>}
  * @throws {ConverseError} The server refused it.
@@ -124,7 +136,7 @@ async function askOnce(options, path, body, signal) {
   const trying = new AbortController();
   const abort = () => trying.abort(signal.reason);
   const silence = options.silence ?? DEFAULT_SILENCE;
-  const timer = setTimeout(() => trying.abort(new Error("The server did not answer.")), silence);
+  const timer = setTimeout(() => trying.abort(new Error(UNREACHABLE)), silence);
   if (body === undefined) signal.addEventListener("abort", abort);
   try {
     const response = await request(options, path, {
@@ -145,34 +157,51 @@ const JSON_SENT = { ...JSON_ACCEPTED, "content-type": "application/json" };
 
 /** @param {Response} response */
 async function json(response) {
-  const type = response.headers.get("content-type") ?? "";
-  if (type.startsWith("application/json")) return await response.json();
-  await response.body?.cancel();
-  // A page of a proxy, or of a network that wants its user to log in.
-  throw new ConverseError(`The answer is no JSON, but ${type || "empty"}.`, 200, "no_json");
+  if (isOfType(response, "application/json")) return await response.json();
+  throw await unexpected(response, "no_json");
 }
 
 /**
- * The error that an answer stands for.
+ * @param {Response} response
+ * @param {string} type
+ */
+export function isOfType(response, type) {
+  return (response.headers.get("content-type") ?? "").startsWith(type);
+}
+
+/**
+ * The error of a successful response of another kind: the page of a proxy, or of a network that
+ * requires a login.
+ *
+ * @param {Response} response
+ * @param {string} code
+ */
+export async function unexpected(response, code) {
+  await response.body?.cancel();
+  return new ConverseError(UNEXPECTED, response.status, code);
+}
+
+/**
+ * The error of a response that is not successful.
  *
  * @param {Response} response
  */
 export async function refusal(response) {
   const wait = Math.min(askedWait(response.headers.get("retry-after")), LONGEST_ASKED_WAIT);
-  let message = `The server answered with the status ${response.status}.`;
+  let message = response.status >= 500 ? UNAVAILABLE : REFUSED;
   let code = "unknown";
   try {
     const { error } = await response.json();
     message = String(error.message);
     code = String(error.code);
   } catch {
-    // It is not the library that answered.
+    // The response is not from the routes, but from a proxy for example.
   }
   return new ConverseError(message, response.status, code, wait);
 }
 
 /**
- * Milliseconds that a `Retry-After` asks to wait, which has seconds or a date.
+ * The wait in a `Retry-After` header, of seconds or a date, in milliseconds.
  *
  * @param {string | null} text
  */
@@ -184,18 +213,18 @@ function askedWait(text) {
 }
 
 /**
- * Milliseconds to wait after so many failures in a row: soon at first, then longer and longer, and
- * for each client another time, so that they do not all come back at once.
+ * The wait after a number of failures in a row, in milliseconds: it grows, and is random, so that
+ * clients do not all return at once.
  *
  * @param {number} retry
- * @param {number} failures From 1 on.
+ * @param {number} failures At least 1.
  */
 export function backOff(retry, failures) {
   return Math.random() * Math.min((retry / 4) * 2 ** Math.min(failures - 1, 20), LONGEST_WAIT);
 }
 
 /**
- * Waits; less if the network comes back, the page is looked at again, or nobody waits any more.
+ * Waits; ends early when the network returns, the page becomes visible, or `signal` is aborted.
  *
  * @param {number} milliseconds
  * @param {AbortSignal} signal

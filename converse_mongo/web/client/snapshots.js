@@ -1,24 +1,24 @@
 // @ts-check
-/** Snapshots: what a user interface is shown, made anew at most once for a burst of changes. */
+/** Snapshots for user interfaces, made at most once for a burst of changes. */
 
 const FRAME = 16;
 
 /**
  * @template T
  * @typedef {object} Snapshots
- * @property {() => T} get The snapshot that was published last.
- * @property {(listener: () => void) => () => void} subscribe Calls `listener` after each snapshot
- *     that is published; returns what ends that.
- * @property {() => void} change Says that something changed: a snapshot is published soon.
- * @property {() => void} publish Publishes one now.
- * @property {() => void} close Nothing is published any more.
+ * @property {() => T} get Returns the snapshot that was published last.
+ * @property {(listener: () => void) => () => void} subscribe Calls `listener` after each published
+ *     snapshot; returns a function that ends that.
+ * @property {() => void} change Schedules a snapshot after a change.
+ * @property {() => void} publish Publishes a snapshot now.
+ * @property {() => void} close Ends publishing.
  */
 
 /**
  * @template T
- * @param {() => T} build Makes a snapshot; the one before if it says the same.
- * @param {number} [interval] Milliseconds between two snapshots, at least, of changes that come by
- *     themselves; by default 16, as screens show no more.
+ * @param {() => T} build Makes a snapshot, or returns the last one if nothing has changed.
+ * @param {number} [interval] The shortest time between two scheduled snapshots, in milliseconds; by
+ *     default 16, since screens show no more.
  * @returns {Snapshots<T>}
  */
 export function snapshots(build, interval = FRAME) {
@@ -40,11 +40,11 @@ export function snapshots(build, interval = FRAME) {
     if (next === current) return;
     current = next;
     for (const listener of [...listeners]) {
-      if (!listeners.has(listener)) continue; // one that was called before it ended it
+      if (!listeners.has(listener)) continue; // another listener removed it
       try {
         listener();
       } catch (error) {
-        // It is the listener's own trouble: the others, and the stream, go on.
+        // The error is the listener's own: the others, and the stream, continue.
         reportLater(error);
       }
     }
@@ -53,7 +53,7 @@ export function snapshots(build, interval = FRAME) {
   return {
     get: () => current,
     subscribe: (listener) => {
-      const own = () => listener(); // the same function twice is two listeners
+      const own = () => listener(); // a function that is subscribed twice is two listeners
       listeners.add(own);
       return () => listeners.delete(own);
     },
@@ -61,7 +61,7 @@ export function snapshots(build, interval = FRAME) {
       if (scheduled || closed) return;
       scheduled = true;
       const pause = published + interval - performance.now();
-      // A timer and not a frame: there are none while the page is in the background.
+      // A timer, since a page in the background has no animation frames.
       if (pause > 0) timer = setTimeout(publish, pause);
       else queueMicrotask(() => scheduled && publish());
     },

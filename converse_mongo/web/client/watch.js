@@ -1,9 +1,9 @@
 // @ts-check
 /**
- * Watching: a stream of events, over lost connections, reloads and deploys.
+ * Watching: streams of events that continue across lost connections, reloads and deploys.
  *
- * It reads streams with `fetch` and not with `EventSource`, which gives up for ever when a proxy
- * answers with an error once, as it does during a deploy, and which can send no headers.
+ * Streams are read with `fetch`. An `EventSource` gives up at the first error of a proxy, as during
+ * a deploy, and cannot send headers.
  */
 
 import { eventParser } from "./events.js";
@@ -13,10 +13,12 @@ import {
   DEFAULT_SILENCE,
   asError,
   backOff,
+  isOfType,
   isTransient,
   pathOf,
   refusal,
   request,
+  unexpected,
   wait,
 } from "./requests.js";
 
@@ -29,7 +31,7 @@ const STEADY = 30_000;
 
 /**
  * @typedef {object} Chunk
- * @property {number} sequence From 0 on, without a gap.
+ * @property {number} sequence 0, 1, 2, … without a gap.
  * @property {string} content
  * @property {string} created_at
  * @property {Record<string, unknown>} [metadata]
@@ -49,7 +51,7 @@ const STEADY = 30_000;
  * @property {boolean} streaming
  * @property {string} content Empty if it streams.
  * @property {Record<string, unknown>} metadata
- * @property {string | null} replaces The id of the answer that it is given instead of.
+ * @property {string | null} replaces The id of the answer that it replaces.
  * @property {string} created_at
  */
 
@@ -71,7 +73,7 @@ const STEADY = 30_000;
 
 /**
  * @typedef {ConversationEvent & {id: string}} Event
- * What happened; its id is where the stream stands behind it: what to pass as `after`.
+ * An event; its id is the cursor behind it, to be passed as `after`.
  */
 
 /**
@@ -88,7 +90,7 @@ const STEADY = 30_000;
 
 /**
  * @typedef {ListEvent | MessageCreated | FinalEvent} OwnerEvent
- * What happened to one of the conversations, or a message that was added to it or ended.
+ * A change of one of the conversations, or a message in it that was added or has ended.
  */
 
 /** @typedef {"connecting" | "open" | "waiting" | "closed"} State */
@@ -96,22 +98,23 @@ const STEADY = 30_000;
 /**
  * @typedef {object} ConnectionOptions
  * @property {(state: State, error: Error | null) => void} [onState] Called when the state changes;
- *     with the error, while it waits to try again or is closed for one.
+ *     with the error for which it is waiting or closed.
  * @property {AbortSignal} [signal] Closes the watch.
  */
 
 /**
  * @typedef {object} OwnWatchOptions
  * @property {string} conversationId
- * @property {string | null} [after] The id of the last event that you have; "now" for what comes.
- * @property {(event: Event) => void} onEvent Called with each event, each once and in order. If it
+ * @property {string | null} [after] A cursor: that of a page of history, or the id of the last
+ *     event; "now" for new events only.
+ * @property {(event: Event) => void} onEvent Called with each event, once and in order. If it
  *     throws, the watch is closed with that error.
  */
 
 /**
  * @typedef {object} OwnOwnerWatchOptions
- * @property {() => void} onOpened Called each time that a stream was opened, the first time too:
- *     from here on nothing is missed. What happened before is not told: load your list again.
+ * @property {() => void} onOpened Called each time that a stream was opened, also the first time:
+ *     from here on nothing is missed. Load your list again, since earlier events are not sent.
  * @property {(event: OwnerEvent) => void} onEvent Called with each event. If this or `onOpened`
  *     throws, the watch is closed with that error.
  */
@@ -121,13 +124,13 @@ const STEADY = 30_000;
 
 /**
  * @typedef {object} OwnerWatch
- * @property {() => void} close Ends it; `onEvent` is not called any more.
- * @property {Promise<Error | null>} closed Done when it has ended; with the error that ended it.
+ * @property {() => void} close Ends it; `onEvent` is no longer called.
+ * @property {Promise<Error | null>} closed Resolves when it has ended, with the error if any.
  */
 
 /**
  * @typedef {object} OwnCursor
- * @property {() => string | null} cursor The id of the last event that `onEvent` was given.
+ * @property {() => string | null} cursor Returns the id of the last event passed to `onEvent`.
  */
 
 /** @typedef {OwnerWatch & OwnCursor} Watch */
@@ -164,10 +167,10 @@ export function isEnd(event) {
 }
 
 /**
- * Watches all conversations of the user who asks, until it is closed.
+ * Watches all conversations of the user, until it is closed.
  *
- * Its stream begins with what comes and has no cursor: after each `onOpened`, the first and those
- * after a lost connection, load what you show of them again.
+ * Its stream has new events only, and no cursor: load your list again at each `onOpened`, the first
+ * and those after a lost connection.
  *
  * @param {OwnerWatchOptions} options
  * @returns {OwnerWatch}
@@ -200,11 +203,11 @@ function watch(path, options, isLast) {
 }
 
 /**
- * Keeps a connection: makes another one when it is lost.
+ * Keeps a connection, and makes another one when it is lost.
  *
  * @param {RequestOptions & ConnectionOptions} options
- * @param {() => string} target What to connect to, behind `options.url`; asked for each time.
- * @param {(sent: ServerSentEvent) => boolean} take Takes an event; tells whether it was the last.
+ * @param {() => string} target Returns the path behind `options.url`; called for each connection.
+ * @param {(sent: ServerSentEvent) => boolean} take Receives an event; whether it was the last.
  * @returns {OwnerWatch}
  */
 function connect(options, target, take) {
@@ -221,18 +224,18 @@ function connect(options, target, take) {
     }
   };
 
-  /** Reads one connection; true once the stream is over for good. */
+  /** Reads one connection; returns whether the stream is over. */
   async function read() {
     const connection = new AbortController();
     const abort = () => connection.abort(closing.signal.reason);
     closing.signal.addEventListener("abort", abort);
-    if (closing.signal.aborted) abort(); // by who was told that it connects
+    if (closing.signal.aborted) abort(); // by `onState`
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     let watchdog;
     const live = () => {
       clearTimeout(watchdog);
       watchdog = setTimeout(
-        () => connection.abort(new Error("The connection went silent.")),
+        () => connection.abort(new Error("The connection was lost.")),
         options.silence ?? DEFAULT_SILENCE,
       );
     };
@@ -253,7 +256,7 @@ function connect(options, target, take) {
         (sent) => {
           if (over || closing.signal.aborted) return;
           over = take(sent);
-          // That it was opened does not tell that it lasts.
+          // A connection that was opened may not last.
           if (sent.type !== OPENED) failures = 0;
         },
         (milliseconds) => {
@@ -272,7 +275,7 @@ function connect(options, target, take) {
       }
       return true;
     } finally {
-      // Where nothing was said for a long time, no event tells that all was well.
+      // A connection may be well for a long time without an event.
       if (performance.now() - opened > STEADY) failures = 0;
       clearTimeout(watchdog);
       closing.signal.removeEventListener("abort", abort);
@@ -309,7 +312,7 @@ function connect(options, target, take) {
   const close = () => closing.abort();
   options.signal?.addEventListener("abort", close);
   if (options.signal?.aborted) close();
-  // A moment later, so that who is called has what is returned here.
+  // A moment later, so that callbacks can use the returned watch.
   const closed = Promise.resolve().then(run).then((error) => {
     options.signal?.removeEventListener("abort", close);
     try {
@@ -322,7 +325,7 @@ function connect(options, target, take) {
   return { close, closed };
 }
 
-/** What a function of the caller threw, which is no trouble of the connection. */
+/** Wraps an error that a function of the caller threw: it is not one of the connection. */
 class ListenerError extends Error {
   /** @param {unknown} cause */
   constructor(cause) {
@@ -334,17 +337,12 @@ class ListenerError extends Error {
  * The body of a stream.
  *
  * @param {Response} response
- * @throws {ConverseError} It is none.
+ * @throws {ConverseError} The response is not a stream.
  */
 async function body(response) {
-  const type = response.headers.get("content-type") ?? "";
-  if (response.ok && response.body !== null && type.startsWith("text/event-stream")) {
+  if (!response.ok) throw await refusal(response);
+  if (response.body !== null && isOfType(response, "text/event-stream")) {
     return response.body.getReader();
   }
-  if (response.ok) {
-    await response.body?.cancel();
-    // A page of a proxy, or of a network that wants its user to log in.
-    throw new ConverseError(`The answer is no stream, but ${type || "empty"}.`, 200, "no_stream");
-  }
-  throw await refusal(response);
+  throw await unexpected(response, "no_stream");
 }

@@ -3,8 +3,10 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from converse_mongo import Conversation, MessageStatus
-from tests.web.conftest import Site, read_all, read_events
+from tests.web.conftest import MakeSite, Site, read_all, read_events
 from tests.web.test_conversations import wait_for_end
 
 
@@ -162,6 +164,20 @@ async def test_regenerate__of_a_question_that_was_not_answered(site: Site) -> No
     assert text_of(await ask(site, conversation, body)) == "Yes"
 
 
+async def test_chat__that_nobody_answers_is_told_to_the_developer_in_the_log(
+    make_site: MakeSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = await make_site(generations=None)
+    conversation = await site.conversation()
+    body = {"id": str(conversation.id), "messages": [question("Hi")]}
+    answer = await site.http.post("/chat", json=body)
+    assert answer.json()["error"] == {
+        "code": "unavailable",
+        "message": "The service is busy. Try again in a few seconds.",
+    }
+    assert "pass generations= to routes()" in caplog.text
+
+
 async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:
     conversation = await site.conversation()
     good = [question("Hi")]
@@ -173,7 +189,7 @@ async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:
         ({"messages": [{"role": "user", "parts": "x"}]}, 400, "messages"),
         ({"messages": good, "trigger": "explode"}, 400, "trigger"),
         ({"messages": good, "messageId": "m1"}, 400, "sent"),
-        ({"messages": [question("x" * 300_000)]}, 413, "larger"),
+        ({"messages": [question("x" * 300_000)]}, 413, "The message is larger"),
         ({"messages": [question("Hi", "n" * 300)]}, 413, "id"),
         ({"trigger": "regenerate-message"}, 409, "said"),
         ({"id": "", "messages": good}, 400, "id"),

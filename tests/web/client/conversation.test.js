@@ -574,8 +574,24 @@ test("what cannot be sent is unsent, and is sent again as the same request", asy
   assert.equal(last(conversation.getSnapshot()), message);
   const ids = service.of("send").map(({ body }) => body.request_id);
   assert.deepEqual(ids, [unsent.id, unsent.id]);
-  await assert.rejects(conversation.resend(unsent.id), /No message .* is unsent/);
-  await assert.rejects(conversation.resend("unknown"), /No message unknown is unsent/);
+  await assert.rejects(conversation.resend(unsent.id), /No unsent message has the id/);
+  await assert.rejects(conversation.resend("unknown"), /No unsent message has the id/);
+});
+
+test("what is not an answer of the routes is explained to the user of the page", async () => {
+  const { conversation } = await follow({ patience: 0 });
+  const page = (status) => (response) =>
+    response.writeHead(status, { "content-type": "text/html" }).end("<p>nginx</p>");
+  for (const [answer, text] of [
+    [drop, "The service could not be reached. Try again."],
+    [page(502), "The service is not available at the moment. Try again."],
+    [page(403), "The service refused the request."],
+    [page(200), "The service could not answer. Try again."],
+  ]) {
+    service.next("send", answer);
+    const { status, error } = await conversation.send("hello");
+    assert.deepEqual([status, error], ["unsent", text]);
+  }
 });
 
 for (const [status, code] of [[404, "not_found"], [409, "conflict"], [413, "too_large"]]) {

@@ -267,7 +267,7 @@ export class Service {
       const before = Number(query.before ?? Infinity);
       const older = [...this.stored.values()].filter(({ position }) => position < before);
       const messages = older.slice(-limit);
-      const page = { messages, before: older.length > limit ? messages[0].position : null };
+      const page = { messages: messages.map(withCursor), before: older.length > limit ? messages[0].position : null };
       json(query.before ? page : { ...page, cursor: `${ID}.${this.told.length}` })(response);
     },
 
@@ -282,12 +282,13 @@ export class Service {
       const sent = this.#sent.get(request_id) ?? { message: this.say(content), answer: null };
       if (this.answering) sent.answer ??= this.begin();
       this.#sent.set(request_id, sent);
-      json(sent, 201)(response);
+      const { message, answer } = sent;
+      json({ message: withCursor(message), answer: answer && withCursor(answer) }, 201)(response);
     },
 
     message: (response, { path }) => {
       const message = this.stored.get(idIn(path));
-      (message === undefined ? NOT_FOUND : json(message))(response);
+      (message === undefined ? NOT_FOUND : json(withCursor(message)))(response);
     },
 
     "message events": (response, { path, query }) => {
@@ -305,7 +306,7 @@ export class Service {
 
     retry: (response, { path }) => {
       const answer = this.answering ? this.begin({ replaces: idIn(path) }) : null;
-      json({ answer }, 201)(response);
+      json({ answer: answer && withCursor(answer) }, 201)(response);
     },
 
     stop: (response, { path }) => json({ id: idIn(path), status: "streaming" })(response),
@@ -402,6 +403,13 @@ export function ended(message) {
 /** Whether an event is one of the stream of a message. */
 function isOf({ type, message_id }, messageId) {
   return message_id === messageId && type !== "message.created" && type !== "message.updated";
+}
+
+/** A stored message with its cursor, which says nothing to clients. */
+function withCursor(message) {
+  const { status, chunk_count } = message;
+  if (status !== "streaming") return { ...message, cursor: "opaque.end" };
+  return { ...message, cursor: chunk_count > 0 ? `opaque.${chunk_count - 1}` : null };
 }
 
 /** The id of an event on the stream of its message. */

@@ -4,52 +4,53 @@
 /**
  * @typedef {object} OwnConversationOptions
  * @property {string} conversationId
- * @property {number} [limit] How many messages a page of the history has, from 1 to 200; by default
+ * @property {number} [limit] The number of messages in a page of history, from 1 to 200; by default
  *     50.
  * @property {number} [patience] Milliseconds for which sending, stopping and the like are tried
- *     again while there is trouble that may pass; by default 60,000.
- * @property {number} [interval] Milliseconds between two calls of a listener, at least, for what
- *     comes by itself; by default 16.
+ *     again after errors that may pass; by default 60,000.
+ * @property {number} [interval] The shortest time between two calls of a listener after events of
+ *     the server, in milliseconds; by default 16.
  */
 /** @typedef {import("./requests.js").RequestOptions & OwnConversationOptions} ConversationOptions */
 /**
  * @typedef {object} Snapshot
- * Never changed: what changes is in another one, where all that stayed the same is the same object.
+ * It never changes. A later snapshot has the same objects for all that has not changed.
  * @property {"loading" | "open" | "reconnecting" | "error"} status "loading" until the messages are
- *     there, "reconnecting" while they are not followed, "error" once that is no use any more.
- * @property {Error | null} error What is in the way; with the status "error" a `ConverseError` of
- *     what was refused.
- * @property {readonly Message[]} messages In order, without answers that another is given instead
- *     of; at the end what was said here and is not stored.
+ *     loaded, "reconnecting" while they are not followed, "error" when they cannot be followed.
+ * @property {Error | null} error The reason, while it is loading, reconnecting or an error; with
+ *     the status "error" the `ConverseError` of the refused request.
+ * @property {readonly Message[]} messages In order, without answers that were replaced; at the end
+ *     the messages of this client that are not stored.
  * @property {boolean} hasOlder Whether `loadOlder` has something to load.
- * @property {boolean} typing Whether an answer is being written, or about to be.
+ * @property {boolean} typing Whether an answer is being written, or is about to be.
  */
 /**
  * @typedef {object} Conversation
  * @property {() => Snapshot} getSnapshot
  * @property {(listener: () => void) => () => void} subscribe Calls `listener` when there is another
- *     snapshot, once for a burst of changes; returns what ends that.
- * @property {(content: string, options?: {requestId?: string}) => Promise<Message>} send Says
- *     something. It is shown at once with the status "pending"; and with "unsent" if it could not
- *     be sent, which this does not reject for: it gives the message as it is then.
- * @property {(id: string) => Promise<Message>} resend Tries again with a message that is unsent.
- *     Rejects with an `Error` if there is none with this id.
+ *     snapshot, once for a burst of changes; returns a function that ends that.
+ * @property {(content: string, options?: {requestId?: string}) => Promise<Message>} send Sends a
+ *     message. It is shown at once with the status "pending", and with "unsent" if it could not be
+ *     sent. Resolves with the message in either case.
+ * @property {(id: string) => Promise<Message>} resend Sends an unsent message again. Rejects with
+ *     an `Error` if there is none with this id.
  * @property {(messageId?: string | null, reason?: string) => Promise<unknown>} stop Stops an
- *     answer, or all that are being written. Rejects with a `ConverseError`, or with what was in
- *     the way of the request.
- * @property {(messageId: string) => Promise<Message | null>} retry Asks for another answer instead
- *     of the last one, and gives it; `null` where another process answers. Rejects as `stop` does.
- * @property {() => Promise<void>} loadOlder Loads the page before what is shown. Rejects as `stop`
- *     does.
- * @property {() => void} close Ends it: listeners are not called any more, and nothing is tried
- *     again. What is being sent at this moment still arrives.
+ *     answer, or all that are being written. Rejects with a `ConverseError`, or with the error of
+ *     the network.
+ * @property {(messageId: string) => Promise<Message | null>} retry Starts another answer in place
+ *     of the last one, and resolves with it; with `null` if another process answers. Rejects as
+ *     `stop` does.
+ * @property {() => Promise<void>} loadOlder Loads the page before the first message. Rejects as
+ *     `stop` does.
+ * @property {() => void} close Ends it: listeners are no longer called, and nothing is tried again.
+ *     A request in progress is still completed.
  */
 /**
  * @typedef {object} Draft
- * What was said here and has no answer of the server yet.
+ * A message of this client for which there is no response yet.
  * @property {Message} message Its id is the id of the request.
- * @property {string | null} match The message that it seems to have become, by its text: the event
- *     of its creation does not say which request made it, and may come before the response does.
+ * @property {string | null} match The stored message with the same text. The event of its creation
+ *     does not name the request, and may arrive before the response.
  * @property {Promise<Message> | null} sending
  */
 /**
@@ -65,39 +66,39 @@ export type Event = import("./watch.js").Event;
 export type OwnConversationOptions = {
     conversationId: string;
     /**
-     * How many messages a page of the history has, from 1 to 200; by default
+     * The number of messages in a page of history, from 1 to 200; by default
      * 50.
      */
     limit?: number | undefined;
     /**
      * Milliseconds for which sending, stopping and the like are tried
-     * again while there is trouble that may pass; by default 60,000.
+     * again after errors that may pass; by default 60,000.
      */
     patience?: number | undefined;
     /**
-     * Milliseconds between two calls of a listener, at least, for what
-     * comes by itself; by default 16.
+     * The shortest time between two calls of a listener after events of
+     * the server, in milliseconds; by default 16.
      */
     interval?: number | undefined;
 };
 export type ConversationOptions = import("./requests.js").RequestOptions & OwnConversationOptions;
 /**
- * Never changed: what changes is in another one, where all that stayed the same is the same object.
+ * It never changes. A later snapshot has the same objects for all that has not changed.
  */
 export type Snapshot = {
     /**
      * "loading" until the messages are
-     * there, "reconnecting" while they are not followed, "error" once that is no use any more.
+     * loaded, "reconnecting" while they are not followed, "error" when they cannot be followed.
      */
     status: "loading" | "open" | "reconnecting" | "error";
     /**
-     * What is in the way; with the status "error" a `ConverseError` of
-     * what was refused.
+     * The reason, while it is loading, reconnecting or an error; with
+     * the status "error" the `ConverseError` of the refused request.
      */
     error: Error | null;
     /**
-     * In order, without answers that another is given instead
-     * of; at the end what was said here and is not stored.
+     * In order, without answers that were replaced; at the end
+     * the messages of this client that are not stored.
      */
     messages: readonly Message[];
     /**
@@ -105,7 +106,7 @@ export type Snapshot = {
      */
     hasOlder: boolean;
     /**
-     * Whether an answer is being written, or about to be.
+     * Whether an answer is being written, or is about to be.
      */
     typing: boolean;
 };
@@ -113,46 +114,47 @@ export type Conversation = {
     getSnapshot: () => Snapshot;
     /**
      * Calls `listener` when there is another
-     * snapshot, once for a burst of changes; returns what ends that.
+     * snapshot, once for a burst of changes; returns a function that ends that.
      */
     subscribe: (listener: () => void) => () => void;
     /**
-     * Says
-     * something. It is shown at once with the status "pending"; and with "unsent" if it could not
-     * be sent, which this does not reject for: it gives the message as it is then.
+     * Sends a
+     * message. It is shown at once with the status "pending", and with "unsent" if it could not be
+     * sent. Resolves with the message in either case.
      */
     send: (content: string, options?: {
         requestId?: string;
     }) => Promise<Message>;
     /**
-     * Tries again with a message that is unsent.
-     * Rejects with an `Error` if there is none with this id.
+     * Sends an unsent message again. Rejects with
+     * an `Error` if there is none with this id.
      */
     resend: (id: string) => Promise<Message>;
     /**
      * Stops an
-     * answer, or all that are being written. Rejects with a `ConverseError`, or with what was in
-     * the way of the request.
+     * answer, or all that are being written. Rejects with a `ConverseError`, or with the error of
+     * the network.
      */
     stop: (messageId?: string | null, reason?: string) => Promise<unknown>;
     /**
-     * Asks for another answer instead
-     * of the last one, and gives it; `null` where another process answers. Rejects as `stop` does.
+     * Starts another answer in place
+     * of the last one, and resolves with it; with `null` if another process answers. Rejects as
+     * `stop` does.
      */
     retry: (messageId: string) => Promise<Message | null>;
     /**
-     * Loads the page before what is shown. Rejects as `stop`
-     * does.
+     * Loads the page before the first message. Rejects as
+     * `stop` does.
      */
     loadOlder: () => Promise<void>;
     /**
-     * Ends it: listeners are not called any more, and nothing is tried
-     * again. What is being sent at this moment still arrives.
+     * Ends it: listeners are no longer called, and nothing is tried again.
+     * A request in progress is still completed.
      */
     close: () => void;
 };
 /**
- * What was said here and has no answer of the server yet.
+ * A message of this client for which there is no response yet.
  */
 export type Draft = {
     /**
@@ -160,8 +162,8 @@ export type Draft = {
      */
     message: Message;
     /**
-     * The message that it seems to have become, by its text: the event
-     * of its creation does not say which request made it, and may come before the response does.
+     * The stored message with the same text. The event of its creation
+     * does not name the request, and may arrive before the response.
      */
     match: string | null;
     sending: Promise<Message> | null;

@@ -1,53 +1,53 @@
 /** @param {Message} message */
 export function isFinal(message: Message): boolean;
 /**
- * @param {Message} message
+ * @param {StoredMessage} stored
  * @returns {Entry}
  */
-export function newEntry(message: Message): Entry;
+export function newEntry(stored: StoredMessage): Entry;
 /**
- * The message that a `message.created` tells of.
+ * The message that a `message.created` creates.
  *
  * @param {import("./watch.js").MessageCreated} event
  * @returns {Message}
  */
 export function createdMessage(event: import("./watch.js").MessageCreated): Message;
 /**
- * The message as it is now; the same object while nothing changed.
+ * The current message; the same object while nothing has changed.
  *
  * @param {Entry} entry
  */
 export function look(entry: Entry): Message;
 /**
- * Takes an event of a chunk or of the end, and no other. What was seen before changes nothing.
+ * Applies an event of a chunk or of the end, and no other. A repeated event changes nothing.
  *
  * @param {Entry} entry
  * @param {ConversationEvent} event
- * @returns {boolean} Whether something is missing, so that the message is to be loaded again.
+ * @returns {boolean} Whether chunks are missing, so that the message must be loaded again.
  */
 export function take(entry: Entry, event: ConversationEvent): boolean;
 /**
- * Takes the message as it was loaded, which may have been before what is known of it by now.
+ * Merges a message that was loaded, and may be older than the events received since.
  *
  * @param {Entry} entry
- * @param {Message} loaded
+ * @param {StoredMessage} stored
  */
-export function merge(entry: Entry, loaded: Message): void;
+export function merge(entry: Entry, stored: StoredMessage): void;
 /**
- * Makes a function that loads a message again, one request for a message at a time.
+ * Makes a function that reloads a message, with one request per message at a time.
  *
  * @param {object} options
- * @param {(id: string) => Promise<Message>} options.load
+ * @param {(id: string) => Promise<StoredMessage>} options.load
  * @param {(id: string) => Entry | undefined} options.find
- * @param {(id: string, error: Error | null) => void} options.onDone Called after each load, and when
- *     loading failed for good.
+ * @param {(id: string, error: Error | null) => void} options.onDone Called after each load, and
+ *     when loading failed finally.
  * @param {number} options.retry Milliseconds.
  * @param {AbortSignal} options.signal
- * @returns {(id: string, saved?: boolean) => void} Takes whether the message was saved, so that one
- *     that is being loaded at this moment may be too old.
+ * @returns {(id: string, saved?: boolean) => void} `saved` says that the message was saved, so that
+ *     one that is being loaded now may be outdated.
  */
 export function reloader({ load, find, onDone, retry, signal }: {
-    load: (id: string) => Promise<Message>;
+    load: (id: string) => Promise<StoredMessage>;
     find: (id: string) => Entry | undefined;
     onDone: (id: string, error: Error | null) => void;
     retry: number;
@@ -59,13 +59,12 @@ export type Message = {
     id: string;
     conversation_id: string;
     /**
-     * Where it stands in its conversation; `null` while it is not
-     * stored.
+     * Its place in the conversation; `null` while it is not stored.
      */
     position: number | null;
     role: "system" | "user" | "assistant" | "tool_call" | "tool_result";
     /**
-     *     "pending" and "unsent" are what was said here and is not stored: yet, or at all.
+     *     "pending" and "unsent" are of messages of this client that are not stored yet, or at all.
      */
     status: "streaming" | "completed" | "failed" | "cancelled" | "pending" | "unsent";
     /**
@@ -73,12 +72,12 @@ export type Message = {
      */
     content: string;
     /**
-     * Of how many chunks that consists.
+     * The number of chunks in it.
      */
     chunk_count: number;
     metadata: Record<string, unknown>;
     /**
-     * The id of the answer that this one is given instead of.
+     * The id of the answer that this one replaces.
      */
     replaces: string | null;
     /**
@@ -93,28 +92,34 @@ export type Message = {
     completed_at: string | null;
 };
 /**
- * A message and what has come since. The text is joined when it is looked at and not with each
- * chunk, so that a burst of chunks costs one copy.
+ * A message as the server sends it, with the cursor from which its stream continues.
+ */
+export type StoredMessage = Message & {
+    cursor?: string | null;
+};
+/**
+ * A message and the events since. The text is joined when it is read and not with each chunk, so
+ * that a burst of chunks costs one copy.
  */
 export type Entry = {
     /**
-     * As it was when it was last looked at.
+     * The message when it was last read.
      */
     message: Message;
     /**
-     * Text that came since.
+     * Text that was received since.
      */
     tail: string[];
     /**
-     * How many chunks there are, with `tail`.
+     * The number of chunks, with `tail`.
      */
     count: number;
     /**
-     * Text of chunks behind those that are missing.
+     * Text of chunks behind missing ones.
      */
     ahead: Map<number, string>;
     /**
-     * The end of the message, which came before all its chunks.
+     * The end of the message, if it was received before all chunks.
      */
     end: FinalEvent | null;
 };

@@ -1,16 +1,16 @@
 /**
- * Server-sent events, from text as it comes over the wire.
+ * Server-sent events: a parser of the text of a stream.
  *
  * Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
  */
 /**
  * @typedef {object} ServerSentEvent
- * @property {string} type What stands in its `event` line, or "message".
+ * @property {string} type The value of its `event` line, or "message".
  * @property {string} data Its `data` lines, joined.
- * @property {string} id The last `id` that was sent, with it or before it; "" for none.
+ * @property {string} id The last `id` that was sent, with it or before it; "" if there is none.
  */
 /**
- * Makes a function that takes pieces of a stream, cut anywhere, and tells of what they complete.
+ * Makes a function that receives pieces of a stream, cut anywhere, and reports the events in them.
  *
  * @param {(event: ServerSentEvent) => void} onEvent Called for each event that has data.
  * @param {(milliseconds: number) => void} [onRetry] Called for each `retry` line.
@@ -19,7 +19,7 @@
 export function eventParser(onEvent: (event: ServerSentEvent) => void, onRetry?: (milliseconds: number) => void): (text: string) => void;
 export type ServerSentEvent = {
     /**
-     * What stands in its `event` line, or "message".
+     * The value of its `event` line, or "message".
      */
     type: string;
     /**
@@ -27,7 +27,7 @@ export type ServerSentEvent = {
      */
     data: string;
     /**
-     * The last `id` that was sent, with it or before it; "" for none.
+     * The last `id` that was sent, with it or before it; "" if there is none.
      */
     id: string;
 };

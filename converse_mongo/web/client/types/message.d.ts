@@ -4,16 +4,16 @@
  * @typedef {object} OwnMessageOptions
  * @property {string} conversationId
  * @property {string} messageId
- * @property {number} [interval] Milliseconds between two calls of a listener, at least; by default
- *     16.
+ * @property {number} [interval] The shortest time between two calls of a listener, in
+ *     milliseconds; by default 16.
  */
 /** @typedef {import("./requests.js").RequestOptions & OwnMessageOptions} MessageOptions */
 /**
  * @typedef {object} MessageSnapshot
- * @property {Message | null} message `null` until it is there.
- * @property {"loading" | "open" | "reconnecting" | "ended" | "error"} status "ended" once the
- *     message is final, "error" once following it is no use any more.
- * @property {Error | null} error What is in the way.
+ * @property {Message | null} message `null` until it is loaded.
+ * @property {"loading" | "open" | "reconnecting" | "ended" | "error"} status "ended" when the
+ *     message is final, "error" when it cannot be followed.
+ * @property {Error | null} error The reason, while it is loading, reconnecting or an error.
  */
 /**
  * @typedef {object} FollowedMessage
@@ -34,24 +34,24 @@ export type OwnMessageOptions = {
     conversationId: string;
     messageId: string;
     /**
-     * Milliseconds between two calls of a listener, at least; by default
-     * 16.
+     * The shortest time between two calls of a listener, in
+     * milliseconds; by default 16.
      */
     interval?: number | undefined;
 };
 export type MessageOptions = import("./requests.js").RequestOptions & OwnMessageOptions;
 export type MessageSnapshot = {
     /**
-     * `null` until it is there.
+     * `null` until it is loaded.
      */
     message: Message | null;
     /**
-     * "ended" once the
-     * message is final, "error" once following it is no use any more.
+     * "ended" when the
+     * message is final, "error" when it cannot be followed.
      */
     status: "loading" | "open" | "reconnecting" | "ended" | "error";
     /**
-     * What is in the way.
+     * The reason, while it is loading, reconnecting or an error.
      */
     error: Error | null;
 };

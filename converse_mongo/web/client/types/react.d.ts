@@ -1,12 +1,12 @@
 /**
  * Follows a conversation while the component is mounted.
  *
- * Each use has a connection of its own: use it once for a conversation and pass on what it gives.
+ * Each use has its own connection: use it once for a conversation and pass on its result.
  *
  * @param {string | null | undefined} conversationId Without one it waits, with the status
  *     "loading".
- * @param {Options} options Of these, `url` opens the conversation anew when it changes. The others
- *     may be made in each render; `headers` and `fetch` are taken from the last one.
+ * @param {Options} options A change of `url` opens the conversation again. The others may be new in
+ *     each render; `headers` and `fetch` of the last one are used.
  * @returns {Snapshot & Actions}
  */
 export function useConversation(conversationId: string | null | undefined, options: Options): Snapshot & Actions;
@@ -26,7 +26,7 @@ export type Store<T> = {
 };
 export type Shared<S extends Store<T>, T> = {
     /**
-     * The store; `null` while nobody is subscribed.
+     * Returns the store; `null` while it has no subscriber.
      */
     get: () => S | null;
     getSnapshot: () => T;
@@ -38,6 +38,6 @@ export type Snapshot = import("./conversation.js").Snapshot;
 export type MessageSnapshot = import("./message.js").MessageSnapshot;
 export type Options = Omit<import("./conversation.js").ConversationOptions, "conversationId">;
 /**
- * They are always the same functions while the id is the same, and throw before the first effect.
+ * The functions stay the same while the id does, and throw before the first effect.
  */
 export type Actions = Pick<Conversation, "send" | "resend" | "stop" | "retry" | "loadOlder">;

@@ -1,5 +1,5 @@
 /**
- * Whether to try again is any use. What is no answer of a server is trouble of the network.
+ * Whether another try may succeed. Errors that are not responses are errors of the network.
  *
  * @param {unknown} error
  */
@@ -8,24 +8,25 @@ export function isTransient(error: unknown): boolean;
  * Makes one request.
  *
  * @param {RequestOptions} options
- * @param {string} path Behind `options.url`.
+ * @param {string} path Appended to `options.url`.
  * @param {RequestInit} init
+ * @throws {Error} The server could not be reached, or the request was aborted.
  */
 export function request(options: RequestOptions, path: string, init: RequestInit): Promise<Response>;
 /**
  * @typedef {object} AskOptions
- * @property {AbortSignal} signal Ends the trying. A `GET` is broken off; a `POST` that is under way
- *     is not, so that what a user said last is not lost with the page that it was said on.
- * @property {unknown} [body] What to post, as JSON; without it, it is a `GET`.
- * @property {number} [patience] Milliseconds for which trying again is worth it; by default no end.
+ * @property {AbortSignal} signal Ends the tries. It aborts a `GET`, but not a `POST` in progress,
+ *     so that the last message is not lost when its page is closed.
+ * @property {unknown} [body] The JSON value to post; without it, the request is a `GET`.
+ * @property {number} [patience] Milliseconds for which it is tried again; by default without end.
  * @property {(error: Error) => void} [onTrouble] Called when a try failed and another follows.
  */
 /**
- * Asks for JSON, again and again while there is trouble that may pass. So it is only for requests
- * that may be repeated.
+ * Requests JSON, and tries again after errors that may pass. It is only for requests that may be
+ * repeated.
  *
  * @param {RequestOptions} options
- * @param {string} path Behind `options.url`.
+ * @param {string} path Appended to `options.url`.
  * @param {AskOptions} how
  * @returns {Promise<any>}
  * @throws {ConverseError} The server refused it.
@@ -33,21 +34,34 @@ export function request(options: RequestOptions, path: string, init: RequestInit
  */
 export function ask(options: RequestOptions, path: string, { signal, body, patience, onTrouble }: AskOptions): Promise<any>;
 /**
- * The error that an answer stands for.
+ * @param {Response} response
+ * @param {string} type
+ */
+export function isOfType(response: Response, type: string): boolean;
+/**
+ * The error of a successful response of another kind: the page of a proxy, or of a network that
+ * requires a login.
+ *
+ * @param {Response} response
+ * @param {string} code
+ */
+export function unexpected(response: Response, code: string): Promise<ConverseError>;
+/**
+ * The error of a response that is not successful.
  *
  * @param {Response} response
  */
 export function refusal(response: Response): Promise<ConverseError>;
 /**
- * Milliseconds to wait after so many failures in a row: soon at first, then longer and longer, and
- * for each client another time, so that they do not all come back at once.
+ * The wait after a number of failures in a row, in milliseconds: it grows, and is random, so that
+ * clients do not all return at once.
  *
  * @param {number} retry
- * @param {number} failures From 1 on.
+ * @param {number} failures At least 1.
  */
 export function backOff(retry: number, failures: number): number;
 /**
- * Waits; less if the network comes back, the page is looked at again, or nobody waits any more.
+ * Waits; ends early when the network returns, the page becomes visible, or `signal` is aborted.
  *
  * @param {number} milliseconds
  * @param {AbortSignal} signal
@@ -75,39 +89,39 @@ export const DEFAULT_SILENCE: 45000;
  *     function is called for each.
  * @property {RequestCredentials} [credentials] By default "same-origin".
  * @property {typeof globalThis.fetch} [fetch]
- * @property {number} [silence] Milliseconds without a heartbeat after which a connection is
- *     presumed dead; by default 45,000. The server gives a sign every 15 seconds.
- * @property {number} [retry] Milliseconds: what waiting between tries begins with, until the
- *     server says otherwise; by default 2,000. The first wait is at most a quarter of it.
+ * @property {number} [silence] Milliseconds without data after which a connection is presumed dead;
+ *     by default 45,000. The server sends a heartbeat every 15 seconds.
+ * @property {number} [retry] The base of the wait between tries in milliseconds, until the server
+ *     sends another; by default 2,000. The first wait is at most a quarter of it.
  */
 /** @typedef {Record<string, string>} Headers */
 /** A request that the server refused. */
 export class ConverseError extends Error {
     /**
-     * @param {string} message What the server said, for people.
-     * @param {number} status The status of the answer.
-     * @param {string} code What the server said, for programs, such as "not_found".
-     * @param {number} wait Milliseconds that the server asked to wait.
+     * @param {string} message A sentence for people.
+     * @param {number} status The HTTP status of the response.
+     * @param {string} code A code for programs, such as "not_found".
+     * @param {number} wait Milliseconds that the server asked the client to wait.
      */
     constructor(message: string, status: number, code: string, wait?: number);
     status: number;
     code: string;
     wait: number;
-    /** Whether to try again is any use. */
+    /** Whether another try may succeed. */
     get isTransient(): boolean;
 }
 export type AskOptions = {
     /**
-     * Ends the trying. A `GET` is broken off; a `POST` that is under way
-     * is not, so that what a user said last is not lost with the page that it was said on.
+     * Ends the tries. It aborts a `GET`, but not a `POST` in progress,
+     * so that the last message is not lost when its page is closed.
      */
     signal: AbortSignal;
     /**
-     * What to post, as JSON; without it, it is a `GET`.
+     * The JSON value to post; without it, the request is a `GET`.
      */
     body?: unknown;
     /**
-     * Milliseconds for which trying again is worth it; by default no end.
+     * Milliseconds for which it is tried again; by default without end.
      */
     patience?: number | undefined;
     /**
@@ -131,13 +145,13 @@ export type RequestOptions = {
     credentials?: RequestCredentials | undefined;
     fetch?: typeof fetch | undefined;
     /**
-     * Milliseconds without a heartbeat after which a connection is
-     * presumed dead; by default 45,000. The server gives a sign every 15 seconds.
+     * Milliseconds without data after which a connection is presumed dead;
+     * by default 45,000. The server sends a heartbeat every 15 seconds.
      */
     silence?: number | undefined;
     /**
-     * Milliseconds: what waiting between tries begins with, until the
-     * server says otherwise; by default 2,000. The first wait is at most a quarter of it.
+     * The base of the wait between tries in milliseconds, until the server
+     * sends another; by default 2,000. The first wait is at most a quarter of it.
      */
     retry?: number | undefined;
 };

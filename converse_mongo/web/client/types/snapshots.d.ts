@@ -1,41 +1,41 @@
 /**
  * @template T
  * @typedef {object} Snapshots
- * @property {() => T} get The snapshot that was published last.
- * @property {(listener: () => void) => () => void} subscribe Calls `listener` after each snapshot
- *     that is published; returns what ends that.
- * @property {() => void} change Says that something changed: a snapshot is published soon.
- * @property {() => void} publish Publishes one now.
- * @property {() => void} close Nothing is published any more.
+ * @property {() => T} get Returns the snapshot that was published last.
+ * @property {(listener: () => void) => () => void} subscribe Calls `listener` after each published
+ *     snapshot; returns a function that ends that.
+ * @property {() => void} change Schedules a snapshot after a change.
+ * @property {() => void} publish Publishes a snapshot now.
+ * @property {() => void} close Ends publishing.
  */
 /**
  * @template T
- * @param {() => T} build Makes a snapshot; the one before if it says the same.
- * @param {number} [interval] Milliseconds between two snapshots, at least, of changes that come by
- *     themselves; by default 16, as screens show no more.
+ * @param {() => T} build Makes a snapshot, or returns the last one if nothing has changed.
+ * @param {number} [interval] The shortest time between two scheduled snapshots, in milliseconds; by
+ *     default 16, since screens show no more.
  * @returns {Snapshots<T>}
  */
 export function snapshots<T>(build: () => T, interval?: number): Snapshots<T>;
 export type Snapshots<T> = {
     /**
-     * The snapshot that was published last.
+     * Returns the snapshot that was published last.
      */
     get: () => T;
     /**
-     * Calls `listener` after each snapshot
-     * that is published; returns what ends that.
+     * Calls `listener` after each published
+     * snapshot; returns a function that ends that.
      */
     subscribe: (listener: () => void) => () => void;
     /**
-     * Says that something changed: a snapshot is published soon.
+     * Schedules a snapshot after a change.
      */
     change: () => void;
     /**
-     * Publishes one now.
+     * Publishes a snapshot now.
      */
     publish: () => void;
     /**
-     * Nothing is published any more.
+     * Ends publishing.
      */
     close: () => void;
 };

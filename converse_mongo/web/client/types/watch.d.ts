@@ -2,7 +2,7 @@
 /** @typedef {import("./requests.js").RequestOptions} RequestOptions */
 /**
  * @typedef {object} Chunk
- * @property {number} sequence From 0 on, without a gap.
+ * @property {number} sequence 0, 1, 2, … without a gap.
  * @property {string} content
  * @property {string} created_at
  * @property {Record<string, unknown>} [metadata]
@@ -20,7 +20,7 @@
  * @property {boolean} streaming
  * @property {string} content Empty if it streams.
  * @property {Record<string, unknown>} metadata
- * @property {string | null} replaces The id of the answer that it is given instead of.
+ * @property {string | null} replaces The id of the answer that it replaces.
  * @property {string} created_at
  */
 /**
@@ -39,7 +39,7 @@
 /** @typedef {MessageCreated | ChunkReceived | MessageUpdated | FinalEvent} ConversationEvent */
 /**
  * @typedef {ConversationEvent & {id: string}} Event
- * What happened; its id is where the stream stands behind it: what to pass as `after`.
+ * An event; its id is the cursor behind it, to be passed as `after`.
  */
 /**
  * @typedef {object} Named
@@ -53,26 +53,27 @@
 /** @typedef {ConversationCreated | ConversationUpdated | ConversationDeleted} ListEvent */
 /**
  * @typedef {ListEvent | MessageCreated | FinalEvent} OwnerEvent
- * What happened to one of the conversations, or a message that was added to it or ended.
+ * A change of one of the conversations, or a message in it that was added or has ended.
  */
 /** @typedef {"connecting" | "open" | "waiting" | "closed"} State */
 /**
  * @typedef {object} ConnectionOptions
  * @property {(state: State, error: Error | null) => void} [onState] Called when the state changes;
- *     with the error, while it waits to try again or is closed for one.
+ *     with the error for which it is waiting or closed.
  * @property {AbortSignal} [signal] Closes the watch.
  */
 /**
  * @typedef {object} OwnWatchOptions
  * @property {string} conversationId
- * @property {string | null} [after] The id of the last event that you have; "now" for what comes.
- * @property {(event: Event) => void} onEvent Called with each event, each once and in order. If it
+ * @property {string | null} [after] A cursor: that of a page of history, or the id of the last
+ *     event; "now" for new events only.
+ * @property {(event: Event) => void} onEvent Called with each event, once and in order. If it
  *     throws, the watch is closed with that error.
  */
 /**
  * @typedef {object} OwnOwnerWatchOptions
- * @property {() => void} onOpened Called each time that a stream was opened, the first time too:
- *     from here on nothing is missed. What happened before is not told: load your list again.
+ * @property {() => void} onOpened Called each time that a stream was opened, also the first time:
+ *     from here on nothing is missed. Load your list again, since earlier events are not sent.
  * @property {(event: OwnerEvent) => void} onEvent Called with each event. If this or `onOpened`
  *     throws, the watch is closed with that error.
  */
@@ -80,12 +81,12 @@
 /** @typedef {RequestOptions & ConnectionOptions & OwnOwnerWatchOptions} OwnerWatchOptions */
 /**
  * @typedef {object} OwnerWatch
- * @property {() => void} close Ends it; `onEvent` is not called any more.
- * @property {Promise<Error | null>} closed Done when it has ended; with the error that ended it.
+ * @property {() => void} close Ends it; `onEvent` is no longer called.
+ * @property {Promise<Error | null>} closed Resolves when it has ended, with the error if any.
  */
 /**
  * @typedef {object} OwnCursor
- * @property {() => string | null} cursor The id of the last event that `onEvent` was given.
+ * @property {() => string | null} cursor Returns the id of the last event passed to `onEvent`.
  */
 /** @typedef {OwnerWatch & OwnCursor} Watch */
 /**
@@ -112,10 +113,10 @@ export function watchMessage(options: WatchOptions & {
  */
 export function isEnd(event: ConversationEvent): event is FinalEvent;
 /**
- * Watches all conversations of the user who asks, until it is closed.
+ * Watches all conversations of the user, until it is closed.
  *
- * Its stream begins with what comes and has no cursor: after each `onOpened`, the first and those
- * after a lost connection, load what you show of them again.
+ * Its stream has new events only, and no cursor: load your list again at each `onOpened`, the first
+ * and those after a lost connection.
  *
  * @param {OwnerWatchOptions} options
  * @returns {OwnerWatch}
@@ -125,7 +126,7 @@ export type ServerSentEvent = import("./events.js").ServerSentEvent;
 export type RequestOptions = import("./requests.js").RequestOptions;
 export type Chunk = {
     /**
-     * From 0 on, without a gap.
+     * 0, 1, 2, … without a gap.
      */
     sequence: number;
     content: string;
@@ -147,7 +148,7 @@ export type Created = {
     content: string;
     metadata: Record<string, unknown>;
     /**
-     * The id of the answer that it is given instead of.
+     * The id of the answer that it replaces.
      */
     replaces: string | null;
     created_at: string;
@@ -180,7 +181,7 @@ export type MessageCancelled = InMessage & Ended & {
 export type FinalEvent = MessageCompleted | MessageFailed | MessageCancelled;
 export type ConversationEvent = MessageCreated | ChunkReceived | MessageUpdated | FinalEvent;
 /**
- * What happened; its id is where the stream stands behind it: what to pass as `after`.
+ * An event; its id is the cursor behind it, to be passed as `after`.
  */
 export type Event = ConversationEvent & {
     id: string;
@@ -204,14 +205,14 @@ export type ConversationDeleted = {
 };
 export type ListEvent = ConversationCreated | ConversationUpdated | ConversationDeleted;
 /**
- * What happened to one of the conversations, or a message that was added to it or ended.
+ * A change of one of the conversations, or a message in it that was added or has ended.
  */
 export type OwnerEvent = ListEvent | MessageCreated | FinalEvent;
 export type State = "connecting" | "open" | "waiting" | "closed";
 export type ConnectionOptions = {
     /**
      * Called when the state changes;
-     * with the error, while it waits to try again or is closed for one.
+     * with the error for which it is waiting or closed.
      */
     onState?: ((state: State, error: Error | null) => void) | undefined;
     /**
@@ -222,19 +223,20 @@ export type ConnectionOptions = {
 export type OwnWatchOptions = {
     conversationId: string;
     /**
-     * The id of the last event that you have; "now" for what comes.
+     * A cursor: that of a page of history, or the id of the last
+     * event; "now" for new events only.
      */
     after?: string | null | undefined;
     /**
-     * Called with each event, each once and in order. If it
+     * Called with each event, once and in order. If it
      * throws, the watch is closed with that error.
      */
     onEvent: (event: Event) => void;
 };
 export type OwnOwnerWatchOptions = {
     /**
-     * Called each time that a stream was opened, the first time too:
-     * from here on nothing is missed. What happened before is not told: load your list again.
+     * Called each time that a stream was opened, also the first time:
+     * from here on nothing is missed. Load your list again, since earlier events are not sent.
      */
     onOpened: () => void;
     /**
@@ -247,17 +249,17 @@ export type WatchOptions = RequestOptions & ConnectionOptions & OwnWatchOptions;
 export type OwnerWatchOptions = RequestOptions & ConnectionOptions & OwnOwnerWatchOptions;
 export type OwnerWatch = {
     /**
-     * Ends it; `onEvent` is not called any more.
+     * Ends it; `onEvent` is no longer called.
      */
     close: () => void;
     /**
-     * Done when it has ended; with the error that ended it.
+     * Resolves when it has ended, with the error if any.
      */
     closed: Promise<Error | null>;
 };
 export type OwnCursor = {
     /**
-     * The id of the last event that `onEvent` was given.
+     * Returns the id of the last event passed to `onEvent`.
      */
     cursor: () => string | null;
 };

@@ -1,0 +1,345 @@
+"""The models of the wire: bodies, queries, responses and events, for validation and OpenAPI.
+
+Views are read from the attributes of stored documents and of events. Their validation context is a
+:class:`converse_mongo.web.presenter.Presenter`, which says what users may see.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    computed_field,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from converse_mongo.domain.types import MessageRole, MessageStatus
+from converse_mongo.web.cursors import message_cursor
+from converse_mongo.web.errors import TooLargeError
+
+MAX_ID_BYTES = 200
+MAX_REASON_BYTES = 1000
+MAX_PAGE = 200
+MAX_CURSOR_LENGTH = 4096
+
+
+# Requests
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise PydanticCustomError("blank", "Text must not be empty")
+    return value
+
+
+def _at_most(limit: int | None = None, name: str | None = None) -> AfterValidator:
+    """Bounds a text in bytes of UTF-8; without a limit, by the context of the validation."""
+
+    def check(value: str, info: ValidationInfo) -> str:
+        largest: Any = info.context if limit is None else limit
+        if len(value.encode()) > largest:
+            raise TooLargeError(f"{name or info.field_name} is larger than {largest} bytes.")
+        return value
+
+    return AfterValidator(check)
+
+
+_Text: TypeAlias = Annotated[str, AfterValidator(_not_blank)]
+_RequestId: TypeAlias = Annotated[_Text, _at_most(MAX_ID_BYTES)]
+
+
+class EmptyBody(BaseModel):
+    """A body whose fields are ignored."""
+
+
+class QuestionBody(BaseModel):
+    """A user message. The same ``request_id`` again adds nothing."""
+
+    content: Annotated[_Text, _at_most(name="The message")]
+    request_id: _RequestId | None = None
+
+
+class StopBody(BaseModel):
+    """A request to stop an answer."""
+
+    reason: Annotated[_Text, _at_most(MAX_REASON_BYTES)] | None = None
+
+
+class PageQuery(BaseModel):
+    """A page of history: the newest, or the one before a position."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
+    before: Annotated[int, Field(ge=0, lt=10**15)] | None = None
+
+
+class ChatPageQuery(BaseModel):
+    """The newest messages of a chat."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = MAX_PAGE
+
+
+class StreamQuery(BaseModel):
+    """The cursor that a client received last."""
+
+    after: Annotated[str, Field(max_length=MAX_CURSOR_LENGTH)] | None = None
+
+
+class OwnerQuery(BaseModel):
+    """The query of the stream of an owner, which has no chunks."""
+
+    chunks: Annotated[Literal["false"], Field(deprecated=True)] = "false"
+
+
+# Responses and events
+
+
+def replaced_id(metadata: Any) -> str | None:
+    """The id of the answer that the message with this metadata replaces."""
+    found = metadata.get("replaces")
+    return found if isinstance(found, str) else None
+
+
+def _by_presenter(method: Callable[[Any, Any], Any]) -> BeforeValidator:
+    return BeforeValidator(lambda value, info: method(info.context, value))
+
+
+_OBJECT = WithJsonSchema({"type": "object"})
+_Count: TypeAlias = Annotated[int, Field(ge=0)]
+_Id: TypeAlias = Annotated[
+    str, BeforeValidator(str), WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]{24}$"})
+]
+_Time: TypeAlias = Annotated[
+    str,
+    BeforeValidator(datetime.isoformat),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+_Metadata: TypeAlias = Annotated[
+    Any, _by_presenter(lambda presenter, value: presenter.metadata(value)), _OBJECT
+]
+_ChunkMetadata: TypeAlias = Annotated[
+    Any, _by_presenter(lambda presenter, value: presenter.metadata(value) if value else {}), _OBJECT
+]
+_Error: TypeAlias = Annotated[str, _by_presenter(lambda presenter, value: presenter.error(value))]
+_Replaces: TypeAlias = Annotated[
+    str | None, BeforeValidator(replaced_id), Field(validation_alias="metadata")
+]
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class ConversationView(_View):
+    """A conversation, without its context, which is for the model."""
+
+    id: _Id
+    title: str | None
+    metadata: _Metadata
+    created_at: _Time
+    updated_at: _Time
+
+
+class MessageView(_View):
+    """A message with its text so far. ``cursor`` is where its stream continues."""
+
+    id: _Id
+    conversation_id: _Id
+    position: _Count
+    role: MessageRole
+    status: MessageStatus
+    content: str
+    chunk_count: Annotated[_Count, Field(validation_alias="next_sequence")]
+    metadata: _Metadata
+    replaces: _Replaces
+    error: _Error | None
+    stop_reason: str | None
+    created_at: _Time
+    completed_at: _Time | None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def cursor(self) -> str | None:
+        """The cursor to pass to the stream of the message; ``None`` for its start."""
+        return message_cursor(self.id, self.chunk_count, ended=self.status.is_final)
+
+
+class PageView(_View):
+    """A page of history. Only the newest has a cursor, where the stream continues."""
+
+    messages: list[MessageView]
+    before: int | None
+    cursor: str | None
+
+
+class RetryView(_View):
+    """The new answer, if this process generates one."""
+
+    answer: MessageView | None
+
+
+class QuestionView(RetryView):
+    """The user message that was added, and its answer if this process generates one."""
+
+    message: MessageView
+
+
+class StatusView(_View):
+    """The status of a message after a stop was requested."""
+
+    id: _Id
+    status: MessageStatus
+
+
+class StoppedView(_View):
+    """The answers that were asked to stop."""
+
+    stopped: list[StatusView]
+
+
+class ErrorView(_View):
+    """An error: a code for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+class ErrorBody(_View):
+    """The body of a response that reports an error."""
+
+    error: ErrorView
+
+
+class _OfConversation(_View):
+    conversation_id: _Id
+
+
+class _OfMessage(_OfConversation):
+    message_id: _Id
+    role: MessageRole
+
+
+class _Chunk(_View):
+    sequence: _Count
+    content: str
+    created_at: _Time
+    metadata: _ChunkMetadata
+
+
+class _ConversationCreated(_OfConversation):
+    type: Literal["conversation.created"]
+    title: str | None
+    metadata: _Metadata
+    created_at: _Time
+
+
+class _ConversationUpdated(_OfConversation):
+    type: Literal["conversation.updated"]
+    title: str | None
+    metadata: _Metadata
+    revision: int
+
+
+class _ConversationDeleted(_OfConversation):
+    type: Literal["conversation.deleted"]
+
+
+class _MessageCreated(_OfMessage):
+    type: Literal["message.created"]
+    position: _Count
+    streaming: bool
+    content: str
+    metadata: _Metadata
+    replaces: _Replaces
+    created_at: _Time
+
+
+class _ChunkReceived(_OfMessage):
+    type: Literal["chunk.received"]
+    chunk: _Chunk
+
+
+class _MessageUpdated(_OfMessage):
+    type: Literal["message.updated"]
+    revision: int
+
+
+class _MessageEnded(_OfMessage):
+    chunk_count: _Count
+    metadata: _Metadata
+    completed_at: _Time
+
+
+class _MessageCompleted(_MessageEnded):
+    type: Literal["message.completed"]
+
+
+class _MessageFailed(_MessageEnded):
+    type: Literal["message.failed"]
+    error: _Error
+
+
+class _MessageCancelled(_MessageEnded):
+    type: Literal["message.cancelled"]
+    reason: str | None
+
+
+class StreamOpened(_View):
+    """The first event of the stream of an owner: from here on nothing is missed."""
+
+    type: Literal["stream.opened"] = "stream.opened"
+
+
+_Final: TypeAlias = _MessageCompleted | _MessageFailed | _MessageCancelled
+_Listed: TypeAlias = _ConversationCreated | _ConversationUpdated | _ConversationDeleted
+MessageEvent: TypeAlias = _ChunkReceived | _Final
+ConversationEvent: TypeAlias = _MessageCreated | _MessageUpdated | MessageEvent
+OwnerEvent: TypeAlias = StreamOpened | _Listed | _MessageCreated | _Final
+EventView: TypeAlias = Annotated[_Listed | ConversationEvent, Field(discriminator="type")]
+
+
+# The AI SDK, whose keys are in camel case; keys without a value are left out
+
+
+class _UiModel(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True)
+
+
+class ChatBody(_UiModel):
+    """A request of ``useChat``. Only the last of the messages is read."""
+
+    id: _RequestId
+    messages: Annotated[
+        list[Any], WithJsonSchema({"type": "array", "items": {"type": "object"}})
+    ] = []
+    trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
+    message_id: _RequestId | None = None
+
+
+class UiMessage(_UiModel):
+    """A stored message as ``useChat`` accepts it among its initial messages."""
+
+    id: str
+    role: MessageRole
+    parts: list[dict[str, str]]
+    metadata: dict[str, Any] | None = None
+
+
+class UiPart(_UiModel):
+    """A part of the stream of an answer."""
+
+    type: str
+    id: str | None = None
+    delta: str | None = None
+    message_id: str | None = None
+    message_metadata: dict[str, Any] | None = None
+    finish_reason: str | None = None
+    error_text: str | None = None
+    reason: str | None = None
