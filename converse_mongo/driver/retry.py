@@ -1,12 +1,12 @@
 """Retries: a call to MongoDB is repeated after transient errors."""
 
-import asyncio
 import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from itertools import count
 from typing import Any, TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from converse_mongo.domain.errors import StoreUnavailableError
 from converse_mongo.driver.deadlines import bounded, remaining
@@ -63,32 +63,51 @@ async def call(
     """
     began = time.monotonic()
     shortest = min(max(timeout, MIN_TRY_SECONDS), TRY_SECONDS)
-    for attempt in count():
-        longer = backoff(attempt, TRY_SECONDS, began + timeout - time.monotonic())
+
+    async def attempt(number: int) -> T:
+        longer = backoff(number, TRY_SECONDS, began + timeout - time.monotonic())
         try:
             return await bounded(max(shortest, longer), function, *arguments)
         except Exception as error:
-            if not is_transient(error):
+            if is_transient(error):
+                on_trouble()
+            raise
+
+    def is_over(state: RetryCallState) -> bool:
+        left = remaining()
+        out_of_time = left is not None and left <= state.upcoming_sleep
+        return out_of_time or time.monotonic() >= began + timeout
+
+    try:
+        try:
+            return await attempt(0)  # without tenacity, which takes longer than all else here
+        except Exception as error:
+            if not (repeat and is_transient(error)):
                 raise
-            on_trouble()
-            if not repeat:
-                raise StoreUnavailableError(
-                    f"Could not {what}: MongoDB did not answer ({error}). It may or may not have "
-                    "been done, and was not retried, since it might be done twice: read what is "
-                    "stored."
-                ) from error
-            if not attempt:
-                logger.warning("Could not %s (%s); retrying", what, error)
-            pause = random_pause(attempt, PAUSE_SECONDS, MAX_PAUSE_SECONDS) if attempt else 0.0
-            left, timed_out = remaining(), time.monotonic() >= began + timeout
-            # There is always a second try: the first may have taken all the time.
-            if attempt and (timed_out or (left is not None and left <= pause)):
-                limit = f"for {timeout:g} seconds" if timed_out else "before the caller's deadline"
-                raise StoreUnavailableError(
-                    f"Could not {what}: MongoDB did not answer {limit} ({error}). Acknowledged "
-                    "writes are stored; this call may or may not have been done."
-                ) from error
-        await asyncio.sleep(pause)
-        if on_retry is not None:
-            on_retry()
+            logger.warning("Could not %s (%s); retrying", what, error)
+        async for retried in AsyncRetrying(
+            retry=retry_if_exception(is_transient), wait=_pause, stop=is_over, reraise=True
+        ):
+            with retried:
+                if on_retry is not None:
+                    on_retry()
+                return await attempt(retried.retry_state.attempt_number)
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        if not repeat:
+            raise StoreUnavailableError(
+                f"Could not {what}: MongoDB did not answer ({error}). It may or may not have been "
+                "done, and was not retried, since it might be done twice: read what is stored."
+            ) from error
+        timed_out = remaining() is None or time.monotonic() >= began + timeout
+        limit = f"for {timeout:g} seconds" if timed_out else "before the caller's deadline"
+        raise StoreUnavailableError(
+            f"Could not {what}: MongoDB did not answer {limit} ({error}). Acknowledged writes are "
+            "stored; this call may or may not have been done."
+        ) from error
     raise AssertionError("unreachable")
+
+
+def _pause(state: RetryCallState) -> float:
+    return random_pause(state.attempt_number, PAUSE_SECONDS, MAX_PAUSE_SECONDS)
