@@ -5,7 +5,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -303,12 +302,7 @@ class Converse:
     async def __aenter__(self) -> Self:
         return await self.open()
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         await self.aclose()
 
     @property
