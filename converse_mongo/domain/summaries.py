@@ -1,4 +1,4 @@
-"""What is read of a conversation for who watches its owner, and the events that follow from it."""
+"""Summaries of conversations: the part of a document that watchers of an owner read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from converse_mongo.domain.owners import OwnerKey, owner_key
 __all__ = ["MARKERS", "NEVER", "SUMMARY", "ChangeMarkers", "ConversationSummary"]
 
 MARKERS = {"owner": 1, "next_position": 1, "revision": 1, "created_at": 1, "updated_at": 1}
-"""The projection that tells whether something happened in a conversation."""
+"""The projection of all that :class:`ChangeMarkers` hold."""
 
 SUMMARY = MARKERS | {"title": 1, "metadata": 1}
 """The projection of all that a :class:`ConversationSummary` holds."""
 
 NEVER = datetime(1970, 1, 2, tzinfo=UTC)
-"""When a document was changed that does not say so: the library has not written it."""
+"""Stands for a time that a document does not have: the library did not write it."""
 
 
 def _moment(stored: Mapping[str, Any], name: str) -> datetime:
@@ -30,7 +30,7 @@ def _moment(stored: Mapping[str, Any], name: str) -> datetime:
 
 
 class ChangeMarkers(NamedTuple):
-    """What changes when something happens in a conversation, other than to its messages."""
+    """Values that change when a conversation is saved, or a message is added to it."""
 
     next_position: int
     revision: int
@@ -39,7 +39,7 @@ class ChangeMarkers(NamedTuple):
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "ChangeMarkers":
-        """The marks of a document, or of its projection ``MARKS``."""
+        """The markers in a document, or in its projection ``MARKERS``."""
         return cls(
             stored.get("next_position", 0),
             stored.get("revision", 0),
@@ -50,7 +50,7 @@ class ChangeMarkers(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ConversationSummary:
-    """A conversation as events tell of it."""
+    """A conversation as events report it."""
 
     conversation_id: ObjectId
     owner: OwnerKey | None
@@ -62,7 +62,7 @@ class ConversationSummary:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "ConversationSummary":
-        """The conversation in a document, or in its projection ``OWNED``."""
+        """The conversation in a document, or in its projection ``SUMMARY``."""
         return cls(
             conversation_id=stored["_id"],
             owner=owner_key(stored),
