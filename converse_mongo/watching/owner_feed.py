@@ -1,8 +1,8 @@
-"""What a watcher of an owner was told, and the reads that make the next events of it.
+"""The feed of one watcher of an owner: its state, and the reads that produce its events.
 
-Of each conversation a few numbers are known. A hint only names a conversation to read. What the
-read shows beyond the numbers becomes events, so nothing that a change stream skips is lost, and
-nothing comes twice.
+The state has a few numbers of each conversation. A hint only names a conversation to read. The
+difference between the numbers and the read becomes events. So no event that a change stream skips
+is lost, and none is repeated.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ from converse_mongo.watching.replay import message_created
 __all__ = ["OwnerFeed", "OwnerRoutes"]
 
 MAX_CONVERSATIONS = 2000
-"""How many conversations of an owner are known from the start: those that changed last."""
+"""The number of conversations of an owner that are known from the start: the last changed."""
 SKEW = timedelta(seconds=60)
-"""By how much the clocks of writers may differ before only the rarer, full comparison finds what
-they wrote and no change stream told."""
+"""The difference between the clocks of writers up to which each check finds what they wrote. Beyond
+it only the rarer full comparison does."""
 CHECKS_PER_FULL_CHECK = 15
 
 
 class OwnerRoutes:
-    """Leads hints to the feeds that they concern.
+    """Delivers hints to the feeds of owners.
 
     Attributes:
-        reader: Reads for them.
-        feeds: By the id of a conversation or of a message that streams, those that know it; and by
-            owner, those of the owner.
-        reading: Feeds that are finding out what leads to them.
+        reader: Reads for all feeds.
+        feeds: By the id of a conversation or a streaming message, the feeds that know it; by owner,
+            all feeds of the owner.
+        reading: Feeds that are being read, and may know more ids afterwards.
     """
 
     def __init__(self, reader: OwnerReader) -> None:
@@ -46,7 +46,7 @@ class OwnerRoutes:
         self.reading: set[OwnerFeed] = set()
 
     def lead(self, feed: "OwnerFeed", keys: Iterable[ObjectId | OwnerKey]) -> None:
-        """Has hints of keys led to a feed while it is attached and knows them."""
+        """Updates which of ``keys`` lead to a feed: those that it knows while it is attached."""
         known = feed.keys if feed.watchers else set()
         for key in keys:
             feeds = tuple(each for each in self.feeds.pop(key, ()) if each is not feed)
@@ -55,34 +55,34 @@ class OwnerRoutes:
             if feeds:
                 self.feeds[key] = feeds
 
-    def hear(self, key: ObjectId, owner: OwnerKey | None = None) -> None:
-        """Receives a hint of a conversation, and whose it is if known, or of a message's end."""
+    def receive(self, key: ObjectId, owner: OwnerKey | None = None) -> None:
+        """Delivers a hint of a conversation, with its owner if known, or of a message's end."""
         self.reader.changes += 1
         for feed in {*self.feeds.get(key, ()), *self.feeds.get(owner, ())}:
             feed.hints += 1
-            feed.hear(key)
+            feed.receive(key)
         for feed in self.reading:
-            feed.heard.add(key)
+            feed.named.add(key)
 
 
 class OwnerFeed:
-    """What one watcher was told, and what it has yet to read.
+    """The state of one watcher.
 
     Attributes:
         key: The owner.
-        known: What was told of each conversation, by id.
-        open: The messages that stream, by id.
-        cut: The last change of the oldest known conversation, where the owner had more of them at
-            the beginning.
-        dirty: Conversations that there is news of, in their turn; ``None`` for all of them. Of
-            those that are not known not more than there are, or ``MAX_CONVERSATIONS``.
+        known: The reported part of each conversation, by id.
+        open: The streaming messages, by id.
+        cut: The last change of the oldest known conversation, if the owner had more of them at the
+            beginning.
+        dirty: Conversations to read, in this order; ``None`` stands for all. At most
+            ``MAX_CONVERSATIONS`` unknown ones are added by hints.
         ready: Whether the database was read at least once.
-        events: Events that are not yielded yet: those of one read.
-        wake: Set with each news.
-        failure: The error that the watcher raises, where watching cannot go on.
-        watchers: Whether the watcher is attached; the hub counts.
+        events: Events that are not yielded yet, all from one read.
+        wake: Set when there is something to do.
+        failure: The error to raise if watching cannot go on.
+        watchers: 1 while the watcher is attached; the hub counts.
         hints: The number of hints received.
-        heard: What hints named during a read.
+        named: The ids that hints named during a read.
     """
 
     def __init__(self, key: OwnerKey, routes: OwnerRoutes) -> None:
@@ -96,7 +96,7 @@ class OwnerFeed:
         self.wake = asyncio.Event()
         self.failure: BaseException | None = None
         self.watchers = self.hints = 0
-        self.heard: set[ObjectId] = set()
+        self.named: set[ObjectId] = set()
         self._reader = routes.reader
         self._routes = routes
         # Not all owners at once.
@@ -105,39 +105,39 @@ class OwnerFeed:
 
     @property
     def keys(self) -> set[ObjectId | OwnerKey]:
-        """Whatever hints name that concern it."""
+        """The keys of hints that concern it."""
         return {self.key, *self.known, *self.open}
 
     def mark_stale(self) -> None:
-        """Says that there may be news that nothing named."""
-        self.tell(None)
+        """Has all conversations compared with the database."""
+        self.mark(None)
 
     def fail(self, failure: BaseException) -> None:
         """Makes the watcher raise ``failure``."""
         self.failure = self.failure or failure
         self.wake.set()
 
-    def tell(self, *ids: ObjectId | None) -> bool:
-        """Says that there is news of conversations; returns whether that is new of any."""
-        untold = [key for key in ids if key not in self.dirty]
-        for key in untold:
-            # A comparison finds those of the many new ones that there still are by then.
+    def mark(self, *ids: ObjectId | None) -> bool:
+        """Marks conversations as dirty; returns whether one was not marked before."""
+        added = [key for key in ids if key not in self.dirty]
+        for key in added:
+            # If there are too many unknown ones, a comparison finds those that still exist.
             unnamed = key not in self.known and len(self.dirty) >= MAX_CONVERSATIONS
             self.dirty[None if unnamed else key] = None
-        if untold:
+        if added:
             self.wake.set()
-        return bool(untold)
+        return bool(added)
 
-    def hear(self, key: ObjectId) -> None:
+    def receive(self, key: ObjectId) -> None:
         """Receives a hint of a conversation, or of the end of a message."""
-        self.tell(self.open[key].conversation_id if key in self.open else key)
+        self.mark(self.open[key].conversation_id if key in self.open else key)
 
     # The comparison with the database
 
     def due(self) -> datetime | None:
-        """For a check: since when conversations may have changed.
+        """Begins a check: returns the time since which conversations may have changed.
 
-        ``None``: the watcher is to read all of them.
+        ``None`` if there is nothing to check, since the watcher will compare all of them.
         """
         self._checks += 1
         if self._checks % CHECKS_PER_FULL_CHECK == 0:
@@ -145,11 +145,11 @@ class OwnerFeed:
         return None if None in self.dirty or not self.ready else self._latest - SKEW
 
     def compare(self, markers: Mapping[ObjectId, ChangeMarkers]) -> bool:
-        """Tells of each conversation that is not as it was told; returns as :meth:`tell` does."""
-        return self.tell(*self._note(markers))
+        """Marks conversations that are not as reported; returns as :meth:`mark` does."""
+        return self.mark(*self._note(markers))
 
     def _note(self, markers: Mapping[ObjectId, ChangeMarkers]) -> list[ObjectId]:
-        """Notes the last change, and returns which conversations are not as they were told."""
+        """Notes the last change, and returns the conversations that are not as reported."""
         self._reader.changes += 1
         self._latest = max([self._latest, *(found.updated_at for found in markers.values())])
         return [key for key, found in markers.items() if self._is_news(key, found)]
@@ -160,25 +160,23 @@ class OwnerFeed:
         return self.known[key] < (found.created_at, found.revision, found.next_position)
 
     def find_ended(self, counters: Mapping[ObjectId, Counters]) -> bool:
-        """Tells of each conversation with a message that streams no more; returns the same."""
+        """Marks conversations with a message that no longer streams; returns the same."""
         self._reader.changes += 1
         ended = [key for key in self.open if key not in counters or counters[key].ended]
-        return self.tell(*[self.open[key].conversation_id for key in ended])
+        return self.mark(*[self.open[key].conversation_id for key in ended])
 
     # Reading
 
     async def catch_up(self) -> None:
-        """Reads the first of what there is news of.
-
-        If the read fails or is cancelled, that stays news.
+        """Reads the first dirty conversation. It stays dirty if that fails or is cancelled.
 
         Raises:
-            OutdatedReadError: The majority shows something else than the primary has.
+            OutdatedReadError: The majority snapshot contradicts the primary.
             PyMongoError: The database could not be read.
         """
         before, key = self.keys, next(iter(self.dirty)) if self.ready else None
-        del self.dirty[key]  # news that come during the read are kept
-        self.heard.clear()
+        del self.dirty[key]  # hints during the read mark it again
+        self.named.clear()
         self._routes.reading.add(self)
         try:
             if key is not None:
@@ -193,11 +191,11 @@ class OwnerFeed:
         finally:
             self._routes.reading.discard(self)
             self._routes.lead(self, before ^ self.keys)
-            for heard in self.heard & self.keys:
-                self.hear(heard)
+            for named in self.named & self.keys:
+                self.receive(named)
 
     async def _begin(self) -> None:
-        """Notes what there is, so that events tell what comes after."""
+        """Reads the state before the first event."""
         async with self._reader.turns:
             markers = await self._reader.latest(self.key, MAX_CONVERSATIONS)
             streaming = await self._reader.streaming(list(markers))
@@ -223,26 +221,26 @@ class OwnerFeed:
         opened = {each: at for each, at in self.open.items() if at.conversation_id == key}
         places = frozenset(at.position for at in opened.values())
         news = await self._reader.news(Asked(self.key, key, known, places, self.cut))
-        # From here on nothing waits.
-        found, tell = news.found, self.events.append
+        # No await from here on: the state and the events change together.
+        found, report = news.found, self.events.append
         for message_id in opened:
             del self.open[message_id]
         if known and (found is None or found.created_at != known.created_at):
-            tell(ConversationDeleted(conversation_id=key))
+            report(ConversationDeleted(conversation_id=key))
             del self.known[key]
             known = None
         if found is None:
             return
         if known is None:
-            tell(found.updated() if news.older else found.created())
+            report(found.updated() if news.older else found.created())
         elif found.revision > known.revision:
-            tell(found.updated())
+            report(found.updated())
         for row in news.rows:
             message = row.state
             if known is None or message.position >= known.end:
-                tell(message_created(row))
+                report(message_created(row))
             if message.streamed and message.status.is_final:
-                tell(message.ended())
+                report(message.ended())
             elif message.streamed:
                 self.open[message.message_id] = Place(key, message.position)
         revision = max(found.revision, known.revision if known else 0)

@@ -1,4 +1,4 @@
-"""Reads what a live list of an owner's conversations shows."""
+"""Reads of the conversations of owners, for their watchers."""
 
 import asyncio
 import logging
@@ -35,11 +35,11 @@ class Place(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What was told of a conversation.
+    """The part of a conversation that was reported to a watcher.
 
     Attributes:
-        created_at: When it was started. Another conversation may have had its id before.
-        revision: How often it was saved.
+        created_at: The time of its start. Another conversation may have had its id before.
+        revision: The number of times it was saved.
         end: The position behind its last message.
     """
 
@@ -54,8 +54,8 @@ class Asked(NamedTuple):
     Attributes:
         owner: The owner.
         key: The id of the conversation.
-        known: What was told of it, if anything.
-        opened: The positions of its messages that streamed.
+        known: The part that was reported, if any.
+        opened: The positions of its messages that were streaming.
         cut: See :class:`OwnerFeed`.
     """
 
@@ -67,14 +67,14 @@ class Asked(NamedTuple):
 
 
 class News(NamedTuple):
-    """What was read of a conversation.
+    """The result of reading a conversation.
 
     Attributes:
-        found: The conversation, if there is one and it belongs to the owner.
-        older: Whether nothing was told of it because it changed before the cut.
-        rows: The messages that streamed, or are new.
-        end: The position before which all were read.
-        more: Whether there may be more.
+        found: The conversation, if it exists and belongs to the owner.
+        older: Whether it is unknown because it changed before the cut.
+        rows: The messages that were streaming, and new ones.
+        end: The position before which all messages were read.
+        more: Whether there may be more new ones.
     """
 
     found: ConversationSummary | None
@@ -85,14 +85,14 @@ class News(NamedTuple):
 
 
 class OwnerReader:
-    """Reads conversations of owners. A read may always be repeated.
+    """Reads conversations of owners. Any read may be repeated.
 
     Each method raises ``PyMongoError`` if the database could not be read.
 
     Attributes:
-        turns: Taken by who reads; see :class:`Reader`.
-        changes: How often it became known that something changed. A read that began before the
-            last time is shared with nobody who asks later.
+        turns: Limits the number of reads at once; see :class:`Reader`.
+        changes: Increases with each hint and comparison. A read that began before is not shared
+            with those who ask after it.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -102,13 +102,13 @@ class OwnerReader:
         self._reads: dict[tuple[int, Asked], asyncio.Task[News]] = {}
 
     async def latest(self, owner: OwnerKey, limit: int) -> Markers:
-        """The markers of the conversations of an owner that changed last."""
+        """The markers of the conversations of an owner that changed last, up to ``limit``."""
         cursor = self._reader.conversations.find(_whose(owner), MARKERS)
         cursor = cursor.sort([("updated_at", -1), ("_id", -1)]).limit(limit)
         return _markers([owner], await cursor.to_list(limit))[owner]
 
     async def changed(self, owners: Mapping[OwnerKey, datetime]) -> dict[OwnerKey, Markers]:
-        """The markers of the conversations of owners that changed since a moment."""
+        """The markers of the conversations of owners that changed since a time."""
         clauses = [
             {**_whose(owner), "updated_at": {"$gte": moment}} for owner, moment in owners.items()
         ]
@@ -119,7 +119,7 @@ class OwnerReader:
         return _markers(owners, found)
 
     async def streaming(self, conversation_ids: list[ObjectId]) -> dict[ObjectId, Place]:
-        """The messages of conversations that stream, by id."""
+        """The streaming messages of conversations, by id."""
         match = {
             "conversation_id": {"$in": conversation_ids},
             "status": MessageStatus.STREAMING.value,
@@ -131,7 +131,7 @@ class OwnerReader:
         }
 
     async def news(self, asked: Asked) -> News:
-        """Reads a conversation, once for all who ask for the same at the same time.
+        """Reads a conversation, once for all callers that ask for the same at the same time.
 
         Raises:
             OutdatedReadError: The primary has something else than the majority shows.
@@ -162,7 +162,7 @@ class OwnerReader:
         found, local = await _summary(self._reader, asked), self._reader.local
         now = found and found.created_at
         if local and now != (asked.known and asked.known.created_at):
-            # It is new, gone, or another one: so the primary must say.
+            # It is new, gone, or another one: the primary must confirm that.
             held = await _summary(local, asked)
             if now != (held and held.created_at):
                 raise OutdatedReadError
@@ -171,7 +171,11 @@ class OwnerReader:
     async def _messages(
         self, found: ConversationSummary, places: frozenset[int], start: int
     ) -> tuple[list[MessageRow], int, bool]:
-        """Messages in their order: those at some places, and some from a position on."""
+        """Messages in order: those at ``places``, and some from ``start`` on.
+
+        Returns:
+            The messages, the position before which all were read, and whether there may be more.
+        """
         key, limit = found.conversation_id, ROWS_PER_READ + len(places)
         clauses: list[Stored] = [{"conversation_id": key, "position": {"$gte": start}}]
         if places:
@@ -182,7 +186,7 @@ class OwnerReader:
         end = max(start if more else found.next_position, start)
         end = max([end, *(each["position"] + 1 for each in stored)])
         if self._reader.local and len(stored) < len(places) + end - start:
-            # Deleted, or not shown yet.
+            # Some were deleted, or the snapshot does not have them.
             seen = [each["_id"] for each in stored]
             match = {"$or": clauses, "position": {"$lt": end}, "_id": {"$nin": seen}}
             if await self._reader.local.messages.find_one(match, {"_id": 1}) is not None:
@@ -198,17 +202,17 @@ async def _summary(reader: Reader, asked: Asked) -> ConversationSummary | None:
 
 
 def _readable(stored: Stored, make: Callable[[Stored], T]) -> T | None:
-    """What a document holds; ``None`` if it is not as the library writes it."""
+    """Parses a document; ``None`` if it is not as the library writes it."""
     try:
         return make(stored)
     except (KeyError, TypeError, ValueError, AttributeError):
-        # It must not be in the way of the others.
+        # It must not keep the others from being read.
         logger.exception("Document %s is not as the library writes it", stored["_id"])
         return None
 
 
 def _markers(owners: Iterable[OwnerKey], found: Iterable[Stored]) -> dict[OwnerKey, Markers]:
-    """Markers by owner: a query for a value finds it in an array, too."""
+    """The markers by owner. A query for a value also matches arrays, which are left out."""
     markers: dict[OwnerKey, Markers] = {owner: {} for owner in owners}
     for stored in found:
         if (owner := owner_key(stored)) in markers:

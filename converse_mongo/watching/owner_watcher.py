@@ -1,4 +1,4 @@
-"""Watchers of an owner: the news of a list of conversations, as it happens."""
+"""The watcher of an owner, as applications iterate over it."""
 
 from typing import Self
 
@@ -12,24 +12,25 @@ __all__ = ["OwnerWatcher"]
 
 
 class OwnerWatcher:
-    """An asynchronous iterator over the news of all conversations of an owner, from now on.
+    """An asynchronous iterator over the events of all conversations of an owner, from now on.
 
-    It yields conversations that are started, saved or gone, and messages that are added or end:
-    what a live list shows, with what is being answered. Watch a conversation for its chunks.
+    It yields conversations that are started, saved or deleted, messages that are added, and their
+    ends: the contents of a live list, and the answers that are being streamed. For chunks, watch a
+    conversation.
 
-    Use it in a plain ``async for``, or as ``async with ... as events``, which attaches at once:
-    what you list after that and what it yields leave no gap between them. It has no end and no
-    cursor: list again when you come back.
+    Use it in a plain ``async for``, or as ``async with ... as events``, which attaches at once: no
+    event is missed between that and a list that you read afterwards. It has no end and no cursor:
+    read the list again when you come back.
 
-    While it is attached nothing is lost and nothing comes twice; of each conversation the messages
-    come in order, each before its end. Saves of a conversation may come as one event. It holds no
-    queue, and may be as slow as it likes: it knows what it told of each conversation, and reads
-    what it missed.
+    While it is attached no event is lost or repeated. The messages of a conversation come in order,
+    each before its end. Several saves may come as one event, and of a conversation that is deleted
+    before it was read only the deletion comes. The watcher has no queue and may be slow: it knows
+    what it reported of each conversation, and reads the difference.
 
     Iterating raises:
         ConverseClosedError: The facade was closed.
         WatchError: The hub crashed.
-        PyMongoError: MongoDB refused a read. Lost connections are waited out.
+        PyMongoError: MongoDB refused a read. After lost connections it reads again.
     """
 
     def __init__(self, hub: Hub, owner: OwnerKey) -> None:
@@ -99,6 +100,6 @@ class OwnerWatcher:
     def _leave(self) -> None:
         if self._attached:
             self._attached = False
-            # What happens meanwhile is read when it comes back. Another task that waits wakes.
+            # It reads what happens meanwhile when it comes back. A task that waits in it wakes.
             self._feed.mark_stale()
             self._hub.leave(self._feed)

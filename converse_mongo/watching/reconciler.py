@@ -280,4 +280,4 @@ class Reconciler:
             for topic in self._registry.all():
                 if topic.key in (message_id, conversation_id):
                     topic.mark_stale()
-            self._registry.owner_routes.hear(conversation_id)
+            self._registry.owner_routes.receive(conversation_id)

@@ -94,14 +94,14 @@ class TopicRegistry:
     def take(self, hint: MessageHint | ConversationChanged) -> None:
         """Passes a hint to all topics that it concerns."""
         if isinstance(hint, ConversationChanged):
-            self.owner_routes.hear(hint.conversation_id, hint.owner)
+            self.owner_routes.receive(hint.conversation_id, hint.owner)
             if hint.deleted and (gone := self.conversations.get(hint.conversation_id)):
                 gone.note_deleted()
             return
         if isinstance(hint, Inserted) and hint.conversation_id is not None:
-            self.owner_routes.hear(hint.conversation_id)
+            self.owner_routes.receive(hint.conversation_id)
         elif not isinstance(hint, Updated) or hint.ended:
-            self.owner_routes.hear(hint.message_id)
+            self.owner_routes.receive(hint.message_id)
         for topic in self._topics_of(hint):
             try:
                 topic.receive(hint)

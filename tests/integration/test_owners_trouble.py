@@ -252,7 +252,7 @@ async def test_owner__hears_of_the_others_in_a_flood_of_news(facade: Facade) -> 
 
         async def flood() -> None:
             while True:
-                feed_of(watcher).tell(busy.id)
+                feed_of(watcher).mark(busy.id)
                 await asyncio.sleep(0)
 
         flooding = asyncio.create_task(flood())
@@ -352,7 +352,7 @@ async def test_owner__whose_cancellation_was_swallowed_does_not_wait(
     async with watching(converse) as watcher:
         with monkeypatch.context() as patch:
             patch.setattr(OwnerReader, "news", swallow)
-            feed_of(watcher).tell(conversation.id)
+            feed_of(watcher).mark(conversation.id)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await anext(watcher)
