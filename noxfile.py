@@ -123,7 +123,7 @@ def model(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 @nox.parametrize("driver", list(DRIVERS))
 def bench(session: nox.Session, driver: str) -> None:
-    """The benchmarks; ``-- append_cost --output results`` runs one, and keeps its figures."""
+    """The benchmarks; ``-- appends --output results`` runs one, and keeps its figures."""
     session.install(*DRIVERS[driver], *group("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
 

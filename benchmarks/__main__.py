@@ -17,21 +17,18 @@ from pymongo.errors import PyMongoError
 from rich.console import Console
 
 from benchmarks import (
-    append_cost,
-    append_overhead,
+    appends,
     call_costs,
     fan_out,
-    generation,
     live_latency,
     load,
     long_message,
-    plain_array,
     reads,
     resume,
     sse_clients,
     watch_cost,
     whole_job,
-    writer_speed,
+    writers,
 )
 from benchmarks.figures import BenchmarkError, Figure
 from benchmarks.plots import can_draw
@@ -44,12 +41,9 @@ from converse_mongo.tools.signals import terminable
 Benchmark: TypeAlias = Callable[[Setting], Coroutine[Any, Any, list[Figure]]]
 
 BENCHMARKS: dict[str, Benchmark] = {
-    "append_cost": append_cost.run,
+    "appends": appends.run,
     "call_costs": call_costs.run,
-    "append_overhead": append_overhead.run,
-    "writer_speed": writer_speed.run,
-    "generation": generation.run,
-    "plain_array": plain_array.run,
+    "writers": writers.run,
     "long_message": long_message.run,
     "fan_out": fan_out.run,
     "sse_clients": sse_clients.run,

@@ -1,7 +1,7 @@
 """Meters: commands, bytes and times of a piece of work, and the memory of a process."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -12,9 +12,24 @@ from typing import Any, Self
 import bson
 from pymongo import monitoring
 
+from benchmarks.figures import Figure, compare
 from benchmarks.servers import Server
 
-__all__ = ["Cost", "Memory", "Meter", "Traffic", "forget_peak", "memory"]
+__all__ = [
+    *("TIMES", "TRAFFIC", "Cost", "Memory", "Meter", "Traffic"),
+    *("compare_costs", "forget_peak", "memory"),
+]
+
+TRAFFIC = {
+    "commands": ("", "commands", 1.0),
+    "bytes sent": ("bytes", "sent", 1.0),
+    "bytes received": ("bytes", "received", 1.0),
+}
+TIMES = {
+    "server time": ("µs", "server_seconds", 1e6),
+    "client time": ("µs", "client_seconds", 1e6),
+    "time": ("µs", "seconds", 1e6),
+}
 
 
 class Traffic(monitoring.CommandListener):
@@ -115,6 +130,38 @@ class Meter:
             server_seconds=used,
             client_seconds=client,
         )
+
+
+def compare_costs(
+    rounds: Sequence[Mapping[str, Cost]],
+    counts: Mapping[str, int],
+    *,
+    of: str,
+    against: str,
+    quantities: Mapping[str, tuple[str, str, float]] = TIMES,
+    targets: Mapping[str, float] | None = None,
+) -> list[Figure]:
+    """The figures of two ways to do something, in each quantity that is known.
+
+    Args:
+        rounds: The costs of each round, by way.
+        counts: How often a way did it in a round.
+        of: Whose figures they are.
+        against: What it is compared with.
+        quantities: Unit, attribute of the cost and factor, by name.
+        targets: The most that the ratio is meant to be, by name of the quantity.
+    """
+    found = []
+    for name, (unit, attribute, factor) in quantities.items():
+        if any(getattr(costs[way], attribute) is None for costs in rounds for way in (of, against)):
+            continue  # the server does not tell
+        series = {
+            way: [getattr(costs[way], attribute) * factor / counts[way] for costs in rounds]
+            for way in (of, against)
+        }
+        target = (targets or {}).get(name)
+        found.append(compare(name, unit, series, of=of, against=against, target=target))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

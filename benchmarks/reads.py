@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from benchmarks.figures import BenchmarkError, Figure, compare
-from benchmarks.meters import Cost, Meter, Traffic
+from benchmarks.figures import BenchmarkError, Figure
+from benchmarks.meters import Cost, Meter, Traffic, compare_costs
 from benchmarks.raw import open_raw_client
 from benchmarks.settings import Setting
 from converse_mongo import Conversation, Converse, Message
@@ -185,17 +185,14 @@ def figures(pairs: Sequence[Pair]) -> list[Figure]:
     """The figures of each pair, the library against the driver."""
     found = []
     for pair in pairs:
-        for name, attribute, target in (
-            ("client time", "client_seconds", TARGET),
-            ("server time", "server_seconds", None),
-            ("time", "seconds", None),
-        ):
-            if any(getattr(cost, attribute) is None for way in pair.costs.values() for cost in way):
-                continue  # the server does not tell
-            series = {
-                way: [getattr(cost, attribute) * 1e3 / pair.times for cost in costs]
-                for way, costs in pair.costs.items()
-            }
-            what = f"{pair.name}, {name}"
-            found.append(compare(what, "ms", series, of=LIBRARY, against=DRIVER, target=target))
+        names = {way: f"{pair.name}, {way}" for way in pair.costs}
+        costs = [pair.costs[way] for way in names]
+        rounds = [dict(zip(names.values(), each, strict=True)) for each in zip(*costs, strict=True)]
+        found += compare_costs(
+            rounds,
+            dict.fromkeys(names.values(), pair.times),
+            of=names[LIBRARY],
+            against=names[DRIVER],
+            targets={"client time": TARGET},
+        )
     return found

@@ -4,6 +4,7 @@ import platform
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -55,16 +56,7 @@ class Finding:
         return f"{line}\n{'':<22}-> {self.advice}" if self.advice else line
 
 
-def _ok(subject: str, text: str) -> Finding:
-    return Finding(Level.OK, subject, text)
-
-
-def _warn(subject: str, text: str, advice: str) -> Finding:
-    return Finding(Level.WARN, subject, text, advice)
-
-
-def _fail(subject: str, text: str, advice: str) -> Finding:
-    return Finding(Level.FAIL, subject, text, advice)
+ok, warn, fail = (partial(Finding, level) for level in Level)
 
 
 async def run(uri: str, database: str | None, write: Callable[[str], object]) -> int:
@@ -89,7 +81,7 @@ async def examine(uri: str, database_name: str | None) -> AsyncIterator[Finding]
             },
         )
     except (PyMongoError, ValueError, TypeError) as error:
-        yield _fail("server", _reason(error), "Correct the URI: mongodb://HOST:PORT/DATABASE")
+        yield fail("server", _reason(error), "Correct the URI: mongodb://HOST:PORT/DATABASE")
         return
     try:
         async for finding in _examine_server(client, database_name):
@@ -113,14 +105,14 @@ async def _examine_server(
         database = clients.open_database(client, database_name)
     except ConfigurationError as error:
         advice = "Pass --database or another URI; the checks of the database were skipped"
-        yield _fail("database", str(error), advice)
+        yield fail("database", str(error), advice)
         return
     for check in (_check_change_streams, _check_indexes, _check_oplog, _check_write_concern):
         try:
             async for finding in check(database):
                 yield finding
         except PyMongoError as error:
-            yield _fail(
+            yield fail(
                 check.__name__.removeprefix("_check_").replace("_", " "),
                 _reason(error),
                 "Check the server, and that the user of the URI may read this database",
@@ -132,38 +124,38 @@ async def _examine_server(
 
 def check_installation(versions: Mapping[str, str]) -> Iterable[Finding]:
     """Checks Python, the driver and the ODM."""
-    yield _ok("python", platform.python_version())
+    yield ok("python", platform.python_version())
     packages = {"converse-mongo": version("converse-mongo"), **versions}
     installed = ", ".join(f"{name} {number}" for name, number in packages.items())
     if "motor" in versions:
-        yield _warn(
+        yield warn(
             "packages",
             installed,
             "Works today. Support for Motor ends in 2027: to move to PyMongo Async, install "
             "'beanie>=2' without Motor; code that uses converse_mongo stays unchanged",
         )
     else:
-        yield _ok("packages", installed)
+        yield ok("packages", installed)
 
 
 def check_version(build: Mapping[str, Any]) -> Finding:
     """Identifies the server."""
     if embedded := build.get("secantusVersion"):
-        return _ok(
+        return ok(
             "server",
             f"SecantusDB {embedded}, for demonstrations and tests; in production, use a MongoDB "
             "replica set",
         )
-    return _ok("server", f"MongoDB {build.get('version', '(unknown version)')}")
+    return ok("server", f"MongoDB {build.get('version', '(unknown version)')}")
 
 
 def check_topology(hello: Mapping[str, Any]) -> Finding:
     """Identifies a replica set, a sharded cluster or a standalone server."""
     if "setName" in hello:
-        return _ok("topology", f"replica set {hello['setName']}")
+        return ok("topology", f"replica set {hello['setName']}")
     if hello.get("msg") == "isdbgrid":
-        return _ok("topology", "sharded cluster")
-    return _warn(
+        return ok("topology", "sharded cluster")
+    return warn(
         "topology",
         "standalone server: no change streams, no replicas",
         "Convert it to a replica set; one member is enough: "
@@ -198,8 +190,8 @@ def check_oplog_window(seconds: Sequence[int]) -> Finding:
     hours = (seconds[1] - seconds[0]) / _SECONDS_PER_HOUR
     text = f"window of {hours:.1f} h"
     if hours >= SHORT_OPLOG_HOURS:
-        return _ok("oplog", text)
-    return _warn(
+        return ok("oplog", text)
+    return warn(
         "oplog",
         text,
         "Normal for a new server. Otherwise increase it (replSetResizeOplog): a change stream that "
@@ -212,10 +204,10 @@ def check_default_concern(concern: Mapping[str, Any], whose: str) -> Finding:
     w = concern.get("w", 1)
     text = f"{whose}: w={w!r}"
     if w == "majority":
-        return _ok("write concern", text)
+        return ok("write concern", text)
     if w == 0:
-        return _fail("write concern", text, "Use w='majority'")
-    return _warn(
+        return fail("write concern", text, "Use w='majority'")
+    return warn(
         "write concern",
         text,
         "Add w=majority to the URI: with w=1, a failover can roll back acknowledged text. All "
@@ -233,14 +225,14 @@ async def _check_change_streams(database: clients.Database) -> AsyncIterator[Fin
     except PyMongoError as error:
         if not failures.refuses_change_streams(error):
             raise
-        yield _warn(
+        yield warn(
             "change streams",
             f"unavailable: {_reason(error)}",
             _advice_on_refusal(error, await servers.has_change_streams(database)),
         )
     else:
         await stream.aclose()
-        yield _ok("change streams", "available")
+        yield ok("change streams", "available")
 
 
 def _advice_on_refusal(error: PyMongoError, replicated: bool) -> str:
@@ -257,29 +249,29 @@ async def _check_indexes(database: clients.Database) -> AsyncIterator[Finding]:
     for settings in (Conversation.Settings, Message.Settings, MessageChunkPage.Settings):
         name, where = settings.name, f"{database.name}.{settings.name}"
         if name not in present:
-            yield _warn("indexes", f"{where} does not exist yet", "Converse.open() creates it")
+            yield warn("indexes", f"{where} does not exist yet", "Converse.open() creates it")
             continue
         there = await database[name].index_information()
         missing = list(missing_indexes(settings.indexes, there))
         building = (await list_indexes(database[name])).building
         if building:
             names = ", ".join(sorted(spec["name"] for spec in building))
-            yield _warn(
+            yield warn(
                 "indexes",
                 f"{where}: {names} is being built",
                 "Wait. Until then, queries that need it are slow, and Converse.open() waits",
             )
         if missing:
-            yield _fail(
+            yield fail(
                 "indexes",
                 f"{where} lacks {', '.join(missing)}",
                 "Run await converse.create_indexes() once",
             )
         else:
-            yield _ok("indexes", f"{where} has all {len(settings.indexes)}")
+            yield ok("indexes", f"{where} has all {len(settings.indexes)}")
         superseded = superseded_indexes(SUPERSEDED_INDEXES, there)
         if superseded and name == Message.Settings.name:
-            yield _warn(
+            yield warn(
                 "indexes",
                 f"{where} has {', '.join(superseded)}, which only earlier versions use",
                 "When no process runs an earlier version, drop them (dropIndex): they make writes "
@@ -290,7 +282,7 @@ async def _check_indexes(database: clients.Database) -> AsyncIterator[Finding]:
 async def _check_oplog(database: clients.Database) -> AsyncIterator[Finding]:
     hello = await database.client.admin.command("hello")
     if "setName" not in hello:
-        yield _ok("oplog", "not checked: this is not a member of a replica set")
+        yield ok("oplog", "not checked: this is not a member of a replica set")
         return
     # The oplog of the primary, whatever read preference the URI has.
     local = database.client.get_database(
@@ -300,14 +292,14 @@ async def _check_oplog(database: clients.Database) -> AsyncIterator[Finding]:
     try:
         ends = [await oplog.find_one({}, {"ts": 1}, sort=[("$natural", way)]) for way in (1, -1)]
     except OperationFailure as error:
-        yield _warn(
+        yield warn(
             "oplog",
             f"not readable: {_reason(error)}",
             "Ask your administrator for rs.printReplicationInfo(): the window should be hours",
         )
         return
     if None in ends:
-        yield _ok("oplog", "empty")
+        yield ok("oplog", "empty")
     else:
         yield check_oplog_window([entry["ts"].time for entry in ends])
 
@@ -319,7 +311,7 @@ async def _check_write_concern(database: clients.Database) -> AsyncIterator[Find
     try:
         defaults = await database.client.admin.command("getDefaultRWConcern")
     except OperationFailure as error:
-        yield _ok(
+        yield ok(
             "write concern", f"acknowledged; the server's default cannot be read ({_reason(error)})"
         )
         return
@@ -328,8 +320,8 @@ async def _check_write_concern(database: clients.Database) -> AsyncIterator[Find
 
 def _unreachable(error: PyMongoError) -> Finding:
     if isinstance(error, OperationFailure):
-        return _fail("server", _reason(error), "Check the user and the password in the URI")
-    return _fail(
+        return fail("server", _reason(error), "Check the user and the password in the URI")
+    return fail(
         "server",
         f"no answer within {SELECTION_SECONDS:.0f} s: {_reason(error)}",
         "Is MongoDB running? Check host, port and firewall. To try the library without a server: "

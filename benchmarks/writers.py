@@ -1,11 +1,14 @@
-"""What a token costs that a writer stores, and how long the loop that writes it is held up.
+"""What a writer costs: for a token that it stores, and for the loop that writes the tokens.
 
 Storing: from entering the block of ``message.writer()`` until the flush behind the last token was
 acknowledged, for an answer of two thousand tokens that come as fast as they are taken; against one
 awaited ``$push`` for each token with the driver, by the least update that keeps their order.
 
 Writing: single calls of ``write`` while there is room, and of a coroutine that does nothing,
-measured in turns, while the writer stores; at two paces, and as fast as they are taken.
+measured in turns at two paces, while the writer stores.
+
+The loop: tokens come from another process, each a fixed time after the loop asked for it, which it
+does when it is done with the one before. The same loop runs in turns with a writer and without one.
 """
 
 import asyncio
@@ -17,11 +20,13 @@ from functools import partial
 from statistics import median, quantiles
 from typing import TypeAlias
 
+from benchmarks.children import Children
 from benchmarks.figures import Figure, compare
-from benchmarks.meters import Cost, Meter, Traffic
+from benchmarks.meters import TRAFFIC, Cost, Meter, Traffic, compare_costs
 from benchmarks.raw import RawMessage, check_equal, open_raw_client
 from benchmarks.settings import Setting
-from converse_mongo import Converse, Message
+from benchmarks.token_source import TokenSource, open_token_source
+from converse_mongo import Conversation, Converse, Message
 from converse_mongo.domain.types import Granularity
 from converse_mongo.domain.validation import PAGE_CHUNKS
 from converse_mongo.driver.clients import Client
@@ -38,15 +43,17 @@ WRITER = "through a writer"
 EACH = "through a writer, a chunk for each"
 PUSH = "a push for each by hand"
 WAYS: Mapping[str, int] = {WRITER: TOKENS, EACH: TOKENS, PUSH: PUSHES}
-TIME_TARGET = 1 / 15
+STORING_TARGET = 1 / 15
 
-PACES: Mapping[int | None, int] = {150: 450, 1_000: 3_000, None: 5_000}
-"""How many calls to measure, by tokens per second; ``None`` for as fast as they are taken."""
+PACES: Mapping[int, int] = {150: 450, 1_000: 3_000}
+"""How many calls to measure, by tokens per second."""
 P99_TARGET_US = 20.0
 
-
-async def _nothing(_token: str) -> None:
-    pass
+LOOP_TARGETS = {150: 1.01, 1_000: 1.05}
+"""The most that the time of the loop may be, by tokens per second."""
+TURNS = 3
+TURN_SECONDS = 1.0
+NOWHERE = "nowhere"
 
 
 @dataclass(slots=True)
@@ -62,7 +69,7 @@ class Calls:
         start = clock()
         await write(TEXT)
         middle = clock()
-        await _nothing(TEXT)
+        await _nowhere(TEXT)
         end = clock()
         self.write.append(middle - start)
         self.nothing.append(end - middle)
@@ -71,7 +78,7 @@ class Calls:
         """The same the other way round."""
         clock = time.perf_counter_ns
         start = clock()
-        await _nothing(TEXT)
+        await _nowhere(TEXT)
         middle = clock()
         await write(TEXT)
         end = clock()
@@ -81,26 +88,39 @@ class Calls:
 
 async def run(setting: Setting) -> list[Figure]:
     """Measures it."""
-    stored: list[dict[str, Cost]] = []
-    called: list[dict[int | None, Calls]] = []
+    return [*await _storing(setting), *await _looping(setting)]
+
+
+# Storing
+
+
+async def _storing(setting: Setting) -> list[Figure]:
     async with setting.database() as database:
         async with open_raw_client(setting.server) as client:
-            bench = _Bench(client, database, Meter(setting.server, Traffic()))
+            stores = _Stores(client, database, Meter(setting.server, Traffic()))
             setting.note("warming up")
-            await bench.store(0)
+            await stores.store(0)
+            rounds, called = [], []
             for number in range(setting.rounds):
-                setting.note(f"round {number + 1} of {setting.rounds}")
-                stored.append(await bench.store(number))
-                called.append({pace: await bench.call(pace) for pace in PACES})
+                setting.note(f"storing, round {number + 1} of {setting.rounds}")
+                rounds.append(await stores.store(number))
+                called.append({pace: await stores.call(pace) for pace in PACES})
         setting.note("counting commands and bytes")
         traffic = Traffic()
         async with open_raw_client(setting.server, traffic) as client:
-            counted = await _Bench(client, database, Meter(setting.server, traffic)).store(0)
-    return [*_stored_figures([counted], stored), *_called_figures(called)]
+            counted = await _Stores(client, database, Meter(setting.server, traffic)).store(0)
+    targets = {"time": STORING_TARGET}
+    return [
+        *compare_costs([counted], WAYS, of=WRITER, against=PUSH, quantities=TRAFFIC),
+        *compare_costs([counted], WAYS, of=EACH, against=PUSH, quantities=TRAFFIC),
+        *compare_costs(rounds, WAYS, of=WRITER, against=PUSH, targets=targets),
+        *compare_costs(rounds, WAYS, of=EACH, against=PUSH),
+        *_call_figures(called),
+    ]
 
 
-class _Bench:
-    """Measures one round after the other.
+class _Stores:
+    """Stores tokens in each way, and calls ``write``.
 
     Each way has a facade of its own, which is closed behind it: a facade with a writer has a change
     stream open, and is told of what others write.
@@ -151,15 +171,14 @@ class _Bench:
                     await raw.append_plainly(TEXT)
             await check_equal(message, PUSH, TEXT * PUSHES, PUSHES)
 
-    async def call(self, pace: int | None) -> Calls:
+    async def call(self, pace: int) -> Calls:
         """Measures calls at a pace, in one writer."""
         calls, count = Calls(), PACES[pace]
         async with self._message() as message:
             async with message.writer() as writer:
                 begun = time.perf_counter()
                 for number in range(count):
-                    if pace is not None:
-                        await asyncio.sleep(begun + number / pace - time.perf_counter())
+                    await asyncio.sleep(begun + number / pace - time.perf_counter())
                     # Who comes first after a pause finds the caches cold.
                     await (calls.write_first if number % 2 else calls.nothing_first)(writer.write)
                 await writer.flush()
@@ -167,33 +186,108 @@ class _Bench:
         return calls
 
 
-def _stored_figures(counted: list[dict[str, Cost]], stored: list[dict[str, Cost]]) -> list[Figure]:
+# The loop
+
+
+@dataclass(slots=True)
+class Loops:
+    """What the loops of one kind took in a round.
+
+    Attributes:
+        cost: In all.
+        times: Nanoseconds from one request for a token to the next.
+    """
+
+    cost: Cost = field(default_factory=Cost)
+    times: list[int] = field(default_factory=list)
+
+
+async def _looping(setting: Setting) -> list[Figure]:
     found = []
-    for name, unit, attribute, scale, rounds in (
-        ("commands for 1,000 tokens", "", "commands", 1e3, counted),
-        ("bytes sent for a token", "bytes", "sent", 1.0, counted),
-        ("server time of a token", "µs", "server_seconds", 1e6, stored),
-        ("client time of a token", "µs", "client_seconds", 1e6, stored),
-        ("time of a token", "µs", "seconds", 1e6, stored),
+    async with (
+        setting.database() as database,
+        Children(setting.server.uri) as children,
+        open_token_source(children) as source,
+        open_raw_client(setting.server) as client,
+        Converse(client, database=database, sweep_interval=None) as converse,
     ):
-        if any(getattr(cost, attribute) is None for costs in rounds for cost in costs.values()):
-            continue  # the server does not tell
-        series = {
-            way: [getattr(costs[way], attribute) * scale / tokens for costs in rounds]
-            for way, tokens in WAYS.items()
-        }
-        target = TIME_TARGET if attribute == "seconds" else None
-        found += [
-            compare(name, unit, series, of=WRITER, against=PUSH, target=target),
-            compare(name, unit, series, of=EACH, against=PUSH),
-        ]
+        conversation = await converse.start_conversation()
+        meter = Meter(setting.server, Traffic())
+        for rate in LOOP_TARGETS:
+            setting.note(f"warming up for {rate:,} tokens per second")
+            delay = await _delay(source, rate)
+            await _round(conversation, source, meter, rate, delay)
+            rounds = []
+            for number in range(setting.rounds):
+                setting.note(f"{rate:,} tokens per second, round {number + 1} of {setting.rounds}")
+                rounds.append(await _round(conversation, source, meter, rate, delay))
+            found += _loop_figures(rate, rounds)
     return found
 
 
-def _called_figures(rounds: list[dict[int | None, Calls]]) -> list[Figure]:
+async def _delay(source: TokenSource, rate: int) -> float:
+    """The seconds to ask for, so that a loop that does nothing gets ``rate`` tokens per second."""
+    loops = Loops()
+    await _loop(source, rate, 1 / rate, _nowhere, loops)
+    late = median(loops.times) / 1e9 - 1 / rate
+    return max(1 / rate - late, 0.0)
+
+
+async def _nowhere(_token: str) -> None:
+    pass
+
+
+async def _round(
+    conversation: Conversation, source: TokenSource, meter: Meter, rate: int, delay: float
+) -> dict[str, Loops]:
+    loops = {WRITER: Loops(), NOWHERE: Loops()}
+    text = ""
+    message = await conversation.start_streaming_assistant()
+    async with message.writer() as writer:
+        for turn in range(TURNS):
+            for way in (WRITER, NOWHERE) if turn % 2 else (NOWHERE, WRITER):
+                write = writer.write if way == WRITER else _nowhere
+                with meter.measure(loops[way].cost):
+                    written = await _loop(source, rate, delay, write, loops[way])
+                if way == WRITER:
+                    text += written
+                    await writer.flush()  # the next turn is not to have that in it
+    await check_equal(message, f"{rate} tokens per second", text)
+    return loops
+
+
+async def _loop(source: TokenSource, rate: int, delay: float, write: Write, loops: Loops) -> str:
+    """The loop; returns the text."""
+    tokens = []
+    since = time.perf_counter_ns()
+    for _ in range(round(rate * TURN_SECONDS)):
+        token = await source.next_token(delay)
+        await write(token)
+        tokens.append(token)
+        until = time.perf_counter_ns()
+        loops.times.append(until - since)
+        since = until
+    return "".join(tokens)
+
+
+def _loop_figures(rate: int, rounds: list[dict[str, Loops]]) -> list[Figure]:
+    at = f"at {rate:,} tokens/s"
+    ways = {way: f"a loop {way} {at}" for way in (WRITER, NOWHERE)}
+    counts = dict.fromkeys(ways.values(), TURNS * round(rate * TURN_SECONDS))
+    costs = [{ways[way]: loops.cost for way, loops in each.items()} for each in rounds]
+    targets = {"time": LOOP_TARGETS[rate]}
+    of, against = ways[WRITER], ways[NOWHERE]
+    p99 = {ways[way]: [_share(each[way].times, 99) for each in rounds] for way in ways}
+    return [
+        *compare_costs(costs, counts, of=of, against=against, targets=targets),
+        compare("p99 of the time", "µs", p99, of=of, against=against),
+    ]
+
+
+def _call_figures(rounds: list[dict[int, Calls]]) -> list[Figure]:
     found = []
     for pace in PACES:
-        at = "as fast as it goes" if pace is None else f"at {pace:,} tokens/s"
+        at = f"at {pace:,} tokens/s"
         for name, share, target in (("p50", 50, None), ("p99", 99, P99_TARGET_US)):
             values = [_share(calls[pace].write, share) for calls in rounds]
             others = [_share(calls[pace].nothing, share) for calls in rounds]
@@ -213,5 +307,5 @@ def _called_figures(rounds: list[dict[int | None, Calls]]) -> list[Figure]:
 
 
 def _share(nanoseconds: list[int], percent: int) -> float:
-    """The microseconds that so many of a hundred calls take at the most."""
+    """The microseconds that so many of a hundred take at the most."""
     return quantiles(nanoseconds, n=100)[percent - 1] / 1e3
