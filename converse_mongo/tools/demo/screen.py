@@ -72,7 +72,7 @@ class Screen:
 
 def print_verdict(console: Console, recording: Recording) -> None:
     """Prints a table of what each viewer received, and the differences, if there are any."""
-    table = Table("", "how", title="What each one saw", title_justify="left")
+    table = Table("", "how", title="What each viewer received", title_justify="left")
     for heading in ("chunks", "text equal", "p50 ms", "p99 ms"):
         table.add_column(heading, justify="right")
     verdict = recording.verdict()
@@ -85,8 +85,8 @@ def print_verdict(console: Console, recording: Recording) -> None:
     stored = recording.stored
     table.add_row("stored", stored.status, str(len(stored.chunks)), equal["stored"])
     console.print(table)
-    console.print("Equal: what a viewer saw to the stored message, and that to the input.")
-    console.print("Times: from writing a chunk to the viewer, for chunks written while it watched.")
+    console.print("Equal: each viewer received what is stored, and that is the input.")
+    console.print("Times: from the writer to the viewer, for chunks written while it watched.")
     for name, wrong in verdict.items():
         for problem in wrong:
             console.print(Text(f"NOT EQUAL: {name}: {problem}", style="bold red"))
