@@ -19,6 +19,7 @@ from converse_mongo import (
 from converse_mongo.documents import messages
 from converse_mongo.driver.collections import collection_of
 from tests.conftest import Facade
+from tests.integration.helpers import soon
 from tests.queries import is_covered
 from tests.streams import SOON, until
 
@@ -55,11 +56,6 @@ async def watching(viewer: Converse, *conversations: Conversation) -> AsyncItera
         checks = viewer.statistics().checks
         await until(lambda: viewer.statistics().checks > checks + 1)
         yield watchers
-
-
-async def soon(events: Any) -> Any:
-    async with asyncio.timeout(SOON):
-        return await anext(events)
 
 
 async def saved(conversation: Conversation, count: int) -> None:
@@ -119,7 +115,7 @@ async def test_comparison__hears_of_saves_whatever_the_clock_of_who_saves_says(
             )
             message.metadata["hours"] = hours
             await message.save()
-            event = await soon(events)
+            event = await soon(anext(events))
             assert isinstance(event, MessageUpdated)
             assert (event.message_id, event.revision) == (message.id, message.revision)
 
@@ -133,9 +129,9 @@ async def test_comparison__does_not_tell_of_what_was_saved_before(facade: Facade
         await saved(second, 3)
         async with watching(viewer, second) as [later]:
             await second.add_user_message("new")
-            assert isinstance(await soon(later), MessageCreated)
+            assert isinstance(await soon(anext(later)), MessageCreated)
         await first.add_user_message("new")
-        assert isinstance(await soon(events), MessageCreated)
+        assert isinstance(await soon(anext(events)), MessageCreated)
 
 
 async def test_comparison__knows_saves_of_an_earlier_version(facade: Facade) -> None:
@@ -150,7 +146,7 @@ async def test_comparison__knows_saves_of_an_earlier_version(facade: Facade) -> 
     async with watching(viewer, conversation) as [events]:
         message.metadata["y"] = 1
         await message.save()
-        event = await soon(events)
+        event = await soon(anext(events))
         assert isinstance(event, MessageUpdated)
         assert (event.message_id, event.revision) == (message.id, 8)
 
@@ -178,6 +174,6 @@ async def test_comparison__finds_a_message_whose_writer_died_before_it_counted_i
                     "created_at": datetime.now(UTC),
                 }
             )
-            event = await soon(events)
+            event = await soon(anext(events))
             assert isinstance(event, MessageCreated)
             assert event.position == position

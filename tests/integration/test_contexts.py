@@ -26,7 +26,7 @@ from converse_mongo.store.recovery import Recovery
 from converse_mongo.watching import reconciler
 from converse_mongo.web import Generations
 from tests.conftest import Facade
-from tests.integration.test_transient_errors import failing
+from tests.integration.helpers import failing
 from tests.streams import SOON, assert_exact, collect, until
 
 TRACE: ContextVar[str | None] = ContextVar("trace", default=None)

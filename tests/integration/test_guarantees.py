@@ -25,18 +25,8 @@ from converse_mongo import (
 from converse_mongo.driver.collections import collection_of
 from converse_mongo.watching import changes, hub, topics
 from tests.conftest import Commands, Facade, drop_database
+from tests.integration.helpers import NEVER, SilentFeed, feeds, soon, start
 from tests.streams import SOON, collect, sequences, until
-
-NEVER = {"check_interval": 3600, "poll_interval": 3600}
-
-
-async def start(converse: Converse) -> Message:
-    return await (await converse.start_conversation()).start_streaming_assistant()
-
-
-async def soon(events: Any) -> Event:
-    async with asyncio.timeout(SOON):
-        return await anext(events)
 
 
 def watch(converse: Converse, message: Message, what: str) -> Any:
@@ -93,12 +83,12 @@ async def test_watch__a_skipped_event_is_noticed_at_the_next(
     monkeypatch.setattr(hub.Hub, "_take", skip_one)
     async with open_stream(viewer), watch(viewer, message, what) as events:
         if what == "conversation":
-            assert isinstance(await soon(events), MessageCreated)
+            assert isinstance(await soon(anext(events)), MessageCreated)
         await message.append_chunk("0")
-        assert sequences([await soon(events)]) == [0]
+        assert sequences([await soon(anext(events))]) == [0]
         await message.append_chunk("1")
         await message.append_chunk("2")
-        assert sequences([await soon(events), await soon(events)]) == [1, 2]
+        assert sequences([await soon(anext(events)), await soon(anext(events))]) == [1, 2]
 
 
 async def test_conversation__an_end_comes_by_the_change_stream(facade: Facade) -> None:
@@ -106,11 +96,11 @@ async def test_conversation__an_end_comes_by_the_change_stream(facade: Facade) -
     viewer = await facade(writer.database_name, **NEVER)
     message = await start(writer)
     async with open_stream(viewer), viewer.watch_conversation(message.conversation_id) as events:
-        assert isinstance(await soon(events), MessageCreated)
+        assert isinstance(await soon(anext(events)), MessageCreated)
         await message.append_chunk("a")
-        assert isinstance(await soon(events), ChunkReceived)
+        assert isinstance(await soon(anext(events)), ChunkReceived)
         await message.complete_streaming()
-        assert isinstance(await soon(events), MessageCompleted)
+        assert isinstance(await soon(anext(events)), MessageCompleted)
 
 
 async def test_conversation__a_check_finds_that_it_was_deleted(facade: Facade) -> None:
@@ -120,37 +110,7 @@ async def test_conversation__a_check_finds_that_it_was_deleted(facade: Facade) -
     async with converse.watch_conversation(conversation.id) as events:
         await conversation.delete()
         with pytest.raises(ConversationNotFoundError, match=str(conversation.id)):
-            await soon(events)
-
-
-class SilentFeed:
-    """A change stream that brings nothing, SOON, until it is lost."""
-
-    def __init__(self) -> None:
-        self.lost = asyncio.Event()
-
-    async def next_batch(self) -> list[Any]:
-        await self.lost.wait()
-        raise AutoReconnect("lost")
-
-    async def aclose(self) -> None:
-        pass
-
-
-def feeds(converse: Converse, *how: Any) -> None:
-    """Makes the hub of ``converse`` open these feeds, one after the other; the last for ever."""
-    the_hub = converse._open_parts.hub
-    real, left = the_hub._open_stream, list(how)
-
-    async def open_stream() -> Any:
-        gate, feed = left[0] if len(left) == 1 else left.pop(0)
-        if gate is not None:
-            await gate.wait()
-        if isinstance(feed, Exception):
-            raise feed
-        return feed or await real()  # type: ignore[misc]
-
-    the_hub._open_stream = open_stream
+            await soon(anext(events))
 
 
 @pytest.mark.parametrize("what", ["message", "conversation"])
@@ -164,17 +124,17 @@ async def test_watch__what_was_written_before_the_stream_opened_is_read(
     feeds(viewer, (first, silent), (second, None))
     async with watch(viewer, message, what) as events:
         if what == "conversation":
-            assert isinstance(await soon(events), MessageCreated)
+            assert isinstance(await soon(anext(events)), MessageCreated)
         await message.append_chunk("a")
         first.set()
-        assert sequences([await soon(events)]) == [0]
+        assert sequences([await soon(anext(events))]) == [0]
         # The same once a stream was lost, after the look that follows at once.
         silent.lost.set()
         await until(lambda: viewer.statistics().checks == 1)
         await asyncio.sleep(0.05)
         await message.append_chunk("b")
         second.set()
-        assert sequences([await soon(events)]) == [1]
+        assert sequences([await soon(anext(events))]) == [1]
         assert viewer.statistics().streams_opened == 2
 
 
@@ -187,12 +147,12 @@ async def test_watch__a_lost_stream_is_replaced_by_polling_at_once(facade: Facad
     async with viewer.watch_message(message.id) as events:
         await until(lambda: viewer.statistics().streams_opened == 1)
         await message.append_chunk("a")
-        assert sequences([await soon(events)]) == [0]
+        assert sequences([await soon(anext(events))]) == [0]
         await asyncio.sleep(0.1)  # the hub waits for the next check, which is far away
         silent.lost.set()
         await asyncio.sleep(0.1)
         await message.append_chunk("b")
-        assert sequences([await soon(events)]) == [1]
+        assert sequences([await soon(anext(events))]) == [1]
 
 
 async def test_poll__at_its_interval_only_while_there_is_no_stream(facade: Facade) -> None:
@@ -200,7 +160,7 @@ async def test_poll__at_its_interval_only_while_there_is_no_stream(facade: Facad
     message = await start(polling)
     async with polling.watch_message(message.id) as events:
         await message.append_chunk("a")
-        await soon(events)
+        await soon(anext(events))
         await until(lambda: polling.statistics().checks > 3)
     live = await facade(polling.database_name, check_interval=3600, poll_interval=0.01)
     async with live.watch_message(message.id):

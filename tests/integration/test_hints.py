@@ -16,20 +16,13 @@ from pymongo import MongoClient
 from converse_mongo import (
     ChunkReceived,
     Converse,
-    Message,
 )
 from converse_mongo.driver import change_streams, servers
 from converse_mongo.driver.collections import collection_of
 from converse_mongo.embedded import EmbeddedServer
 from tests.conftest import Commands, Facade
+from tests.integration.helpers import NEVER, start
 from tests.streams import SOON, collect, sequences, until
-
-NEVER: dict[str, Any] = {"check_interval": 3600.0, "poll_interval": 3600.0}
-
-
-async def start(converse: Converse) -> Message:
-    return await (await converse.start_conversation()).start_streaming_assistant()
-
 
 # The beginning
 

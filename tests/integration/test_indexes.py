@@ -26,7 +26,7 @@ from converse_mongo.store.indexes import (
 )
 from converse_mongo.tools import doctor
 from tests.conftest import Commands, Facade
-from tests.integration.test_transient_errors import failing
+from tests.integration.helpers import failing
 
 
 def infos(caplog: pytest.LogCaptureFixture) -> list[str]:

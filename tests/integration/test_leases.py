@@ -24,34 +24,8 @@ from converse_mongo import (
 )
 from converse_mongo.store import leases, recovery
 from tests.conftest import Commands, Facade
-from tests.integration.test_writer_ends import Between, Call
+from tests.integration.helpers import DEAD, Between, Call, die, expired, start
 from tests.streams import SOON, assert_exact, collect, until
-
-DEAD: dict[str, Any] = {"lease": 0.3, "idle_timeout": 0.3, "poll_interval": 0.05}
-"""A facade whose writers count as dead soon."""
-
-
-async def start(converse: Converse, **options: Any) -> Message:
-    return await (await converse.start_conversation()).start_streaming_assistant(**options)
-
-
-async def die(converse: Converse, message: Message, *words: str) -> None:
-    """Writes some words as a writer that then gives no heartbeat any more."""
-    store = converse.message_model.store()
-    await store.leases.acquire(message._own_key())
-    for word in words:
-        await message.append_chunk(word)
-
-
-async def expired(converse: Converse, message: Message) -> None:
-    """Waits until the lease of ``message`` has run out, by the server's clock."""
-    store = converse.message_model.store()
-    while True:
-        state = await store.reader.state(message.id, message.conversation_id)
-        assert state is not None
-        if state.lease.has_expired(await store.reader.server_time()):
-            return
-        await asyncio.sleep(0.02)
 
 
 async def until_ended(converse: Converse, message: Message) -> Message:

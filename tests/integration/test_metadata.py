@@ -27,8 +27,7 @@ from converse_mongo import (
 )
 from converse_mongo.driver.installed import driver_name
 from tests.conftest import Facade
-from tests.integration.test_writer import start, stored
-from tests.integration.test_writer_ends import soon
+from tests.integration.helpers import soon, start, stored
 from tests.streams import collect
 
 RUN = UUID("8a8e6a1e-1a5c-4d0e-9f0a-3f6f7c1d2e3f")

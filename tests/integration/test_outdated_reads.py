@@ -29,6 +29,7 @@ from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.owner_reader import OwnerReader
 from tests.conftest import Facade
 from tests.faults.failover import run_failovers
+from tests.integration.helpers import start
 from tests.majority import Majority, behind
 from tests.streams import SOON, assert_exact, collect, sequences, text, until
 
@@ -325,10 +326,6 @@ async def test_older__owner_is_not_told_again_of_what_is_gone(
 
 
 # What is so is believed
-
-
-async def start(converse: Converse, **options: Any) -> Message:
-    return await (await converse.start_conversation()).start_streaming_assistant(**options)
 
 
 async def refused_soon(refused: Callable[[], Awaitable[Any]], error: type[Exception]) -> None:

@@ -3,19 +3,16 @@
 import asyncio
 import gc
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from bson import ObjectId
 
 from converse_mongo import (
     Conversation,
     ConversationCreated,
     ConversationDeleted,
     ConversationUpdated,
-    Converse,
     ConverseClosedError,
     InvalidInputError,
     Message,
@@ -29,42 +26,16 @@ from converse_mongo import (
 from converse_mongo.domain.validation import now
 from converse_mongo.watching import hub, owner_feed, owner_reader
 from tests.conftest import Commands, Facade
+from tests.integration.helpers import NEVER, OFTEN, soon
+from tests.integration.owners import ADA, EVE, end, feed_of, take, watching
 from tests.streams import SOON, until
-
-ADA, EVE = ("user", "ada"), ("user", "eve")
-NEVER: dict[str, Any] = {"poll_interval": 3600.0, "check_interval": 3600.0}
-"""Nothing is found by looking: the change stream has to tell it."""
-OFTEN: dict[str, Any] = {"poll_interval": 0.02, "check_interval": 0.02}
-
-
-async def soon(watcher: OwnerWatcher) -> OwnerEvent:
-    async with asyncio.timeout(SOON):
-        return await anext(watcher)
-
-
-async def take(watcher: OwnerWatcher, last: type[OwnerEvent], count: int = 1) -> list[OwnerEvent]:
-    """Events up to the ``count``-th of a kind."""
-    events: list[OwnerEvent] = []
-    while count:
-        events.append(await soon(watcher))
-        count -= isinstance(events[-1], last)
-    return events
-
-
-async def end(owner: tuple[str, str], converse: Converse) -> ObjectId:
-    """Marks the end of what a test does: the last conversation that is started."""
-    return (await converse.start_conversation("the end", owner=owner)).id
 
 
 async def take_to_end(watcher: OwnerWatcher) -> list[OwnerEvent]:
     events: list[OwnerEvent] = []
     while not (events and isinstance(events[-1], ConversationCreated) and events[-1].title):
-        events.append(await soon(watcher))
+        events.append(await soon(anext(watcher)))
     return events[:-1]
-
-
-def feed_of(watcher: OwnerWatcher) -> owner_feed.OwnerFeed:
-    return watcher._feed
 
 
 def kinds(events: Sequence[OwnerEvent]) -> list[str]:
@@ -85,17 +56,6 @@ async def assert_exact(events: Sequence[OwnerEvent], conversation: Conversation)
         assert kinds(own) == ["message.created"] + [f"message.{message.status.value}"] * streamed
     ended = [each for each in messages if each.role is MessageRole.ASSISTANT]
     assert len(said) == len(messages) + len(ended)
-
-
-@asynccontextmanager
-async def watching(
-    converse: Converse, owner: tuple[str, str] = ADA, **options: Any
-) -> AsyncIterator[OwnerWatcher]:
-    """A watcher over a change stream that is open."""
-    async with converse.watch_owner(owner, **options) as watcher:
-        if converse.watch_mode == "change_stream":
-            await until(lambda: converse.statistics().streams_opened > 0)
-        yield watcher
 
 
 @pytest.fixture(params=["change_stream", "comparison", "polling"])
@@ -128,17 +88,17 @@ async def test_owner__hears_of_all_that_happens_in_all_conversations(
         assert (created.metadata, created.created_at) == ({"tag": 1}, new.created_at)
         for conversation in (new, old):
             question = await conversation.create_user_message("What?")
-            asked = await soon(watcher)
+            asked = await soon(anext(watcher))
             assert isinstance(asked, MessageCreated)
             assert (asked.message_id, asked.content) == (question.id, "What?")
             assert (asked.role, asked.streaming, asked.cursor) == ("user", False, None)
             answer = await conversation.start_streaming_assistant()
-            begun = await soon(watcher)
+            begun = await soon(anext(watcher))
             assert isinstance(begun, MessageCreated)
             assert (begun.message_id, begun.streaming, begun.content) == (answer.id, True, "")
             await answer.append_chunks(["a", "b"])
             await answer.complete_streaming({"model": "small"})
-            ended = await soon(watcher)
+            ended = await soon(anext(watcher))
             assert isinstance(ended, MessageCompleted)
             assert (ended.message_id, ended.chunk_count) == (answer.id, 2)
             assert ended.metadata == {"model": "small", "chunks": 2}
@@ -151,9 +111,9 @@ async def test_owner__hears_of_all_that_happens_in_all_conversations(
         assert (updated.owner, updated.metadata) == (ADA, {"tag": 1})
         assert updated.revision == new.revision == 1
         await new.add_user_message("More")
-        assert isinstance(await soon(watcher), MessageCreated)
+        assert isinstance(await soon(anext(watcher)), MessageCreated)
         last = await end(ADA, writer)  # and of the save no second time
-        assert (await soon(watcher)).conversation_id == last
+        assert (await soon(anext(watcher))).conversation_id == last
 
 
 async def test_owner__of_many_writers_at_once_sees_each_conversation_exactly(
@@ -177,7 +137,7 @@ async def test_owner__of_many_writers_at_once_sees_each_conversation_exactly(
     async with watching(viewer) as watcher:
         conversations = await asyncio.gather(*[talk(number) for number in range(6)])
         wanted = len(conversations) * (1 + 3 * (1 + 1 + 1))
-        events = [await soon(watcher) for _ in range(wanted)]
+        events = [await soon(anext(watcher)) for _ in range(wanted)]
     for conversation in conversations:
         await assert_exact(events, conversation)
 
@@ -192,11 +152,11 @@ async def test_owner__hears_of_the_end_of_what_streams_already(
     async with watching(viewer) as watcher:
         await answers[1].append_chunk("a")
         await answers[0].fail_streaming("It broke.")
-        failed = await soon(watcher)
+        failed = await soon(anext(watcher))
         assert isinstance(failed, MessageFailed)
         assert (failed.message_id, failed.error) == (answers[0].id, "It broke.")
         await answers[1].complete_streaming()
-        completed = await soon(watcher)
+        completed = await soon(anext(watcher))
         assert isinstance(completed, MessageCompleted)
         assert (completed.message_id, completed.chunk_count) == (answers[1].id, 1)
 
@@ -209,8 +169,8 @@ async def test_owner__hears_of_the_end_that_a_dead_writer_left(
     conversation = await writer.start_conversation(owner=ADA)
     async with watching(viewer) as watcher:
         answer = await conversation.start_streaming_assistant()
-        assert isinstance(await soon(watcher), MessageCreated)
-        failed = await soon(watcher)
+        assert isinstance(await soon(anext(watcher)), MessageCreated)
+        failed = await soon(anext(watcher))
         assert isinstance(failed, MessageFailed)
         assert (failed.message_id, failed.error) == (answer.id, "interrupted")
 
@@ -227,7 +187,7 @@ async def test_owner__hears_of_saves_of_messages_and_of_deleted_ones_nothing(
         message.metadata = {"liked": True}
         await message.save()
         await answer.append_chunk("a")
-        waiting = asyncio.create_task(soon(watcher))
+        waiting = asyncio.create_task(soon(anext(watcher)))
         await answer.delete()
         await until(lambda: feed_of(watcher).open == {})
         last = await end(ADA, writer)
@@ -250,7 +210,7 @@ async def test_owner__hears_nothing_of_others(facade: Facade, how: dict[str, Any
             conversation.title = "a secret"
             await conversation.save()
         last = await end(ADA, writer)
-        assert [(await soon(watcher)).conversation_id] == [last]
+        assert [(await soon(anext(watcher))).conversation_id] == [last]
 
 
 async def test_owner__hears_of_a_conversation_that_goes_and_comes(
@@ -263,7 +223,7 @@ async def test_owner__hears_of_a_conversation_that_goes_and_comes(
     async with watching(viewer) as adas, watching(viewer, EVE) as eves:
         for conversation in (given, deleted):
             await conversation.add_user_message("Hello")
-            assert isinstance(await soon(adas), MessageCreated)
+            assert isinstance(await soon(anext(adas)), MessageCreated)
         await deleted.delete()
         assert await take(adas, ConversationDeleted) == [
             ConversationDeleted(conversation_id=deleted.id)
@@ -277,11 +237,11 @@ async def test_owner__hears_of_a_conversation_that_goes_and_comes(
         assert created.conversation_id == given.id
         await given.add_user_message("a secret")
         for content in ("Hello", "a secret"):
-            message = await soon(eves)
+            message = await soon(anext(eves))
             assert isinstance(message, MessageCreated)
             assert message.content == content
         last = await end(ADA, writer)
-        assert (await soon(adas)).conversation_id == last
+        assert (await soon(anext(adas))).conversation_id == last
 
 
 async def test_owner__hears_of_a_conversation_that_is_made_anew(
@@ -296,7 +256,7 @@ async def test_owner__hears_of_a_conversation_that_is_made_anew(
     async with watching(viewer) as watcher:
         old.title = "A title"
         await old.save()
-        assert isinstance(await soon(watcher), ConversationUpdated)
+        assert isinstance(await soon(anext(watcher)), ConversationUpdated)
         for message in messages:
             await message.delete()
         await old.delete()
@@ -305,9 +265,9 @@ async def test_owner__hears_of_a_conversation_that_is_made_anew(
         await new.add_user_message("new")
         (deleted,) = await take(watcher, ConversationDeleted)
         assert deleted.conversation_id == old.id
-        await assert_exact([await soon(watcher), await soon(watcher)], new)
+        await assert_exact([await soon(anext(watcher)), await soon(anext(watcher))], new)
         last = await end(ADA, writer)
-        assert (await soon(watcher)).conversation_id == last
+        assert (await soon(anext(watcher))).conversation_id == last
 
 
 async def test_owner__hears_of_a_message_that_is_made_anew(
@@ -318,17 +278,17 @@ async def test_owner__hears_of_a_message_that_is_made_anew(
     conversation = await writer.start_conversation(owner=ADA)
     async with watching(viewer) as watcher:
         old = await conversation.start_streaming_assistant(generation_id="one")
-        assert isinstance(await soon(watcher), MessageCreated)
+        assert isinstance(await soon(anext(watcher)), MessageCreated)
         await old.delete()
         new = await conversation.start_streaming_assistant(generation_id="one")
         await new.complete_streaming()
-        created, completed = await soon(watcher), await soon(watcher)
+        created, completed = await soon(anext(watcher)), await soon(anext(watcher))
         assert isinstance(created, MessageCreated)
         assert isinstance(completed, MessageCompleted)
         assert new.id == old.id == created.message_id == completed.message_id
         assert (created.position, new.position) == (1, 1)
         last = await end(ADA, writer)
-        assert (await soon(watcher)).conversation_id == last
+        assert (await soon(anext(watcher))).conversation_id == last
 
 
 @pytest.mark.parametrize("chunks", [True, 1])
@@ -366,7 +326,7 @@ async def test_owner__that_is_slow_misses_nothing(
         for watcher in (fast, slow):
             assert len(feed_of(watcher).dirty.keys() - {None}) <= 2 + len(conversations)
             assert not feed_of(watcher).events
-            events = [await soon(watcher) for _ in range(count)]
+            events = [await soon(anext(watcher)) for _ in range(count)]
             of_known = [event for event in events if event.conversation_id == known.id]
             assert sorted(kinds(of_known)) == ["conversation.updated", "message.completed"]
             (deleted,) = [event for event in events if event.conversation_id == gone.id]
@@ -375,7 +335,7 @@ async def test_owner__that_is_slow_misses_nothing(
                 await assert_exact(events, conversation)
         last = await end(ADA, writer)
         for watcher in (fast, slow):
-            assert (await soon(watcher)).conversation_id == last
+            assert (await soon(anext(watcher))).conversation_id == last
 
 
 async def test_owner__that_gives_up_waiting_goes_on_where_it_was(
@@ -432,7 +392,7 @@ async def test_owner__whose_change_stream_is_lost(
         await gone.delete()
         await until(lambda: viewer.statistics().streams_opened > 1)
         deaf = False
-        events = [await soon(watcher) for _ in range(4)]
+        events = [await soon(anext(watcher)) for _ in range(4)]
         await assert_exact(events, conversation)
         others = [each for each in events if each.conversation_id != conversation.id]
         assert sorted((each.type, each.conversation_id) for each in others) == [
@@ -440,7 +400,7 @@ async def test_owner__whose_change_stream_is_lost(
             ("message.completed", known.id),
         ]
         last = await end(ADA, writer)
-        assert (await soon(watcher)).conversation_id == last
+        assert (await soon(anext(watcher))).conversation_id == last
 
 
 # Bounds
@@ -453,7 +413,7 @@ async def test_owner__is_one_topic_whatever_happens(facade: Facade, how: dict[st
         for position in range(2):
             for conversation in conversations:
                 await conversation.add_user_message("Hello")
-                created = await soon(watcher)
+                created = await soon(anext(watcher))
                 assert isinstance(created, MessageCreated)
                 assert (created.conversation_id, created.position) == (conversation.id, position)
         assert converse.statistics().topics == converse.statistics().watchers == 1
@@ -472,18 +432,18 @@ async def test_owner__of_more_conversations_than_are_known_one_by_one(
         await conversation.add_user_message("Hello")
     async with watching(viewer) as watcher:
         await conversations[5].add_user_message("known")
-        assert isinstance(await soon(watcher), MessageCreated)
+        assert isinstance(await soon(anext(watcher)), MessageCreated)
         answer = await conversations[0].start_streaming_assistant()
         (updated,) = await take(watcher, ConversationUpdated)
         assert updated.conversation_id == conversations[0].id
         for kind in (MessageCreated, MessageCompleted):
-            event = await soon(watcher)
+            event = await soon(anext(watcher))
             assert isinstance(event, kind)
             assert event.message_id == answer.id
             if kind is MessageCreated:
                 await answer.complete_streaming()
         await conversations[0].add_user_message("From now on it is known.")
-        assert isinstance(await soon(watcher), MessageCreated)
+        assert isinstance(await soon(anext(watcher)), MessageCreated)
         new = await writer.start_conversation(owner=ADA)
         (created,) = await take(watcher, ConversationCreated)
         assert created.conversation_id == new.id
@@ -512,7 +472,7 @@ async def test_owner__that_is_dropped_leaves_nothing(facade: Facade) -> None:
     watcher = converse.watch_owner(ADA)
     async with watcher:
         await conversation.start_streaming_assistant()
-        await soon(watcher)
+        await soon(anext(watcher))
         assert converse.statistics().watchers == 1
     assert converse.statistics().watchers == 0
     with pytest.raises(StopAsyncIteration):
@@ -527,7 +487,7 @@ async def test_owner__that_is_dropped_leaves_nothing(facade: Facade) -> None:
 async def test_owner__is_told_when_the_facade_closes(facade: Facade) -> None:
     converse = await facade()
     async with watching(converse) as watcher:
-        waiting = asyncio.create_task(soon(watcher))
+        waiting = asyncio.create_task(soon(anext(watcher)))
         await asyncio.sleep(0)
         await converse.aclose()
         with pytest.raises(ConverseClosedError):

@@ -29,17 +29,8 @@ from converse_mongo.watching import hub, owner_feed
 from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.owner_reader import OwnerReader
 from tests.conftest import Commands, Facade
-from tests.integration.test_owners import (
-    ADA,
-    EVE,
-    NEVER,
-    OFTEN,
-    end,
-    feed_of,
-    soon,
-    take,
-    watching,
-)
+from tests.integration.helpers import NEVER, OFTEN, soon
+from tests.integration.owners import ADA, EVE, end, feed_of, take, watching
 from tests.streams import until
 
 
@@ -62,16 +53,16 @@ async def test_owner__hears_nothing_of_what_was_given_away(
     async with watching(viewer) as watcher:
         for _ in range(2):  # after which nothing else is to be read
             first = await end(ADA, writer)
-            assert (await soon(watcher)).conversation_id == first
+            assert (await soon(anext(watcher))).conversation_id == first
         await give(given, EVE)
-        assert await soon(watcher) == ConversationDeleted(conversation_id=given.id)
+        assert await soon(anext(watcher)) == ConversationDeleted(conversation_id=given.id)
         assert given.id not in viewer._open_parts.hub._registry.owner_routes.feeds
         assert answer.id not in viewer._open_parts.hub._registry.owner_routes.feeds
         commands.sent.clear()
         await given.add_user_message("a secret")
         await answer.complete_streaming()
         last = await end(ADA, writer)
-        assert (await soon(watcher)).conversation_id == last
+        assert (await soon(anext(watcher))).conversation_id == last
         assert str(given.id) not in str(commands.named("find"))  # and nothing is read of it
 
 
@@ -81,21 +72,21 @@ async def test_owner__forgets_what_is_gone_but_tells_who_is_slow(facade: Facade)
     known = await writer.start_conversation(owner=ADA)
     async with watching(viewer) as slow, watching(viewer) as fast:
         await known.start_streaming_assistant()
-        assert isinstance(await soon(fast), MessageCreated)
+        assert isinstance(await soon(anext(fast)), MessageCreated)
         await known.delete()
-        assert isinstance(await soon(fast), ConversationDeleted)
+        assert isinstance(await soon(anext(fast)), ConversationDeleted)
         for _ in range(10):
             await (await writer.start_conversation(owner=ADA)).delete()
         last = await end(ADA, writer)
-        while (event := await soon(fast)).conversation_id != last:
+        while (event := await soon(anext(fast))).conversation_id != last:
             assert isinstance(event, ConversationCreated | ConversationDeleted)
         feed, routes = feed_of(fast), viewer._open_parts.hub._registry.owner_routes
         await until(lambda: not feed.dirty)
         assert list(feed.known) == [last]
         assert {key for key, feeds in routes.feeds.items() if feed in feeds} == {ADA, last}
         # Of what was added to it, nothing can be read any more.
-        assert await soon(slow) == ConversationDeleted(conversation_id=known.id)
-        assert (await soon(slow)).conversation_id == last
+        assert await soon(anext(slow)) == ConversationDeleted(conversation_id=known.id)
+        assert (await soon(anext(slow))).conversation_id == last
     assert routes.feeds == {}
 
 
@@ -109,8 +100,8 @@ async def test_owner__hears_of_what_was_added_while_it_was_away(facade: Facade) 
         assert converse.statistics().watchers == 0
         answer = await conversation.start_streaming_assistant()
         await answer.complete_streaming()
-        assert isinstance(await soon(watcher), MessageCreated)
-        assert isinstance(await soon(watcher), MessageCompleted)
+        assert isinstance(await soon(anext(watcher)), MessageCreated)
+        assert isinstance(await soon(anext(watcher)), MessageCompleted)
 
 
 async def test_owner__hears_of_an_end_while_it_was_away(facade: Facade) -> None:
@@ -122,7 +113,7 @@ async def test_owner__hears_of_an_end_while_it_was_away(facade: Facade) -> None:
             async with asyncio.timeout(0.05):
                 await anext(watcher)
         await answer.complete_streaming()
-        assert isinstance(await soon(watcher), MessageCompleted)
+        assert isinstance(await soon(anext(watcher)), MessageCompleted)
 
 
 async def test_owner__of_many_hears_of_a_deletion_while_it_was_away(
@@ -159,7 +150,7 @@ async def test_owner__of_many_hears_on_of_one_that_others_do_not_know(
         assert len(await take(watcher, MessageCreated, count=3)) == 4
         async with watching(converse) as newcomer:
             await old.add_user_message("Hello")
-            created = await soon(watcher)
+            created = await soon(anext(watcher))
             assert isinstance(created, MessageCreated)
             assert (created.conversation_id, created.position) == (old.id, 0)
             assert old.id in feed_of(watcher).known
@@ -174,18 +165,18 @@ async def test_owner__hears_of_no_more_unknown_conversations_than_it_may_keep(
     viewer = await facade(writer.database_name, **NEVER)
     async with watching(viewer) as slow:
         first = await end(ADA, writer)
-        assert (await soon(slow)).conversation_id == first  # from here on only hints tell
+        assert (await soon(anext(slow))).conversation_id == first  # from here on only hints tell
         kept = []
         for _ in range(10):
             await (await writer.start_conversation(owner=ADA)).delete()
             kept.append(await writer.start_conversation(owner=ADA))
         await until(lambda: feed_of(slow).hints == 21)
         assert len(feed_of(slow).dirty) == 3 + 1  # of which one stands for all
-        created = [await soon(slow) for _ in kept]
+        created = [await soon(anext(slow)) for _ in kept]
         assert {each.type for each in created} == {"conversation.created"}
         assert {each.conversation_id for each in created} == {each.id for each in kept}
         last = await end(ADA, writer)
-        assert (await soon(slow)).conversation_id == last
+        assert (await soon(anext(slow))).conversation_id == last
 
 
 # Waits and floods
@@ -211,7 +202,7 @@ async def test_owner__keeps_what_it_has_yet_to_read_once(
             patch.setattr(OwnerReader, "news", read_slowly)
             for _ in range(4):
                 stuck.clear()
-                waiting = asyncio.create_task(soon(watcher))
+                waiting = asyncio.create_task(soon(anext(watcher)))
                 await stuck.wait()
                 waiting.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -219,7 +210,7 @@ async def test_owner__keeps_what_it_has_yet_to_read_once(
         assert OwnerReader.news is read
         events = await take(watcher, MessageCreated, count=5)
         last = await end(ADA, writer)
-        assert (await soon(watcher)).conversation_id == last
+        assert (await soon(anext(watcher))).conversation_id == last
         assert {event.conversation_id for event in events} == {each.id for each in conversations}
 
 
@@ -237,10 +228,10 @@ async def test_owner__reads_again_what_could_not_be_read(
 
     async with watching(converse) as watcher:
         await conversation.add_user_message("one")
-        assert isinstance(await soon(watcher), MessageCreated)
+        assert isinstance(await soon(anext(watcher)), MessageCreated)
         monkeypatch.setattr(OwnerReader, "news", fail)
         await conversation.add_user_message("two")
-        created = await soon(watcher)
+        created = await soon(anext(watcher))
         assert isinstance(created, MessageCreated)
         assert (created.content, failures) == ("two", [])
 
@@ -258,7 +249,7 @@ async def test_owner__hears_of_the_others_in_a_flood_of_news(facade: Facade) -> 
         flooding = asyncio.create_task(flood())
         for number in range(3):
             await quiet.add_user_message(str(number))
-            created = await soon(watcher)
+            created = await soon(anext(watcher))
             assert isinstance(created, MessageCreated)
             assert created.content == str(number)
         async with converse.watch_owner(ADA):  # and who comes gets in
@@ -290,12 +281,12 @@ async def test_owner__is_told_of_what_happens_while_it_finds_out_what_streams(
             patch.setattr(OwnerReader, "streaming", read_late)
             watcher = await converse.watch_owner(ADA).__aenter__()
     async with watcher:
-        completed, created = await soon(watcher), await soon(watcher)
+        completed, created = await soon(anext(watcher)), await soon(anext(watcher))
         assert isinstance(completed, MessageCompleted)
         assert isinstance(created, MessageCreated)
         assert (completed.message_id, created.content) == (answer.id, "Hello")
         last = await end(ADA, converse)
-        assert (await soon(watcher)).conversation_id == last
+        assert (await soon(anext(watcher))).conversation_id == last
 
 
 async def test_owner__hears_of_a_message_that_its_conversation_does_not_count(
@@ -306,12 +297,12 @@ async def test_owner__hears_of_a_message_that_its_conversation_does_not_count(
     conversation = await converse.start_conversation(owner=ADA)
     async with watching(converse) as watcher:
         await conversation.add_user_message("one")
-        assert isinstance(await soon(watcher), MessageCreated)
+        assert isinstance(await soon(anext(watcher)), MessageCreated)
         messages = collection_of(converse.message_model)
         stored = await messages.find_one({"conversation_id": conversation.id})
         assert stored is not None
         await messages.insert_one({**stored, "_id": ObjectId(), "position": 1, "content": "two"})
-        created = await soon(watcher)
+        created = await soon(anext(watcher))
         assert isinstance(created, MessageCreated)
         assert (created.position, created.content) == (1, "two")
 
@@ -328,12 +319,12 @@ async def test_owner__hears_on_of_what_no_change_told(
             answer = await conversation.start_streaming_assistant()
             await until(lambda: len(unheard) > 1)
             feed_of(watcher).mark_stale()
-            assert isinstance(await soon(watcher), ConversationCreated)
-            assert isinstance(await soon(watcher), MessageCreated)
+            assert isinstance(await soon(anext(watcher)), ConversationCreated)
+            assert isinstance(await soon(anext(watcher)), MessageCreated)
         await answer.complete_streaming()
-        assert isinstance(await soon(watcher), MessageCompleted)
+        assert isinstance(await soon(anext(watcher)), MessageCompleted)
         await conversation.add_user_message("Hello")
-        assert isinstance(await soon(watcher), MessageCreated)
+        assert isinstance(await soon(anext(watcher)), MessageCreated)
 
 
 async def test_owner__whose_cancellation_was_swallowed_does_not_wait(
@@ -357,7 +348,7 @@ async def test_owner__whose_cancellation_was_swallowed_does_not_wait(
                 async with asyncio.timeout(0.1):
                     await anext(watcher)
         last = await end(ADA, converse)
-        assert (await soon(watcher)).conversation_id == last
+        assert (await soon(anext(watcher))).conversation_id == last
 
 
 async def test_owner__closed_at_any_moment_leaves_nothing(facade: Facade) -> None:
@@ -418,7 +409,7 @@ async def test_owner__hears_on_when_a_strange_document_comes(
         assert isinstance((await take(watcher, MessageCreated))[-1], MessageCreated)
         async with converse.watch_owner(ADA) as another:
             await conversation.add_user_message("Hello")
-            assert isinstance(await soon(another), MessageCreated)
+            assert isinstance(await soon(anext(another)), MessageCreated)
 
 
 Break = Callable[[Any, Any, ObjectId, ObjectId], Any]
@@ -470,7 +461,7 @@ async def test_owner__hears_of_the_others_when_a_conversation_is_broken(
         for number in range(10):
             await sound.create_user_message(str(number))
             while True:
-                event = await soon(watcher)
+                event = await soon(anext(watcher))
                 if event.conversation_id == sound.id:
                     break
             assert isinstance(event, MessageCreated)
@@ -489,7 +480,7 @@ async def test_owner__with_many_watchers_is_read_once_for_all(
     conversation = await writer.start_conversation(owner=ADA)
     async with contextlib.AsyncExitStack() as stack:
         watchers = [await stack.enter_async_context(watching(viewer)) for _ in range(20)]
-        waiting = [asyncio.create_task(soon(each)) for each in watchers]
+        waiting = [asyncio.create_task(soon(anext(each))) for each in watchers]
         await until(lambda: not any(feed_of(each).dirty for each in watchers))
         commands.sent.clear()
         conversation.title = "A title"
@@ -499,12 +490,12 @@ async def test_owner__with_many_watchers_is_read_once_for_all(
             ("conversation.updated", conversation.id)
         }
         assert len(commands.named("find")) < 5
-        waiting = [asyncio.create_task(soon(each)) for each in watchers]
+        waiting = [asyncio.create_task(soon(anext(each))) for each in watchers]
         commands.sent.clear()
         await conversation.add_user_message("Hello")
         assert {event.type for event in await asyncio.gather(*waiting)} == {"message.created"}
         assert len(commands.named("find")) < 5
-        waiting = [asyncio.create_task(soon(each)) for each in watchers]
+        waiting = [asyncio.create_task(soon(anext(each))) for each in watchers]
         conversation.title = "Another"
         await conversation.save()
         for event in await asyncio.gather(*waiting):
@@ -529,10 +520,10 @@ async def test_owner__shares_no_read_that_began_before_the_news(
         conversation.title = "two"
         await conversation.save()
         for watcher in (first, second):
-            assert isinstance(await soon(watcher), ConversationUpdated)
+            assert isinstance(await soon(anext(watcher)), ConversationUpdated)
         with monkeypatch.context() as patch:
             patch.setattr(OwnerReader, "_read", return_late)
-            waiting = asyncio.create_task(soon(first))
+            waiting = asyncio.create_task(soon(anext(first)))
             conversation.title = "three"
             await conversation.save()
             await was_read.wait()
@@ -540,12 +531,12 @@ async def test_owner__shares_no_read_that_began_before_the_news(
         conversation.title = "four"
         await conversation.save()
         await until(lambda: feed_of(second).hints > hints)
-        updated = await soon(second)
+        updated = await soon(anext(second))
         assert isinstance(updated, ConversationUpdated)
         assert updated.title == "four"
         may_return.set()
         for title in ("three", "four"):
-            updated = await waiting if title == "three" else await soon(first)
+            updated = await waiting if title == "three" else await soon(anext(first))
             assert isinstance(updated, ConversationUpdated)
             assert updated.title == title
 
@@ -602,10 +593,10 @@ async def test_owner__is_told_the_last_of_several_saves(facade: Facade) -> None:
             conversation.title = title
             await conversation.save()
         await until(lambda: feed_of(watcher).hints == 2)
-        updated = await soon(watcher)
+        updated = await soon(anext(watcher))
         assert isinstance(updated, ConversationUpdated)
         assert (updated.title, updated.revision) == ("three", 2)
         last = await end(ADA, converse)
-        created = await soon(watcher)
+        created = await soon(anext(watcher))
         assert isinstance(created, ConversationCreated)
         assert created == replace(created, conversation_id=last)

@@ -14,7 +14,6 @@ from converse_mongo import (
     ChunksNotLoadedError,
     Converse,
     InvalidInputError,
-    Message,
     MessageChunkPage,
     MessageCompleted,
     MessageCreated,
@@ -23,6 +22,7 @@ from converse_mongo import (
 )
 from converse_mongo.domain.validation import PAGE_BYTES, PAGE_CHUNKS
 from tests.conftest import Commands, Facade
+from tests.integration.helpers import fill, gone, pages_of, raw, start, text_of
 from tests.streams import (
     SOON,
     assert_conversation_exact,
@@ -44,30 +44,6 @@ def facade(facade: Facade) -> Facade:
         return opened
 
     return open_one
-
-
-async def start(converse: Converse, **options: Any) -> Message:
-    return await (await converse.start_conversation()).start_streaming_assistant(**options)
-
-
-async def fill(message: Message, count: int) -> None:
-    await message.append_chunks([f"{number} " for number in range(count)])
-
-
-def text_of(count: int) -> str:
-    return "".join(f"{number} " for number in range(count))
-
-
-async def raw(converse: Converse, message: Message) -> dict[str, Any]:
-    found = await converse.message_model.store().messages.find_one({"_id": message.id})
-    assert found is not None
-    return dict(found)
-
-
-async def pages_of(converse: Converse, message: Message) -> list[dict[str, Any]]:
-    pages = converse.message_model.store().pages
-    cursor = pages.find({"message_id": message.id}).sort([("first_sequence", 1)])
-    return [page async for page in cursor]
 
 
 # Moving
@@ -441,11 +417,6 @@ async def test_bulk__says_how_much_is_stored_when_it_fails(facade: Facade) -> No
 
 
 # Retention
-
-
-async def gone(converse: Converse, message: Message) -> bool:
-    document = await raw(converse, message)
-    return not document["chunks"] and not await pages_of(converse, message)
 
 
 @pytest.mark.parametrize("count", [0, 5, 2 * PAGE_CHUNKS + 9])

@@ -22,11 +22,8 @@ from converse_mongo import (
     WriterExistsError,
 )
 from tests.conftest import Facade
+from tests.integration.helpers import start
 from tests.streams import assert_exact, collect, collect_restlessly, text, until
-
-
-async def start(converse: Converse, **options: Any) -> Message:
-    return await (await converse.start_conversation()).start_streaming_assistant(**options)
 
 
 async def model(words: int, pause: float = 0.001) -> AsyncIterator[str]:

@@ -9,7 +9,6 @@ from pymongo.errors import AutoReconnect
 from converse_mongo import (
     Converse,
     InvalidInputError,
-    Message,
     MessageCompleted,
     MessageNotStreamingError,
     MessageStatus,
@@ -18,32 +17,20 @@ from converse_mongo import (
 )
 from converse_mongo.domain.validation import PAGE_CHUNKS
 from tests.conftest import Commands, Facade
-from tests.integration.test_leases import die
-from tests.integration.test_pages import fill, gone, pages_of, raw, start, text_of
-from tests.integration.test_writer_ends import Between, Call
+from tests.integration.helpers import (
+    Between,
+    Call,
+    Meanwhile,
+    die,
+    fill,
+    gone,
+    pages_of,
+    raw,
+    start,
+    stored,
+    text_of,
+)
 from tests.streams import assert_exact, collect
-
-
-async def stored(converse: Converse, message: Message) -> Message:
-    return await converse.get_message(message.id)
-
-
-class Meanwhile:
-    """For a :class:`Between`: has something happen right after the first of some calls."""
-
-    def __init__(self, happens: Any, *, lost: bool = False) -> None:
-        self._happens, self._lost = happens, lost
-        self.happened = False
-
-    async def __call__(self, call: Call, *arguments: Any, **options: Any) -> Any:
-        answer = await call(*arguments, **options)
-        if not self.happened:
-            self.happened = True
-            await self._happens()
-            if self._lost:
-                raise AutoReconnect("the answer is lost")
-        return answer
-
 
 # The same id again
 

@@ -9,8 +9,7 @@ from beanie import Insert, before_event
 
 from converse_mongo import Converse, Message, TransactionAbortedError
 from tests.conftest import Commands, Facade
-from tests.integration.test_pages import raw, start
-from tests.integration.test_writer_ends import soon
+from tests.integration.helpers import raw, soon, start
 from tests.streams import until
 
 

@@ -11,10 +11,7 @@ from pymongo.errors import AutoReconnect
 
 from converse_mongo import ConfigurationError, Converse, InvalidInputError, Message, WatchError
 from tests.conftest import Facade
-from tests.integration.test_leases import DEAD, die, expired
-from tests.integration.test_pages import start
-from tests.integration.test_writer import stored
-from tests.integration.test_writer_ends import soon
+from tests.integration.helpers import DEAD, die, expired, soon, start, stored
 from tests.streams import assert_exact, collect, until
 
 # Durations

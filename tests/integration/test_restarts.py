@@ -22,10 +22,17 @@ from converse_mongo import (
 from converse_mongo.domain.validation import PAGE_CHUNKS
 from converse_mongo.web import Generations
 from tests.conftest import Commands, Facade
-from tests.integration.test_leases import die
-from tests.integration.test_pages import fill, pages_of, raw, text_of
-from tests.integration.test_protocol import Meanwhile
-from tests.integration.test_writer_ends import Between, Call, soon
+from tests.integration.helpers import (
+    Between,
+    Call,
+    Meanwhile,
+    die,
+    fill,
+    pages_of,
+    raw,
+    soon,
+    text_of,
+)
 from tests.streams import until
 
 Use = Callable[[Message], Awaitable[Any]]

@@ -1,6 +1,5 @@
 """Each event of a message says who speaks, however the watcher has heard of it."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -17,8 +16,8 @@ from converse_mongo import (
 from converse_mongo.driver.collections import collection_of
 from converse_mongo.watching import hub
 from tests.conftest import Facade
-from tests.integration.test_owners import NEVER, OFTEN
-from tests.streams import SOON, until
+from tests.integration.helpers import NEVER, OFTEN, soon
+from tests.streams import until
 
 
 @pytest.fixture(params=["change_stream", "comparison", "polling"])
@@ -30,11 +29,6 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict
         monkeypatch.setattr(hub.Hub, "_take", lambda _self, _change: None)
         return OFTEN
     return {**OFTEN, "change_streams": False}
-
-
-async def soon(events: Any) -> Any:
-    async with asyncio.timeout(SOON):
-        return await anext(events)
 
 
 async def test_role__is_in_each_event_of_a_watcher(facade: Facade, how: dict[str, Any]) -> None:
@@ -54,20 +48,20 @@ async def test_role__is_in_each_event_of_a_watcher(facade: Facade, how: dict[str
             await until(lambda: viewer.statistics().checks > checks + 1)
         await streaming.append_chunk("a")
         for each in (events, own):
-            chunk = await soon(each)
+            chunk = await soon(anext(each))
             assert (type(chunk), chunk.role) == (ChunkReceived, MessageRole.TOOL_RESULT)
         old.metadata["x"] = 1
         await old.save()
-        updated = await soon(events)
+        updated = await soon(anext(events))
         assert (type(updated), updated.role) == (MessageUpdated, MessageRole.SYSTEM)
         await streaming.complete_streaming()
         for each in (events, own):
-            ended = await soon(each)
+            ended = await soon(anext(each))
             assert (type(ended), ended.role) == (MessageCompleted, MessageRole.TOOL_RESULT)
         call = await conversation.start_streaming_message(MessageRole.TOOL_CALL)
-        await soon(events)
+        await soon(anext(events))
         await call.append_chunk("f()")
-        told = await soon(events)
+        told = await soon(anext(events))
         assert (told.role, told.to_dict()["role"]) == (MessageRole.TOOL_CALL, "tool_call")
 
 
@@ -111,5 +105,5 @@ async def test_role__of_a_save_of_an_earlier_version_is_found(facade: Facade) ->
                 "$currentDate": {"save_mark": {"$type": "timestamp"}},
             },
         )
-        updated = await soon(events)
+        updated = await soon(anext(events))
         assert (type(updated), updated.role) == (MessageUpdated, MessageRole.USER)

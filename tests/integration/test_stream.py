@@ -22,7 +22,7 @@ from converse_mongo.driver import change_streams, installed, servers
 from converse_mongo.store import reads
 from converse_mongo.watching import hub
 from tests.conftest import Commands, Facade
-from tests.integration.test_guarantees import NEVER, SilentFeed, feeds, soon, start
+from tests.integration.helpers import NEVER, SilentFeed, feeds, soon, start
 from tests.streams import SOON, collect, sequences, until
 
 
@@ -196,7 +196,7 @@ async def test_stream__tells_less_once_nobody_watches_and_is_closed_once_nobody_
         async with converse.watch_message(message.id) as events:
             await until(lambda: streams.open == 1)
             await message.append_chunk("a")
-            await soon(events)
+            await soon(anext(events))
         count = converse.statistics().streams_opened
         await opened(converse, count + 1)  # it has gone on to tell less
         changes.received.clear()
@@ -212,7 +212,7 @@ async def test_stream__tells_less_once_nobody_watches_and_is_closed_once_nobody_
     async with converse.watch_message(message.id) as events:
         await until(lambda: streams.open == 1)
         await message.append_chunk("c")
-        assert sequences([await soon(events)]) == [0]
+        assert sequences([await soon(anext(events))]) == [0]
     await until(lambda: streams.open == 0)
     assert streams.most == 1
 
@@ -253,7 +253,7 @@ async def test_stream__leaves_out_what_nobody_uses(facade: Facade) -> None:
         conversation.context["b"] = secret
         conversation.metadata["c"] = secret
         await conversation.save()
-        seen = [await soon(events) for _ in range(6)]
+        seen = [await soon(anext(events)) for _ in range(6)]
         async with asyncio.timeout(SOON):
             async for event in owned:
                 if isinstance(event, ConversationUpdated):
@@ -318,9 +318,9 @@ async def test_late_stream__behind_a_mongos_is_made_good_for_what_streams(
         await until(lambda: viewer.statistics().checks >= 1)
         for number in range(3):
             await message.append_chunk(str(number))
-            assert sequences([await soon(events)]) == [number]
+            assert sequences([await soon(anext(events))]) == [number]
         await message.complete_streaming()
-        assert (await soon(events)).type == "message.completed"
+        assert (await soon(anext(events))).type == "message.completed"
         if what == "message":
             return
         # Where nothing streams there is nothing to ask for.
@@ -359,10 +359,10 @@ async def test_checks__grow_rarer_and_are_set_back_by_what_the_stream_did_not_te
     async with viewer.watch_message(message.id) as events:
         await opened(viewer)
         await message.append_chunk("a")
-        assert sequences([await soon(events)]) == [0]
+        assert sequences([await soon(anext(events))]) == [0]
         await until(lambda: pace._growth == 4)
         await message.append_chunk("b")
-        assert sequences([await soon(events)]) == [1]
+        assert sequences([await soon(anext(events))]) == [1]
         await until(lambda: pace._growth < 4)
         await until(lambda: pace._growth == 4)
 
@@ -382,7 +382,7 @@ async def test_checks__stay_rare_while_the_stream_tells_all(facade: Facade) -> N
     async with viewer.watch_message(message.id) as events:
         await opened(viewer)
         await message.append_chunk("first")
-        await soon(events)
+        await soon(anext(events))
         pace.judge = judge
         for number in range(200):
             await message.append_chunk(str(number))

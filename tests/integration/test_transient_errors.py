@@ -1,13 +1,11 @@
 """Errors that pass by themselves: a call is tried again, and a writer does not end its message."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from beanie import Update, after_event, before_event
-from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from converse_mongo import (
@@ -20,6 +18,7 @@ from converse_mongo import (
 from converse_mongo.driver.sessions import start_transaction
 from converse_mongo.embedded import EmbeddedServer
 from tests.conftest import Facade
+from tests.integration.helpers import failing
 from tests.streams import SOON
 
 ERRORS: dict[str, dict[str, Any]] = {
@@ -28,22 +27,6 @@ ERRORS: dict[str, dict[str, Any]] = {
     "a write conflict": {"errorCode": 112},
     "overload": {"errorCode": 1, "errorLabels": ["SystemOverloadedError", "RetryableError"]},
 }
-
-
-@contextmanager
-def failing(
-    server: EmbeddedServer, commands: list[str], mode: Any = "alwaysOn", **how: Any
-) -> Iterator[None]:
-    with MongoClient[dict[str, Any]](server.uri) as admin:
-
-        def configure(mode: Any, **data: Any) -> None:
-            admin.admin.command("configureFailPoint", "failCommand", mode=mode, **data)
-
-        configure(mode, data={"failCommands": commands, **how})
-        try:
-            yield
-        finally:
-            configure("off")
 
 
 @pytest.mark.parametrize("why", ERRORS)

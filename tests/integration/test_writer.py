@@ -29,56 +29,8 @@ from converse_mongo import (
 )
 from converse_mongo.domain.types import Granularity
 from tests.conftest import Facade
+from tests.integration.helpers import Gate, start, stored, text_of, tokens
 from tests.streams import SOON, assert_exact, collect, until
-
-
-async def start(converse: Converse) -> Message:
-    return await (await converse.start_conversation()).start_streaming_assistant()
-
-
-async def stored(converse: Converse, message: Message) -> Message:
-    return await converse.get_message(message.id)
-
-
-async def tokens(count: int) -> AsyncIterator[str]:
-    for number in range(count):
-        yield f"{number} "
-        await asyncio.sleep(0)
-
-
-def text_of(count: int) -> str:
-    return "".join(f"{number} " for number in range(count))
-
-
-class Gate:
-    """A collection whose appends wait until they are let through, and can fail."""
-
-    def __init__(self, converse: Converse) -> None:
-        store = converse.message_model.store()
-        self._collection = store.messages
-        self._store = store
-        store.messages = self
-        self.open = asyncio.Event()
-        self.failing = False
-        self.arrived = self.running = self.most = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._collection, name)
-
-    async def update_one(self, match: Any, update: Any) -> Any:
-        if "$push" not in update:
-            return await self._collection.update_one(match, update)
-        self.arrived += 1
-        self.running += 1
-        self.most = max(self.most, self.running)
-        try:
-            await self.open.wait()
-            if self.failing:
-                raise AutoReconnect("the network is down")
-            return await self._collection.update_one(match, update)
-        finally:
-            self.running -= 1
-
 
 # Ends
 

@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import pytest
@@ -22,35 +21,9 @@ from converse_mongo import (
     WriterFencedError,
 )
 from converse_mongo.embedded import EmbeddedServer
-from converse_mongo.store import Store
 from tests.conftest import Facade
-from tests.integration.test_writer import Gate, start, stored, text_of, tokens
+from tests.integration.helpers import Between, Call, Gate, soon, start, stored, text_of, tokens
 from tests.streams import SOON, until
-
-Call = Callable[..., Awaitable[Any]]
-
-
-class Between:
-    """The messages of a store, with a test between it and some of its calls.
-
-    ``Between(store, update_one=between)`` makes of each ``update_one(*arguments)`` a
-    ``between(update_one, *arguments)``. ``append=`` is for those updates that append.
-    """
-
-    def __init__(self, store: Store, **between: Call) -> None:
-        self._real, self._between = store.messages, between
-        store.messages = self
-
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(self._real, name)
-        if name == "update_one" and "append" in self._between:
-            return partial(self._update, real)
-        return partial(self._between[name], real) if name in self._between else real
-
-    async def _update(self, real: Call, match: Any, update: Any) -> Any:
-        if "$push" in update:
-            return await self._between["append"](real, match, update)
-        return await real(match, update)
 
 
 class Late:
@@ -76,11 +49,6 @@ class Late:
 async def refuse(call: Call, match: Any, update: Any) -> Any:
     """Refuses an append as a server does."""
     raise OperationFailure("not authorized", 13)
-
-
-async def soon(awaitable: Awaitable[Any]) -> Any:
-    async with asyncio.timeout(SOON):
-        return await awaitable
 
 
 # The end of a loop, which cancels all tasks there are: those of the writer, too

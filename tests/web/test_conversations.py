@@ -5,24 +5,9 @@ from typing import Any
 
 import pytest
 
-from converse_mongo import ConfigurationError, Message, MessageStatus
+from converse_mongo import ConfigurationError, MessageStatus
 from tests.web.conftest import MakeSite, Sent, Site, read_all, read_events
-
-
-async def say(site: Site, conversation: Any, text: str = "Hello", **more: Any) -> dict[str, Any]:
-    answer = await site.http.post(
-        f"/conversations/{conversation.id}/messages", json={"content": text, **more}
-    )
-    assert answer.status_code == 201, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-async def wait_for_end(site: Site, message_id: str) -> Message:
-    async with asyncio.timeout(20):
-        async for _ in site.converse.watch_message(message_id):
-            pass
-    return await site.converse.get_message(message_id)
+from tests.web.helpers import say, wait_for_end
 
 
 async def test_say__is_answered_in_the_background(site: Site) -> None:

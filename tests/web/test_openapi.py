@@ -11,7 +11,7 @@ from starlette.routing import Route
 from converse_mongo import Converse
 from converse_mongo.web import openapi_paths, routes
 from tests.web.conftest import MakeSite, Site, owner, read_all, read_events
-from tests.web.test_conversations import say, wait_for_end
+from tests.web.helpers import say, wait_for_end
 
 NAMED = re.compile(r"{(\w+)}")
 

@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from converse_mongo import ConfigurationError, Conversation, Converse
 from converse_mongo.web import routes
 from tests.web.conftest import OWNER, STRANGER, MakeSite, Sent, Site, is_owner, owner, read_events
-from tests.web.test_sockets import watchers_are_gone
+from tests.web.helpers import watchers_are_gone
 
 
 @asynccontextmanager

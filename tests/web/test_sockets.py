@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from converse_mongo import Conversation
 from tests.web.conftest import OWNER, STRANGER, MakeSite, Site
-from tests.web.test_conversations import say, wait_for_end
+from tests.web.helpers import say, wait_for_end, watchers_are_gone
 
 
 def open_socket(
@@ -48,12 +48,6 @@ async def test_socket__has_the_events_and_resumes(site: Site) -> None:
         while not rest or rest[-1]["type"] != "message.completed":
             rest.append(await receive(socket))
     assert "".join(each["chunk"]["content"] for each in rest[:-1]) == "two"
-
-
-async def watchers_are_gone(site: Site) -> None:
-    async with asyncio.timeout(20):
-        while site.converse.statistics().watchers:  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.01)
 
 
 async def test_socket__lets_go_when_its_client_does(site: Site) -> None:

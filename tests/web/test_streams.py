@@ -13,7 +13,7 @@ import httpx
 
 from tests.conftest import Facade
 from tests.web.conftest import Site, read_events
-from tests.web.test_sockets import watchers_are_gone
+from tests.web.helpers import watchers_are_gone
 
 CLIENTS = 500
 VANISHING = 400

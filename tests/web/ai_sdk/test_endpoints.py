@@ -7,7 +7,7 @@ import pytest
 
 from converse_mongo import Conversation, MessageStatus
 from tests.web.conftest import MakeSite, Site, read_all, read_events
-from tests.web.test_conversations import wait_for_end
+from tests.web.helpers import wait_for_end
 
 
 def question(text: str, name: str = "m1") -> dict[str, Any]:
