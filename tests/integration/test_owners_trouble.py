@@ -289,6 +289,31 @@ async def test_owner__is_told_of_what_happens_while_it_finds_out_what_streams(
         assert (await soon(anext(watcher))).conversation_id == last
 
 
+async def test_owner__is_not_compared_before_it_began(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is known yet, so that all would be new."""
+    monkeypatch.setattr(owner_feed, "MAX_CONVERSATIONS", 1)
+    monkeypatch.setattr(owner_feed, "CHECKS_PER_FULL_CHECK", 10**6)
+    converse = await facade(**OFTEN)
+    for _ in range(3):
+        await converse.start_conversation(owner=ADA)
+    read = OwnerReader.streaming
+
+    async def read_late(self: OwnerReader, ids: list[ObjectId]) -> Any:
+        checks = converse.statistics().checks
+        await until(lambda: converse.statistics().checks > checks + 2)
+        return await read(self, ids)
+
+    async with watching(converse, EVE):
+        with monkeypatch.context() as patch:
+            patch.setattr(OwnerReader, "streaming", read_late)
+            watcher = await converse.watch_owner(ADA).__aenter__()
+    async with watcher:
+        last = await end(ADA, converse)
+        assert (await soon(watcher)).conversation_id == last
+
+
 async def test_owner__hears_of_a_message_that_its_conversation_does_not_count(
     facade: Facade,
 ) -> None:
