@@ -311,7 +311,7 @@ async def test_owner__is_not_compared_before_it_began(
             watcher = await converse.watch_owner(ADA).__aenter__()
     async with watcher:
         last = await end(ADA, converse)
-        assert (await soon(watcher)).conversation_id == last
+        assert (await soon(anext(watcher))).conversation_id == last
 
 
 async def test_owner__hears_of_a_message_that_its_conversation_does_not_count(
