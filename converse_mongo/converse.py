@@ -51,8 +51,6 @@ from converse_mongo.watching.hub import Hub, WatchStatistics
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 
-__all__ = ["Converse"]
-
 E = TypeVar("E", bound=Event)
 
 SOCKET_TIMEOUT_MS = 30_000

@@ -40,8 +40,6 @@ from converse_mongo.driver.odm import RoutedFindOne, routed
 from converse_mongo.store import Store, store_now
 from converse_mongo.store.saves import Changes
 
-__all__ = ["GIVEN_ONCE", "JsonableDict", "Protected", "StoredDocument", "make"]
-
 D = TypeVar("D", bound=Document)
 
 JsonableDict = Annotated[dict[str, Any], PlainSerializer(jsonable, when_used="json")]

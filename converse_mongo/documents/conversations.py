@@ -45,8 +45,6 @@ from converse_mongo.domain.validation import (
 )
 from converse_mongo.store import Store
 
-__all__ = ["DOCUMENT_MODELS", "Conversation", "load_conversation"]
-
 C = TypeVar("C", bound="Conversation")
 
 

@@ -22,14 +22,6 @@ from converse_mongo.driver.collections import Collection
 from converse_mongo.store import Store
 from converse_mongo.store.reads import Reader
 
-__all__ = [
-    "History",
-    "MessageList",
-    "Range",
-    "list_conversations",
-    "read_history",
-]
-
 MESSAGES_PER_READ = 100
 CONVERSATIONS_PER_READ = 100
 MAJORITY_SECONDS = 5.0

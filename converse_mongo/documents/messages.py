@@ -53,12 +53,10 @@ from converse_mongo.domain.validation import (
 from converse_mongo.driver.servers import FIRST_MARK
 from converse_mongo.store import Store, WriteQueue, updates
 from converse_mongo.store.appends import refuse_overtaken
-from converse_mongo.store.ends import End
 from converse_mongo.store.saves import Changes
+from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import WriterOptions, WriterTarget
 from converse_mongo.writing.writer import MessageWriter
-
-__all__ = ["SUPERSEDED_INDEXES", "Message", "generated_id", "load_message"]
 
 M = TypeVar("M", bound="Message")
 

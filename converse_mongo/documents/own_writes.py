@@ -9,8 +9,6 @@ from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_CHUNKS
 from converse_mongo.store import EndedMessage, WriteQueue
 
-__all__ = ["OwnWrites"]
-
 Fields = dict[str, Any]
 
 

@@ -8,8 +8,6 @@ from pymongo import IndexModel
 from converse_mongo.domain.chunks import ChunkLog
 from converse_mongo.store.collections import PAGES
 
-__all__ = ["MessageChunkPage"]
-
 
 class MessageChunkPage(Document):
     """A run of chunks that a long message no longer embeds.

@@ -10,8 +10,6 @@ from bson import ObjectId
 from converse_mongo.domain.metadata import storable
 from converse_mongo.store.saves import Changes
 
-__all__ = ["ChangeTracker"]
-
 _IMMUTABLE = (str, int, float, datetime, ObjectId, type(None))  # enumerations of str are str
 """Types that need no copy, as most fields do not; copying is slow."""
 

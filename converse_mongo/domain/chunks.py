@@ -15,17 +15,6 @@ from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.metadata import aware, restored, storable
 from converse_mongo.domain.validation import CHUNK_OVERHEAD, utf8_size
 
-__all__ = [
-    "NO_METADATA",
-    "ChunkLog",
-    "MessageChunk",
-    "Piece",
-    "StoredChunk",
-    "UtcDatetime",
-    "stored_size",
-    "text_of",
-]
-
 StoredChunk: TypeAlias = dict[str, Any]
 """A chunk as stored: sequence, content, created_at, metadata if it has some, and append_id on the
 first chunk of each append."""

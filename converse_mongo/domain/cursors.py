@@ -8,8 +8,6 @@ from bson import ObjectId
 
 from converse_mongo.domain.errors import InvalidCursorError
 
-__all__ = ["NOW", "ConversationCursor"]
-
 NOW = "now"
 """As ``after`` of ``watch_conversation``: start behind everything stored."""
 

@@ -4,33 +4,6 @@ from bson import ObjectId
 
 from converse_mongo.domain.types import MessageStatus
 
-__all__ = [
-    "ChunksNotLoadedError",
-    "ConfigurationError",
-    "ConversationNotFoundError",
-    "ConverseClosedError",
-    "ConverseError",
-    "InvalidContentError",
-    "InvalidCursorError",
-    "InvalidIdError",
-    "InvalidInputError",
-    "InvalidMetadataError",
-    "MessageNotFoundError",
-    "MessageNotStreamingError",
-    "MessageTooLargeError",
-    "NotFoundError",
-    "ProtectedFieldError",
-    "StoreUnavailableError",
-    "StreamStoppedError",
-    "TransactionAbortedError",
-    "TransactionsUnavailableError",
-    "WatchError",
-    "WriterError",
-    "WriterExistsError",
-    "WriterFailedError",
-    "WriterFencedError",
-]
-
 
 class ConverseError(Exception):
     """Something went wrong in converse_mongo."""

@@ -12,23 +12,6 @@ from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.types import MessageRole
 
-__all__ = [
-    "ChunkReceived",
-    "ConversationCreated",
-    "ConversationDeleted",
-    "ConversationEvent",
-    "ConversationUpdated",
-    "Event",
-    "FinalEvent",
-    "MessageCancelled",
-    "MessageCompleted",
-    "MessageCreated",
-    "MessageEvent",
-    "MessageFailed",
-    "MessageUpdated",
-    "OwnerEvent",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:

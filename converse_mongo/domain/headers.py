@@ -20,8 +20,6 @@ from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import aware, restored
 from converse_mongo.domain.types import MessageRole, MessageStatus
 
-__all__ = ["HEADER", "MessageHeader", "MessageRow", "message_key", "pages_of", "with_chunk_count"]
-
 
 def message_key(
     message_id: ObjectId, conversation_id: ObjectId, log_id: ObjectId | None

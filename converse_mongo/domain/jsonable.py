@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any
 
-__all__ = ["jsonable"]
-
 
 def jsonable(value: Any) -> Any:
     """Returns ``value`` in types that :mod:`json` accepts; bytes become Base64."""

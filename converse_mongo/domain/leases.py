@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict
 from converse_mongo.domain.chunks import UtcDatetime
 from converse_mongo.domain.metadata import aware
 
-__all__ = ["Lease"]
-
 
 class Lease(BaseModel):
     """The right to write to a streaming message, which ends without heartbeats.

@@ -11,8 +11,6 @@ from typing import Any
 
 from converse_mongo.domain.chunks import StoredChunk
 
-__all__ = ["encode_lengths", "expand"]
-
 
 def encode_lengths(contents: Iterable[str]) -> bytes:
     """Encodes the number of code points of each of ``contents``."""

@@ -21,17 +21,6 @@ from bson.errors import BSONError
 
 from converse_mongo.domain.errors import InvalidMetadataError
 
-__all__ = [
-    "MAX_METADATA_BYTES",
-    "MAX_METADATA_DEPTH",
-    "aware",
-    "check_metadata",
-    "is_addressable",
-    "keep_storable",
-    "restored",
-    "storable",
-]
-
 MAX_METADATA_BYTES = 1024 * 1024
 """The largest metadata of one call, in bytes of BSON: 1 MiB."""
 

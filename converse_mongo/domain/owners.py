@@ -11,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from converse_mongo.domain.errors import InvalidInputError
 from converse_mongo.domain.validation import check_content
 
-__all__ = ["Owner", "OwnerKey", "check_owner", "owner_key"]
-
 OwnerKey: TypeAlias = tuple[str, str]
 """The type and the id of an owner."""
 

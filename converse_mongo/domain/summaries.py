@@ -11,8 +11,6 @@ from converse_mongo.domain.events import ConversationCreated, ConversationUpdate
 from converse_mongo.domain.metadata import aware, restored
 from converse_mongo.domain.owners import OwnerKey, owner_key
 
-__all__ = ["MARKERS", "NEVER", "SUMMARY", "ChangeMarkers", "ConversationSummary"]
-
 MARKERS = {"owner": 1, "next_position": 1, "revision": 1, "created_at": 1, "updated_at": 1}
 """The projection of a :class:`ChangeMarkers`, with the owner."""
 

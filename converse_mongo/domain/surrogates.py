@@ -4,8 +4,6 @@ Model endpoints that escape JSON as ASCII may cut a character between two tokens
 then decoded to half of it. UTF-8, and so MongoDB, holds whole characters only.
 """
 
-__all__ = ["REPLACEMENT", "begins_with_second_half", "mend", "split_first_half"]
-
 REPLACEMENT = "\ufffd"
 """Replaces half of a character whose other half is missing."""
 

@@ -7,16 +7,6 @@ from typing import Any, Literal, TypeAlias
 
 from bson import ObjectId
 
-__all__ = [
-    "Granularity",
-    "IdLike",
-    "MessageRole",
-    "MessageStatus",
-    "Metadata",
-    "Retention",
-    "WatchMode",
-]
-
 Metadata: TypeAlias = Mapping[str, Any]
 """Values that BSON can hold, under string keys."""
 

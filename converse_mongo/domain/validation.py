@@ -14,33 +14,6 @@ from converse_mongo.domain.errors import (
     InvalidInputError,
 )
 
-__all__ = [
-    "CHUNK_OVERHEAD",
-    "EPOCH",
-    "MAX_APPEND_BYTES",
-    "MAX_APPEND_CHUNKS",
-    "MAX_CHUNK_BYTES",
-    "MAX_CONTENT_BYTES",
-    "MAX_LIVE_BYTES",
-    "MAX_REASON_BYTES",
-    "MAX_SECONDS",
-    "PAGE_BYTES",
-    "PAGE_CHUNKS",
-    "check_choice",
-    "check_chunk_contents",
-    "check_content",
-    "check_count",
-    "check_error",
-    "check_int",
-    "check_reason",
-    "check_retention",
-    "check_seconds",
-    "check_sequence",
-    "check_token",
-    "now",
-    "object_id",
-]
-
 E = TypeVar("E", bound=StrEnum)
 
 MAX_CHUNK_BYTES = 1024 * 1024

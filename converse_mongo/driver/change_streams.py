@@ -19,14 +19,6 @@ from converse_mongo.driver.deadlines import fresh
 from converse_mongo.driver.installed import SPEAKS_MOTOR
 from converse_mongo.driver.servers import committed_time, takes_time
 
-__all__ = [
-    "Change",
-    "ChangeStream",
-    "TaskChangeStream",
-    "ThreadChangeStream",
-    "open_change_stream",
-]
-
 Change: TypeAlias = Mapping[str, Any]
 
 MAX_AWAIT_SECONDS = 1.0

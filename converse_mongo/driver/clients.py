@@ -15,8 +15,6 @@ from converse_mongo.domain.errors import ConfigurationError
 from converse_mongo.driver.closing import CLOSE_SECONDS, in_thread
 from converse_mongo.driver.installed import SPEAKS_MOTOR
 
-__all__ = ["Client", "Database", "abandon_client", "close_client", "open_client", "open_database"]
-
 logger = logging.getLogger("converse_mongo")
 
 Client: TypeAlias = Any

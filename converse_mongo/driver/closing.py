@@ -6,8 +6,6 @@ import logging
 import threading
 from collections.abc import Callable
 
-__all__ = ["CLOSE_SECONDS", "in_thread"]
-
 logger = logging.getLogger("converse_mongo")
 
 CLOSE_SECONDS = 2.0

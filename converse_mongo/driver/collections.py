@@ -13,17 +13,6 @@ from pymongo.write_concern import WriteConcern
 from converse_mongo.driver.failures import is_transient
 from converse_mongo.driver.installed import SPEAKS_MOTOR
 
-__all__ = [
-    "LINEARIZABLE_MS",
-    "Collection",
-    "collection_of",
-    "is_mock",
-    "majority_of",
-    "read_after",
-    "read_linearizable",
-    "sibling",
-]
-
 Collection: TypeAlias = Any
 """The asynchronous collection of either driver, for the calls that both have in common."""
 

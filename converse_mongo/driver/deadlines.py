@@ -15,8 +15,6 @@ import pymongo
 from pymongo import _csot
 from pymongo.errors import NetworkTimeout
 
-__all__ = ["bounded", "forget", "fresh", "remaining"]
-
 T = TypeVar("T")
 
 GRACE_SECONDS = 2.0

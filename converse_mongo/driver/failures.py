@@ -8,8 +8,6 @@ from pymongo.errors import (
     WriteConcernError,
 )
 
-__all__ = ["is_aborted", "is_too_large", "is_transient", "refuses_change_streams"]
-
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
 _TRANSIENT_CODES = frozenset(
     # The network, and members, config servers or signing keys that are not available yet.

@@ -2,8 +2,6 @@
 
 from importlib.metadata import version
 
-__all__ = ["SPEAKS_MOTOR", "driver_name", "driver_versions"]
-
 SPEAKS_MOTOR = version("beanie").startswith("1.")
 
 

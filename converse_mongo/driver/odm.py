@@ -19,15 +19,6 @@ from pymongo import IndexModel
 
 from converse_mongo.driver.clients import Database
 
-__all__ = [
-    "RoutedFindOne",
-    "bind_documents",
-    "bound_subclass",
-    "indexes_of",
-    "release_documents",
-    "routed",
-]
-
 D = TypeVar("D", bound=Document)
 
 

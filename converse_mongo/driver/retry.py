@@ -12,8 +12,6 @@ from converse_mongo.domain.errors import StoreUnavailableError
 from converse_mongo.driver.deadlines import bounded, remaining
 from converse_mongo.driver.failures import is_transient
 
-__all__ = ["backoff", "call", "random_pause"]
-
 logger = logging.getLogger("converse_mongo")
 
 T = TypeVar("T")

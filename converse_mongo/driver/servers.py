@@ -13,20 +13,6 @@ from converse_mongo.driver.clients import Database
 from converse_mongo.driver.collections import Collection, is_mock
 from converse_mongo.driver.failures import is_transient
 
-__all__ = [
-    "FIRST_MARK",
-    "Mark",
-    "cluster_time",
-    "committed_time",
-    "earlier",
-    "first_mark",
-    "has_change_streams",
-    "is_sharded",
-    "mark_type",
-    "server_time",
-    "takes_time",
-]
-
 Mark: TypeAlias = Timestamp | datetime
 """A moment in the cluster's logical time, which no failover and no clock sets back; a date for a
 mock. The server sets it, see

@@ -11,8 +11,6 @@ from pymongo.write_concern import WriteConcern
 from converse_mongo.driver.clients import Database
 from converse_mongo.driver.collections import Collection
 
-__all__ = ["SessionCollection", "start_transaction"]
-
 
 class SessionCollection:
     """A collection whose every call belongs to one session."""

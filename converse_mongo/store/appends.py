@@ -27,8 +27,6 @@ from converse_mongo.store import updates
 from converse_mongo.store.collections import Collections, WriteQueue, back_off, name_too_large
 from converse_mongo.store.pages import Pages
 
-__all__ = ["Appends", "WriterClaim", "fenced", "refuse_overtaken", "replaced"]
-
 
 @dataclass(frozen=True, slots=True)
 class WriterClaim:

@@ -24,8 +24,6 @@ from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store.handlers import Handlers
 from converse_mongo.store.reads import Reader
 
-__all__ = ["PAGES", "Collections", "Options", "WriteQueue", "back_off", "name_too_large"]
-
 T = TypeVar("T")
 
 PAGES = "message_chunk_pages"

@@ -26,8 +26,6 @@ from converse_mongo.store.collections import Collections, WriteQueue, back_off, 
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.updates import End
 
-__all__ = ["End", "EndedMessage", "Ends"]
-
 logger = logging.getLogger("converse_mongo")
 
 

@@ -7,8 +7,6 @@ from typing import Any, TypeAlias, TypeVar
 
 from converse_mongo.domain.events import Event
 
-__all__ = ["Handler", "Handlers"]
-
 logger = logging.getLogger("converse_mongo")
 
 E = TypeVar("E", bound=Event)

@@ -18,8 +18,6 @@ from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_transient
 from converse_mongo.driver.retry import random_pause
 
-__all__ = ["Indexes", "build_missing", "list_indexes"]
-
 logger = logging.getLogger("converse_mongo")
 
 LIST_SECONDS = 30.0

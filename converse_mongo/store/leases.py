@@ -30,9 +30,8 @@ from converse_mongo.domain.types import MessageStatus
 from converse_mongo.store import updates
 from converse_mongo.store.appends import fenced, replaced
 from converse_mongo.store.collections import Collections
-from converse_mongo.store.ends import End, Ends
-
-__all__ = ["INTERRUPTED", "Leases"]
+from converse_mongo.store.ends import Ends
+from converse_mongo.store.updates import End
 
 INTERRUPTED = "interrupted"
 """The error of a message whose writer was presumed dead."""

@@ -5,8 +5,6 @@ from typing import TypeAlias
 
 from bson import ObjectId
 
-__all__ = ["Listener", "WriterNotices"]
-
 Listener: TypeAlias = Callable[[ObjectId | None], None]
 """Called with the holder of a new lease, or ``None`` for other news."""
 

@@ -21,8 +21,6 @@ from converse_mongo.driver import collections, retry, servers
 from converse_mongo.store import updates
 from converse_mongo.store.collections import PAGES, Collections, WriteQueue
 
-__all__ = ["Pages"]
-
 logger = logging.getLogger("converse_mongo")
 
 SEAL_SECONDS = 5.0

@@ -13,8 +13,6 @@ from converse_mongo.domain.validation import now
 from converse_mongo.store import updates
 from converse_mongo.store.collections import Collections, WriteQueue, back_off
 
-__all__ = ["Added", "Insert", "Positions"]
-
 Insert: TypeAlias = Callable[[int], Awaitable[Any]]
 """Inserts a document at a position; ``DuplicateKeyError`` says that the position is taken."""
 

@@ -25,8 +25,6 @@ from converse_mongo.driver import collections, servers
 from converse_mongo.driver.collections import Collection
 from converse_mongo.driver.servers import Mark
 
-__all__ = ["Counters", "Found", "MessageRow", "Place", "Reader", "Saved"]
-
 logger = logging.getLogger("converse_mongo")
 
 T = TypeVar("T")
@@ -522,8 +520,8 @@ class Reader:
 
     async def streaming(
         self, conversation_id: ObjectId, before: int
-    ) -> dict[int, tuple[ObjectId, int, MessageRole]]:
-        """Maps the positions of streaming messages to their id, next sequence and role."""
+    ) -> dict[int, tuple[ObjectId, int, str]]:
+        """Maps the positions of streaming messages to their id, next sequence and stored role."""
         match = {
             "conversation_id": conversation_id,
             "status": MessageStatus.STREAMING.value,
@@ -531,7 +529,7 @@ class Reader:
         }
         cursor = self.messages.find(match, {"next_sequence": 1, "position": 1, "role": 1})
         return {
-            each["position"]: (each["_id"], each["next_sequence"], MessageRole(each["role"]))
+            each["position"]: (each["_id"], each["next_sequence"], each["role"])
             async for each in cursor
         }
 

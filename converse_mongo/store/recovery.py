@@ -16,8 +16,6 @@ from converse_mongo.store.leases import LOOKS_KEPT, Leases
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.reads import Found
 
-__all__ = ["Recovery"]
-
 logger = logging.getLogger("converse_mongo")
 
 ROUNDS = 5

@@ -20,8 +20,6 @@ from converse_mongo.driver.deadlines import bounded
 from converse_mongo.store import updates
 from converse_mongo.store.collections import Collections, name_too_large
 
-__all__ = ["Changes", "Saves"]
-
 T = TypeVar("T")
 
 

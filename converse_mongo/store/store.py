@@ -15,8 +15,6 @@ from converse_mongo.store.positions import Positions
 from converse_mongo.store.recovery import Recovery
 from converse_mongo.store.saves import Saves
 
-__all__ = ["Store"]
-
 GIVE_UP_SECONDS, GIVE_UP_TRIES = 0.5, 4
 """The wait for writers that are told to give up, and the number of times they are told."""
 

@@ -19,8 +19,6 @@ from converse_mongo.driver import closing, deadlines, failures, retry, servers, 
 from converse_mongo.store.handlers import Handlers
 from converse_mongo.store.store import Store
 
-__all__ = ["Transaction", "context_apart", "open_transaction", "store_now"]
-
 T = TypeVar("T")
 
 _current: ContextVar["Transaction | None"] = ContextVar("converse_mongo_transaction", default=None)

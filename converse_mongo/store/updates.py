@@ -20,34 +20,6 @@ from converse_mongo.domain.metadata import is_addressable, storable
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES
 
-__all__ = [
-    "Document",
-    "End",
-    "acquire_lease",
-    "any_log",
-    "append",
-    "compact",
-    "end",
-    "fill",
-    "find_append",
-    "finish_compaction",
-    "held_by",
-    "may_repeat",
-    "move_next_position",
-    "page",
-    "release_lease",
-    "renew_lease",
-    "request_stop",
-    "same_writer",
-    "save",
-    "save_message",
-    "save_unaddressable",
-    "start_lease",
-    "take_over",
-    "trim",
-    "unchanged_lease",
-]
-
 Document: TypeAlias = dict[str, Any]
 
 APPENDS_KEPT = 32

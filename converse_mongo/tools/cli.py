@@ -23,8 +23,6 @@ from converse_mongo.domain.events import (
 )
 from converse_mongo.tools.signals import terminable
 
-__all__ = ["main"]
-
 SELECTION_SECONDS = 5.0
 INTERRUPTED = 130
 PIPE_CLOSED = 141

@@ -20,8 +20,6 @@ from converse_mongo.driver import change_streams, clients, failures, installed, 
 from converse_mongo.store.indexes import list_indexes
 from converse_mongo.watching.changes import pipeline
 
-__all__ = ["Finding", "Level", "examine", "run"]
-
 SELECTION_SECONDS = 5.0
 SHORT_OPLOG_HOURS = 1.0
 _SECONDS_PER_HOUR = 3600

@@ -15,20 +15,6 @@ from converse_mongo.domain.headers import HEADER
 from converse_mongo.domain.owners import OwnerKey, owner_key
 from converse_mongo.domain.types import MessageRole
 
-__all__ = [
-    "SHORTENED",
-    "ConversationChanged",
-    "Deleted",
-    "Hint",
-    "Inserted",
-    "MessageHint",
-    "StreamInvalidated",
-    "Updated",
-    "decode",
-    "pipeline",
-    "writers_pipeline",
-]
-
 _UPDATED = "updateDescription.updatedFields"
 
 SHORTENED: list[dict[str, Any]] = [

@@ -9,8 +9,6 @@ that is missing, has a hole, or is older than before is read again for some seco
 import time
 from collections.abc import Hashable
 
-__all__ = ["DOUBT_SECONDS", "Doubts", "OutdatedReadError"]
-
 DOUBT_SECONDS = 5.0
 """Seconds that a contradiction must last. A new primary commits its first entry about a second
 after its election; until then it may answer from the older snapshot."""

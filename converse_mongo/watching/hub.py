@@ -32,8 +32,6 @@ from converse_mongo.watching.reconciler import Reconciler
 from converse_mongo.watching.registry import AnyTopic, TopicRegistry
 from converse_mongo.watching.topics import Topic
 
-__all__ = ["Hub", "WatchStatistics"]
-
 logger = logging.getLogger("converse_mongo")
 
 FIRST_BACKOFF_SECONDS = 0.05

@@ -17,8 +17,6 @@ from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.replay import CHUNKS_PER_READ, hole, run_from
 from converse_mongo.watching.topics import WINDOW_EVENTS, OpenMessage, Routes, Topic, is_after
 
-__all__ = ["MessageTopic"]
-
 
 class MessageTopic(Topic):
     """A watched message. No other message of its conversation is read.

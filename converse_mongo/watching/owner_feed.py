@@ -18,9 +18,6 @@ from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.domain.summaries import NEVER, ChangeMarkers
 from converse_mongo.store.reads import Counters
 from converse_mongo.watching.owner_reader import Asked, Known, OwnerReader, Place
-from converse_mongo.watching.replay import message_created
-
-__all__ = ["OwnerFeed", "OwnerRoutes"]
 
 MAX_CONVERSATIONS = 2000
 """The number of conversations of an owner that are known from the start: the last changed."""
@@ -238,7 +235,7 @@ class OwnerFeed:
         for row in news.rows:
             message = row.state
             if known is None or message.position >= known.end:
-                report(message_created(row))
+                report(row.created())
             if message.streamed and message.status.is_final:
                 report(message.ended())
             elif message.streamed:

@@ -8,14 +8,12 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from bson import ObjectId
 
-from converse_mongo.domain.headers import HEADER
+from converse_mongo.domain.headers import HEADER, MessageRow
 from converse_mongo.domain.owners import OwnerKey, owner_key
 from converse_mongo.domain.summaries import MARKERS, SUMMARY, ChangeMarkers, ConversationSummary
 from converse_mongo.domain.types import MessageStatus
-from converse_mongo.store.reads import MessageRow, Reader
+from converse_mongo.store.reads import Reader
 from converse_mongo.watching.doubts import OutdatedReadError
-
-__all__ = ["Asked", "Known", "News", "OwnerReader", "Place"]
 
 logger = logging.getLogger("converse_mongo")
 

@@ -8,8 +8,6 @@ from converse_mongo.watching.hub import Hub
 from converse_mongo.watching.owner_feed import OwnerFeed
 from converse_mongo.watching.watcher import retry_reads
 
-__all__ = ["OwnerWatcher"]
-
 
 class OwnerWatcher:
     """An asynchronous iterator over the events of all conversations of an owner, from now on.

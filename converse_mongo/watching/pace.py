@@ -2,8 +2,6 @@
 
 import random
 
-__all__ = ["Pace"]
-
 MAX_GROWTH = 4.0
 JITTER = 0.2
 EXPIRY_SECONDS = 1.0

@@ -28,8 +28,6 @@ from converse_mongo.watching.owner_feed import OwnerFeed
 from converse_mongo.watching.registry import AnyTopic, TopicRegistry
 from converse_mongo.watching.topics import Topic
 
-__all__ = ["Reconciler"]
-
 logger = logging.getLogger("converse_mongo")
 
 PLACES_PER_CHECK = 8

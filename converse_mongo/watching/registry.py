@@ -12,8 +12,6 @@ from converse_mongo.watching.owner_feed import OwnerFeed, OwnerRoutes
 from converse_mongo.watching.owner_reader import OwnerReader
 from converse_mongo.watching.topics import Routes, Topic
 
-__all__ = ["AnyTopic", "TopicRegistry"]
-
 AnyTopic: TypeAlias = Topic | OwnerFeed
 
 logger = logging.getLogger("converse_mongo")

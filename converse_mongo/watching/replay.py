@@ -9,12 +9,9 @@ from bson import ObjectId
 from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.errors import WatchError
-from converse_mongo.domain.events import ConversationEvent, MessageCreated
-from converse_mongo.domain.types import MessageRole
-from converse_mongo.store.reads import MessageRow, Reader
+from converse_mongo.domain.events import ConversationEvent
+from converse_mongo.store.reads import Reader
 from converse_mongo.watching.doubts import Doubts, OutdatedReadError
-
-__all__ = ["CHUNKS_PER_READ", "Replay", "cursor_at", "hole", "message_created", "run_from"]
 
 CHUNKS_PER_READ = 256
 ROWS_PER_READ = 64
@@ -117,7 +114,7 @@ class Replay:
                 break
             # Missing positions are of messages that were deleted.
             cursor = replace(cursor, end=position).created(row.state.streamed)
-            steps.append((message_created(row, str(cursor)), cursor))
+            steps.append((row.created(str(cursor)), cursor))
             if row.state.streamed:
                 return steps, cursor
         else:
@@ -155,7 +152,7 @@ def hole(message_id: ObjectId, sequence: int) -> WatchError:
 
 
 def cursor_at(
-    conversation_id: ObjectId, end: int, streaming: Mapping[int, tuple[ObjectId, int, MessageRole]]
+    conversation_id: ObjectId, end: int, streaming: Mapping[int, tuple[ObjectId, int, str]]
 ) -> ConversationCursor:
     """The cursor behind all that is stored.
 
@@ -166,19 +163,3 @@ def cursor_at(
     """
     opened = {position: sequence for position, (_, sequence, _) in streaming.items()}
     return ConversationCursor(conversation_id, end, opened)
-
-
-def message_created(row: MessageRow, cursor: str | None = None) -> MessageCreated:
-    """The event of a new message."""
-    state = row.state
-    return MessageCreated(
-        conversation_id=state.conversation_id,
-        message_id=state.message_id,
-        position=state.position,
-        role=state.role,
-        streaming=state.streamed,
-        content=row.content,
-        metadata=state.metadata,
-        created_at=state.created_at,
-        cursor=cursor,
-    )

@@ -6,8 +6,6 @@ from converse_mongo.domain.types import MessageRole
 from converse_mongo.driver.servers import Mark
 from converse_mongo.store.reads import Saved
 
-__all__ = ["SAVES_KNOWN", "SaveNews"]
-
 SAVES_KNOWN = 256
 
 

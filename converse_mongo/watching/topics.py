@@ -25,16 +25,15 @@ from converse_mongo.domain.events import (
     MessageCreated,
     MessageUpdated,
 )
+from converse_mongo.domain.headers import MessageRow
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.driver.servers import Mark
-from converse_mongo.store.reads import Counters, MessageRow, Reader, Saved
+from converse_mongo.store.reads import Counters, Reader, Saved
 from converse_mongo.watching.changes import Deleted, Inserted, MessageHint, Updated
 from converse_mongo.watching.doubts import Doubts, OutdatedReadError
-from converse_mongo.watching.replay import Replay, cursor_at, message_created
+from converse_mongo.watching.replay import Replay, cursor_at
 from converse_mongo.watching.saves import SAVES_KNOWN, SaveNews
 from converse_mongo.watching.window import Window
-
-__all__ = ["OpenMessage", "Routes", "Topic"]
 
 WINDOW_EVENTS = 512
 WINDOW_BYTES = 2 * 1024 * 1024
@@ -69,12 +68,12 @@ class OpenMessage(NamedTuple):
 
     Attributes:
         position: Its position in the conversation.
-        role: Its role.
+        role: Its role, as stored.
         since: When it was found. Earlier updates may be of another message with the same id.
     """
 
     position: int
-    role: MessageRole
+    role: str
     since: Timestamp | None = None
 
 
@@ -290,7 +289,7 @@ class Topic:
             return
         row = MessageRow.from_stored(hint.document)
         cursor = self._known.created(row.state.streamed)
-        self._put(message_created(row, str(cursor)), cursor)
+        self._put(row.created(str(cursor)), cursor)
 
     def _apply_updated(self, hint: Updated, known: OpenMessage) -> None:
         for stored in hint.chunks if is_after(hint, known.since) else ():
@@ -304,7 +303,7 @@ class Topic:
         event = ChunkReceived(
             conversation_id=cursor.conversation_id,
             message_id=message_id,
-            role=known.role,
+            role=MessageRole(known.role),
             chunk=chunk,
             cursor=self._text(cursor),
         )

@@ -20,8 +20,6 @@ from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.hub import Hub
 from converse_mongo.watching.topics import Topic
 
-__all__ = ["Watcher", "retry_reads"]
-
 logger = logging.getLogger("converse_mongo")
 
 E = TypeVar("E", bound=ConversationEvent)

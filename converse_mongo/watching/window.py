@@ -4,8 +4,6 @@ import asyncio
 from collections import deque
 from typing import Generic, TypeVar
 
-__all__ = ["Window"]
-
 E = TypeVar("E")
 
 

@@ -17,8 +17,6 @@ from converse_mongo.domain.types import MessageRole
 from converse_mongo.domain.validation import object_id
 from converse_mongo.web.errors import UnknownError
 
-__all__ = ["Access", "Authorize", "OwnerOf"]
-
 Authorize: TypeAlias = Callable[[HTTPConnection, Conversation], bool | Awaitable[bool]]
 """Answers whether a request may read a conversation and write to it."""
 

@@ -17,8 +17,6 @@ from converse_mongo.web.streams import EventStream
 from converse_mongo.web.turns import without_replaced
 from converse_mongo.web.ui_messages import STREAM_HEADERS, question_of, ui_frames, ui_message
 
-__all__ = ["table"]
-
 ONE = "/chat/{conversation}"
 
 table = Operations()

@@ -16,8 +16,6 @@ from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.streams import StreamOptions
 from converse_mongo.web.turns import Turns
 
-__all__ = ["WebContext"]
-
 M = TypeVar("M", bound=BaseModel)
 
 

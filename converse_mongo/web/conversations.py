@@ -21,8 +21,6 @@ from converse_mongo.web.operations import Operations
 from converse_mongo.web.responses import NO_STORE, frame
 from converse_mongo.web.streams import EventStream, log_cut
 
-__all__ = ["ONE", "owner_table", "table", "watcher_of"]
-
 ONE = "/conversations/{conversation}"
 MESSAGE = f"{ONE}/messages/{{message}}"
 

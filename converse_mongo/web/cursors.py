@@ -13,8 +13,6 @@ from converse_mongo.domain.errors import InvalidCursorError
 from converse_mongo.domain.events import ChunkReceived, Event, FinalEvent
 from converse_mongo.web.errors import UnknownError
 
-__all__ = ["check_conversation_cursor", "event_cursor", "message_cursor", "parse_cursor"]
-
 ENDED = "end"
 """In the place of a sequence: the end was received as well."""
 

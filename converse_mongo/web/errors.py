@@ -4,15 +4,6 @@ from typing import ClassVar
 
 from converse_mongo.domain.errors import ConverseError
 
-__all__ = [
-    "BusyError",
-    "ConflictError",
-    "MediaTypeError",
-    "RequestError",
-    "TooLargeError",
-    "UnknownError",
-]
-
 
 class RequestError(ConverseError):
     """The request is invalid."""

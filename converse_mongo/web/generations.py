@@ -25,8 +25,6 @@ from converse_mongo.store import Transaction, context_apart, open_transaction
 from converse_mongo.web.errors import BusyError
 from converse_mongo.writing.shielded import ShieldedTask
 
-__all__ = ["Generations", "Respond"]
-
 logger = logging.getLogger("converse_mongo")
 
 Respond: TypeAlias = Callable[[Conversation, Message], Awaitable[None]]

@@ -10,8 +10,6 @@ from converse_mongo.web import chat, conversations
 from converse_mongo.web.models import ErrorBody
 from converse_mongo.web.operations import Operation
 
-__all__ = ["all_operations", "openapi_paths"]
-
 _NAMES = re.compile(r"{(\w+)}")
 
 

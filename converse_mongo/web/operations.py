@@ -9,8 +9,6 @@ from starlette.requests import Request
 
 from converse_mongo.web.context import WebContext
 
-__all__ = ["Operation", "Operations"]
-
 Endpoint: TypeAlias = Callable[[WebContext, Request], Awaitable[Any]]
 
 

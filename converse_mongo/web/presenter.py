@@ -10,8 +10,6 @@ from converse_mongo.domain.events import Event
 from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.web.models import EventView
 
-__all__ = ["Presenter"]
-
 PRIVATE_ERROR = "The answer could not be completed."
 SAFE_ERRORS = frozenset({"interrupted"})
 """Errors that the library itself stores, for an orphan."""

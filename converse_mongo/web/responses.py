@@ -16,8 +16,6 @@ from converse_mongo.domain.errors import (
 from converse_mongo.web.errors import BusyError, RequestError, UnknownError
 from converse_mongo.web.models import ErrorBody, ErrorView
 
-__all__ = ["NO_STORE", "Json", "error_response", "frame", "one_line"]
-
 NO_STORE = {"cache-control": "no-store"}
 
 _LINE_ENDS = [(each.encode(), f"\\u{ord(each):04x}".encode()) for each in "\x85\u2028\u2029"]

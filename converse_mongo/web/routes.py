@@ -24,8 +24,6 @@ from converse_mongo.web.sockets import serve_socket
 from converse_mongo.web.streams import StreamOptions
 from converse_mongo.web.turns import Turns
 
-__all__ = ["routes"]
-
 SHOWN_ROLES = (MessageRole.USER, MessageRole.ASSISTANT)
 
 

@@ -16,8 +16,6 @@ from converse_mongo.web.errors import UnknownError
 from converse_mongo.web.responses import error_response, one_line
 from converse_mongo.web.streams import log_cut
 
-__all__ = ["serve_socket"]
-
 GOING_AWAY = 1001
 
 

@@ -17,8 +17,6 @@ from converse_mongo.domain.validation import check_seconds
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 
-__all__ = ["EventStream", "StreamOptions", "log_cut"]
-
 logger = logging.getLogger("converse_mongo")
 
 SHUTDOWN_SECONDS = 5.0

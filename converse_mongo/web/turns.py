@@ -9,8 +9,6 @@ from converse_mongo.web.errors import ConflictError
 from converse_mongo.web.generations import Generations
 from converse_mongo.web.models import replaced_id
 
-__all__ = ["Turns", "without_replaced"]
-
 
 class Turns:
     """Adds messages, and starts their answers if this process generates them.

@@ -22,8 +22,6 @@ from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.responses import frame
 from converse_mongo.web.streams import log_cut
 
-__all__ = ["STREAM_HEADERS", "question_of", "ui_frames", "ui_message"]
-
 STREAM_HEADERS = {"x-vercel-ai-ui-message-stream": "v1"}
 DONE = b"data: [DONE]\n\n"
 

@@ -25,11 +25,9 @@ from converse_mongo.domain.types import Granularity
 from converse_mongo.domain.validation import check_int, check_seconds
 from converse_mongo.store import Store, WriteQueue
 from converse_mongo.store.appends import WriterClaim, refuse_overtaken
-from converse_mongo.store.ends import End
+from converse_mongo.store.updates import End
 from converse_mongo.writing.buffer import TokenBuffer
 from converse_mongo.writing.shielded import ShieldedTask
-
-__all__ = ["Appender", "WriterOptions", "WriterTarget"]
 
 logger = logging.getLogger("converse_mongo")
 

@@ -21,8 +21,6 @@ from converse_mongo.domain.validation import (
     utf8_size,
 )
 
-__all__ = ["Run", "TokenBuffer"]
-
 MAX_PARTS = 4096
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from converse_mongo.domain.errors import ConverseClosedError
 
-__all__ = ["ShieldedTask"]
-
 MAX_CANCELLATIONS = 100
 
 

@@ -33,11 +33,9 @@ from converse_mongo.domain.metadata import (
 )
 from converse_mongo.domain.types import MessageStatus, Metadata
 from converse_mongo.domain.validation import check_token
-from converse_mongo.store.ends import End
+from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import Appender, WriterOptions, WriterTarget
 from converse_mongo.writing.shielded import ShieldedTask
-
-__all__ = ["MessageWriter", "WriterStatistics"]
 
 logger = logging.getLogger("converse_mongo")
 

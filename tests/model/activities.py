@@ -19,9 +19,9 @@ from converse_mongo.domain.headers import message_key
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.store.appends import WriterClaim
-from converse_mongo.store.ends import End
 from converse_mongo.store.reads import Reader
 from converse_mongo.store.saves import Changes
+from converse_mongo.store.updates import End
 from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, broken
 from tests.model.server import CLOCK, Operation
 from tests.model.simulation import Process, Simulation

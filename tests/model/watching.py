@@ -25,9 +25,8 @@ from converse_mongo.domain.events import (
     MessageCreated,
     MessageUpdated,
 )
-from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.headers import MessageHeader, MessageRow
 from converse_mongo.domain.types import MessageRole
-from converse_mongo.store.reads import MessageRow
 from converse_mongo.watching import doubts, message_topic, topics, watcher
 from converse_mongo.watching.changes import (
     Deleted,

@@ -11,9 +11,8 @@ from bson import ObjectId, Timestamp
 from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.errors import InvalidCursorError, MessageNotFoundError
 from converse_mongo.domain.events import ChunkReceived
-from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.headers import MessageHeader, MessageRow
 from converse_mongo.domain.types import MessageRole
-from converse_mongo.store.reads import MessageRow
 from converse_mongo.watching.changes import Deleted, Inserted, MessageHint, Updated
 from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.message_topic import MessageTopic

@@ -19,8 +19,6 @@ from converse_mongo.tools.chat.settings import Settings
 from converse_mongo.tools.chat.users import User, authorize, owner
 from converse_mongo.web import Generations, openapi_paths, routes
 
-__all__ = ["create_app"]
-
 STATIC = Path(__file__).parent / "static"
 CLIENT = Path(str(files("converse_mongo.web") / "client"))
 MAX_LISTED = 100

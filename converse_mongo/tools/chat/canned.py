@@ -9,8 +9,6 @@ from typing import Any
 from converse_mongo.tools.chat.errors import AnswerError
 from converse_mongo.tools.chat.prompts import Said
 
-__all__ = ["CannedModel"]
-
 WELCOME = """\
 You wrote: "{question}"
 

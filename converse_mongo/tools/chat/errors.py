@@ -2,8 +2,6 @@
 
 import openai
 
-__all__ = ["AnswerError", "sentence_for"]
-
 
 class AnswerError(Exception):
     """An answer failed. The text is written for users: it is stored and shown unchanged."""

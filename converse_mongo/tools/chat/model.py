@@ -23,8 +23,6 @@ from converse_mongo.tools.chat.errors import AnswerError, sentence_for
 from converse_mongo.tools.chat.prompts import Said, name_conversation, said_before
 from converse_mongo.tools.chat.settings import Settings
 
-__all__ = ["Model", "OpenAIModel", "Responder", "open_model"]
-
 logger = logging.getLogger(__name__)
 
 SYSTEM_PROMPT = (

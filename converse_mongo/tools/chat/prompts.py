@@ -6,8 +6,6 @@ from typing import Literal
 from converse_mongo import Conversation, Message, MessageRole, MessageStatus
 from converse_mongo.web import without_replaced
 
-__all__ = ["Said", "name_conversation", "said_before", "title_for"]
-
 MAX_MESSAGES = 60
 MAX_CHARACTERS = 60_000
 MAX_TITLE = 60

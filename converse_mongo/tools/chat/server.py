@@ -10,8 +10,6 @@ from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.tools.chat.app import create_app
 from converse_mongo.tools.chat.settings import Settings
 
-__all__ = ["serve"]
-
 SHUTDOWN_SECONDS = 10
 
 

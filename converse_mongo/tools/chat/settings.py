@@ -4,8 +4,6 @@ import os
 from dataclasses import dataclass, field
 from typing import Self
 
-__all__ = ["Settings"]
-
 DATABASE = "converse_chat"
 MODEL = "gpt-4o-mini"
 LEASE = 30.0

@@ -14,8 +14,6 @@ from starlette.requests import HTTPConnection
 
 from converse_mongo import Conversation
 
-__all__ = ["User", "authorize", "current_user", "owner"]
-
 COOKIE = "chat_session"
 MAX_AGE = 365 * 24 * 3600
 

@@ -20,8 +20,6 @@ from converse_mongo.tools.demo.recording import Recording, Seen, StoredMessage, 
 from converse_mongo.tools.demo.screen import Screen, print_verdict
 from converse_mongo.tools.demo.texts import read_text, tokenise
 
-__all__ = ["run"]
-
 END_SECONDS = 3.0
 PATIENCE = 45.0
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from statistics import quantiles
 from typing import NamedTuple
 
-__all__ = ["Recording", "Seen", "StoredMessage", "Viewer"]
-
 
 class Seen(NamedTuple):
     """A chunk that a viewer received, and when that viewer's process began to watch."""

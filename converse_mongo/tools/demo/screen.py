@@ -11,8 +11,6 @@ from rich.text import Text
 
 from converse_mongo.tools.demo.recording import Recording
 
-__all__ = ["Screen", "print_verdict"]
-
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 """Control characters as pictures of themselves: a text must not steer the terminal."""
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from converse_mongo.domain.errors import ConfigurationError
 
-__all__ = ["read_text", "tokenise"]
-
 # Every character is a space, part of a word, or neither: no text is lost between two tokens.
 _TOKEN = re.compile(r"\w{1,8}\s{0,4}|[^\w\s]{1,4}\s{0,4}|\s{1,8}")
 
