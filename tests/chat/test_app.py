@@ -378,7 +378,7 @@ async def test_without_a_key__fail_fails_midway(make_chat: MakeChat) -> None:
     conversation = await browser.begin()
     answer = await browser.ask(conversation, "/fail")
     assert answer["status"] == "failed"
-    assert "break off" in answer["content"]
+    assert "cut off" in answer["content"]
     assert "Try again" in answer["error"]
     again = await browser.retry(conversation, answer["id"])
     assert again["replaces"] == answer["id"]
