@@ -23,6 +23,7 @@ from converse_mongo.driver.change_streams import Change, ChangeStream
 from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_transient, refuses_change_streams
+from converse_mongo.driver.retry import backoff
 from converse_mongo.store import Store
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching import changes
@@ -284,7 +285,7 @@ class Hub:
                     await asyncio.shield(stream.aclose())
                 if not lost:
                     continue  # another kind of stream is wanted, or none
-            longest = min(FIRST_BACKOFF_SECONDS * 2 ** min(self._failures, 10), MAX_BACKOFF_SECONDS)
+            longest = backoff(self._failures, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
             shortest = longest / 2
             if opened and not self._failures:
                 shortest, longest = 0.0, REOPENING_SECONDS

@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar, cast
 
@@ -16,6 +16,7 @@ from converse_mongo.domain.errors import InvalidCursorError
 from converse_mongo.domain.events import ConversationEvent, FinalEvent
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_transient
+from converse_mongo.driver.retry import random_pause
 from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.hub import Hub
 from converse_mongo.watching.topics import Topic
@@ -253,9 +254,8 @@ async def retry_reads(topic: Readable, read: Callable[[], Awaitable[T]]) -> T:
     A deadline that the caller set with ``pymongo.timeout()`` is ignored: watching has no end, and
     other watchers may wait for the same read.
     """
-    wait, limit = FIRST_RETRY_SECONDS, READ_SECONDS
-    before = _cancellations()
-    while True:
+    limit, before = READ_SECONDS, _cancellations()
+    for attempt in count(1):
         try:
             found = await bounded(limit, read, own=True)
             if _cancellations() > before:
@@ -267,15 +267,15 @@ async def retry_reads(topic: Readable, read: Callable[[], Awaitable[T]]) -> T:
                 raise topic.failure from error
             if not is_transient(error):
                 raise
-            logger.warning("Could not read the watched documents (%s); trying again", error)
+            logger.warning("Could not read the watched documents (%s); retrying", error)
             longest, limit = MAX_RETRY_SECONDS, min(limit * 2, MAX_READ_SECONDS)
         except OutdatedReadError:
             logger.debug("A read was older than what is known; reading again")
             longest = MAX_OUTDATED_SECONDS
         if topic.failure is not None:
             raise topic.failure
-        wait = min(wait * 2, longest)
-        await asyncio.sleep(random.uniform(wait / 2, wait))
+        await asyncio.sleep(random_pause(attempt, FIRST_RETRY_SECONDS, longest))
+    raise AssertionError("unreachable")
 
 
 def _cancellations() -> int:

@@ -27,6 +27,7 @@ from converse_mongo.domain.events import (
 )
 from converse_mongo.domain.headers import MessageHeader, MessageRow
 from converse_mongo.domain.types import MessageRole
+from converse_mongo.driver import retry
 from converse_mongo.watching import doubts, message_topic, topics, watcher
 from converse_mongo.watching.changes import (
     Deleted,
@@ -545,7 +546,7 @@ async def _explore(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         patch.setattr(message_topic, "WINDOW_EVENTS", 3)
         patch.setattr(topics, "WINDOW_EVENTS", 3)
         patch.setattr(watcher, "asyncio", waits)
-        patch.setattr(watcher, "random", model.drawn)
+        patch.setattr(retry, "random", model.drawn)
         try:
             await model.run()
         except Exception as error:
