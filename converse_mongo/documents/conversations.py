@@ -29,9 +29,9 @@ from converse_mongo.documents.messages import Message, generated_id, load_messag
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.chunks import UtcDatetime
 from converse_mongo.domain.errors import ConversationNotFoundError, InvalidInputError
+from converse_mongo.domain.events import ConversationCreated
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.owners import Owner, check_owner
-from converse_mongo.domain.summaries import ConversationSummary
 from converse_mongo.domain.types import IdLike, MessageRole, MessageStatus, Metadata, Retention
 from converse_mongo.domain.validation import (
     check_choice,
@@ -427,13 +427,20 @@ class Conversation(StoredDocument, Document):
         if self.id is None:
             self.id = new_id = PydanticObjectId()
         store = self.store()
-        encoded = self._check_encoding()
+        self._check_encoding()
         insert = partial(super().insert, session=store.session)
         await store.positions.add_conversation(new_id, insert)
         self._remember()
-        # With the metadata as they are, of which Beanie encodes bytes to another type.
-        summary = ConversationSummary.from_stored({**encoded, "metadata": self.metadata})
-        await store.handlers.publish(summary.created())
+        if store.handlers.wants(ConversationCreated):
+            await store.handlers.publish(
+                ConversationCreated(
+                    conversation_id=self._own_id(),
+                    title=self.title,
+                    owner=self.owner.pair if self.owner else None,
+                    metadata=self.metadata,
+                    created_at=self.created_at,
+                )
+            )
         return self
 
 

@@ -26,7 +26,6 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.events import MessageCreated
 from converse_mongo.domain.headers import (
     MessageHeader,
-    MessageRow,
     message_key,
     with_chunk_count,
 )
@@ -287,7 +286,8 @@ class Message(StoredDocument, Document):
             InvalidInputError: A changed field cannot be stored.
             MessageNotFoundError: The message does not exist.
         """
-        return await self._save(partial(self.store().saves.save_message, role=self.role))
+        save = partial(self.store().saves.save_message, role=MessageRole(self.role))
+        return await self._save(save)
 
     async def insert(self, **_kwargs: Any) -> Self:
         """Adds the message at the end of its conversation.
@@ -333,10 +333,18 @@ class Message(StoredDocument, Document):
         if self.generation_id is not None and not is_new:
             return await self.refresh()
         if store.handlers.wants(MessageCreated):
-            # With the metadata as they are, of which Beanie encodes bytes to another type.
-            stored = {**self._check_encoding(), "metadata": self.metadata}
-            added = MessageRow.from_stored(stored)
-            await store.handlers.publish(added.created())
+            await store.handlers.publish(
+                MessageCreated(
+                    conversation_id=self.conversation_id,
+                    message_id=self._own_id(),
+                    position=self.position,
+                    role=MessageRole(self.role),
+                    streaming=self.is_streaming,
+                    content=self.content,
+                    metadata=self.metadata,
+                    created_at=self.created_at,
+                )
+            )
         return self
 
     async def delete(self, *args: Any, **kwargs: Any) -> Any:
@@ -684,7 +692,7 @@ class Message(StoredDocument, Document):
             if store.session is None:
                 own_writes.queue = queue
         fields = self.__dict__
-        queue.role = fields["role"]
+        queue.role = MessageRole(fields["role"])
         queue.learn(fields["next_sequence"], fields["page_start"], fields["chunk_bytes"])
         return queue
 

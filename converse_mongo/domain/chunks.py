@@ -68,10 +68,14 @@ class MessageChunk:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "MessageChunk":
-        """Reads a stored chunk."""
-        metadata = restored(stored.get("metadata") or {})
-        created_at = aware(stored["created_at"])
-        return _chunk(stored["sequence"], stored["content"], created_at, metadata)
+        """Returns the chunk in a stored document."""
+        metadata = stored.get("metadata")
+        return cls(
+            stored["sequence"],
+            stored["content"],
+            aware(stored["created_at"]),
+            MappingProxyType(restored(metadata)) if metadata else NO_METADATA,
+        )
 
     def to_stored(self) -> StoredChunk:
         """Returns the chunk as it is stored."""

@@ -67,7 +67,7 @@ class MessageHeader:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "MessageHeader":
-        """Reads a document, or its projection :data:`HEADER`."""
+        """Returns the header in a document, or in its projection :data:`HEADER`."""
         completed_at = stored.get("completed_at")
         return cls(
             message_id=stored["_id"],
@@ -151,7 +151,7 @@ class MessageRow:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "MessageRow":
-        """Reads a document, or its projection :data:`HEADER` and ``content``."""
+        """Returns the row in a document, or in its projection :data:`HEADER` with ``content``."""
         state = MessageHeader.from_stored(stored)
         return cls(state, "" if state.streamed else stored.get("content") or "")
 

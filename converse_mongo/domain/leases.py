@@ -31,7 +31,7 @@ class Lease(BaseModel):
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any] | None) -> "Lease":
-        """Reads the lease in a document; without one, returns a lease that never expires."""
+        """Returns the lease in a document; one that never expires if it has none."""
         if not stored:
             return cls()
         renewed_at = stored.get("renewed_at")

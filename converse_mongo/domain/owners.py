@@ -77,7 +77,7 @@ def check_owner(owner: object) -> Owner:
 
 
 def owner_key(stored: Mapping[str, Any]) -> OwnerKey | None:
-    """Reads the owner of a stored conversation."""
+    """Returns the owner in a document of a conversation; ``None`` if it has no valid one."""
     owner = stored.get("owner")
     if not isinstance(owner, Mapping):
         return None

@@ -36,7 +36,7 @@ class ChangeMarkers(NamedTuple):
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "ChangeMarkers":
-        """Reads a document, or its projection :data:`MARKERS`."""
+        """Returns the values in a document, or in its projection :data:`MARKERS`."""
         return cls(
             stored.get("next_position", 0),
             stored.get("revision", 0),
@@ -59,7 +59,7 @@ class ConversationSummary:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "ConversationSummary":
-        """Reads a document, or its projection :data:`SUMMARY`."""
+        """Returns the values in a document, or in its projection :data:`SUMMARY`."""
         return cls(
             conversation_id=stored["_id"],
             owner=owner_key(stored),

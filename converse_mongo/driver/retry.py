@@ -53,11 +53,11 @@ async def call(
         what: A description of the call, for errors.
         timeout: Seconds after which no further try is made.
         on_retry: Called before each further try.
-        on_trouble: Called after each try that failed.
+        on_trouble: Called after each try that failed for a transient reason.
         repeat: ``False`` if the call is not safe to repeat.
 
     Raises:
-        StoreUnavailableError: The last try failed, too.
+        StoreUnavailableError: The last try, or the only one, failed for a transient reason.
     """
     began = time.monotonic()
     shortest = min(max(timeout, MIN_TRY_SECONDS), TRY_SECONDS)
@@ -108,4 +108,4 @@ async def call(
 
 
 def _pause(state: RetryCallState) -> float:
-    return random_pause(state.attempt_number, PAUSE_SECONDS, MAX_PAUSE_SECONDS)
+    return random_pause(state.attempt_number - 1, PAUSE_SECONDS, MAX_PAUSE_SECONDS)

@@ -8,12 +8,14 @@ from itertools import count
 from typing import Any, cast
 
 from bson import ObjectId
+from pymongo.errors import OperationFailure
 
 from converse_mongo.domain.chunks import MessageChunk, Piece, stored_size
 from converse_mongo.domain.errors import (
     InvalidInputError,
     MessageNotFoundError,
     MessageNotStreamingError,
+    MessageTooLargeError,
     StoreUnavailableError,
     StreamStoppedError,
     WriterFencedError,
@@ -23,8 +25,9 @@ from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES, now
+from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
-from converse_mongo.store.collections import Collections, WriteQueue, back_off, name_too_large
+from converse_mongo.store.collections import Collections, WriteQueue, back_off
 from converse_mongo.store.pages import Pages
 
 
@@ -207,7 +210,7 @@ class Appends:
             lease=claim.lease if claim else None,
             unless_stopped=claim is not None and claim.unless_stopped,
         )
-        with name_too_large(message_id):
+        try:  # without a context manager, since this runs for each append
             result = await self._collections.call(
                 self._collections.messages.update_one,
                 match,
@@ -215,6 +218,10 @@ class Appends:
                 what=f"append to message {message_id}",
                 on_retry=claim.on_retry if claim else None,
             )
+        except OperationFailure as error:
+            if is_too_large(error):
+                raise MessageTooLargeError(message_id) from error
+            raise
         return bool(result.matched_count)
 
     async def _explain_miss(self, wanted: "_Append", earliest: int) -> Mapping[str, Any]:

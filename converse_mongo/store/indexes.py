@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Mapping, Sequence
-from itertools import count
 from typing import Any, NamedTuple
 
 import bson
@@ -16,7 +16,6 @@ from converse_mongo.domain.errors import StoreUnavailableError
 from converse_mongo.driver.collections import Collection
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_transient
-from converse_mongo.driver.retry import random_pause
 
 logger = logging.getLogger("converse_mongo")
 
@@ -96,7 +95,7 @@ async def build_missing(
     """
     where = f"{collection.database.name}.{collection.name}"
     give_up = time.monotonic() + retry_timeout
-    for attempt in count():
+    while True:
         present = await bounded(LIST_SECONDS, list_indexes, collection)
         missing = [each for each in wanted if not _has(present.ready, each.document)]
         if not missing:
@@ -122,7 +121,7 @@ async def build_missing(
                     f"The indexes {names} of {where} could not be built ({error})."
                 ) from error
             logger.warning("Building %s on %s was interrupted (%s)", names, where, error)
-            await asyncio.sleep(random_pause(attempt, PAUSE_SECONDS, PAUSE_SECONDS))
+            await asyncio.sleep(random.uniform(PAUSE_SECONDS / 2, PAUSE_SECONDS))
         else:
             return
 

@@ -19,7 +19,7 @@ from converse_mongo.domain.headers import (
 )
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.lengths import expand
-from converse_mongo.domain.types import MessageRole, MessageStatus
+from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import EPOCH, PAGE_CHUNKS
 from converse_mongo.driver import collections, servers
 from converse_mongo.driver.collections import Collection
@@ -60,7 +60,7 @@ class Counters:
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "Counters":
-        """Reads a document, or its projection :data:`COUNTERS`."""
+        """Returns the values in a document, or in its projection :data:`COUNTERS`."""
         return cls(
             stored.get("next_sequence", 0),
             stored["status"] != MessageStatus.STREAMING.value,
@@ -71,22 +71,22 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The last save of a message."""
+    """The last save of a message, whose role is as stored."""
 
     conversation_id: ObjectId
     message_id: ObjectId
-    role: MessageRole
+    role: str | None
     revision: int
     position: int
     mark: Mark
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "Saved":
-        """Reads the projection :data:`SAVE`."""
+        """Returns the save in the projection :data:`SAVE`."""
         return cls(
             stored["conversation_id"],
             stored["_id"],
-            MessageRole(stored["role"]),
+            stored.get("role"),
             stored.get("revision", 0),
             stored.get("position", 0),
             stored["save_mark"],

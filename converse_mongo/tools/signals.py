@@ -23,9 +23,12 @@ def terminable() -> Iterator[None]:
             handler = signal.default_int_handler
         handler(signal.SIGINT, frame)
 
+    numbers = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        numbers.append(signal.SIGHUP)
     before = {
         number: signal.signal(number, interrupt)
-        for number in (signal.SIGTERM, signal.SIGHUP)
+        for number in numbers
         if signal.getsignal(number) is not signal.SIG_IGN  # nohup
     }
     try:

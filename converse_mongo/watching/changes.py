@@ -13,7 +13,6 @@ from bson import ObjectId, Timestamp
 from converse_mongo.domain.chunks import StoredChunk
 from converse_mongo.domain.headers import HEADER
 from converse_mongo.domain.owners import OwnerKey, owner_key
-from converse_mongo.domain.types import MessageRole
 
 _UPDATED = "updateDescription.updatedFields"
 
@@ -129,7 +128,7 @@ class Updated:
         holder: The id of a new writer, else ``None``.
         conversation_id: The conversation, if fields of the message were saved, else ``None``.
         revision: The number of saves, if fields were saved.
-        role: The role of the message, if fields were saved. Earlier versions do not store it.
+        role: The role of the message, as stored, if fields were saved by a version that stores it.
         time: The time of the change by the server's clock.
     """
 
@@ -141,7 +140,7 @@ class Updated:
     holder: ObjectId | None = None
     conversation_id: ObjectId | None = None
     revision: int = 0
-    role: MessageRole | None = None
+    role: str | None = None
     time: Timestamp | None = None
 
 
@@ -235,6 +234,6 @@ def _decode_update(
         holder=fields.get("lease.holder") or (fields.get("lease") or {}).get("holder"),
         conversation_id=save["conversation_id"] if save else None,
         revision=fields.get("revision", 0),
-        role=MessageRole(save["role"]) if save and "role" in save else None,
+        role=save.get("role") if save else None,
         time=time,
     )

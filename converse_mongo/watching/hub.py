@@ -161,11 +161,11 @@ class Hub:
 
     def join_message(self, message_id: ObjectId) -> Topic:
         """Adds a watcher to the topic of a message. Call :meth:`leave` in the end."""
-        return self._join(self._registry.message(message_id))
+        return self._join_topic(self._registry.message(message_id))
 
     def join_conversation(self, conversation_id: ObjectId) -> Topic:
         """Adds a watcher to the topic of a conversation. Call :meth:`leave` in the end."""
-        return self._join(self._registry.conversation(conversation_id))
+        return self._join_topic(self._registry.conversation(conversation_id))
 
     def join_owner(self, feed: OwnerFeed) -> None:
         """Attaches the feed of a watcher of an owner; :meth:`leave` it in the end."""
@@ -177,10 +177,13 @@ class Hub:
             topic.fail(self._failure)
         else:
             self._ensure_running()
+        return topic
+
+    def _join_topic(self, topic: Topic) -> Topic:
         if not topic.ready:
             # Compare it after its first read: its writer may have died long ago.
             self._check_within(min(self._poll_interval, self._check_interval), at_random=False)
-        return topic
+        return self._join(topic)
 
     def _demand(self) -> Demand:
         if self._registry.any():
@@ -210,6 +213,7 @@ class Hub:
         self._fail(
             ConverseClosedError("This Converse was closed while the stream was being watched.")
         )
+        self._registry.owner_routes.reader.close()
         # A flag beside the cancellation: on Python 3.11, asyncio.wait_for, which PyMongo uses to
         # connect, may swallow a cancellation that comes as it finishes.
         self._closing = True

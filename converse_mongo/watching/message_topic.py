@@ -12,7 +12,7 @@ from converse_mongo.domain.events import ChunkReceived, ConversationEvent, Final
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.validation import check_sequence
 from converse_mongo.store.reads import Reader
-from converse_mongo.watching.changes import Inserted
+from converse_mongo.watching.changes import Deleted, Inserted, MessageHint
 from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.replay import CHUNKS_PER_READ, hole, run_from
 from converse_mongo.watching.topics import WINDOW_EVENTS, OpenMessage, Routes, Topic, is_after
@@ -87,6 +87,11 @@ class MessageTopic(Topic):
         restarted = known and hint.document.get("log_id") != self._message.log_id
         if known and restarted and is_after(hint, known.since):
             self._note_gone(self.key)
+
+    def _apply(self, hint: MessageHint) -> None:
+        if isinstance(hint, Deleted) and not self.ended:
+            self.mark_stale()  # it came during the first read
+        super()._apply(hint)
 
     def _apply_inserted(self, hint: Inserted) -> None:  # noqa: ARG002
         if not self.ended:

@@ -6,9 +6,8 @@ is lost, and none is repeated.
 """
 
 import asyncio
-import random
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from datetime import datetime, timedelta
 
 from bson import ObjectId
@@ -17,7 +16,7 @@ from converse_mongo.domain.events import ConversationDeleted, OwnerEvent
 from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.domain.summaries import NEVER, ChangeMarkers
 from converse_mongo.store.reads import Counters
-from converse_mongo.watching.owner_reader import Asked, Known, OwnerReader, Place
+from converse_mongo.watching.owner_reader import Asked, Known, News, OwnerReader, Place
 
 MAX_CONVERSATIONS = 2000
 """The number of conversations of an owner that are known from the start: the last changed."""
@@ -35,22 +34,25 @@ class OwnerRoutes:
         feeds: By the id of a conversation or a streaming message, the feeds that know it; by owner,
             all feeds of the owner.
         reading: Feeds that are being read, and may know more ids afterwards.
+        checks: The number of comparisons with the database.
     """
 
     def __init__(self, reader: OwnerReader) -> None:
         self.reader = reader
-        self.feeds: dict[ObjectId | OwnerKey | None, tuple[OwnerFeed, ...]] = {}
+        self.feeds: dict[ObjectId | OwnerKey | None, dict[OwnerFeed, None]] = {}
         self.reading: set[OwnerFeed] = set()
+        self.checks = 0
 
     def lead(self, feed: "OwnerFeed", keys: Iterable[ObjectId | OwnerKey]) -> None:
         """Updates which of ``keys`` lead to a feed: those that it knows while it is attached."""
-        known = feed.keys if feed.watchers else set()
         for key in keys:
-            feeds = tuple(each for each in self.feeds.pop(key, ()) if each is not feed)
-            if key in known:
-                feeds += (feed,)
-            if feeds:
-                self.feeds[key] = feeds
+            feeds = self.feeds.setdefault(key, {})
+            if feed.watchers and feed.knows(key):
+                feeds[feed] = None
+            else:
+                feeds.pop(feed, None)
+            if not feeds:
+                del self.feeds[key]
 
     def receive(self, key: ObjectId, owner: OwnerKey | None = None) -> None:
         """Delivers a hint of a conversation, with its owner if known, or of a message's end."""
@@ -59,7 +61,10 @@ class OwnerRoutes:
             feed.hints += 1
             feed.receive(key)
         for feed in self.reading:
-            feed.named.add(key)
+            if len(feed.named) < MAX_CONVERSATIONS:
+                feed.named.add(key)
+            else:
+                feed.mark_stale()
 
 
 class OwnerFeed:
@@ -96,14 +101,17 @@ class OwnerFeed:
         self.named: set[ObjectId] = set()
         self._reader = routes.reader
         self._routes = routes
-        # Not all owners at once.
-        self._checks = random.randrange(CHECKS_PER_FULL_CHECK)
+        self._being_read: ObjectId | None = None
         self._latest = NEVER
 
     @property
     def keys(self) -> set[ObjectId | OwnerKey]:
         """The keys of hints that concern it."""
         return {self.key, *self.known, *self.open}
+
+    def knows(self, key: ObjectId | OwnerKey) -> bool:
+        """Returns whether a key is one of :attr:`keys`."""
+        return key in self.known or key in self.open or key == self.key
 
     def mark_stale(self) -> None:
         """Has all conversations compared with the database."""
@@ -136,14 +144,21 @@ class OwnerFeed:
 
         ``None`` if there is nothing to check, since the watcher will compare all of them.
         """
-        self._checks += 1
-        if self._checks % CHECKS_PER_FULL_CHECK == 0:
+        # Not all owners at once, but all watchers of an owner, which share the read.
+        if (self._routes.checks + hash(self.key)) % CHECKS_PER_FULL_CHECK == 0:
             self.mark_stale()
         return None if None in self.dirty or not self.ready else self._latest - SKEW
 
     def compare(self, markers: Mapping[ObjectId, ChangeMarkers]) -> bool:
-        """Marks conversations that are not as reported; returns as :meth:`mark` does."""
-        return self.mark(*self._note(markers))
+        """Marks conversations that are not as reported.
+
+        Returns:
+            Whether one was neither marked before, nor is being read.
+        """
+        news = self._note(markers)
+        if self._being_read in news:
+            self.mark(self._being_read)
+        return self.mark(*news)
 
     def _note(self, markers: Mapping[ObjectId, ChangeMarkers]) -> list[ObjectId]:
         """Notes the last change, and returns the conversations that are not as reported."""
@@ -156,10 +171,22 @@ class OwnerFeed:
             return self.cut is None or found.updated_at > self.cut
         return self.known[key] < (found.created_at, found.revision, found.next_position)
 
-    def find_ended(self, counters: Mapping[ObjectId, Counters]) -> bool:
-        """Marks conversations with a message that no longer streams; returns the same."""
+    def find_ended(self, counters: Mapping[ObjectId, Counters], asked: Container[ObjectId]) -> bool:
+        """Marks conversations with a message that no longer streams.
+
+        Args:
+            counters: The counters that were read.
+            asked: The ids of the messages that they were read for.
+
+        Returns:
+            Whether one was not marked before.
+        """
         self._reader.changes += 1
-        ended = [key for key in self.open if key not in counters or counters[key].ended]
+        ended = [
+            key
+            for key in self.open
+            if key in asked and (key not in counters or counters[key].ended)
+        ]
         return self.mark(*[self.open[key].conversation_id for key in ended])
 
     # Reading
@@ -171,7 +198,7 @@ class OwnerFeed:
             OutdatedReadError: The majority snapshot contradicts the primary.
             PyMongoError: The database could not be read.
         """
-        before, key = self.keys, next(iter(self.dirty)) if self.ready else None
+        key = self._being_read = next(iter(self.dirty)) if self.ready else None
         del self.dirty[key]  # hints during the read mark it again
         self.named.clear()
         self._routes.reading.add(self)
@@ -186,9 +213,9 @@ class OwnerFeed:
             self.dirty[key] = None
             raise
         finally:
+            self._being_read = None
             self._routes.reading.discard(self)
-            self._routes.lead(self, before ^ self.keys)
-            for named in self.named & self.keys:
+            for named in filter(self.knows, self.named):
                 self.receive(named)
 
     async def _begin(self) -> None:
@@ -205,10 +232,10 @@ class OwnerFeed:
             self.cut = min(found.updated_at for found in markers.values())
         self._note(markers)
         self.ready = True
+        self._routes.lead(self, self.keys)
 
     async def _compare_all(self) -> None:
-        async with self._reader.turns:
-            markers = (await self._reader.changed({self.key: self.cut or NEVER}))[self.key]
+        markers = await self._reader.all_since(self.key, self.cut or NEVER)
         missing = [key for key in self.known if key not in markers]  # they may be gone
         streaming = [place.conversation_id for place in self.open.values()]
         self.dirty |= dict.fromkeys([*self._note(markers), *missing, *streaming])
@@ -219,6 +246,12 @@ class OwnerFeed:
         places = frozenset(at.position for at in opened.values())
         news = await self._reader.news(Asked(self.key, key, known, places, self.cut))
         # No await from here on: the state and the events change together.
+        self._tell(key, known, opened, news)
+        self._routes.lead(self, {key, *opened})
+
+    def _tell(
+        self, key: ObjectId, known: Known | None, opened: Iterable[ObjectId], news: News
+    ) -> None:
         found, report = news.found, self.events.append
         for message_id in opened:
             del self.open[message_id]
@@ -240,6 +273,7 @@ class OwnerFeed:
                 report(message.ended())
             elif message.streamed:
                 self.open[message.message_id] = Place(key, message.position)
+                self._routes.lead(self, [message.message_id])
         revision = max(found.revision, known.revision if known else 0)
         self.known[key] = Known(found.created_at, revision, news.end)
         if news.more:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from contextvars import Context
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -12,6 +13,7 @@ from converse_mongo.domain.headers import HEADER, MessageRow
 from converse_mongo.domain.owners import OwnerKey, owner_key
 from converse_mongo.domain.summaries import MARKERS, SUMMARY, ChangeMarkers, ConversationSummary
 from converse_mongo.domain.types import MessageStatus
+from converse_mongo.driver.deadlines import bounded
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching.doubts import OutdatedReadError
 
@@ -23,6 +25,8 @@ Markers: TypeAlias = dict[ObjectId, ChangeMarkers]
 
 OWNERS_PER_QUERY = 100
 ROWS_PER_READ = 64
+READ_SECONDS = 80.0
+"""Seconds that a shared read may take. Its callers have shorter limits."""
 
 
 class Place(NamedTuple):
@@ -97,7 +101,8 @@ class OwnerReader:
         self.turns = reader.turns
         self.changes = 0
         self._reader = reader
-        self._reads: dict[tuple[int, Asked], asyncio.Task[News]] = {}
+        self._reads: dict[Hashable, asyncio.Task[Any]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def latest(self, owner: OwnerKey, limit: int) -> Markers:
         """The markers of the conversations of an owner that changed last, up to ``limit``."""
@@ -134,11 +139,49 @@ class OwnerReader:
         Raises:
             OutdatedReadError: The primary has something else than the majority shows.
         """
+        return await self._shared(asked, lambda: self._read(asked))
+
+    async def all_since(self, owner: OwnerKey, moment: datetime) -> Markers:
+        """The same as :meth:`changed`, for one owner, and shared as :meth:`news` is."""
+
+        async def read() -> Markers:
+            async with self.turns:
+                return (await self.changed({owner: moment}))[owner]
+
+        return await self._shared((owner, moment), read)
+
+    def close(self) -> None:
+        """Cancels all shared reads, when no watcher goes on."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _shared(self, asked: Hashable, read: Callable[[], Awaitable[T]]) -> T:
+        """Awaits ``read()``, once for all callers that ask for the same at the same time.
+
+        The read has a context and a time limit of its own, since a caller may have a deadline or a
+        transaction. After a caller that gives up, the next one begins another read.
+        """
         key = self.changes, asked
-        if key not in self._reads:
-            self._reads[key] = asyncio.create_task(self._read(asked))
-            self._reads[key].add_done_callback(lambda _: self._reads.pop(key))
-        return await asyncio.shield(self._reads[key])
+        task = self._reads.get(key)
+        if task is None:
+            task = self._reads[key] = asyncio.create_task(
+                bounded(READ_SECONDS, read, own=True),
+                name="converse_mongo-owner",
+                context=Context(),
+            )
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        try:
+            found: T = await asyncio.shield(task)
+            return found
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if task.cancelled() and not (caller and caller.cancelling()):  # by :meth:`close`
+                raise OutdatedReadError from None
+            raise
+        finally:
+            if self._reads.get(key) is task:
+                del self._reads[key]
 
     async def _read(self, asked: Asked) -> News:
         async with self.turns:

@@ -6,7 +6,7 @@ A change stream can skip events silently, and without one nothing else reports n
 import logging
 import random
 from bisect import bisect_left
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Container, Iterable, Mapping
 from datetime import datetime
 from typing import Protocol, TypeVar
 
@@ -109,7 +109,7 @@ class Reconciler:
         topics = self._live_topics()
         keys = self._watched_keys(topics)
         if keys:
-            self._take_counters(await self._reader.counters(keys), topics)
+            self._take_counters(await self._reader.counters(keys), topics, keys)
         return self._were_hints()
 
     def _live_topics(self) -> dict[Topic, ConversationCursor]:
@@ -159,7 +159,7 @@ class Reconciler:
         if not keys:
             return {}
         counters = await self._reader.counters(keys)
-        self._take_counters(counters, topics)
+        self._take_counters(counters, topics, keys)
         self._tell_writers({message_id: counters.get(message_id) for message_id in written})
         leases = {key: found.lease for key, found in counters.items() if not found.ended}
         expired = await self._leases.find_expired(leases, keys)
@@ -176,13 +176,16 @@ class Reconciler:
         return keys
 
     def _take_counters(
-        self, counters: Mapping[ObjectId, Counters], topics: Iterable[Topic]
+        self,
+        counters: Mapping[ObjectId, Counters],
+        topics: Iterable[Topic],
+        asked: Container[ObjectId],
     ) -> None:
         for topic in topics:
             if topic.is_behind(counters):
                 self._mark_stale(topic)
         for owner in self._registry.owners:
-            self._note(owner, owner.find_ended(counters))
+            self._note(owner, owner.find_ended(counters, asked))
 
     def _note(self, owner: OwnerFeed, untold: bool) -> None:
         if untold:
@@ -256,6 +259,7 @@ class Reconciler:
         routes.saves_since = moment
 
     async def _compare_owners(self) -> None:
+        self._registry.owner_routes.checks += 1
         due = {feed: moment for feed in self._registry.owners if (moment := feed.due())}
         since: dict[OwnerKey, datetime] = {}
         for feed, moment in due.items():

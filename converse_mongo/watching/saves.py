@@ -2,7 +2,6 @@
 
 from bson import ObjectId
 
-from converse_mongo.domain.types import MessageRole
 from converse_mongo.driver.servers import Mark
 from converse_mongo.store.reads import Saved
 
@@ -17,7 +16,7 @@ class SaveNews:
     """
 
     def __init__(self) -> None:
-        self.early: dict[ObjectId, tuple[MessageRole, int]] = {}
+        self.early: dict[ObjectId, tuple[str | None, int]] = {}
         self._revisions: dict[ObjectId, int] = {}
         self._oldest: Mark | None = None
 
@@ -45,7 +44,7 @@ class SaveNews:
             del self._revisions[next(iter(self._revisions))]
         return True
 
-    def take_early(self) -> dict[ObjectId, tuple[MessageRole, int]]:
+    def take_early(self) -> dict[ObjectId, tuple[str | None, int]]:
         """Returns and clears the early saves."""
         early, self.early = self.early, {}
         return early

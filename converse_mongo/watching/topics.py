@@ -7,6 +7,7 @@ a hint is only a hint. A watcher behind the window reads from its own cursor to 
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Container, Mapping, Sequence
@@ -34,6 +35,8 @@ from converse_mongo.watching.doubts import Doubts, OutdatedReadError
 from converse_mongo.watching.replay import Replay, cursor_at
 from converse_mongo.watching.saves import SAVES_KNOWN, SaveNews
 from converse_mongo.watching.window import Window
+
+logger = logging.getLogger("converse_mongo")
 
 WINDOW_EVENTS = 512
 WINDOW_BYTES = 2 * 1024 * 1024
@@ -343,7 +346,8 @@ class Topic:
         """Returns whether the stored counters are ahead of the cursor."""
         for message_id, known in self.open.items():
             found = counters.get(message_id)
-            sequence = self._known.open[known.position]
+            # A read that failed halfway may have closed the message already.
+            sequence = self._known.open.get(known.position, -1)
             if found is None or found.ended or found.next_sequence > sequence:
                 return True
         return False
@@ -354,7 +358,7 @@ class Topic:
             self.saved(save.message_id, save.role, save.revision, save.position)
 
     def saved(
-        self, message_id: ObjectId, role: MessageRole, revision: int, position: int | None = None
+        self, message_id: ObjectId, role: str | None, revision: int, position: int | None = None
     ) -> None:
         """Handles the save of a message of the conversation."""
         if not self._saves.is_news(message_id, revision):
@@ -367,13 +371,16 @@ class Topic:
             return
         self._tell_saved(message_id, role, revision)
 
-    def _tell_saved(self, message_id: ObjectId, role: MessageRole, revision: int) -> None:
+    def _tell_saved(self, message_id: ObjectId, role: str | None, revision: int) -> None:
         if not self._saves.note(message_id, revision):
+            return
+        if role not in set(MessageRole):
+            logger.error("Message %s has the role %r, which is not valid", message_id, role)
             return
         event = MessageUpdated(
             conversation_id=self.key,
             message_id=message_id,
-            role=role,
+            role=MessageRole(role),
             revision=revision,
             cursor=str(self._known),
         )

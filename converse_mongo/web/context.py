@@ -84,5 +84,7 @@ class WebContext:
 
 def _explained(error: ValidationError) -> RequestError:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return RequestError("The body is not valid JSON.")
     name = ".".join(map(str, first["loc"])) or "body"
     return RequestError(f"{name}: {first['msg']}.")

@@ -125,10 +125,9 @@ class TokenBuffer:
         """
         if self._queued and not in_turn:
             return False
-        addition = _Addition(content, text_size, metadata, encoded)
         if text_size < 0 or self._half is not None:
-            return self._add_halves(addition)
-        return self._add(addition)
+            return self._add_halves(_Addition(content, text_size, metadata, encoded))
+        return self._add(content, text_size, metadata, encoded)
 
     def extend(self, content: str) -> bool:
         """Adds a token without metadata to the last run, if it can.
@@ -154,24 +153,33 @@ class TokenBuffer:
         self._gathering_bytes = gathering
         return True
 
-    def _add(self, addition: _Addition, *, has_room: bool = False) -> bool:
-        run, size = self._last, addition.size
+    def _add(
+        self,
+        content: str,
+        text_size: int,
+        metadata: Mapping[str, Any],
+        encoded: bytes,
+        tokens: int = 1,
+        *,
+        has_room: bool = False,
+    ) -> bool:
+        run, size = self._last, text_size
         if (
             run is None
-            or run.encoded != addition.encoded
+            or run.encoded != encoded
             or not self._merges
             or run.text_size + size > MAX_CHUNK_BYTES
         ):
             run = None
-            size += self._cost_of_run(addition.encoded)
+            size += self._cost_of_run(encoded)
         gathering = self._gathering_bytes + size
         if not (has_room or self._has_room(size)):
             return False
         if run is None:
-            run = self._last = Run(addition.metadata, addition.encoded)
+            run = self._last = Run(metadata, encoded)
             self._gathering.append(run)
-        run.add(addition.content, addition.size, addition.tokens)
-        self.accepted += addition.tokens
+        run.add(content, text_size, tokens)
+        self.accepted += tokens
         self._gathering_bytes = gathering
         if gathering == size or self._waiters or 2 * gathering >= self._max_bytes:
             self._wake()
@@ -201,7 +209,7 @@ class TokenBuffer:
         self._half = token._replace(content=first_half, tokens=tokens) if first_half else None
         self.replaced += replaced + alone
         for addition in additions:
-            self._add(addition, has_room=True)
+            self._add(*addition, has_room=True)
         return True
 
     def end_half(self) -> None:
@@ -209,7 +217,7 @@ class TokenBuffer:
         half, self._half = self._half, None
         if half is not None:
             self.replaced += 1
-            self._add(half.replaced(), has_room=True)
+            self._add(*half.replaced(), has_room=True)
 
     @property
     def taken(self) -> int:

@@ -68,18 +68,24 @@ async def test_model__is_told_what_was_said_and_not_what_failed(
     ]
 
 
+async def stop_at_a_chunk(browser: Browser, conversation: str, message: str) -> None:
+    """Stops an answer as soon as a chunk of it arrives, and waits for its end."""
+    address = f"/api/conversations/{conversation}/messages/{message}/events"
+    async with browser.http.stream("GET", address) as stream:
+        async for sent in read_events(stream):
+            if sent.event == "chunk.received":
+                await browser.stop(conversation, message)
+
+
 async def test_stop__closes_the_connection_to_the_model_and_keeps_the_text(
     chat: Chat, browser: Browser
 ) -> None:
     conversation = await browser.begin()
     answer = await browser.say(conversation, "Tell me slowly")
     chat.fake.go_on.release()
-    address = f"/api/conversations/{conversation}/messages/{answer['id']}"
-    async with browser.http.stream("GET", f"{address}/events") as stream:
-        async for sent in read_events(stream):
-            if sent.event == "chunk.received":
-                await browser.stop(conversation, answer["id"])
+    await stop_at_a_chunk(browser, conversation, answer["id"])
     await chat.fake.left.wait()
+    address = f"/api/conversations/{conversation}/messages/{answer['id']}"
     stopped = (await browser.http.get(address)).json()
     assert (stopped["status"], stopped["content"]) == ("cancelled", ANSWER[0])
     assert stopped["metadata"]["model"] == "small"
@@ -89,11 +95,7 @@ async def test_retry__is_not_told_the_answer_that_it_replaces(chat: Chat, browse
     conversation = await browser.begin()
     answer = await browser.say(conversation, "Tell me slowly")
     chat.fake.go_on.release()
-    address = f"/api/conversations/{conversation}/messages/{answer['id']}"
-    async with browser.http.stream("GET", f"{address}/events") as stream:
-        async for sent in read_events(stream):
-            if sent.event == "chunk.received":
-                await browser.stop(conversation, answer["id"])
+    await stop_at_a_chunk(browser, conversation, answer["id"])
     for _ in ANSWER:
         chat.fake.go_on.release()
     again = await browser.retry(conversation, answer["id"])

@@ -107,3 +107,43 @@ async def test_role__of_a_save_of_an_earlier_version_is_found(facade: Facade) ->
         )
         updated = await soon(anext(events))
         assert (type(updated), updated.role) == (MessageUpdated, MessageRole.USER)
+
+
+async def test_saves__of_an_unknown_role_are_not_in_the_way_of_others(
+    facade: Facade, how: dict[str, Any]
+) -> None:
+    """Another application, or a later version, may store roles that this one does not know."""
+    writer = await facade()
+    viewer = await facade(writer.database_name, **how)
+    conversation = await writer.start_conversation()
+    alien = await conversation.create_user_message("Hello")
+    known = await conversation.create_user_message("Hi")
+    await collection_of(writer.message_model).update_one(
+        {"_id": alien.id}, {"$set": {"role": "developer"}}
+    )
+    alien.metadata["x"] = 1
+    await alien.save()  # before it is watched
+    async with viewer.watch_conversation(conversation.id, "now") as events:
+        checks = viewer.statistics().checks
+        if how is NEVER:
+            await until(lambda: viewer.statistics().streams_opened > 0)
+        else:
+            await until(lambda: viewer.statistics().checks > checks + 1)
+        alien.metadata["x"] = 2
+        await alien.save()
+        known.metadata["x"] = 1
+        await known.save()
+        updated = [await soon(anext(events))]
+        if updated[0].message_id == alien.id:  # its copy here has the role that it was given
+            updated.append(await soon(anext(events)))
+    assert updated[-1].message_id == known.id
+
+
+async def test_role__given_as_text_is_saved_and_told(converse: Any) -> None:
+    told: list[MessageUpdated] = []
+    converse.on(MessageUpdated, told.append)
+    message = await (await converse.start_conversation()).create_user_message("Hello")
+    message.role = "user"
+    message.metadata["x"] = 1
+    await message.save()
+    assert [event.role for event in told] == [MessageRole.USER]

@@ -12,7 +12,9 @@ from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.errors import InvalidCursorError, MessageNotFoundError
 from converse_mongo.domain.events import ChunkReceived
 from converse_mongo.domain.headers import MessageHeader, MessageRow
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageRole
+from converse_mongo.store.reads import Counters
 from converse_mongo.watching.changes import Deleted, Inserted, MessageHint, Updated
 from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.message_topic import MessageTopic
@@ -278,6 +280,32 @@ async def test_deletion__of_an_earlier_one_with_the_id_is_not_its_own(
     topic, _ = watched
     topic.receive(Deleted(MESSAGE, Timestamp(9, 0)))
     assert MESSAGE in topic.open
+
+
+async def test_counters__of_a_message_that_the_cursor_lacks_are_compared(
+    watched: tuple[Topic, Answers],
+) -> None:
+    """A read that fails halfway leaves it so."""
+    topic, _ = watched
+    assert topic.cursor is not None
+    topic.cursor = topic.cursor.ended(3)
+    assert topic.is_behind({})
+    assert topic.is_behind({MESSAGE: Counters(2, False, Lease(), False)})
+
+
+async def test_deletion__during_the_first_read_has_the_message_read_again() -> None:
+    answers: Any = Answers(stored(2))
+    topic = MessageTopic(MESSAGE, answers)
+    committed = answers.committed_time
+
+    async def deleted_meanwhile() -> Timestamp:
+        topic.receive(Deleted(MESSAGE, FOUND))
+        found: Timestamp = await committed()
+        return found
+
+    answers.committed_time = deleted_meanwhile
+    await topic.catch_up()
+    assert topic.stale
 
 
 async def test_end__closes_the_message(watched: tuple[Topic, Answers]) -> None:
