@@ -246,6 +246,8 @@ async def test_older__owner_is_not_told_that_a_conversation_is_gone(scene: Scene
     owner = ("user", "1")
     seen = Seen(scene.viewer.watch_owner(owner))
     await until(lambda: scene.viewer.statistics().streams_opened == 1)
+    feeds = scene.viewer._open_parts.hub._registry.owners
+    await until(lambda: bool(feeds) and all(feed.ready for feed in feeds))
     await scene.writer.start_conversation("one", owner=owner)
     await seen.has(1)
     await scene.older()

@@ -7,7 +7,14 @@ from typing import Any, ClassVar
 import pytest
 from beanie import Insert, before_event
 
-from converse_mongo import Converse, Message, TransactionAbortedError
+from converse_mongo import (
+    Conversation,
+    ConversationCreated,
+    Converse,
+    Message,
+    MessageCreated,
+    TransactionAbortedError,
+)
 from tests.conftest import Commands, Facade
 from tests.integration.helpers import raw, soon, start
 from tests.streams import until
@@ -127,3 +134,30 @@ async def test_transaction__that_is_left_in_another_context(converse: Converse) 
     assert not transaction.is_open
     await soon(conversation.add_user_message("one"))  # which a transaction would keep waiting
     assert [message.content for message in await conversation.messages()] == ["one"]
+
+
+class Stamped(Conversation):
+    """Gives itself a title when it is inserted."""
+
+    @before_event(Insert)
+    def stamp(self) -> None:
+        self.title = "from a hook"
+
+
+class Growing(Message):
+    """Gets metadata when it is inserted."""
+
+    @before_event(Insert)
+    def grow(self) -> None:
+        self.metadata["grown"] = True
+
+
+async def test_hooks__are_seen_by_handlers(facade: Facade) -> None:
+    converse: Converse = await facade(conversation_model=Stamped, message_model=Growing)
+    told: list[Any] = []
+    converse.on(ConversationCreated, told.append)
+    converse.on(MessageCreated, told.append)
+    conversation = await converse.start_conversation("given")
+    message = await conversation.create_user_message("one")
+    assert told[0].title == conversation.title == "from a hook"
+    assert told[1].metadata == message.metadata == {"grown": True}
