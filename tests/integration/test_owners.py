@@ -1,6 +1,7 @@
 """What watchers of an owner are promised: all of their conversations, from now on, exactly."""
 
 import asyncio
+import contextlib
 import gc
 import random
 from collections.abc import Sequence
@@ -529,3 +530,27 @@ async def test_handlers__hear_of_saved_conversations(facade: Facade) -> None:
     await conversation.save()
     assert [(each.title, each.revision) for each in heard] == [("One", 1), ("One", 2)]
     assert (await converse.get_conversation(conversation.id)).revision == 2
+
+
+async def test_owner__is_compared_once_for_all_watchers(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_feed, "CHECKS_PER_FULL_CHECK", 1)
+    compared: list[Any] = []
+    changed = owner_reader.OwnerReader.changed
+
+    async def record(self: Any, owners: Any) -> Any:
+        compared.extend(owners)
+        return await changed(self, owners)
+
+    monkeypatch.setattr(owner_reader.OwnerReader, "changed", record)
+    converse = await facade(poll_interval=0.1, check_interval=0.1)
+    await converse.start_conversation(owner=ADA)
+    async with contextlib.AsyncExitStack() as stack:
+        watchers = [await stack.enter_async_context(converse.watch_owner(ADA)) for _ in range(20)]
+        waiting = [asyncio.create_task(anext(watcher)) for watcher in watchers]
+        checks, before = converse.statistics().checks, len(compared)
+        await until(lambda: converse.statistics().checks >= checks + 5)
+        assert len(compared) - before <= 2 * (converse.statistics().checks - checks)
+        await converse.start_conversation(owner=ADA)
+        await soon(asyncio.gather(*waiting))
