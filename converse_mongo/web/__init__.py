@@ -6,6 +6,7 @@ It needs the extra ``web``; no other part of the library imports it.
 from converse_mongo.web.access import Authorize, OwnerOf
 from converse_mongo.web.errors import BusyError, RequestError
 from converse_mongo.web.generations import Generations, Respond
+from converse_mongo.web.limits import Limits
 from converse_mongo.web.openapi import openapi_paths
 from converse_mongo.web.routes import routes
 from converse_mongo.web.turns import without_replaced
@@ -14,6 +15,7 @@ __all__ = [
     "Authorize",
     "BusyError",
     "Generations",
+    "Limits",
     "OwnerOf",
     "RequestError",
     "Respond",

@@ -1,17 +1,18 @@
 """The context of the endpoints: the parts of a web edge, and the body of a request."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from converse_mongo.converse import Converse
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
 from converse_mongo.web.access import Access
 from converse_mongo.web.errors import MediaTypeError, RequestError, TooLargeError
+from converse_mongo.web.limits import Limits
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.streams import StreamOptions
 from converse_mongo.web.turns import Turns
@@ -24,6 +25,7 @@ class WebContext:
     """The parts of a web edge.
 
     Attributes:
+        limits: How much clients may take.
         origins: Other sites whose pages may open a WebSocket.
         max_body_bytes: The largest body of a request.
         max_message_bytes: The largest text of a message, in bytes of UTF-8.
@@ -34,6 +36,7 @@ class WebContext:
     turns: Turns
     presenter: Presenter
     streams: StreamOptions
+    limits: Limits
     origins: frozenset[str]
     max_body_bytes: int
     max_message_bytes: int
@@ -45,6 +48,13 @@ class WebContext:
     async def message(self, request: Request, conversation: Conversation) -> Message:
         """The message in the path of a request, which may see it."""
         return await self.access.message(conversation, request.path_params["message"])
+
+    def key(self, request: HTTPConnection, conversation: Conversation | None) -> Hashable:
+        """Who takes an answer or a stream, for the limits by key; ``None`` has no limit."""
+        if self.limits.key is not None:
+            return self.limits.key(request, conversation)
+        owner = None if conversation is None else conversation.owner
+        return None if owner is None else owner.pair
 
     async def body(self, request: Request, model: type[M]) -> M:
         """The body of a request; an empty one is an empty JSON object.

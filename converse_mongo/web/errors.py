@@ -10,6 +10,8 @@ class RequestError(ConverseError):
 
     status: ClassVar[int] = 400
     code: ClassVar[str] = "invalid_request"
+    retry_after: ClassVar[int | None] = None
+    """Seconds after which the client may try again."""
 
 
 class UnknownError(RequestError):
@@ -17,6 +19,13 @@ class UnknownError(RequestError):
 
     status = 404
     code = "not_found"
+
+
+class SlowBodyError(RequestError):
+    """The request was not received in time."""
+
+    status = 408
+    code = "timeout"
 
 
 class ConflictError(RequestError):
@@ -40,8 +49,31 @@ class MediaTypeError(RequestError):
     code = "unsupported_media_type"
 
 
+class LimitError(RequestError):
+    """Too much is in progress. Try again in a few seconds."""
+
+    status = 429
+    code = "too_many_requests"
+    retry_after = 2
+
+
+class InternalError(RequestError):
+    """Something went wrong. Try again later."""
+
+    status = 500
+    code = "internal"
+
+
+class NotAnsweredError(RequestError):
+    """Answers are not available here."""
+
+    status = 501
+    code = "not_answered"
+
+
 class BusyError(RequestError):
     """The service is busy. Try again in a few seconds."""
 
     status = 503
     code = "unavailable"
+    retry_after = 2

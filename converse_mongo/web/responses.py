@@ -68,6 +68,6 @@ def error_response(error: ConverseError) -> Response:
         raise error
     found = ErrorView(code=error.code, message=str(error))
     response = Json(ErrorBody(error=found), error.status)
-    if isinstance(error, BusyError):
-        response.headers["retry-after"] = "2"
+    if error.retry_after is not None:
+        response.headers["retry-after"] = str(error.retry_after)
     return response

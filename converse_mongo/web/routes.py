@@ -16,6 +16,7 @@ from converse_mongo.web.access import Access, Authorize, OwnerOf
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import ONE
 from converse_mongo.web.generations import Generations
+from converse_mongo.web.limits import MIB, Limits
 from converse_mongo.web.openapi import all_operations
 from converse_mongo.web.operations import Operation
 from converse_mongo.web.presenter import Presenter
@@ -40,8 +41,9 @@ def routes(
     retry: float = 2.0,
     lifetime: float = 3600.0,
     send_timeout: float = 60.0,
-    max_body_bytes: int = 4 * 1024 * 1024,
+    max_body_bytes: int = 2 * MIB,
     max_message_bytes: int = 256 * 1024,
+    limits: Limits | None = None,
     origins: Collection[str] = (),
 ) -> list[BaseRoute]:
     """Routes for conversations: streams, history, questions, stops, retries, and the AI SDK.
@@ -67,8 +69,10 @@ def routes(
         retry: Seconds that a browser's ``EventSource`` waits before it connects again.
         lifetime: Seconds after which a stream ends, for its client to connect again.
         send_timeout: Seconds that a client may leave data unread.
-        max_body_bytes: The largest body of a request. ``useChat`` sends all messages each time.
+        max_body_bytes: The largest body of a request; of a POST of the AI SDK, the largest last
+            message.
         max_message_bytes: The largest text of a message, in bytes of UTF-8.
+        limits: How much clients may take; by default ``Limits()``.
         origins: Other sites whose pages may open a WebSocket, such as
             ``https://chat.example.com``.
 
@@ -79,6 +83,8 @@ def routes(
         raise ConfigurationError(f"routes() requires a Converse, not {type(converse).__name__}.")
     if generations is not None and not isinstance(generations, Generations):
         raise ConfigurationError(f"generations={generations!r}: pass Generations(respond).")
+    if limits is not None and not isinstance(limits, Limits):
+        raise ConfigurationError(f"limits={limits!r}: pass Limits(...).")
     try:
         shown = frozenset(MessageRole(role) for role in roles)
         options = StreamOptions(heartbeat, retry, lifetime, send_timeout)
@@ -94,6 +100,7 @@ def routes(
         turns=Turns(generations),
         presenter=Presenter(show_errors, show_metadata or (lambda metadata: metadata)),
         streams=options,
+        limits=limits or Limits(),
         origins=frozenset(origins),
         **sizes,
     )
