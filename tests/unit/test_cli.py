@@ -116,7 +116,9 @@ def test_latencies__of_a_viewer_that_resumed_are_without_what_it_caught_up_on() 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signal__ends_a_command_as_ctrl_c_does(number: signal.Signals) -> None:
-    before, cleaned_up = signal.getsignal(number), False
+    cleaned_up = False
+    # Under nohup the tests themselves ignore SIGHUP.
+    outside = signal.signal(number, signal.SIG_DFL)
 
     async def command() -> None:
         nonlocal cleaned_up
@@ -127,10 +129,13 @@ def test_signal__ends_a_command_as_ctrl_c_does(number: signal.Signals) -> None:
             await asyncio.sleep(0)
             cleaned_up = True
 
-    with pytest.raises(SystemExit) as exited, terminable():
-        asyncio.run(command())
+    try:
+        with pytest.raises(SystemExit) as exited, terminable():
+            asyncio.run(command())
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, outside)
     assert (exited.value.code, cleaned_up) == (128 + number, True)
-    assert signal.getsignal(number) is before
 
 
 def test_signal__that_the_caller_ignores_stays_ignored() -> None:
