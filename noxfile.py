@@ -113,6 +113,13 @@ def faults(session: nox.Session, driver: str) -> None:
 
 
 @nox.session(python=PYTHON)
+def hostile(session: nox.Session) -> None:
+    """Attacks on the web edge and on the chat: callers, bodies and clients, in tables."""
+    session.install(*DRIVERS["motor"], *group("test"))
+    session.run("python", "-m", "pytest", "tests/hostile", *session.posargs)
+
+
+@nox.session(python=PYTHON)
 def model(session: nox.Session) -> None:
     """The model alone, with the planted bugs that it takes long to find."""
     session.install(*DRIVERS["motor"], *group("test"))
