@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Mapping
 from contextvars import Context
 from importlib.metadata import version
@@ -21,6 +22,32 @@ Client: TypeAlias = Any
 """A ``motor.motor_asyncio.AsyncIOMotorClient``, its mongomock twin, or an ``AsyncMongoClient``."""
 
 Database: TypeAlias = Any
+
+_SEPARATORS = re.compile(r"[:/?#@,&=%\[\]]+")
+_SECRET_OPTION = re.compile("password|properties|token|secret", re.IGNORECASE)
+
+
+def safe_reason(error: Exception, uri: str) -> str:
+    """Returns the text of an error of a URI, unless it repeats what may be a password in it.
+
+    A password that is not percent-encoded may be taken for a host, a port or a database.
+    """
+    text, head, query = str(error), *_authority_and_query(uri)
+    secrets = _SEPARATORS.split(head.partition(":")[2])
+    for option in query.split("&"):
+        name, _, value = option.partition("=")
+        if _SECRET_OPTION.search(name):
+            secrets += [value, *_SEPARATORS.split(value)]
+    if any(secret in text for secret in filter(None, secrets)):
+        return f"{type(error).__name__}; a user name and a password must be percent-encoded"
+    return text
+
+
+def _authority_and_query(uri: str) -> tuple[str, str]:
+    """Returns all that may be a user name and a password, and the options."""
+    rest = uri.partition("://")[2] or uri
+    head, at, tail = rest.rpartition("@")
+    return head if at else rest.partition("?")[0], tail.partition("?")[2]
 
 
 def open_client(uri: str, options: Mapping[str, Any]) -> Client:
