@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
@@ -70,7 +70,7 @@ class EmbeddedServer:
         self._storage_path = storage_path
         self._arguments = list(arguments)
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - read when the server fails
+        self._log: IO[bytes] | None = None
         self.port = free_port()
 
     @property
@@ -92,6 +92,7 @@ class EmbeddedServer:
         """
         if self._storage_path is not None:
             _make_private(self._storage_path)
+        log = self._log = self._log or tempfile.TemporaryFile()  # noqa: SIM115 - read on failure
         for left in reversed(range(_TRIES)):
             self._process = subprocess.Popen(  # noqa: S603
                 [
@@ -102,7 +103,7 @@ class EmbeddedServer:
                     *self._arguments,
                 ],
                 stdin=subprocess.DEVNULL,
-                stdout=self._log,
+                stdout=log,
                 stderr=subprocess.STDOUT,
                 process_group=0,  # Ctrl-C in the terminal must not reach it
             )
@@ -115,10 +116,10 @@ class EmbeddedServer:
             self.stop()
             if left and self._storage_path is None:
                 self.port = free_port()  # another process may have taken the port
-        self._log.seek(0)
+        log.seek(0)
         raise EmbeddedServerError(
             f"SecantusDB did not start on port {self.port}:\n"
-            + self._log.read()[-2000:].decode(errors="replace")
+            + log.read()[-2000:].decode(errors="replace")
         )
 
     def _wait_until_it_answers(self) -> bool:
@@ -177,7 +178,9 @@ class EmbeddedServer:
 
     def __exit__(self, *_error: object) -> None:
         self.stop()
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
 
 def _make_private(path: Path) -> None:

@@ -252,7 +252,8 @@ async def test_serve__ends_in_time_whatever_clients_and_mongodb_do(
         path = f"/api/conversations/{begun}"
         answer = (await http.post(f"{path}/messages", json=said)).json()["answer"]
         stream = await stack.enter_async_context(http.stream("GET", f"{path}/events"))
-        while "chunk" not in await anext(stream.aiter_text()):
+        texts = stream.aiter_text()
+        while "chunk" not in await anext(texts):
             pass
 
         sent = ["content-type: application/json", "content-length: 9000"]
