@@ -1,6 +1,7 @@
 """Sessions: ``python -m nox -s tests`` runs the tests; ``python -m nox -l`` lists all."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,10 +12,26 @@ nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["tests", "system", "lint", "types", "imports", "docs"]
 
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def extras(*names: str) -> list[str]:
+    """The requirements of extras, with those of the extras that they include, but no driver."""
+    found = []
+    for name in names:
+        for requirement in PROJECT["project"]["optional-dependencies"][name]:
+            included = re.fullmatch(r"converse-mongo\[(.+)\]", requirement)
+            if included is None:
+                found.append(requirement)
+            else:
+                found += extras(*(each for each in included[1].split(",") if each != "motor"))
+    return list(dict.fromkeys(found))
+
+
 DRIVERS = {
     # What the users of each driver install, and what the tests need beside it.
     "motor": [".[demo,web]", "mongomock-motor>=0.0.36"],
-    "pymongo": [".[web]", "beanie>=2", "rich>=13.7", "secantusdb>=0.7.0b3"],
+    "pymongo": [".", "beanie>=2", *extras("demo", "web")],
 }
 
 
@@ -37,7 +54,7 @@ PYTHON = PYTHONS[0]
 
 
 def group(name: str) -> list[str]:
-    return nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), name)
+    return nox.project.dependency_groups(PROJECT, name)
 
 
 # What a driver or a Python can change; all else is the session "system".
@@ -67,18 +84,27 @@ def system(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 @nox.parametrize("driver", list(DRIVERS))
 def lowest(session: nox.Session, driver: str) -> None:
-    """The tests with the oldest dependencies that the package allows."""
+    """The tests with the oldest dependencies that the package and all its extras allow."""
     session.install("uv>=0.9")
     scratch = Path(session.create_tmp())
-    constraints, beanie = scratch / f"{driver}.txt", scratch / f"{driver}.in"
-    beanie.write_text({"motor": "beanie<2\nmotor>=3.7\n", "pymongo": "beanie>=2\n"}[driver])
+    constraints, wanted = scratch / f"{driver}.txt", scratch / f"{driver}.in"
+    of_driver = {"motor": PROJECT["project"]["optional-dependencies"]["motor"]}
+    others = [name for name in PROJECT["project"]["optional-dependencies"] if name != "motor"]
+    package = [*PROJECT["project"]["dependencies"], *extras(*others)]
+    package += of_driver.get(driver, ["beanie>=2"])
+    wanted.write_text("\n".join(package))
     session.run(
-        *("uv", "pip", "compile", "pyproject.toml", str(beanie), "--extra", "web", "--quiet"),
+        *("uv", "pip", "compile", str(wanted), "--quiet"),
         *("--resolution", "lowest-direct", "--python-version", PYTHON),
         *("--output-file", str(constraints)),
     )
-    session.install(*DRIVERS[driver], *group("test"), "--constraint", str(constraints))
-    session.run("python", "-m", "pytest", *(session.posargs or [*EACH_DRIVER, *PARALLEL]))
+    session.install(
+        *(*DRIVERS[driver], *extras(*others), *group("test")), "--constraint", str(constraints)
+    )
+    # The newest of what the tests use must still run with the oldest of what the package uses.
+    session.run("uv", "pip", "check", "--python", str(Path(session.bin) / "python"))
+    arguments = [*EACH_DRIVER, "tests/web", "tests/chat", *PARALLEL]
+    session.run("python", "-m", "pytest", *(session.posargs or arguments))
 
 
 @nox.session(python=PYTHON)

@@ -254,15 +254,18 @@ class Converse:
 
     def _open_client(self) -> "clients.Client":
         # A silent connection would block forever: drivers have no limit by default.
-        names = {*parse_qs(urlsplit(self._given).query), *self._client_options}
-        bounded = not {"sockettimeoutms", "timeoutms"}.isdisjoint(map(str.lower, names))
-        bound = {} if bounded else {"socketTimeoutMS": SOCKET_TIMEOUT_MS}
         try:
+            names = {*parse_qs(urlsplit(self._given).query), *self._client_options}
+            bounded = not {"sockettimeoutms", "timeoutms"}.isdisjoint(map(str.lower, names))
+            bound = {} if bounded else {"socketTimeoutMS": SOCKET_TIMEOUT_MS}
             return clients.open_client(
                 self._given, {"appname": "converse_mongo", **bound, **self._client_options}
             )
         except (PyMongoError, ValueError, TypeError) as error:
-            raise ConfigurationError(f"This URI or an option is not valid: {error}") from error
+            reason = clients.safe_reason(error, self._given)
+            # The text of the error itself may have the password in it.
+            cause = error if reason == str(error) else None
+            raise ConfigurationError(f"This URI or an option is not valid: {reason}") from cause
 
     async def aclose(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - writers then give up
         """Ends all watchers with :class:`ConverseClosedError`, and closes everything it opened.

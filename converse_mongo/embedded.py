@@ -7,6 +7,7 @@ MongoDB replica set.
 
 import contextlib
 import importlib.util
+import os
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
@@ -28,6 +29,9 @@ STOP_SECONDS = 3.0, 7.0
 _TRIES = 3
 # To open a change stream at a time, it decodes its whole oplog, which takes seconds at 100,000.
 _OPLOG_ENTRIES = 5_000
+
+_DATA_FILE = "WiredTiger"
+"""A file in each data directory."""
 
 # Runs in the child before it becomes the server: on Linux, it ends with its parent.
 _LAUNCH = """
@@ -48,7 +52,8 @@ class EmbeddedServer:
     """A server process on the loopback interface, on a free port.
 
     Args:
-        storage_path: A directory for the data; ``None`` for memory only.
+        storage_path: A directory for the data; ``None`` for memory only. It is made for its user
+            alone, with its parents.
         arguments: More arguments of ``python -m secantus``.
 
     Raises:
@@ -65,7 +70,7 @@ class EmbeddedServer:
         self._storage_path = storage_path
         self._arguments = list(arguments)
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - read when the server fails
+        self._log: IO[bytes] | None = None
         self.port = free_port()
 
     @property
@@ -82,8 +87,12 @@ class EmbeddedServer:
         """Starts it and waits until it answers; after :meth:`stop`, on the same port and data.
 
         Raises:
-            EmbeddedServerError: It exited or did not answer in time; the message has its output.
+            EmbeddedServerError: It exited or did not answer in time; the message has its output. Or
+                the data directory is not for its user alone, and cannot be made so.
         """
+        if self._storage_path is not None:
+            _make_private(self._storage_path)
+        log = self._log = self._log or tempfile.TemporaryFile()  # noqa: SIM115 - read on failure
         for left in reversed(range(_TRIES)):
             self._process = subprocess.Popen(  # noqa: S603
                 [
@@ -94,7 +103,7 @@ class EmbeddedServer:
                     *self._arguments,
                 ],
                 stdin=subprocess.DEVNULL,
-                stdout=self._log,
+                stdout=log,
                 stderr=subprocess.STDOUT,
                 process_group=0,  # Ctrl-C in the terminal must not reach it
             )
@@ -107,10 +116,10 @@ class EmbeddedServer:
             self.stop()
             if left and self._storage_path is None:
                 self.port = free_port()  # another process may have taken the port
-        self._log.seek(0)
+        log.seek(0)
         raise EmbeddedServerError(
             f"SecantusDB did not start on port {self.port}:\n"
-            + self._log.read()[-2000:].decode(errors="replace")
+            + log.read()[-2000:].decode(errors="replace")
         )
 
     def _wait_until_it_answers(self) -> bool:
@@ -169,7 +178,41 @@ class EmbeddedServer:
 
     def __exit__(self, *_error: object) -> None:
         self.stop()
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def _make_private(path: Path) -> None:
+    """Makes a directory for its user alone; closes one that others can read, if it is for data.
+
+    Whoever reads the data of the server reads all conversations.
+
+    Raises:
+        EmbeddedServerError: It belongs to another user, others can read it and it has other files,
+            or it is not a directory.
+    """
+    try:
+        for each in reversed([each for each in (path, *path.parents) if not each.exists()]):
+            each.mkdir(mode=0o700, exist_ok=True)
+        names = {each.name for each in path.iterdir()}
+        found = path.stat()
+        if os.name != "posix":
+            return
+        if found.st_uid != os.geteuid():
+            raise EmbeddedServerError(f"The data directory {path} belongs to another user.")
+        if not found.st_mode & 0o077:
+            return
+        if names and _DATA_FILE not in names:
+            raise EmbeddedServerError(
+                f"Others can read the data directory {path}, and it has other files: pass an empty "
+                f"one, or run 'chmod 700 {path}'."
+            )
+        path.chmod(0o700)
+    except OSError as error:
+        raise EmbeddedServerError(
+            f"The data directory {path} cannot be used: {error.strerror}."
+        ) from error
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import logging
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
@@ -49,6 +50,7 @@ from converse_mongo.domain.validation import (
     object_id,
     utf8_size,
 )
+from converse_mongo.driver.failures import words_for
 from converse_mongo.driver.servers import FIRST_MARK
 from converse_mongo.store import Store, WriteQueue, updates
 from converse_mongo.store.appends import refuse_overtaken
@@ -76,6 +78,8 @@ MongoDB refuses an index with the name, or the key, of another with other option
 
 _AT_THE_START = Protected("pass it when you start the message")
 _BY_APPENDS = Protected("use append_chunk")
+logger = logging.getLogger("converse_mongo")
+
 _BY_AN_END = Protected("use complete_streaming, fail_streaming or cancel_streaming")
 
 
@@ -576,10 +580,19 @@ class Message(StoredDocument, Document):
     async def fail_streaming(
         self, error: str | BaseException, metadata: Metadata | None = None
     ) -> Self:
-        """Ends the stream with an error; keeps the text so far. Raises as a completion does."""
-        return await self._end(
-            End(MessageStatus.FAILED, check_metadata(metadata), check_error(error))
-        )
+        """Ends the stream with an error; keeps the text so far. Raises as a completion does.
+
+        Args:
+            error: Text, or an exception whose text is stored. In place of one that has the text of
+                MongoDB, its driver or this library, a sentence for people is stored, and
+                ``metadata["error_type"]`` has the name of its class; the exception is logged.
+            metadata: Merged into the metadata of the message.
+        """
+        checked, told = check_metadata(metadata), error
+        if isinstance(error, BaseException) and (words := words_for(error)) is not None:
+            logger.error("Message %s has failed", self.id, exc_info=error)
+            checked, told = {"error_type": type(error).__name__, **checked}, words
+        return await self._end(End(MessageStatus.FAILED, checked, check_error(told)))
 
     async def mark_as_error(
         self, error: str | BaseException, metadata: Metadata | None = None

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import logging
+import re
+import threading
 from collections.abc import Mapping
 from contextvars import Context
 from importlib.metadata import version
@@ -21,6 +23,32 @@ Client: TypeAlias = Any
 """A ``motor.motor_asyncio.AsyncIOMotorClient``, its mongomock twin, or an ``AsyncMongoClient``."""
 
 Database: TypeAlias = Any
+
+_SEPARATORS = re.compile(r"[:/?#@,&=%\[\]]+")
+_SECRET_OPTION = re.compile("password|properties|token|secret", re.IGNORECASE)
+
+
+def safe_reason(error: Exception, uri: str) -> str:
+    """Returns the text of an error of a URI, unless it repeats what may be a password in it.
+
+    A password that is not percent-encoded may be taken for a host, a port or a database.
+    """
+    text, head, query = str(error), *_authority_and_query(uri)
+    secrets = _SEPARATORS.split(head.partition(":")[2])
+    for option in query.split("&"):
+        name, _, value = option.partition("=")
+        if _SECRET_OPTION.search(name):
+            secrets += [value, *_SEPARATORS.split(value)]
+    if any(secret in text for secret in filter(None, secrets)):
+        return f"{type(error).__name__}; a user name and a password must be percent-encoded"
+    return text
+
+
+def _authority_and_query(uri: str) -> tuple[str, str]:
+    """Returns all that may be a user name and a password, and the options."""
+    rest = uri.partition("://")[2] or uri
+    head, at, tail = rest.rpartition("@")
+    return head if at else rest.partition("?")[0], tail.partition("?")[2]
 
 
 def open_client(uri: str, options: Mapping[str, Any]) -> Client:
@@ -52,8 +80,39 @@ async def close_client(client: Client) -> None:
         closing.add_done_callback(_closed)
         await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
     else:
+        calls = _calls_in_flight(client)
         # Motor's close() ends its sessions on the server, and blocks until it has answered.
         await in_thread(client.close, CLOSE_SECONDS)
+        _interrupt_later(calls)
+
+
+def _calls_in_flight(client: Client) -> list[Any]:
+    """Returns what can interrupt the calls that Motor's threads make right now.
+
+    The driver has no public name for it. It uses them itself when a server stops to answer:
+    https://github.com/mongodb/specifications/blob/master/source/connection-monitoring-and-pooling
+    """
+    topology = getattr(getattr(client, "delegate", None), "_topology", None)
+    servers = list(getattr(topology, "_servers", {}).values())
+    # As a list at once: other threads change the set.
+    return [call for each in servers for call in list(getattr(each.pool, "active_contexts", ()))]
+
+
+def _interrupt_later(calls: list[Any]) -> None:
+    """Interrupts the calls that a server has still not answered when it was closed.
+
+    The interpreter waits for the threads of Motor when it exits.
+    """
+    if not calls:
+        return
+
+    def interrupt() -> None:
+        for call in calls:
+            call.cancel()
+
+    timer = threading.Timer(CLOSE_SECONDS, interrupt)
+    timer.name, timer.daemon = "converse_mongo-interrupt", True
+    timer.start()
 
 
 async def abandon_client(client: Client) -> None:

@@ -1,5 +1,8 @@
-"""Failures: the meaning of a driver's error for the call that raised it."""
+"""Failures: the meaning of a driver's error for the call that raised it, and for people."""
 
+from collections.abc import Iterator
+
+from bson.errors import BSONError
 from pymongo.errors import (
     ConnectionFailure,
     DuplicateKeyError,
@@ -7,6 +10,12 @@ from pymongo.errors import (
     PyMongoError,
     WriteConcernError,
 )
+
+from converse_mongo.domain.errors import ConverseError, StoreUnavailableError
+
+UNREACHABLE = "The database could not be reached."
+REFUSED = "The database refused a request."
+NOT_STORED = "The answer could not be stored."
 
 # https://github.com/mongodb/mongo/blob/master/src/mongo/base/error_codes.yml
 _TRANSIENT_CODES = frozenset(
@@ -91,3 +100,47 @@ def is_aborted(error: BaseException) -> bool:
         or isinstance(error, DuplicateKeyError)
         or (isinstance(error, OperationFailure) and error.code in _ABORTED_CODES)
     )
+
+
+def words_for(error: BaseException) -> str | None:
+    """Returns the sentence to store in place of the text of an exception.
+
+    The texts of MongoDB, of its driver and of this library are for developers: they have addresses,
+    documents and advice, and the errors of a message may be shown to users.
+
+    Returns:
+        ``None`` if the text is of none of them, nor repeats one that it was raised from.
+    """
+    text = str(error)
+    for each in _raised_from(error):
+        if each is not error and not any(words in text for words in _texts(each)):
+            continue
+        if isinstance(each, StoreUnavailableError) or is_transient(each):
+            return UNREACHABLE
+        return REFUSED if isinstance(each, PyMongoError) else NOT_STORED
+    return None
+
+
+def _raised_from(error: BaseException) -> Iterator[BaseException]:
+    """Yields the errors of the driver and of this library among an error and its causes."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        each = left.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        left += [each.__context__, each.__cause__]
+        if isinstance(each, BaseExceptionGroup):
+            left += each.exceptions
+        if isinstance(each, PyMongoError | BSONError | ConverseError):
+            yield each
+
+
+def _texts(error: BaseException) -> Iterator[str]:
+    """Yields what another error may repeat of an error."""
+    yield str(error) or type(error).__name__
+    if isinstance(error, OperationFailure):
+        # Its text ends with the reply of the server.
+        yield str(error).partition(", full error:")[0]
+        yield str((error.details or {}).get("errmsg") or error)

@@ -124,6 +124,14 @@ def _add_serve(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="serve requests for this host, such as chat.example.com; may be repeated; default: "
+        "CHAT_HOSTS, and the names of the loopback interface if it listens there",
+    )
     parser.set_defaults(run=_serve)
 
 
@@ -208,7 +216,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     _need("chat", needed if uri else [*needed, "secantus"])
     from converse_mongo.tools.chat.server import serve
 
-    serve(uri, arguments.host, arguments.port, database=arguments.database, data=arguments.data)
+    serve(
+        uri,
+        arguments.host,
+        arguments.port,
+        database=arguments.database,
+        data=arguments.data,
+        allowed_hosts=arguments.allow_host,
+    )
     return 0
 
 

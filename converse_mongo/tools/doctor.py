@@ -79,7 +79,8 @@ async def examine(uri: str, database_name: str | None) -> AsyncIterator[Finding]
             },
         )
     except (PyMongoError, ValueError, TypeError) as error:
-        yield fail("server", _reason(error), "Correct the URI: mongodb://HOST:PORT/DATABASE")
+        reason = clients.safe_reason(error, uri)
+        yield fail("server", reason, "Correct the URI: mongodb://HOST:PORT/DATABASE")
         return
     try:
         async for finding in _examine_server(client, database_name):

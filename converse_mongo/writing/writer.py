@@ -33,6 +33,7 @@ from converse_mongo.domain.metadata import (
 )
 from converse_mongo.domain.types import MessageStatus, Metadata
 from converse_mongo.domain.validation import check_token
+from converse_mongo.driver.failures import words_for
 from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import Appender, WriterOptions, WriterTarget
 from converse_mongo.writing.shielded import ShieldedTask
@@ -72,8 +73,9 @@ class MessageWriter:
     """Stores the tokens of a generation loop in the background.
 
     Made by ``Message.writer`` and ``Message.resume_writer``, and used in ``async with``. A clean
-    exit completes the message; an exception fails it; a cancellation cancels it. In each case the
-    text that was written is stored first.
+    exit completes the message; an exception fails it, with its text as the error (in place of the
+    texts of MongoDB, its driver and this library, a sentence for people is stored); a cancellation
+    cancels it. In each case the text that was written is stored first.
 
     Attributes:
         metadata: Merged into the metadata of the message at any end; fill it inside the block. It
@@ -384,14 +386,24 @@ class MessageWriter:
             cause = failure.__cause__
             if isinstance(cause, PyMongoError):
                 # MongoDB answers, but refuses the text: end the message before its lease expires.
-                await self._end(MessageStatus.FAILED, _error_text(cause))
+                await self._fail(cause)
             return
         if exc is None:
             await self._end(MessageStatus.COMPLETED)
         elif isinstance(exc, Exception):
-            await self._end(MessageStatus.FAILED, _error_text(exc))
+            await self._fail(exc)
         else:
             await self._end(MessageStatus.CANCELLED)
+
+    async def _fail(self, error: Exception) -> None:
+        """Ends the message with the text of an exception, or with words in place of it."""
+        words = words_for(error)
+        if words is None:
+            await self._end(MessageStatus.FAILED, _error_text(error))
+            return
+        logger.error("Message %s has failed", self._target.message_id, exc_info=error)
+        self.metadata.setdefault("error_type", type(error).__name__)
+        await self._end(MessageStatus.FAILED, words)
 
     async def _end(self, status: MessageStatus, error: str | None = None) -> None:
         """Ends the message with the storable part of its metadata, which never fail an answer."""

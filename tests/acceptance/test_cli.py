@@ -4,8 +4,11 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from bson import ObjectId
 
 from converse_mongo import Converse
 from converse_mongo.embedded import EmbeddedServer, free_port
+from converse_mongo.tools.chat.server import EXIT_SECONDS
 
 SECONDS = 60
 ENVIRONMENT = {
@@ -195,6 +199,120 @@ async def test_serve__serves_the_chat_until_it_is_ended(
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@asynccontextmanager
+async def serving(
+    uri: str, database: str, *arguments: str, **environment: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, httpx.AsyncClient]]:
+    """The chat as a process, and a user of it."""
+    port = free_port()
+    process = await start(
+        *("serve", "--port", str(port), "--uri", uri, "--database", database, *arguments),
+        **environment,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(SECONDS):
+            while b"running on" not in (line := await process.stderr.readline()):
+                assert line, "it ended"
+        base = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=base, timeout=20, trust_env=False) as http:
+            assert (await http.get("/api/me")).status_code == 200
+            yield process, http
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def connected(http: httpx.AsyncClient, method: str, path: str, *headers: str) -> Any:
+    """A connection with a request of which only the head was sent, in a small buffer."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", http.base_url.port))
+        _, writer = await asyncio.open_connection(sock=client.dup())
+    cookie = f"cookie: chat_session={http.cookies['chat_session']}"
+    head = [f"{method} {path} HTTP/1.1", f"host: 127.0.0.1:{http.base_url.port}", cookie, *headers]
+    writer.write("\r\n".join([*head, "", ""]).encode())
+    return writer
+
+
+@pytest.mark.parametrize("freezes", [False, True], ids=["MongoDB answers", "MongoDB is frozen"])
+async def test_serve__ends_in_time_whatever_clients_and_mongodb_do(
+    start_server: Callable[..., EmbeddedServer], freezes: bool
+) -> None:
+    server = start_server()
+    assert server.pid is not None
+    uri = f"{server.uri}?retryWrites=false"
+    async with serving(uri, "test_ends") as (process, http), AsyncExitStack() as stack:
+        begun = (await http.post("/api/conversations", json={})).json()["id"]
+        said = {"content": "/long"}  # it takes half a minute
+        path = f"/api/conversations/{begun}"
+        answer = (await http.post(f"{path}/messages", json=said)).json()["answer"]
+        stream = await stack.enter_async_context(http.stream("GET", f"{path}/events"))
+        texts = stream.aiter_text()
+        while "chunk" not in await anext(texts):
+            pass
+
+        sent = ["content-type: application/json", "content-length: 9000"]
+        trickling = [
+            await connected(http, "POST", "/api/conversations", *sent),
+            await connected(http, "POST", "/api/chat", *sent),
+        ]
+        silent = [await connected(http, "GET", f"{path}/events") for _ in range(3)]
+
+        async def trickle() -> None:
+            while True:
+                for writer in trickling:
+                    writer.write(b" ")
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(trickle())
+        stack.callback(dripping.cancel)
+        if freezes:
+            os.kill(server.pid, signal.SIGSTOP)
+            stack.callback(os.kill, server.pid, signal.SIGCONT)
+            # Requests wait for it in all of Motor's threads.
+            silent += [await connected(http, "GET", "/api/conversations") for _ in range(20)]
+        await asyncio.sleep(0.5)
+        asked = time.monotonic()
+        process.terminate()
+        assert process.stderr is not None
+        async with asyncio.timeout(SECONDS):
+            log = (await process.stderr.read()).decode()
+            code = await process.wait()
+        took = time.monotonic() - asked
+        for writer in (*trickling, *silent):
+            writer.close()
+    assert code == 128 + signal.SIGTERM, log
+    assert took < EXIT_SECONDS + 2, log
+    if not freezes:
+        async with Converse(uri, "test_ends") as converse:
+            assert (await converse.get_message(answer["id"])).is_cancelled
+
+
+async def test_serve__refuses_other_names_on_the_loopback_interface(
+    converse: Converse, server_uri: str
+) -> None:
+    hosts = {"CHAT_HOSTS": " one.example , two.example:81"}
+    arguments = ("--allow-host", "three.example")
+    async with serving(server_uri, converse.database_name, *arguments, **hosts) as (_, http):
+        port = http.base_url.port
+        for host, status in {
+            f"localhost:{port}": 200,
+            f"[::1]:{port}": 200,
+            "one.example": 200,
+            "two.example:81": 200,
+            "three.example:82": 200,
+            f"rebound.example:{port}": 400,
+            "two.example": 400,
+            "localhost": 400,
+        }.items():
+            for path in ("/", "/api/me"):
+                answer = await http.get(path, headers={"host": host})
+                assert answer.status_code == status, host
 
 
 # doctor

@@ -118,3 +118,62 @@ def test_policy__refuses_what_gets_in_all_the_same(tab: Tab, complaints: Complai
     )
     assert seen == image
     assert tab.page.evaluate("window.harmed") is None
+
+
+# Texts for which a pattern that goes back takes time that grows with the square of their length.
+SLOW = """(length) => ({
+  plain: "word ".repeat(length / 5),
+  fence: "```" + "a".repeat(length) + "`",
+  tildes: "~".repeat(length) + "`",
+  blanks: "```" + " ".repeat(length) + "`",
+  runs: Array.from({ length: Math.sqrt(2 * length) }, (_, at) => "`".repeat(at + 1)).join(" "),
+  codes: "`a``".repeat(length / 4),
+  strong: "**a ".repeat(length / 4),
+  stars: "**a".repeat(length / 3),
+  both: "**`".repeat(length / 3),
+  heading: "# " + " ".repeat(length) + "\\u2028x",
+  bullet: "- " + " ".repeat(length) + "\\u2028x",
+  number: "1. " + "\\t".repeat(length) + "\\rx",
+  items: "- a\\n" + " b\\n".repeat(length / 3),
+  links: "https://,".repeat(length / 9),
+  dots: "https://" + ".".repeat(length),
+})"""
+
+TIMES = f"""async ([length, shorter]) => {{
+  const {{ showText }} = await import("/text.js");
+  const texts = ({SLOW});
+  const time = (text) => {{
+    // The best of some, since a busy machine is slow now and then.
+    return Math.min(...[1, 2, 3].map(() => {{
+      const begun = performance.now();
+      showText(document.createElement("div"), text);
+      return performance.now() - begun;
+    }}));
+  }};
+  const [short, long] = [texts(shorter), texts(length)];
+  return Object.keys(long).map((name) => [name, time(short[name]), time(long[name])]);
+}}"""
+
+
+def test_text__of_any_kind_takes_time_that_grows_with_its_length(tab: Tab) -> None:
+    times = tab.page.evaluate(TIMES, [80_000, 10_000])
+    # Eight times the length: 8 times the time, or 64 times if it grows with the square.
+    slow = {name: (short, long) for name, short, long in times if long > max(25 * short, 100)}
+    assert slow == {}
+
+
+def test_text__has_code_strong_text_and_links(tab: Tab, model: Model) -> None:
+    model.will(
+        "**bold** and `code`, ``a`b`` and **https://example.org/x**. https://example.org/y).\n\n",
+        "**a **b** c ** d** ****e `open https://...\n\n```py\nx = `1`\n```\n## T t\n- a\n  b\n- c",
+    )
+    tab.ask("Everything")
+    expect(tab.answer).to_have_attribute("data-status", "completed")
+    expect(tab.text.locator("strong")).to_have_text(["bold", "https://example.org/x", "a **b"])
+    expect(tab.text.locator("p code")).to_have_text(["code", "a`b"])
+    expect(tab.text.locator("pre code")).to_have_text("x = `1`")
+    expect(tab.text.get_by_role("link")).to_have_text(
+        ["https://example.org/x", "https://example.org/y"]
+    )
+    expect(tab.text.get_by_role("heading", level=4)).to_have_text("T t")
+    expect(tab.text.locator("li")).to_have_text(["a b", "c"])

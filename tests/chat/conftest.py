@@ -22,6 +22,12 @@ class Browser:
     def __init__(self, http: httpx.AsyncClient) -> None:
         self.http = http
 
+    async def meet(self) -> dict[str, Any]:
+        """Asks who the user is, as the page does first: the answer has the session."""
+        met = await self.http.get("/api/me")
+        assert met.status_code == 200
+        return dict(met.json())
+
     async def begin(self) -> str:
         begun = await self.http.post("/api/conversations", json={})
         assert begun.status_code == 201
@@ -67,6 +73,7 @@ class Chat:
     fake: Fake
     settings: Settings
     open_browser: Callable[[], Awaitable[Browser]]
+    port: int
 
 
 MakeChat = Callable[..., Awaitable[Chat]]
@@ -90,7 +97,7 @@ async def make_chat(server_uri: str) -> AsyncIterator[MakeChat]:
                 "canned_delay": 0.0,
                 **options,
             }
-            settings = Settings(uri=server_uri, database=database, **options)
+            settings = Settings(**{"uri": server_uri, "database": database, **options})
             port = await stack.enter_async_context(serving(create_app(settings)))
 
             async def open_browser() -> Browser:
@@ -98,7 +105,7 @@ async def make_chat(server_uri: str) -> AsyncIterator[MakeChat]:
                 http = httpx.AsyncClient(base_url=base, timeout=30)
                 return Browser(await stack.enter_async_context(http))
 
-            return Chat(fake, settings, open_browser)
+            return Chat(fake, settings, open_browser, port)
 
         yield make
 
@@ -110,4 +117,7 @@ async def chat(make_chat: MakeChat) -> Chat:
 
 @pytest_asyncio.fixture
 async def browser(chat: Chat) -> Browser:
-    return await chat.open_browser()
+    """A user who has a session."""
+    browser = await chat.open_browser()
+    await browser.meet()
+    return browser

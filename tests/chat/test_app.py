@@ -147,6 +147,7 @@ async def test_refusal__is_told_in_a_safe_sentence_and_logged(
 ) -> None:
     chat = await make_chat(model=f"status-{status}")
     browser = await chat.open_browser()
+    await browser.meet()
     conversation = await browser.begin()
     answer = await browser.ask(conversation, "What is MongoDB?")
     assert (answer["status"], answer["content"]) == ("failed", "")
@@ -190,6 +191,7 @@ async def test_model_that_is_not_there__is_told_in_a_safe_sentence(
     # Port 1 of the loopback interface: nobody listens there.
     chat = await make_chat(base_url="http://127.0.0.1:1/v1")
     browser = await chat.open_browser()
+    await browser.meet()
     conversation = await browser.begin()
     answer = await browser.ask(conversation, "What is MongoDB?")
     assert answer["error"] == "The model could not be reached. Try again."
@@ -235,8 +237,12 @@ def assert_logged(caplog: pytest.LogCaptureFixture, error_type: str) -> None:
     assert not [each for each in caplog.records if each.name == "converse_mongo"]
 
 
-def test_key__is_not_in_the_text_of_the_settings() -> None:
-    assert KEY not in repr(Settings(uri="mongodb://localhost", api_key=KEY))
+def test_secrets__are_not_in_the_text_of_the_settings() -> None:
+    settings = Settings(
+        uri="mongodb://ada:hunter2@localhost", api_key=KEY, base_url="https://ada:hunter2@llm/v1"
+    )
+    assert KEY not in repr(settings)
+    assert "hunter2" not in f"{settings!r} {settings}"
 
 
 # Users
@@ -244,9 +250,9 @@ def test_key__is_not_in_the_text_of_the_settings() -> None:
 
 async def test_users__cannot_see_each_others_conversations(chat: Chat, browser: Browser) -> None:
     stranger = await chat.open_browser()
-    mine = (await browser.http.get("/api/me")).json()
-    assert mine["id"] != (await stranger.http.get("/api/me")).json()["id"]
-    assert mine == (await browser.http.get("/api/me")).json()
+    mine = await browser.meet()
+    assert mine["id"] != (await stranger.meet())["id"]
+    assert mine == await browser.meet()
     conversation = await browser.begin()
     answer = await browser.ask(conversation, "What is MongoDB?")
 
@@ -269,8 +275,9 @@ async def test_users__cannot_see_each_others_conversations(chat: Chat, browser: 
 
 
 async def test_session__is_a_cookie_that_scripts_cannot_read_and_the_database_does_not_have(
-    chat: Chat, browser: Browser
+    chat: Chat,
 ) -> None:
+    browser = await chat.open_browser()
     first = await browser.http.get("/api/me")
     cookie = first.headers["set-cookie"].lower()
     assert "httponly" in cookie
@@ -377,6 +384,7 @@ async def test_without_a_key__a_built_in_text_answers(make_chat: MakeChat) -> No
 async def test_without_a_key__fail_fails_midway(make_chat: MakeChat) -> None:
     chat = await make_chat(api_key=None)
     browser = await chat.open_browser()
+    await browser.meet()
     conversation = await browser.begin()
     answer = await browser.ask(conversation, "/fail")
     assert answer["status"] == "failed"

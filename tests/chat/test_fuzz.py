@@ -18,7 +18,9 @@ EXAMPLES = 25
 @pytest_asyncio.fixture
 async def browser(make_chat: MakeChat) -> Browser:
     chat = await make_chat(lifetime=0.05)
-    return await chat.open_browser()
+    browser = await chat.open_browser()
+    await browser.meet()
+    return browser
 
 
 @pytest.mark.timeout(400)

@@ -139,3 +139,44 @@ async def test_call__gives_up_when_no_thread_of_motor_is_free(
         patch.undo()
         gate.set()
         pool.shutdown()
+
+
+LEAVES = """
+import asyncio, os, signal, sys
+from converse_mongo import Converse
+
+async def main():
+    async with Converse(sys.argv[1], database="frozen") as converse:
+        message = await (await converse.start_conversation()).start_streaming_assistant()
+        os.kill(int(sys.argv[2]), signal.SIGSTOP)
+        calls = [asyncio.create_task(converse.get_message(message.id)) for _ in range(40)]
+        await asyncio.sleep(0.5)
+        for call in calls:
+            call.cancel()
+    print("closed", flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_process__exits_soon_after_it_has_closed(
+    start_server: Callable[..., EmbeddedServer],
+) -> None:
+    """The interpreter waits for the threads of Motor, and those wait for the server."""
+    server = start_server()
+    assert server.pid is not None
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LEAVES, server.uri, str(server.pid)), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(SOON):
+            assert await process.stdout.readline() == b"closed\n"
+        # A call that nobody interrupts takes ten seconds.
+        async with asyncio.timeout(7):
+            assert await process.wait() == 0
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

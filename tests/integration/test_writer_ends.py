@@ -12,9 +12,11 @@ from pymongo.errors import AutoReconnect, OperationFailure
 from converse_mongo import (
     Converse,
     ConverseClosedError,
+    InvalidContentError,
     Message,
     MessageNotStreamingError,
     MessageStatus,
+    StoreUnavailableError,
     StreamStoppedError,
     WriterError,
     WriterFailedError,
@@ -210,7 +212,67 @@ async def test_failure__of_a_pipe_keeps_its_cause(converse: Converse) -> None:
         await soon(message.pipe(silent()))
     assert isinstance(failed.value.__cause__, OperationFailure)
     read = await stored(converse, message)  # the server answers: nothing has to wait for the lease
-    assert (read.status, read.error) == (MessageStatus.FAILED, str(failed.value.__cause__))
+    assert (read.status, read.error) == (MessageStatus.FAILED, "The database refused a request.")
+    assert read.metadata["error_type"] == "OperationFailure"
+
+
+REFUSAL = OperationFailure("Plan executor: bad $regex", 2, {"errmsg": "bad $regex", "ok": 0.0})
+LOST = AutoReconnect("db7.internal:27017: connection refused")
+
+
+def wrapped(words: str, cause: Exception) -> Exception:
+    error = RuntimeError(words)
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("ended_by", ["writer", "fail_streaming"])
+@pytest.mark.parametrize(
+    ("error", "words", "error_type"),
+    [
+        (REFUSAL, "The database refused a request.", "OperationFailure"),
+        (LOST, "The database could not be reached.", "AutoReconnect"),
+        (
+            StoreUnavailableError(f"MongoDB did not answer ({LOST})."),
+            *("The database could not be reached.", "StoreUnavailableError"),
+        ),
+        (
+            InvalidContentError("Text must be str. Nothing was written."),
+            *("The answer could not be stored.", "InvalidContentError"),
+        ),
+        (
+            wrapped(f"Lookup: {REFUSAL.details}", REFUSAL),
+            *("The database refused a request.", "RuntimeError"),
+        ),
+        (
+            wrapped(f"Lookup: {LOST}", ExceptionGroup("two", [ValueError(), LOST])),
+            *("The database could not be reached.", "RuntimeError"),
+        ),
+        (wrapped("The model was asked too much.", REFUSAL), "The model was asked too much.", None),
+    ],
+)
+async def test_failure__is_stored_in_words_for_people_and_logged(
+    converse: Converse,
+    caplog: pytest.LogCaptureFixture,
+    ended_by: str,
+    error: Exception,
+    words: str,
+    error_type: str | None,
+) -> None:
+    message = await start(converse)
+    if ended_by == "fail_streaming":
+        await message.fail_streaming(error)
+    else:
+        with pytest.raises(type(error)):
+            async with message.writer():
+                raise error
+    read = await stored(converse, message)
+    assert (read.status, read.error) == (MessageStatus.FAILED, words)
+    assert read.metadata.get("error_type") == error_type
+    logged = [record for record in caplog.records if record.name == "converse_mongo"]
+    assert [record.exc_info[1] for record in logged if record.exc_info] == (
+        [error] if error_type else []
+    )
 
 
 @pytest.mark.parametrize("raised", [ValueError, asyncio.CancelledError])

@@ -1,5 +1,6 @@
 """What errors of MongoDB mean to the library."""
 
+import traceback
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pymongo.errors import (
     DuplicateKeyError,
     ExecutionTimeout,
     InvalidOperation,
+    InvalidURI,
     NetworkTimeout,
     NotPrimaryError,
     OperationFailure,
@@ -20,8 +22,10 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from converse_mongo.domain.errors import StoreUnavailableError
+from converse_mongo import Converse
+from converse_mongo.domain.errors import ConfigurationError, StoreUnavailableError
 from converse_mongo.driver import retry
+from converse_mongo.driver.clients import safe_reason
 from converse_mongo.driver.failures import (
     is_aborted,
     is_transient,
@@ -234,3 +238,51 @@ async def test_retry__makes_a_call_again_only_where_that_is_safe(repeat: bool, t
         with pytest.raises(StoreUnavailableError, match=r"Could not count.*not retried"):
             await retry.call(call, what="count", timeout=10, repeat=repeat)
     assert made == tries
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("mongodb://ada:hun/ter2@db/chat", "Bad database name: 'ter2@db/chat'"),
+        ("mongodb://ada:hunter2:x@db/chat", "Port must be an integer: 'hunter2'"),
+        ("mongodb://ada:hunter2", "Port must be an integer: 'hunter2'"),
+        ("mongodb://ada:hun#ter2@db", "Invalid URI: hun#ter2"),
+        ("ada:hunter2@db", "Invalid URI scheme: ada:hunter2@db"),
+        (
+            "mongodb://db/?authMechanismProperties=AWS_SESSION_TOKEN:hunter2",
+            "auth mechanism properties must be key:value pairs, not hunter2",
+        ),
+        ("mongodb://ada@db/?tlsCertificateKeyFilePassword=hunter2", "wrong: hunter2"),
+    ],
+)
+def test_password__is_not_repeated_in_what_a_driver_says_of_a_uri(uri: str, told: str) -> None:
+    reason = safe_reason(InvalidURI(told), uri)
+    assert "ter2" not in reason
+    assert reason.startswith("InvalidURI; a user name and a password must be percent-encoded")
+
+
+def test_error__of_a_uri_is_told_where_no_password_is_in_it() -> None:
+    uri = "mongodb://ada:hunter2@db/?readPreference=far"
+    assert safe_reason(InvalidURI("far is no preference"), uri) == "far is no preference"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb://ada:hun/ter2@db/chat",
+        "mongodb://ada:hunter2:x@db/chat",
+        "mongodb://ada:hunter2%zz@db/chat",
+        "mongodb://ada:hunter2@db:99999/chat",
+        "mongodb://[ada:hunter2@db",
+        "http://ada:hunter2@db",
+    ],
+)
+async def test_uri__that_is_invalid_is_in_no_traceback(uri: str) -> None:
+    converse = Converse(uri)
+    with pytest.raises(ConfigurationError) as raised:
+        await converse.open()
+    for text in (*traceback.format_exception(raised.value), repr(converse), repr(raised.value)):
+        assert "ter2" not in text

@@ -6,23 +6,33 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+import pymongo
+from fastapi import FastAPI, Response
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from starlette.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.routing import Router
 from starlette.staticfiles import StaticFiles
 
-from converse_mongo import Conversation, Converse, StoreUnavailableError
+from converse_mongo import Conversation, Converse, InvalidInputError, StoreUnavailableError
+from converse_mongo.tools.chat import refusals
+from converse_mongo.tools.chat.guard import Bounds, Guard
+from converse_mongo.tools.chat.hosts import Hosts
 from converse_mongo.tools.chat.model import Responder, open_model
 from converse_mongo.tools.chat.security import SecurityHeaders
 from converse_mongo.tools.chat.settings import Settings
-from converse_mongo.tools.chat.users import User, authorize, owner
-from converse_mongo.web import Generations, openapi_paths, routes
+from converse_mongo.tools.chat.users import User, Visitor, authorize, owner
+from converse_mongo.web import Generations, Limits, openapi_paths, routes
 
 STATIC = Path(__file__).parent / "static"
 CLIENT = Path(str(files("converse_mongo.web") / "client"))
+GRACE_SECONDS = 5.0
+"""The time that answers have when the chat is closed."""
+CLOSE_SECONDS = 5.0
+"""The time that writers then have to store their text."""
 MAX_LISTED = 100
 MAX_QUESTION_BYTES = 32 * 1024
+MAX_BODY_BYTES = 64 * 1024
 
 
 class NewConversation(BaseModel):
@@ -37,35 +47,46 @@ def create_app(settings: Settings) -> FastAPI:
         settings.uri, database=settings.database, lease=settings.lease, sweep_interval=60.0
     )
     model = open_model(settings)
-    generations = Generations(Responder(model).respond, limit=200)
+    generations = Generations(Responder(model).respond, limit=200, grace=GRACE_SECONDS)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            async with converse, generations:
+            await converse.open()
+            async with generations:
                 yield
         finally:
+            await converse.aclose(CLOSE_SECONDS)
             await model.aclose()
 
     # FastAPI's own pages load scripts from other hosts, which the security headers forbid.
     app = FastAPI(title="Chat", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(SecurityHeaders)
-
-    @app.exception_handler(StoreUnavailableError)
-    async def unavailable(_: Request, __: Exception) -> JSONResponse:
-        told = {"code": "unavailable", "message": "The service is not available. Try again."}
-        return JSONResponse({"error": told}, 503, {"retry-after": "2"})
+    limits = Limits()
+    app.add_middleware(
+        Guard,
+        hosts=Hosts(settings.hosts) if settings.hosts else None,
+        own={"/api/conversations": Bounds(MAX_BODY_BYTES, limits.body_seconds)},
+        # The routes of the library have bounds of their own, within these.
+        others=Bounds(limits.chat_bytes, limits.body_seconds + 5),
+    )
+    app.add_middleware(SecurityHeaders)  # around the guard
+    app.add_exception_handler(HTTPException, refusals.on_refusal)
+    app.add_exception_handler(RequestValidationError, refusals.on_invalid_request)
+    app.add_exception_handler(InvalidInputError, refusals.on_invalid_input)
+    app.add_exception_handler(StoreUnavailableError, refusals.on_unavailable)
+    app.add_exception_handler(Exception, refusals.on_error)
 
     @app.get("/api/me")
-    async def me(user: User, response: Response) -> dict[str, Any]:
+    async def me(user: Visitor, response: Response) -> dict[str, Any]:
         response.headers["cache-control"] = "no-store"
         return {"id": user, "model": model.name, "canned": not settings.api_key}
 
     @app.get("/api/conversations")
     async def list_conversations(user: User, response: Response) -> dict[str, Any]:
         response.headers["cache-control"] = "no-store"
-        owned = converse.conversations(("user", user), limit=MAX_LISTED)
-        return {"conversations": [_described(each) async for each in owned]}
+        with pymongo.timeout(limits.request_seconds):
+            owned = converse.conversations(("user", user), limit=MAX_LISTED)
+            return {"conversations": [_described(each) async for each in owned]}
 
     @app.post("/api/conversations", status_code=201)
     async def start_conversation(
@@ -73,7 +94,9 @@ def create_app(settings: Settings) -> FastAPI:
     ) -> dict[str, Any]:
         response.headers["cache-control"] = "no-store"
         title = (new.title or "").strip() or None if new is not None else None
-        return _described(await converse.start_conversation(title=title, owner=("user", user)))
+        with pymongo.timeout(limits.request_seconds):
+            begun = await converse.start_conversation(title=title, owner=("user", user))
+        return _described(begun)
 
     app.openapi()["paths"].update(openapi_paths("/api", owner=True))
 
@@ -88,6 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
                 owner=owner,
                 show_errors=True,  # the chat stores only errors that are written for users
                 lifetime=settings.lifetime,
+                limits=limits,
                 max_message_bytes=MAX_QUESTION_BYTES,
             )
         ),

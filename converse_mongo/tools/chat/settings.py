@@ -1,6 +1,7 @@
 """The settings of the chat, and the environment variables for them."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -24,26 +25,36 @@ class Settings:
         canned_delay: The mean number of seconds between two tokens of the built-in text.
         lease: Seconds without a heartbeat after which the writer of an answer is presumed dead.
         lifetime: Seconds after which a stream to a browser ends; the browser then reconnects.
+        hosts: The names under which it is served; see :class:`Hosts`. Empty for any.
     """
 
-    uri: str
+    uri: str = field(repr=False)  # never in a log, as what has a key or a password in it
     database: str = DATABASE
-    api_key: str | None = field(default=None, repr=False)  # never in a log
-    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    base_url: str | None = field(default=None, repr=False)
     model: str = MODEL
     timeout: float = 60.0
     max_retries: int = 2
     canned_delay: float = 0.035
     lease: float = LEASE
     lifetime: float = 3600.0
+    hosts: tuple[str, ...] = ()
 
     @classmethod
-    def from_environment(cls, uri: str, database: str | None = None) -> Self:
+    def from_environment(
+        cls, uri: str, database: str | None = None, hosts: Iterable[str] = ()
+    ) -> Self:
         """Reads the settings from the environment; arguments take precedence.
+
+        Args:
+            uri: The MongoDB replica set.
+            database: The name of the database.
+            hosts: The names under which it is served, beside those in CHAT_HOSTS.
 
         Raises:
             ValueError: CHAT_LEASE is not a number.
         """
+        named = os.environ.get("CHAT_HOSTS", "").split(",")
         return cls(
             uri=uri,
             database=database or os.environ.get("CONVERSE_DATABASE") or DATABASE,
@@ -51,4 +62,5 @@ class Settings:
             base_url=os.environ.get("OPENAI_BASE_URL") or None,
             model=os.environ.get("CHAT_MODEL") or MODEL,
             lease=float(os.environ.get("CHAT_LEASE") or LEASE),
+            hosts=(*hosts, *filter(None, map(str.strip, named))),
         )

@@ -13,6 +13,8 @@ from fastapi import Depends, Request, Response
 from starlette.requests import HTTPConnection
 
 from converse_mongo import Conversation
+from converse_mongo.tools.chat.hosts import is_same_origin, scheme_of
+from converse_mongo.tools.chat.refusals import Refusal
 
 COOKIE = "chat_session"
 MAX_AGE = 365 * 24 * 3600
@@ -29,10 +31,32 @@ def user_of(request: HTTPConnection) -> str | None:
     return _id_for(token) if _TOKEN.fullmatch(token) else None
 
 
-def current_user(request: Request, response: Response) -> str:
-    """Returns the id of the user, and sets the cookie on the first visit."""
+def current_user(request: Request) -> str:
+    """Returns the id of the user.
+
+    Raises:
+        Refusal: The request has no valid cookie.
+    """
     user = user_of(request)
     if user is None:
+        raise Refusal(401, "no_session", "Your session has ended. Reload the page.")
+    return user
+
+
+def begin_session(request: Request, response: Response) -> str:
+    """Returns the id of the user, and sets the cookie on the first visit.
+
+    The only endpoint that uses this is requested by the page itself. If others set cookies, or this
+    one did for pages of other sites, those could replace the cookie of a user, whose conversations
+    would be lost.
+
+    Raises:
+        Refusal: The request has no valid cookie, and comes from elsewhere.
+    """
+    user = user_of(request)
+    if user is None:
+        if not is_same_origin(request):
+            raise Refusal(401, "no_session", "Open the page of the chat to begin a session.")
         token = secrets.token_urlsafe(32)
         user = _id_for(token)
         response.set_cookie(
@@ -41,12 +65,13 @@ def current_user(request: Request, response: Response) -> str:
             max_age=MAX_AGE,
             httponly=True,
             samesite="lax",
-            secure=request.url.scheme == "https",
+            secure=scheme_of(request) == "https",
         )
     return user
 
 
 User = Annotated[str, Depends(current_user)]
+Visitor = Annotated[str, Depends(begin_session)]
 
 
 def authorize(request: HTTPConnection, conversation: Conversation) -> bool:

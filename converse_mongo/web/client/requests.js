@@ -265,7 +265,20 @@ export function asError(error) {
  * @param {string} [messageId]
  */
 export function pathOf(conversationId, messageId) {
-  const conversation = `/conversations/${encodeURIComponent(conversationId)}`;
+  const conversation = `/conversations/${segmentOf(conversationId)}`;
   if (messageId === undefined) return conversation;
-  return `${conversation}/messages/${encodeURIComponent(messageId)}`;
+  return `${conversation}/messages/${segmentOf(messageId)}`;
+}
+
+/**
+ * An id as one segment of a path. Ids may come from the address of a page: whatever they are, the
+ * path stays below its start, and the server answers that it does not know them.
+ *
+ * @param {string} id
+ */
+export function segmentOf(id) {
+  // Half of a character, which has no encoding.
+  const segment = encodeURIComponent(String(id).replace(/\p{Surrogate}/gu, "\ufffd"));
+  // An empty segment is none, and URLs resolve these two, also if they are encoded.
+  return ["", ".", ".."].includes(segment) ? `-${segment}` : segment;
 }

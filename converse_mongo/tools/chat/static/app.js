@@ -4,6 +4,7 @@ import { ConverseError, openConversation, watchOwner } from "/client/index.js";
 import { MessageList } from "./messages.js";
 import { element } from "./text.js";
 
+const SESSION = "/api/me";
 const PAGE_SIZE = 50;
 const NEAR_END = 48;
 const NARROW = matchMedia("(max-width: 760px)");
@@ -50,7 +51,7 @@ function show(id) {
   list.clear();
   complain(null);
   if (id !== null) {
-    chat = openConversation({ url: "/api", conversationId: id, limit: PAGE_SIZE });
+    chat = openConversation({ url: "/api", conversationId: id, limit: PAGE_SIZE, fetch: sendRequest });
     unsubscribe = chat.subscribe(drawSoon) ?? (() => {});
   }
   drawConversations();
@@ -295,6 +296,7 @@ function followConversations() {
   } else if (watch === null) {
     const begun = watchOwner({
       url: "/api",
+      fetch: sendRequest,
       onOpened: () => {
         writing.clear();
         loadConversations();
@@ -411,11 +413,48 @@ NARROW.addEventListener("change", closeSidebar);
 
 // This page's own requests
 
+let user = null;
+let beginning = null; // the request that begins a session
+
+/** Sends a request; if the session is gone, begins one and sends it again. */
+async function sendRequest(path, init) {
+  const response = await fetch(path, init);
+  if (response.status !== 401 || path === SESSION) return response;
+  await response.body?.cancel();
+  const { signal } = init ?? {};
+  await beginSession();
+  signal?.throwIfAborted();
+  return await fetch(path, init);
+}
+
+/** Requests who the user is. Only this response sets the cookie that says so. */
+function beginSession() {
+  beginning ??= meet().finally(() => {
+    beginning = null;
+  });
+  return beginning;
+}
+
+async function meet() {
+  const me = await request(SESSION);
+  const changed = user !== null && user !== me.id;
+  user = me.id;
+  if (changed) {
+    // The cookie was deleted: what is shown belongs to a user who is gone.
+    conversations = [];
+    watch?.close();
+    watch = null;
+    followConversations();
+    drawConversations();
+  }
+  return me;
+}
+
 async function request(path, options = {}) {
   const headers = { "content-type": "application/json" };
   let response;
   try {
-    response = await fetch(path, { headers, ...options });
+    response = await sendRequest(path, { headers, ...options });
   } catch {
     throw new ConverseError("The service cannot be reached. Try again.", 0, "unreachable");
   }
@@ -465,8 +504,8 @@ async function begin() {
   suggest(SUGGESTIONS);
   draw();
   try {
-    // This must come first: its response sets the cookie that identifies the user.
-    const me = await request("/api/me");
+    // This must come first: all other requests need the session.
+    const me = await beginSession();
     at("model").textContent = `Answers: ${me.model}`;
     if (me.canned) {
       at("commands").hidden = false;

@@ -5,11 +5,16 @@
  * it grows; only the blocks that changed are created again.
  */
 
-const FENCE = /^ {0,3}(```+|~~~+)\s*([\w+#.-]*)[^`]*$/;
-const HEADING = /^(#{1,6})\s+(.*)$/;
-const BULLET = /^\s{0,3}[-*+]\s+(.*)$/;
-const NUMBER = /^\s{0,3}(\d{1,9})[.)]\s+(.*)$/;
-const INLINE = /(`+)([^`](?:.*?[^`])?)\1(?!`)|\*\*(\S(?:.*?\S)?)\*\*|(https?:\/\/[^\s<>"'`]*[^\s<>"'`.,;:!?)\]])/gs;
+// Each of these matches in one way only, so that no text takes longer than its length: what follows
+// a mark is not part of the pattern, and inline marks are looked for one by one.
+const FENCE = /^ {0,3}(`{3,}|~{3,})/;
+const LANGUAGE = /^[\w+#.-]*/;
+const HEADING = /^(#{1,6})\s/;
+const BULLET = /^\s{0,3}[-*+]\s/;
+const NUMBER = /^\s{0,3}(\d{1,9})[.)]\s/;
+const MARK = /`+|\*\*|https?:\/\//g;
+const LINK = /[^\s<>"'`]*/y;
+const AFTER_LINK = ".,;:!?)]";
 
 /** Splits a text into blocks, each with its source. */
 function blocksOf(text) {
@@ -22,31 +27,33 @@ function blocksOf(text) {
   while (index < lines.length) {
     const from = index;
     const line = lines[index];
-    const fence = FENCE.exec(line);
+    const fence = fenceOf(line);
     if (line.trim() === "") {
       index += 1;
     } else if (fence) {
       const body = [];
       index += 1;
-      while (index < lines.length && !isEnd(lines[index], fence[1])) body.push(lines[index++]);
+      while (index < lines.length && !isEnd(lines[index], fence.marks)) body.push(lines[index++]);
       index += 1; // a fence that is still open extends to the end
-      add("code", from, { language: fence[2], text: body.join("\n") });
+      add("code", from, { language: fence.language, text: body.join("\n") });
     } else if (HEADING.test(line)) {
       index += 1;
-      const [, marks, heading] = HEADING.exec(line);
-      add("heading", from, { level: marks.length, text: heading });
+      const [mark, marks] = HEADING.exec(line);
+      add("heading", from, { level: marks.length, text: line.slice(mark.length).trim() });
     } else if (BULLET.test(line) || NUMBER.test(line)) {
       const pattern = BULLET.test(line) ? BULLET : NUMBER;
-      const items = [];
+      const items = []; // each of lines
       const start = pattern === NUMBER ? Number(NUMBER.exec(line)[1]) : 1;
       while (index < lines.length) {
-        const item = pattern.exec(lines[index]);
-        if (item) items.push(item.at(-1));
-        else if (/^\s+\S/.test(lines[index])) items[items.length - 1] += `\n${lines[index].trim()}`;
+        const next = lines[index];
+        const item = pattern.exec(next);
+        if (item) items.push([next.slice(item[0].length).trim()]);
+        else if (/^\s/.test(next) && next.trim() !== "") items.at(-1).push(next.trim());
         else break;
         index += 1;
       }
-      add(pattern === BULLET ? "bullets" : "numbers", from, { items, start });
+      const kind = pattern === BULLET ? "bullets" : "numbers";
+      add(kind, from, { items: items.map((each) => each.join("\n")), start });
     } else {
       while (index < lines.length && isPlain(lines[index])) index += 1;
       add("paragraph", from, { text: lines.slice(from, index).join("\n") });
@@ -55,13 +62,21 @@ function blocksOf(text) {
   return blocks;
 }
 
+/** The marks and the language of a line that begins code; `null` of all others. */
+function fenceOf(line) {
+  const found = FENCE.exec(line);
+  if (!found) return null;
+  const rest = line.slice(found[0].length).trimStart();
+  return rest.includes("`") ? null : { marks: found[1], language: LANGUAGE.exec(rest)[0] };
+}
+
 function isEnd(line, fence) {
   const trimmed = line.trim();
   return trimmed.startsWith(fence) && trimmed.replaceAll(fence[0], "") === "";
 }
 
 function isPlain(line) {
-  return line.trim() !== "" && !FENCE.test(line) && !HEADING.test(line) && !BULLET.test(line) &&
+  return line.trim() !== "" && !fenceOf(line) && !HEADING.test(line) && !BULLET.test(line) &&
     !NUMBER.test(line);
 }
 
@@ -72,22 +87,62 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
+/** Appends a text, with its code, strong text and links. */
 function inline(parent, text) {
+  const marks = [...text.matchAll(MARK)];
+  const closing = closingMarks(marks, text);
   let from = 0;
-  for (const match of text.matchAll(INLINE)) {
-    parent.append(text.slice(from, match.index));
-    from = match.index + match[0].length;
-    if (match[2] !== undefined) {
-      parent.append(element("code", { textContent: match[2] }));
-    } else if (match[3] !== undefined) {
-      inline(parent.appendChild(element("strong")), match[3]);
-    } else {
-      const link = { href: match[4], textContent: match[4], target: "_blank" };
-      parent.append(element("a", { ...link, rel: "noopener noreferrer nofollow" }));
+  marks.forEach((mark, index) => {
+    const at = mark.index;
+    if (at < from) return; // inside of what is shown already
+    const end = closing.get(index);
+    let node = null;
+    let until = end === undefined ? at : marks[end].index + marks[end][0].length;
+    if (mark[0].startsWith("http")) {
+      const address = linkAt(at, mark[0], text);
+      if (address === null) return;
+      const link = { href: address, textContent: address, target: "_blank" };
+      node = element("a", { ...link, rel: "noopener noreferrer nofollow" });
+      until = at + address.length;
+    } else if (end !== undefined) {
+      const inner = text.slice(at + mark[0].length, marks[end].index);
+      if (mark[0] === "**") node = inline(element("strong"), inner);
+      else node = element("code", { textContent: inner });
     }
-  }
+    if (node === null) return;
+    parent.append(text.slice(from, at), node);
+    from = until;
+  });
   parent.append(text.slice(from));
   return parent;
+}
+
+/** The index of the mark that closes each mark of code and strong text, by the index of that. */
+function closingMarks(marks, text) {
+  const closing = new Map();
+  const later = new Map(); // the nearest mark behind, by what it closes
+  for (let index = marks.length - 1; index >= 0; index -= 1) {
+    const { 0: mark, index: at } = marks[index];
+    const end = later.get(mark);
+    if (mark === "**") {
+      const opens = /\S/.test(text.charAt(at + 2));
+      if (opens && end !== undefined && marks[end].index > at + 2) closing.set(index, end);
+      if (/\S/.test(text.charAt(at - 1))) later.set(mark, index);
+    } else if (mark[0] === "`") {
+      if (end !== undefined) closing.set(index, end);
+      later.set(mark, index);
+    }
+  }
+  return closing;
+}
+
+/** The address at an index, without what ends the sentence that it is in; `null` if it is empty. */
+function linkAt(at, scheme, text) {
+  LINK.lastIndex = at;
+  const address = LINK.exec(text)[0];
+  let end = address.length;
+  while (AFTER_LINK.includes(address[end - 1])) end -= 1;
+  return end > scheme.length ? address.slice(0, end) : null;
 }
 
 function nodeFor(block) {

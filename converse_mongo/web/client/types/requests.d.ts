@@ -80,6 +80,13 @@ export function asError(error: unknown): Error;
  * @param {string} [messageId]
  */
 export function pathOf(conversationId: string, messageId?: string): string;
+/**
+ * An id as one segment of a path. Ids may come from the address of a page: whatever they are, the
+ * path stays below its start, and the server answers that it does not know them.
+ *
+ * @param {string} id
+ */
+export function segmentOf(id: string): string;
 export const DEFAULT_RETRY: 2000;
 export const DEFAULT_SILENCE: 45000;
 /**

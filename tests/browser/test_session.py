@@ -1,0 +1,70 @@
+"""Who the user is: other sites cannot change it, and a page goes on when it has forgotten."""
+
+from collections.abc import Callable
+
+from playwright.sync_api import BrowserContext, expect
+
+from tests.browser.site import Chat, Complaints, Model, Tab
+
+FORM = """<form id="form" action="{address}/api/conversations" method="post"></form>
+<form id="plain" action="{address}/api/conversations" method="post" enctype="text/plain">
+<input name='{{"title": "' value='"}}'></form>"""
+
+
+def test_form_of_another_site__begins_no_session(
+    chat: Chat, new_context: Callable[..., BrowserContext]
+) -> None:
+    context = new_context()
+    page = context.new_page()
+    evil = FORM.format(address=chat.address)
+    context.route(
+        "http://evil.example/",
+        lambda route: route.fulfill(content_type="text/html", body=evil),
+    )
+    for form in ("form", "plain"):
+        page.goto("http://evil.example/")
+        with page.expect_response(f"{chat.address}/**") as answered:
+            page.evaluate("(id) => document.getElementById(id).submit()", form)
+        assert answered.value.status in (401, 403)
+        assert context.cookies(chat.address) == []
+    # Nor does a link to what begins one.
+    with page.expect_response(f"{chat.address}/api/me") as answered:
+        page.goto(f"{chat.address}/api/me")
+    assert answered.value.status == 401
+    assert context.cookies(chat.address) == []
+
+
+def test_page__begins_a_new_session_when_its_cookie_is_gone(
+    tab: Tab, model: Model, complaints: Complaints
+) -> None:
+    complaints.allow_network_trouble()
+    model.will("One.")
+    tab.ask("First question")
+    tab.expect_end("completed", "One.")
+    expect(tab.titles).to_have_text(["First question"])
+    before = tab.page.context.cookies()
+
+    tab.page.context.clear_cookies()
+    tab.question.fill("In vain")
+    tab.question.press("Enter")
+    # The conversation belongs to a user who is gone.
+    expect(tab.messages.last).to_contain_text("This could not be sent.")
+    expect(tab.titles).to_have_count(0)
+    after = tab.page.context.cookies()
+    assert [each["name"] for each in after] == ["chat_session"]
+    assert after[0]["value"] != before[0]["value"]
+
+    tab.page.get_by_role("button", name="New chat").first.click()
+    model.will("Two.")
+    tab.ask("Second question")
+    tab.expect_end("completed", "Two.")
+    expect(tab.titles).to_have_text(["Second question"])
+
+
+def test_page__asks_once_for_a_session_that_is_gone(tab: Tab, model: Model) -> None:
+    asked: list[str] = []
+    tab.page.context.on("request", lambda request: asked.append(request.url))
+    model.will("One.")
+    tab.ask("First question")
+    tab.expect_end("completed", "One.")
+    assert not [url for url in asked if url.endswith("/api/me")]
