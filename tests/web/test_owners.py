@@ -23,7 +23,7 @@ async def stream(
     """A stream that has said that it is open."""
     async with site.http.stream("GET", f"/events{query}", headers=user) as response:
         assert response.status_code == 200
-        assert response.headers["cache-control"] == "no-cache, no-transform"
+        assert response.headers["cache-control"] == "no-store, no-transform"
         events = read_events(response)
         assert await anext(events) == Sent("stream.opened", None, {"type": "stream.opened"})
         yield events
