@@ -11,7 +11,12 @@ from starlette.responses import Response
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.errors import NotFoundError
-from converse_mongo.domain.events import ConversationDeleted, ConversationEvent, OwnerEvent
+from converse_mongo.domain.events import (
+    ConversationDeleted,
+    ConversationEvent,
+    ConversationUpdated,
+    OwnerEvent,
+)
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web import models
@@ -129,7 +134,9 @@ async def _owner_frames(
 
 
 class _Known:
-    """Which conversations of an owner a request may see. Each is authorized as well, now and then.
+    """Which conversations of an owner a request may see.
+
+    Each is authorized when there is news of it, again when it was saved, and now and then.
 
     Args:
         context: The parts of the web edge.
@@ -148,7 +155,8 @@ class _Known:
         if isinstance(event, ConversationDeleted):
             # It cannot be authorized any more. The event has nothing but its id.
             return answer is not False
-        if until <= now:
+        # Whoever saves a conversation may have changed whom it is shared with.
+        if until <= now or isinstance(event, ConversationUpdated):
             until = now + self._context.streams.reauthorize
             answer = await self._ask(str(conversation_id), answer)
         if len(self._answers) >= MAX_KNOWN:

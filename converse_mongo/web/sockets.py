@@ -1,5 +1,6 @@
 """The WebSocket of a conversation: the events of its stream, for clients that need a socket."""
 
+import asyncio
 import logging
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -11,7 +12,7 @@ from converse_mongo.domain.errors import ConverseError
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import watcher_of
-from converse_mongo.web.errors import UnknownError
+from converse_mongo.web.errors import BusyError, UnknownError
 from converse_mongo.web.responses import error_response
 from converse_mongo.web.streams import NOT_ALLOWED, Connection, Grant, grant_of, log_cut
 
@@ -37,17 +38,26 @@ class Socket:
         """Serves one socket, or refuses it."""
         websocket, context = WebSocket(scope, receive, send), self._context
         try:
-            if not _is_welcome(context, websocket):
-                raise UnknownError
-            name = websocket.path_params["conversation"]
-            conversation = await context.access.conversation(websocket, name)
-            grant = grant_of(context, websocket, conversation)
-            with context.stream_slots.hold(grant.key):
-                async with await watcher_of(context, websocket, conversation) as watcher:
+            try:
+                async with asyncio.timeout(context.limits.request_seconds):
+                    watcher, grant = await _open(context, websocket)
+            except TimeoutError as error:
+                raise BusyError from error
+            async with watcher:
+                with context.stream_slots.hold(grant.key):
                     await websocket.accept()
                     await _serve(context, watcher, grant, receive, send)
         except ConverseError as error:
             await _refuse(websocket, error)
+
+
+async def _open(context: WebContext, websocket: WebSocket) -> tuple[Watcher[Any], Grant]:
+    if not _is_welcome(context, websocket):
+        raise UnknownError
+    name = websocket.path_params["conversation"]
+    conversation = await context.access.conversation(websocket, name)
+    grant = grant_of(context, websocket, conversation)
+    return await watcher_of(context, websocket, conversation), grant
 
 
 async def _refuse(websocket: WebSocket, error: ConverseError) -> None:

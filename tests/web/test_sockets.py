@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from starlette.requests import HTTPConnection
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from converse_mongo import Conversation
+from converse_mongo.web import Limits
 from tests.web.conftest import OWNER, STRANGER, MakeSite, Site
 from tests.web.helpers import say, wait_for_end, watchers_are_gone
 
@@ -175,6 +177,16 @@ async def status_of(site: Site, conversation: Conversation, headers: dict[str, s
     writer.transport.abort()
     await watchers_are_gone(site)
     return int(line.split()[1])
+
+
+async def test_socket__that_takes_long_to_open_is_refused_for_now(make_site: MakeSite) -> None:
+    async def authorize(request: HTTPConnection, conversation: Conversation) -> bool:
+        await asyncio.Event().wait()
+        return True
+
+    site = await make_site(authorize=authorize, limits=Limits(request_seconds=0.2))
+    status, body = await refusal(site, (await site.conversation()).id)
+    assert (status, json.loads(body)["error"]["code"]) == (503, "unavailable")
 
 
 @pytest.mark.parametrize("data", ["{}", b"\x00", "x" * 500_000])
