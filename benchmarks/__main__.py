@@ -99,6 +99,7 @@ def _run(name: str, arguments: argparse.Namespace, console: Console, progress: C
             chunks=arguments.chunks,
             note=lambda text: progress.print(f"  {text}", markup=False, highlight=False),
             load=Load(arguments.minutes, arguments.messages, arguments.flush_interval),
+            before=arguments.before and arguments.before.resolve(),
         )
         start = time.monotonic()
         figures = asyncio.run(BENCHMARKS[name](setting))
@@ -146,6 +147,12 @@ def _parser() -> argparse.ArgumentParser:
         default=0.04,
         metavar="SECONDS",
         help="of the writers of load; default: that of the library, %(default)g",
+    )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="CHECKOUT",
+        help="of sse_clients, an earlier version to compare with: git worktree add CHECKOUT COMMIT",
     )
     parser.add_argument(
         "--output",

@@ -133,8 +133,12 @@ class Children:
         self._patience = patience
         self._all: list[Child] = []
 
-    async def start(self, name: str, module: str, *arguments: str) -> Child:
-        """Starts ``python -m module arguments``."""
+    async def start(self, name: str, module: str, *arguments: str, of: Path | None = None) -> Child:
+        """Starts ``python -m module arguments``.
+
+        Args:
+            of: The checkout whose module and library it is; by default this one.
+        """
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process ends
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", module, *arguments),
@@ -142,7 +146,7 @@ class Children:
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
             env=self._environment,
-            cwd=_ROOT,
+            cwd=of or _ROOT,
             process_group=0,  # Ctrl-C in the terminal is for the parent, which ends them
         )
         child = Child(name, process, errors, self._patience)

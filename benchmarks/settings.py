@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -38,6 +39,7 @@ class Setting:
         chunks: How many chunks a long message has.
         note: Told what goes on, for who waits.
         load: How much the load test does.
+        before: A checkout of an earlier version, which ``sse_clients`` compares with.
     """
 
     server: Server
@@ -45,6 +47,7 @@ class Setting:
     chunks: int
     note: Callable[[str], None]
     load: Load = Load()
+    before: Path | None = None
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[str]:

@@ -5,18 +5,20 @@ Each client reads the stream of a conversation from the cursor of its history on
 and compares each chunk with the one that belongs there.
 
 Against it, in turns and in the same run: itself with 1 client; and a stream by hand, with the same
-server and the same ``EventSourceResponse``, from a change stream and an ``asyncio.Queue`` for each
-client. That one cannot resume, misses what comes before it is there, and keeps in its queue what a
-client does not read.
+server and the ``EventSourceResponse`` of sse-starlette, from a change stream and an
+``asyncio.Queue`` for each client. That one cannot resume, misses what comes before it is there, and
+keeps in its queue what a client does not read. For memory, also the same by hand with Starlette's
+``StreamingResponse``, and with nothing between it and the server; and with ``--before``, an earlier
+version of the library.
 """
 
 import resource
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from benchmarks.children import Children
+from benchmarks.children import Child, Children
 from benchmarks.figures import BenchmarkError, Figure, compare, single
 from benchmarks.load_samples import percentile
 from benchmarks.settings import Setting
@@ -27,6 +29,8 @@ __all__ = ["run"]
 
 PROGRAMS = "benchmarks.sse_clients_programs"
 SIDES = LIBRARY, BY_HAND = "library", "a queue each"
+STARLETTE, BARE, BEFORE = "StreamingResponse", "bare ASGI", "before"
+KINDS = {BY_HAND: "sse-starlette", STARLETTE: "starlette", BARE: "bare"}
 CLIENTS, MORE_CLIENTS, SLOW, FEW = 500, 2000, 50, 20
 
 CHUNKS, CHUNK_BYTES, PER_SECOND = 40, 40, 10
@@ -44,6 +48,7 @@ OTHER_FILES = 200
 KIB, MIB = 1024, 1024 * 1024
 PATIENCE = 300.0
 MEMORY_TARGET, GROWTH_TARGET, SAME_TARGET = 1.5, 1.05, 1.1
+BEFORE_TARGET = 0.7
 P50_TARGET, P99_TARGET, PROCESSOR_TARGET = 1.2, 1.5, 1.5
 
 
@@ -69,6 +74,7 @@ MANY = Shape("500 clients", LIBRARY, CLIENTS)
 LAZY = Shape("500 clients beside 50 that read nothing", LIBRARY, CLIENTS, SLOW)
 HAND = Shape("500 clients, a queue each", BY_HAND, CLIENTS)
 SHAPES = ONE, MANY, LAZY, HAND
+EARLIER = Shape("500 clients, before", BEFORE, CLIENTS)
 
 
 @dataclass(slots=True)
@@ -134,13 +140,20 @@ class Bench:
             self._setting.database() as database,
             Converse(uri, database=database, idle_timeout=None) as converse,
         ):
-            child = await self._children.start(side, PROGRAMS, side, database)
+            child = await self._start(side, database)
             try:
                 server = Server(child, (await child.expect("serving"))["port"])
                 await self._pass(server, converse, Shape("", side, FEW))
                 yield server, converse
             finally:
                 await child.end()
+
+    async def _start(self, side: str, database: str) -> Child:
+        if side in KINDS:
+            arguments = "by hand", database, KINDS[side]
+            return await self._children.start(side, PROGRAMS, *arguments)
+        of = self._setting.before if side == BEFORE else None
+        return await self._children.start(side, PROGRAMS, LIBRARY, database, of=of)
 
     async def _pass(self, server: Server, converse: Converse, shape: Shape) -> Pass:
         """Streams one message, at a pace, to the clients of a shape."""
@@ -171,17 +184,21 @@ class Bench:
 
     async def idle(self) -> list[Figure]:
         """What a client takes that waits for what comes."""
-        memory = {side: await self._idle(side, CLIENTS, conversations=1) for side in SIDES}
+        sides = [LIBRARY, *KINDS, *([BEFORE] if self._setting.before else [])]
+        memory = {side: await self._idle(side, CLIENTS, conversations=1) for side in sides}
         apart = await self._idle(LIBRARY, CLIENTS, conversations=CLIENTS)
         name, more, fewer = "memory of a client that waits", "2,000 at once", "500 at once"
         found = [
-            compare(
-                name,
-                "KiB",
-                {side: [size] for side, size in memory.items()},
-                of=LIBRARY,
-                against=BY_HAND,
-                target=MEMORY_TARGET,
+            *(
+                compare(
+                    name,
+                    "KiB",
+                    {each: [size] for each, size in memory.items()},
+                    of=LIBRARY,
+                    against=side,
+                    target=MEMORY_TARGET if side == BY_HAND else None,
+                )
+                for side in sides[1:]
             ),
             single(f"{name}, each in a conversation of its own", "KiB", apart),
         ]
@@ -220,16 +237,20 @@ class Bench:
 
     async def rounds(self) -> list[Figure]:
         """How late clients are, and what a delivery takes."""
+        shapes = [*SHAPES, *([EARLIER] if self._setting.before else [])]
         found = Findings(
-            {share: {shape.name: [] for shape in SHAPES} for share in (0.5, 0.99)},
-            {shape.name: [] for shape in SHAPES},
+            {share: {shape.name: [] for shape in shapes} for share in (0.5, 0.99)},
+            {shape.name: [] for shape in shapes},
             {side: [] for side in SIDES},
         )
-        async with self._serving(LIBRARY) as library, self._serving(BY_HAND) as by_hand:
-            servers = {LIBRARY: library, BY_HAND: by_hand}
+        async with AsyncExitStack() as stack:
+            servers = {
+                side: await stack.enter_async_context(self._serving(side))
+                for side in dict.fromkeys(shape.side for shape in shapes)
+            }
             for number in range(self._setting.rounds):
                 self._setting.note(f"round {number + 1} of {self._setting.rounds}")
-                for shape in SHAPES if number % 2 else SHAPES[::-1]:
+                for shape in shapes if number % 2 else shapes[::-1]:
                     passed = await self._pass(*servers[shape.side], shape)
                     for share, series in found.latencies.items():
                         series[shape.name].append(percentile(passed.latencies, share))
@@ -375,7 +396,10 @@ def _round_figures(found: Findings) -> list[Figure]:
     processor = {
         shape: [1e6 * value for value in values] for shape, values in found.processor.items()
     }
-    for against, most in ((ONE, None), (HAND, PROCESSOR_TARGET)):
+    targets = {ONE: None, HAND: PROCESSOR_TARGET, EARLIER: BEFORE_TARGET}
+    for against, most in targets.items():
+        if against.name not in processor:
+            continue
         result.append(
             compare(
                 "processor time of the server for a delivery",

@@ -13,8 +13,8 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -22,7 +22,9 @@ from bson import ObjectId
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from benchmarks.children import SERVER_VARIABLE, tell
 from benchmarks.meters import forget_peak, memory
@@ -39,7 +41,7 @@ PATIENCE = 3600.0
 missing in what is measured of it."""
 
 
-async def serve(app: Starlette, watchers: Callable[[], dict[str, int]]) -> None:
+async def serve(app: ASGIApp, watchers: Callable[[], dict[str, int]]) -> None:
     """Serves, and tells how this process is whenever the parent asks.
 
     Args:
@@ -97,31 +99,39 @@ async def library(database: str) -> None:
     await serve(app, watchers)
 
 
-async def by_hand(database: str) -> None:
+async def by_hand(database: str, kind: str) -> None:
     """Serves what a change stream brings from a queue of each client.
 
     It is exact only because nothing goes wrong: no stream is lost, and nobody comes late. What a
     client does not read stays in its queue.
+
+    Args:
+        kind: Sends it: ``sse-starlette``, Starlette's ``StreamingResponse``, or ``bare`` ASGI, the
+            least that can be.
     """
     client = open_client(os.environ[SERVER_VARIABLE], {})
     queues: set[asyncio.Queue[dict[str, Any]]] = set()
 
-    async def events(_request: Request) -> EventSourceResponse:
+    async def body() -> AsyncGenerator[ServerSentEvent, None]:
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         queues.add(queue)
+        try:
+            yield ServerSentEvent(retry=2000, sep="\n")
+            while True:
+                event = await queue.get()
+                text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+                yield ServerSentEvent(text, event=event["type"], id=event["cursor"], sep="\n")
+        finally:
+            queues.discard(queue)
 
-        async def body() -> AsyncIterator[ServerSentEvent]:
-            try:
-                yield ServerSentEvent(retry=2000, sep="\n")
-                while True:
-                    event = await queue.get()
-                    text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-                    yield ServerSentEvent(text, event=event["type"], id=event["cursor"], sep="\n")
-            finally:
-                queues.discard(queue)
+    headers = {"cache-control": "no-cache"}
 
-        headers = {"cache-control": "no-cache"}
+    async def of_sse_starlette(_request: Request) -> Response:
         return EventSourceResponse(body(), headers=headers, sep="\n", send_timeout=PATIENCE)
+
+    async def of_starlette(_request: Request) -> Response:
+        encoded = (event.encode() async for event in body())
+        return StreamingResponse(encoded, headers=headers, media_type="text/event-stream")
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:  # noqa: ARG001
@@ -134,8 +144,40 @@ async def by_hand(database: str) -> None:
         await close_client(client)
 
     path = "/api/conversations/{conversation}/events"
-    app = Starlette(routes=[Route(path, events)], lifespan=lifespan)
-    await serve(app, lambda: {"watchers": len(queues), "streams": 1})
+    events = of_starlette if kind == "starlette" else of_sse_starlette
+    app, bare = Starlette(routes=[Route(path, events)], lifespan=lifespan), Bare(body)
+
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        await (app if scope["type"] == "lifespan" else bare)(scope, receive, send)
+
+    found = served if kind == "bare" else app
+    await serve(found, lambda: {"watchers": len(queues), "streams": 1})
+
+
+class Bare:
+    """Sends events with nothing between it and the server.
+
+    Args:
+        body: Makes the events.
+    """
+
+    def __init__(self, body: Callable[[], AsyncGenerator[ServerSentEvent, None]]) -> None:
+        self._body = body
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves a client until it leaves."""
+        serving = asyncio.create_task(self._serve(send))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        serving.cancel()
+
+    async def _serve(self, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with aclosing(self._body()) as events:
+            async for event in events:
+                body = {"type": "http.response.body", "body": event.encode(), "more_body": True}
+                await send(body)
 
 
 async def _follow(

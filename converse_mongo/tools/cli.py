@@ -212,7 +212,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     uri = arguments.uri or os.environ.get("CONVERSE_URI") or None
-    needed = ["fastapi", "openai", "sse_starlette", "uvicorn"]
+    needed = ["fastapi", "openai", "uvicorn", "websockets"]
     _need("chat", needed if uri else [*needed, "secantus"])
     from converse_mongo.tools.chat.server import serve
 

@@ -7,6 +7,7 @@ from converse_mongo.web.access import Authorize, OwnerOf
 from converse_mongo.web.errors import BusyError, RequestError
 from converse_mongo.web.generations import Generations, Respond
 from converse_mongo.web.limits import Limits
+from converse_mongo.web.open_streams import Streams
 from converse_mongo.web.openapi import openapi_paths
 from converse_mongo.web.routes import routes
 from converse_mongo.web.turns import without_replaced
@@ -19,6 +20,7 @@ __all__ = [
     "OwnerOf",
     "RequestError",
     "Respond",
+    "Streams",
     "openapi_paths",
     "routes",
     "without_replaced",

@@ -13,7 +13,7 @@ from converse_mongo.web.errors import BusyError, ConflictError, RequestError
 from converse_mongo.web.models import ChatBody, ChatPageQuery, QuestionBody, UiMessage, UiPart
 from converse_mongo.web.operations import Operations
 from converse_mongo.web.responses import NO_STORE, Json
-from converse_mongo.web.streams import EventStream
+from converse_mongo.web.streams import EventStream, Grant, grant_of
 from converse_mongo.web.turns import without_replaced
 from converse_mongo.web.ui_messages import STREAM_HEADERS, question_of, ui_frames, ui_message
 
@@ -46,6 +46,7 @@ async def chat(context: WebContext, request: Request) -> Response:
     """
     body = await context.body(request, ChatBody)
     conversation = await context.access.conversation(request, body.id)
+    grant = grant_of(context, request, conversation)
     if body.trigger == "submit-message":
         answer = await _ask(context, conversation, body)
     else:
@@ -53,7 +54,7 @@ async def chat(context: WebContext, request: Request) -> Response:
     if answer is None:
         logger.error("A chat was not answered: pass generations= to routes()")
         raise BusyError
-    return _stream(context, answer)
+    return _stream(context, answer, grant)
 
 
 async def _ask(context: WebContext, conversation: Conversation, body: ChatBody) -> Message | None:
@@ -86,13 +87,14 @@ async def _regenerate(
 @table("GET", f"{ONE}/stream", UiPart, streams=True, may_be_over=True)
 async def resume_chat(context: WebContext, request: Request) -> Response:
     """Streams the answer that is being written, from its start. Without one the status is 204."""
-    streaming = await context.turns.streaming(await context.conversation(request))
+    conversation = await context.conversation(request)
+    streaming = await context.turns.streaming(conversation)
     if not streaming:
         return Response(status_code=204, headers=NO_STORE)
-    return _stream(context, streaming[-1])
+    return _stream(context, streaming[-1], grant_of(context, request, conversation))
 
 
-def _stream(context: WebContext, message: Message) -> Response:
+def _stream(context: WebContext, message: Message, grant: Grant) -> Response:
     watcher = context.converse.watch_message(message.id)
     frames = ui_frames(context, message, watcher)
-    return EventStream(watcher, frames, context.streams, STREAM_HEADERS)
+    return EventStream(context, watcher, frames, grant, STREAM_HEADERS)

@@ -10,11 +10,13 @@ from starlette.requests import HTTPConnection, Request
 from converse_mongo.converse import Converse
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
+from converse_mongo.domain.owners import check_owner
 from converse_mongo.web.access import Access
 from converse_mongo.web.errors import MediaTypeError, RequestError, TooLargeError
-from converse_mongo.web.limits import Limits
+from converse_mongo.web.frames import Frames
+from converse_mongo.web.limits import Limits, Slots
+from converse_mongo.web.open_streams import StreamOptions, Streams
 from converse_mongo.web.presenter import Presenter
-from converse_mongo.web.streams import StreamOptions
 from converse_mongo.web.turns import Turns
 
 M = TypeVar("M", bound=BaseModel)
@@ -25,6 +27,10 @@ class WebContext:
     """The parts of a web edge.
 
     Attributes:
+        streams: The options of streams and sockets.
+        open_streams: Those that are open.
+        stream_slots: How many each key has.
+        frames: The frames of events.
         limits: How much clients may take.
         origins: Other sites whose pages may open a WebSocket.
         max_body_bytes: The largest body of a request.
@@ -36,6 +42,9 @@ class WebContext:
     turns: Turns
     presenter: Presenter
     streams: StreamOptions
+    open_streams: Streams
+    stream_slots: Slots
+    frames: Frames
     limits: Limits
     origins: frozenset[str]
     max_body_bytes: int
@@ -49,12 +58,21 @@ class WebContext:
         """The message in the path of a request, which may see it."""
         return await self.access.message(conversation, request.path_params["message"])
 
-    def key(self, request: HTTPConnection, conversation: Conversation | None) -> Hashable:
-        """Who takes an answer or a stream, for the limits by key; ``None`` has no limit."""
+    def key(
+        self,
+        request: HTTPConnection,
+        conversation: Conversation | None,
+        owner: tuple[str, Any] | None = None,
+    ) -> Hashable:
+        """Who takes an answer or a stream, for the limits by key; ``None`` has no limit.
+
+        Args:
+            owner: Whose stream it is, if it is not one of a conversation.
+        """
         if self.limits.key is not None:
             return self.limits.key(request, conversation)
-        owner = None if conversation is None else conversation.owner
-        return None if owner is None else owner.pair
+        named = owner if conversation is None else conversation.owner
+        return None if named is None else check_owner(named).pair
 
     async def body(self, request: Request, model: type[M]) -> M:
         """The body of a request; an empty one is an empty JSON object.

@@ -1,7 +1,8 @@
 """The endpoints of conversations: history, streams, questions, stops and retries."""
 
+import logging
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 from starlette.requests import HTTPConnection, Request
@@ -10,16 +11,21 @@ from starlette.responses import Response
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.errors import NotFoundError
-from converse_mongo.domain.events import ConversationDeleted, ConversationEvent, OwnerEvent
+from converse_mongo.domain.events import (
+    ConversationDeleted,
+    ConversationEvent,
+    ConversationUpdated,
+    OwnerEvent,
+)
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web import models
 from converse_mongo.web.context import WebContext
-from converse_mongo.web.cursors import check_conversation_cursor, event_cursor, parse_cursor
+from converse_mongo.web.cursors import check_conversation_cursor, parse_cursor
 from converse_mongo.web.errors import UnknownError
 from converse_mongo.web.operations import Operations
 from converse_mongo.web.responses import NO_STORE, frame
-from converse_mongo.web.streams import EventStream, log_cut
+from converse_mongo.web.streams import EventStream, Grant, grant_of, is_outage, log_cut
 
 ONE = "/conversations/{conversation}"
 MESSAGE = f"{ONE}/messages/{{message}}"
@@ -28,6 +34,8 @@ MAX_KNOWN = 256
 
 table = Operations()
 owner_table = Operations()
+
+logger = logging.getLogger("converse_mongo")
 
 # Reading
 
@@ -60,8 +68,10 @@ async def get_message(context: WebContext, request: Request) -> Message:
 @table("GET", f"{ONE}/events", models.ConversationEvent, models.StreamQuery, streams=True)
 async def watch_conversation(context: WebContext, request: Request) -> Response:
     """Streams a conversation, without an end."""
-    watcher = await watcher_of(context, request, await context.conversation(request))
-    return EventStream(watcher, _frames(context, watcher), context.streams)
+    conversation = await context.conversation(request)
+    grant = grant_of(context, request, conversation)
+    watcher = await watcher_of(context, request, conversation)
+    return EventStream(context, watcher, _frames(context, watcher), grant)
 
 
 @table(
@@ -78,56 +88,93 @@ async def watch_message(context: WebContext, request: Request) -> Response:
     after = None if text is None else parse_cursor(text, message_id)
     if isinstance(after, str):
         return Response(status_code=204, headers=NO_STORE)
+    grant = grant_of(context, request, conversation)
     watcher = context.converse.watch_message(message_id, after)
     await watcher.__aenter__()  # so that an error becomes the response
-    return EventStream(watcher, _frames(context, watcher), context.streams)
+    return EventStream(context, watcher, _frames(context, watcher), grant)
 
 
 async def _frames(context: WebContext, watcher: Watcher[Any]) -> AsyncGenerator[bytes, None]:
-    shows, present = context.access.shows_event, context.presenter.event
+    shows, frame_of = context.access.shows_event, context.frames.sse
     yield context.streams.opening
     with log_cut():
         async for event in watcher:
             if shows(event):
-                yield frame(present(event), event=event.type, cursor=event_cursor(event))
+                yield frame_of(event)
 
 
 @owner_table("GET", "/events", models.OwnerEvent, models.OwnerQuery, streams=True)
 async def watch_owner(context: WebContext, request: Request) -> Response:
     """Streams the news of all conversations of the user, from now on."""
     context.checked(models.OwnerQuery, request.query_params)
-    watcher = context.converse.watch_owner(await context.access.owner(request))
+    owner = await context.access.owner(request)
+
+    async def ask() -> None:
+        if await context.access.owner(request) != owner:
+            raise UnknownError
+
+    watcher = context.converse.watch_owner(owner)
+    key = context.key(request, None, owner)
+    context.stream_slots.check(key)
     await watcher.__aenter__()
-    return EventStream(watcher, _owner_frames(context, request, watcher), context.streams)
+    return EventStream(context, watcher, _owner_frames(context, request, watcher), Grant(key, ask))
 
 
 async def _owner_frames(
     context: WebContext, request: Request, watcher: OwnerWatcher
 ) -> AsyncGenerator[bytes, None]:
-    """Each conversation is authorized as well, once."""
-    known: dict[Any, bool] = {}
-
-    async def shows(event: OwnerEvent) -> bool:
-        conversation_id = event.conversation_id
-        if isinstance(event, ConversationDeleted):
-            # It cannot be authorized any more. The event has nothing but its id.
-            return known.pop(conversation_id, True)
-        if conversation_id not in known:
-            if len(known) >= MAX_KNOWN:
-                del known[next(iter(known))]
-            known[conversation_id] = False
-            with suppress(UnknownError, NotFoundError):
-                await context.access.conversation(request, str(conversation_id))
-                known[conversation_id] = True
-        return known[conversation_id] and context.access.shows_event(event)
-
     # From here on nothing is missed: now is the time to list the conversations.
     opened = models.StreamOpened()
     yield context.streams.opening + frame(opened, event=opened.type)
+    known = _Known(context, request)
     with log_cut():
         async for event in watcher:
-            if await shows(event):
+            if context.access.shows_event(event) and await known.shows(event):
                 yield frame(context.presenter.event(event), event=event.type)
+
+
+class _Known:
+    """Which conversations of an owner a request may see.
+
+    Each is authorized when there is news of it, again when it was saved, and now and then.
+
+    Args:
+        context: The parts of the web edge.
+        request: The request that follows them.
+    """
+
+    def __init__(self, context: WebContext, request: Request) -> None:
+        self._context = context
+        self._request = request
+        self._answers: dict[Any, tuple[bool, float]] = {}
+
+    async def shows(self, event: OwnerEvent) -> bool:
+        """Reports whether the request may see an event."""
+        conversation_id, now = event.conversation_id, monotonic()
+        answer, until = self._answers.pop(conversation_id, (None, now))
+        if isinstance(event, ConversationDeleted):
+            # It cannot be authorized any more. The event has nothing but its id.
+            return answer is not False
+        # Whoever saves a conversation may have changed whom it is shared with.
+        if until <= now or isinstance(event, ConversationUpdated):
+            until = now + self._context.streams.reauthorize
+            answer = await self._ask(str(conversation_id), answer)
+        if len(self._answers) >= MAX_KNOWN:
+            del self._answers[next(iter(self._answers))]
+        self._answers[conversation_id] = bool(answer), until
+        return bool(answer)
+
+    async def _ask(self, conversation_id: str, before: bool | None) -> bool:
+        try:
+            await self._context.access.conversation(self._request, conversation_id)
+        except Exception as error:
+            if before is not None and is_outage(error):
+                logger.warning("A conversation could not be authorized again: %r", error)
+                return before
+            if isinstance(error, UnknownError | NotFoundError):
+                return False
+            raise
+        return True
 
 
 async def watcher_of(

@@ -41,10 +41,15 @@ def frame(
     value: Any, *, event: str | None = None, cursor: str | None = None, omit_none: bool = False
 ) -> bytes:
     """A server-sent event with ``value`` as its data, and the cursor behind it as its id."""
+    return sse_frame(one_line(value, omit_none=omit_none), event=event, cursor=cursor)
+
+
+def sse_frame(data: bytes, *, event: str | None = None, cursor: str | None = None) -> bytes:
+    """A server-sent event with one line of data."""
     head = f"id: {cursor}\n" if cursor is not None else ""
     if event is not None:
         head += f"event: {event}\n"
-    return b"%bdata: %b\n\n" % (head.encode(), one_line(value, omit_none=omit_none))
+    return b"%bdata: %b\n\n" % (head.encode(), data)
 
 
 class Json(Response):

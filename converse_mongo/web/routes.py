@@ -7,7 +7,6 @@ from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
-from starlette.websockets import WebSocket
 
 from converse_mongo.converse import Converse
 from converse_mongo.domain.errors import ConfigurationError, ConverseError, InvalidInputError
@@ -15,14 +14,15 @@ from converse_mongo.domain.types import MessageRole
 from converse_mongo.web.access import Access, Authorize, OwnerOf
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import ONE
+from converse_mongo.web.frames import Frames
 from converse_mongo.web.generations import Generations
-from converse_mongo.web.limits import MIB, Limits
+from converse_mongo.web.limits import MIB, Limits, Slots
+from converse_mongo.web.open_streams import StreamOptions, Streams
 from converse_mongo.web.openapi import all_operations
 from converse_mongo.web.operations import Operation
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.responses import Json, error_response
-from converse_mongo.web.sockets import serve_socket
-from converse_mongo.web.streams import StreamOptions
+from converse_mongo.web.sockets import Socket
 from converse_mongo.web.turns import Turns
 
 SHOWN_ROLES = (MessageRole.USER, MessageRole.ASSISTANT)
@@ -41,6 +41,8 @@ def routes(
     retry: float = 2.0,
     lifetime: float = 3600.0,
     send_timeout: float = 60.0,
+    reauthorize: float = 60.0,
+    streams: Streams | None = None,
     max_body_bytes: int = 2 * MIB,
     max_message_bytes: int = 256 * 1024,
     limits: Limits | None = None,
@@ -54,7 +56,7 @@ def routes(
     Args:
         converse: The facade; open by the time of the first request.
         authorize: Answers whether a request may read a conversation and write to it. It is called
-            for every request, and again when a stream has reached its ``lifetime``.
+            for every request, and again and again for what is open: see ``reauthorize``.
         generations: Writes the answers. ``None`` if another process does: then user messages are
             stored, and nothing is answered here.
         owner: Answers whose conversations a request may follow all at once, as the type and the id
@@ -65,10 +67,14 @@ def routes(
         show_errors: Whether browsers see the stored error of a failed message; by default they
             learn only that it failed. Pass ``True`` if all errors that you store are for users.
         show_metadata: Picks what browsers see of metadata; by default all of it.
-        heartbeat: Seconds between two heartbeats on a stream.
+        heartbeat: Seconds of silence after which a stream sends a heartbeat.
         retry: Seconds that a browser's ``EventSource`` waits before it connects again.
         lifetime: Seconds after which a stream ends, for its client to connect again.
         send_timeout: Seconds that a client may leave data unread.
+        reauthorize: The most seconds between two times that an open stream or socket is authorized,
+            by ``authorize`` or ``owner`` with the request that opened it, and the conversation as
+            it is then. It ends if it is refused. While the database cannot be read it goes on.
+        streams: Ends open streams at once, if you pass a ``Streams()``.
         max_body_bytes: The largest body of a request; of a POST of the AI SDK, the largest last
             message.
         max_message_bytes: The largest text of a message, in bytes of UTF-8.
@@ -87,30 +93,35 @@ def routes(
         raise ConfigurationError(f"limits={limits!r}: pass Limits(...).")
     try:
         shown = frozenset(MessageRole(role) for role in roles)
-        options = StreamOptions(heartbeat, retry, lifetime, send_timeout)
+        options = StreamOptions(heartbeat, retry, lifetime, send_timeout, reauthorize)
     except (InvalidInputError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
     sizes = {"max_body_bytes": max_body_bytes, "max_message_bytes": max_message_bytes}
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigurationError(f"{name}={size!r}: pass a number of bytes, at least 1.")
+    if streams is not None and not isinstance(streams, Streams):
+        raise ConfigurationError(f"streams={streams!r}: pass Streams().")
+    if isinstance(origins, str) or not all(isinstance(each, str) for each in origins):
+        raise ConfigurationError(f"origins={origins!r}: pass a list of texts.")
+    limits = limits or Limits()
+    presenter = Presenter(show_errors, show_metadata or (lambda metadata: metadata))
     context = WebContext(
         converse=converse,
         access=Access(converse, authorize, owner, shown),
         turns=Turns(generations),
-        presenter=Presenter(show_errors, show_metadata or (lambda metadata: metadata)),
+        presenter=presenter,
         streams=options,
-        limits=limits or Limits(),
-        origins=frozenset(origins),
+        open_streams=streams or Streams(),
+        stream_slots=Slots(limits.streams_per_key),
+        frames=Frames(presenter),
+        limits=limits,
+        origins=frozenset(each.rstrip("/") for each in origins),
         **sizes,
     )
-
-    async def socket(websocket: WebSocket) -> None:
-        await serve_socket(context, websocket)
-
     return [
         *(_route(context, each) for each in all_operations(owner=owner is not None)),
-        WebSocketRoute(f"{ONE}/socket", socket),
+        WebSocketRoute(f"{ONE}/socket", Socket(context)),
     ]
 
 

@@ -1,42 +1,121 @@
 """The WebSocket of a conversation: the events of its stream, for clients that need a socket."""
 
 import asyncio
-from contextlib import aclosing, suppress
-from typing import Any
+import logging
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from starlette.types import Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from converse_mongo.domain.errors import ConverseError
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import watcher_of
-from converse_mongo.web.cursors import event_cursor
-from converse_mongo.web.errors import UnknownError
-from converse_mongo.web.responses import error_response, one_line
-from converse_mongo.web.streams import log_cut
+from converse_mongo.web.errors import BusyError, UnknownError
+from converse_mongo.web.responses import error_response
+from converse_mongo.web.streams import NOT_ALLOWED, Connection, Grant, grant_of, log_cut
 
-GOING_AWAY = 1001
+logger = logging.getLogger("converse_mongo")
+
+PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 
-async def serve_socket(context: WebContext, websocket: WebSocket) -> None:
+class Socket:
     """Sends the events of a conversation, one JSON text each, with the cursor as ``id``.
 
     An event is sent when the one before it was accepted, so that a slow client costs no memory.
-    What clients send is ignored: they post.
+    Clients have nothing to send, since they post: a message of theirs ends the socket.
+
+    Args:
+        context: The parts of the web edge.
     """
+
+    def __init__(self, context: WebContext) -> None:
+        self._context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one socket, or refuses it."""
+        websocket, context = WebSocket(scope, receive, send), self._context
+        try:
+            try:
+                async with asyncio.timeout(context.limits.request_seconds):
+                    watcher, grant = await _open(context, websocket)
+            except TimeoutError as error:
+                raise BusyError from error
+            async with watcher:
+                with context.stream_slots.hold(grant.key):
+                    await websocket.accept()
+                    await _serve(context, watcher, grant, receive, send)
+        except ConverseError as error:
+            await _refuse(websocket, error)
+
+
+async def _open(context: WebContext, websocket: WebSocket) -> tuple[Watcher[Any], Grant]:
+    if not _is_welcome(context, websocket):
+        raise UnknownError
+    name = websocket.path_params["conversation"]
+    conversation = await context.access.conversation(websocket, name)
+    grant = grant_of(context, websocket, conversation)
+    return await watcher_of(context, websocket, conversation), grant
+
+
+async def _refuse(websocket: WebSocket, error: ConverseError) -> None:
+    response = error_response(error)
+    if "websocket.http.response" in websocket.scope.get("extensions", {}):
+        await websocket.send_denial_response(response)
+    else:
+        await websocket.close(NOT_ALLOWED)  # which is a 403
+
+
+async def _serve(
+    context: WebContext, watcher: Watcher[Any], grant: Grant, receive: Receive, send: Send
+) -> None:
+    connection = Connection(context, watcher, grant, receive, send)
+
+    async def serve() -> None:
+        shows, text_of = context.access.shows_event, context.frames.text
+        with log_cut():
+            async for event in watcher:
+                if shows(event):
+                    await connection.send({"type": "websocket.send", "text": text_of(event)})
+        if not connection.gone:
+            close: Message = {"type": "websocket.close", "code": connection.code, "reason": ""}
+            await connection.send(close)
+
+    await connection.run(serve)
+
+
+class Site(NamedTuple):
+    """A site, as browsers tell sites apart.
+
+    Attributes:
+        secure: Whether its pages come over TLS.
+        host: Its name, in lower case.
+        port: Its port.
+    """
+
+    secure: bool
+    host: str
+    port: int
+
+
+def _site(scheme: str, place: str) -> Site | None:
+    """The site at a host and port; ``None`` if they are not valid."""
     try:
-        if not _is_welcome(context, websocket):
-            raise UnknownError
-        name = websocket.path_params["conversation"]
-        conversation = await context.access.conversation(websocket, name)
-        watcher = await watcher_of(context, websocket, conversation)
-    except ConverseError as error:
-        await websocket.send_denial_response(error_response(error))
-        return
-    async with aclosing(watcher):
-        await websocket.accept()
-        await _serve(context, websocket, watcher)
+        found = urlsplit(f"//{place}")
+        port = found.port
+    except ValueError:
+        return None
+    default = PORTS.get(scheme)
+    if default is None or not found.hostname or "@" in place or found.netloc != place:
+        return None
+    return Site(default == PORTS["https"], found.hostname, default if port is None else port)
+
+
+def _site_of(origin: str) -> Site | None:
+    scheme, found, place = origin.partition("://")
+    return _site(scheme.lower(), place) if found else None
 
 
 def _is_welcome(context: WebContext, websocket: WebSocket) -> bool:
@@ -44,36 +123,15 @@ def _is_welcome(context: WebContext, websocket: WebSocket) -> bool:
     origin = websocket.headers.get("origin")
     if origin is None or origin in context.origins:
         return True  # not a browser, or a site that was named
-    return urlsplit(origin).netloc == websocket.headers.get("host")
-
-
-async def _serve(context: WebContext, websocket: WebSocket, watcher: Watcher[Any]) -> None:
-    def close(_: object = None) -> "asyncio.Future[None]":
-        return asyncio.ensure_future(watcher.aclose())
-
-    listening = asyncio.create_task(_listen(websocket), name="converse_mongo-socket")
-    # A client that leaves ends the watching, and the end of the watching ends the listening.
-    listening.add_done_callback(close)
-    cutting = asyncio.get_running_loop().call_later(context.streams.lifetime, close)
-    try:
-        with log_cut():
-            async for event in watcher:
-                if context.access.shows_event(event):
-                    shown = dict(context.presenter.event(event))
-                    text = one_line({"id": event_cursor(event), **shown})
-                    await websocket.send_text(text.decode())
-        if websocket.application_state is WebSocketState.CONNECTED and not listening.done():
-            await websocket.close(GOING_AWAY)
-    except WebSocketDisconnect:
-        pass
-    finally:
-        cutting.cancel()
-        listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await listening
-
-
-async def _listen(websocket: WebSocket) -> None:
-    """Returns when the client has left."""
-    while (await websocket.receive())["type"] != "websocket.disconnect":
-        pass
+    site, host = _site_of(origin), websocket.headers.get("host", "")
+    if site is not None:
+        own = _site(websocket.scope.get("scheme", "ws"), host)
+        if site == own or site in map(_site_of, context.origins):
+            return True
+    logger.warning(
+        "A WebSocket was refused: a page of %.200r opened it on host %.200r over %s. If that page "
+        "may, pass origins=[...] with its origin to routes(). If a proxy ends TLS, have the server "
+        "trust its X-Forwarded-Proto and have it keep the host.",
+        *(origin, host, websocket.scope.get("scheme", "ws")),
+    )
+    return False

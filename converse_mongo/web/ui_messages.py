@@ -49,7 +49,7 @@ async def ui_frames(
             if not isinstance(event, ChunkReceived):
                 end = list(_end_parts(event, presenter))
                 break
-            delta = _frame(UiPart(type="text-delta", id=_TEXT_ID, delta=event.chunk.content))
+            delta = context.frames.once(_delta, event)
             if not text_is_open:
                 text_is_open = True
                 delta = _frame(UiPart(type="text-start", id=_TEXT_ID)) + delta
@@ -57,6 +57,10 @@ async def ui_frames(
     if text_is_open:
         end.insert(0, UiPart(type="text-end", id=_TEXT_ID))
     yield b"".join(map(_frame, end)) + DONE
+
+
+def _delta(event: ChunkReceived) -> bytes:
+    return _frame(UiPart(type="text-delta", id=_TEXT_ID, delta=event.chunk.content))
 
 
 def _frame(part: UiPart) -> bytes:

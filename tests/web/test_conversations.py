@@ -67,7 +67,7 @@ async def test_message_stream__is_exact_and_resumes(site: Site) -> None:
     site.model.say("one ")
     async with site.http.stream("GET", path) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
-        assert stream.headers["cache-control"] == "no-cache, no-transform"
+        assert stream.headers["cache-control"] == "no-store, no-transform"
         assert stream.headers["x-accel-buffering"] == "no"
         first = await anext(read_events(stream))
     assert (first.event, first.data["chunk"]["content"]) == ("chunk.received", "one ")

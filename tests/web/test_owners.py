@@ -23,7 +23,7 @@ async def stream(
     """A stream that has said that it is open."""
     async with site.http.stream("GET", f"/events{query}", headers=user) as response:
         assert response.status_code == 200
-        assert response.headers["cache-control"] == "no-cache, no-transform"
+        assert response.headers["cache-control"] == "no-store, no-transform"
         events = read_events(response)
         assert await anext(events) == Sent("stream.opened", None, {"type": "stream.opened"})
         yield events
@@ -119,6 +119,47 @@ async def test_stream__shows_only_what_is_authorized(make_site: MakeSite) -> Non
         seen += await take(events, 1)
     assert {each.data["conversation_id"] for each in seen} == {str(open_one.id)}
     assert sorted(asked, key=str) == ["locked", "open"]  # once for a stream
+
+
+async def test_stream__authorizes_a_conversation_again_that_was_saved(
+    make_site: MakeSite,
+) -> None:
+    refused = asyncio.Event()
+
+    def authorize(request: HTTPConnection, found: Conversation) -> bool:
+        if found.title == "locked":
+            refused.set()
+        return found.title != "locked"
+
+    site = await make_site(owner=owner, authorize=authorize)
+    conversation, other = await site.conversation(), await site.conversation()
+    async with stream(site) as events:
+        await conversation.create_user_message("Hello")
+        seen = await take(events, 1)
+        conversation.title = "locked"
+        await conversation.save()
+        async with asyncio.timeout(20):
+            await refused.wait()
+        await conversation.create_user_message("a secret")
+        await other.create_user_message("Hello")
+        seen += await take(events, 1)
+    assert [each.data["conversation_id"] for each in seen] == [str(conversation.id), str(other.id)]
+
+
+async def test_stream__does_not_authorize_for_what_it_does_not_show(make_site: MakeSite) -> None:
+    asked: list[Conversation] = []
+
+    def authorize(request: HTTPConnection, conversation: Conversation) -> bool:
+        asked.append(conversation)
+        return True
+
+    site = await make_site(owner=owner, authorize=authorize)
+    hidden, shown = await site.conversation(), await site.conversation()
+    async with stream(site) as events:
+        await hidden.create_system_message("Be kind.")
+        await shown.create_user_message("Hello")
+        await take(events, 1)
+    assert [each.id for each in asked] == [shown.id]
 
 
 async def test_stream__whose_access_cannot_be_told_is_cut_off(

@@ -19,7 +19,7 @@ async def ask(site: Site, conversation: Conversation, body: dict[str, Any]) -> l
     async with site.http.stream("POST", "/chat", json=request) as stream:
         assert stream.status_code == 200, await stream.aread()
         assert stream.headers["x-vercel-ai-ui-message-stream"] == "v1"
-        assert stream.headers["cache-control"] == "no-cache, no-transform"
+        assert stream.headers["cache-control"] == "no-store, no-transform"
         sent = await read_all(stream)
     assert {(each.event, each.id) for each in sent} == {("message", None)}
     assert sent[-1].data == "[DONE]"
