@@ -28,6 +28,7 @@ from converse_mongo.domain.types import MessageStatus
 from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.store import Store, Transaction, context_apart, open_transaction
+from converse_mongo.store.answers import CONVERSATION_DELETED
 from converse_mongo.web.errors import BusyError
 from converse_mongo.web.limits import Slots
 from converse_mongo.writing.shielded import ShieldedTask
@@ -39,7 +40,6 @@ Respond: TypeAlias = Callable[[Conversation, Message], Awaitable[None]]
 
 UNFINISHED = "The answer could not be generated."
 SHUT_DOWN = "The service was shut down."
-CONVERSATION_DELETED = "The conversation was deleted."
 
 
 class Generations:
