@@ -28,7 +28,11 @@ from converse_mongo.documents.listings import (
 from converse_mongo.documents.messages import Message, generated_id, load_message
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.chunks import UtcDatetime
-from converse_mongo.domain.errors import ConversationNotFoundError, InvalidInputError
+from converse_mongo.domain.errors import (
+    ConversationNotFoundError,
+    GenerationConflictError,
+    InvalidInputError,
+)
 from converse_mongo.domain.events import ConversationCreated
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.owners import Owner, check_owner
@@ -44,6 +48,7 @@ from converse_mongo.domain.validation import (
     object_id,
 )
 from converse_mongo.store import Store
+from converse_mongo.store.answers import CONVERSATION_DELETED
 
 C = TypeVar("C", bound="Conversation")
 
@@ -148,6 +153,8 @@ class Conversation(StoredDocument, Document):
             fields: Fields that a subclass of :class:`Message` adds.
 
         Raises:
+            GenerationConflictError: A message with another role or another text has the
+                ``generation_id``.
             InvalidInputError: One of these cannot be stored; nothing was written.
             ConversationNotFoundError: The conversation was deleted.
             StoreUnavailableError: MongoDB did not answer.
@@ -195,13 +202,12 @@ class Conversation(StoredDocument, Document):
         name = message.generation_id
         if name is None:
             return await message.insert()
-        role = message.role
+        role, content, whole = message.role, message.content, not message.is_streaming
         added = await self._find_generated(name) or await message.insert()
         if added.role is not role:
-            raise InvalidInputError(
-                f"generation_id={name!r} belongs to a {added.role} message of this "
-                f"conversation, not to one of the role {role}. Nothing was written."
-            )
+            raise GenerationConflictError(name, added.id, f"the role {added.role}, not {role}")
+        if whole and added.content != content:
+            raise GenerationConflictError(name, added.id, "another text")
         return added
 
     async def _find_generated(self, generation_id: str) -> Message | None:
@@ -442,6 +448,19 @@ class Conversation(StoredDocument, Document):
                 )
             )
         return self
+
+    async def delete(self, *args: Any, **kwargs: Any) -> Any:
+        """Deletes the conversation, as Beanie does, and stops what is being written in it.
+
+        Its messages stay; delete them first to remove them as well.
+
+        Raises:
+            StoreUnavailableError: MongoDB did not answer; delete it again.
+            ConverseClosedError: The facade was closed.
+        """
+        deleted = await super().delete(*args, **kwargs)
+        await self.store().answers.stop_all(self._own_id(), CONVERSATION_DELETED)
+        return deleted
 
 
 Message.conversation_model = Conversation

@@ -47,7 +47,17 @@ class WriterNotices:
 
         return stop
 
+    def listeners(self, message_id: ObjectId) -> int:
+        """Returns the number of listeners of a message."""
+        return len(self._listeners.get(message_id, ()))
+
     def tell(self, message_id: ObjectId, holder: ObjectId | None = None) -> None:
         """Notifies the listeners of a message, with the holder of a new lease if there is one."""
         for listener in list(self._listeners.get(message_id, ())):
             listener(holder)
+
+    def tell_conversation(self, conversation_id: ObjectId) -> None:
+        """Notifies the listeners of all messages of a conversation."""
+        for message_id, own in list(self.messages.items()):
+            if own == conversation_id:
+                self.tell(message_id)

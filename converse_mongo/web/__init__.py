@@ -9,8 +9,8 @@ from converse_mongo.web.generations import Generations, Respond
 from converse_mongo.web.limits import Limits
 from converse_mongo.web.open_streams import Streams
 from converse_mongo.web.openapi import openapi_paths
+from converse_mongo.web.prompts import prompt_messages, without_replaced
 from converse_mongo.web.routes import routes
-from converse_mongo.web.turns import without_replaced
 
 __all__ = [
     "Authorize",
@@ -22,6 +22,7 @@ __all__ = [
     "Respond",
     "Streams",
     "openapi_paths",
+    "prompt_messages",
     "routes",
     "without_replaced",
 ]

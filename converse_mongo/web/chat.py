@@ -1,27 +1,26 @@
 """The endpoints that ``useChat`` of the AI SDK calls. A chat has the id of its conversation."""
 
-import logging
+from collections.abc import Hashable
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.web.context import WebContext
-from converse_mongo.web.errors import BusyError, ConflictError, RequestError
+from converse_mongo.web.errors import ConflictError, NotAnsweredError, RequestError
 from converse_mongo.web.models import ChatBody, ChatPageQuery, QuestionBody, UiMessage, UiPart
 from converse_mongo.web.operations import Operations
+from converse_mongo.web.prompts import without_replaced
 from converse_mongo.web.responses import NO_STORE, Json
 from converse_mongo.web.streams import EventStream, Grant, grant_of
-from converse_mongo.web.turns import without_replaced
 from converse_mongo.web.ui_messages import STREAM_HEADERS, question_of, ui_frames, ui_message
 
 ONE = "/chat/{conversation}"
 
 table = Operations()
-
-logger = logging.getLogger("converse_mongo")
 
 
 @table("GET", ONE, list[UiMessage], ChatPageQuery)
@@ -46,42 +45,48 @@ async def chat(context: WebContext, request: Request) -> Response:
     """
     body = await context.body(request, ChatBody)
     conversation = await context.access.conversation(request, body.id)
+    context.turns.check_answers()
     grant = grant_of(context, request, conversation)
+    key = context.key(request, conversation)
     if body.trigger == "submit-message":
-        answer = await _ask(context, conversation, body)
+        answer = await _ask(context, conversation, body, key)
     else:
-        answer = await _regenerate(context, conversation, body.message_id)
-    if answer is None:
-        logger.error("A chat was not answered: pass generations= to routes()")
-        raise BusyError
+        answer = await _regenerate(context, conversation, body.message_id, key)
     return _stream(context, answer, grant)
 
 
-async def _ask(context: WebContext, conversation: Conversation, body: ChatBody) -> Message | None:
+async def _ask(
+    context: WebContext, conversation: Conversation, body: ChatBody, key: Hashable
+) -> Message:
     if body.message_id is not None:
         raise RequestError("A message that was sent cannot be changed: send another one.")
     found = question_of(body.messages)
     if found is None or not found["content"].strip():
         raise RequestError("The last of messages must be a user message with a text part.")
     question = context.checked(QuestionBody, found)
-    return (await context.turns.ask(conversation, question.content, question.request_id))[1]
+    _, answer = await context.turns.ask(
+        conversation, question.content, question.request_id, key=key, meanwhile="stop"
+    )
+    if answer is None:
+        raise NotAnsweredError
+    return answer
 
 
 async def _regenerate(
-    context: WebContext, conversation: Conversation, message_id: str | None
-) -> Message | None:
+    context: WebContext, conversation: Conversation, message_id: str | None, key: Hashable
+) -> Message:
+    turns = context.turns
     if message_id is not None:
-        last = await context.access.message(conversation, message_id)
+        last = await context.access.message_id(conversation, message_id)
     else:
-        async for last in conversation.messages(newest_first=True):
-            if last.role is MessageRole.USER:  # it was not answered
-                return await context.turns.continue_(conversation, last)
-            if last.role is MessageRole.ASSISTANT:
-                break
-        else:
+        found = await turns.last(conversation)
+        if found is None:
             raise ConflictError("Nothing was said yet.")
+        last = found.message_id
+        if found.role is MessageRole.USER:  # it was not answered
+            return await turns.answer(conversation, last, key=key, meanwhile="stop")
     # The client has disconnected from an answer that is being written: its stop does only that.
-    return await context.turns.retry(conversation, last, stop=True)
+    return await turns.retry(conversation, last, key=key, meanwhile="stop")
 
 
 @table("GET", f"{ONE}/stream", UiPart, streams=True, may_be_over=True)
@@ -94,7 +99,8 @@ async def resume_chat(context: WebContext, request: Request) -> Response:
     return _stream(context, streaming[-1], grant_of(context, request, conversation))
 
 
-def _stream(context: WebContext, message: Message, grant: Grant) -> Response:
-    watcher = context.converse.watch_message(message.id)
-    frames = ui_frames(context, message, watcher)
+def _stream(context: WebContext, message: Message | MessageHeader, grant: Grant) -> Response:
+    message_id = message.id if isinstance(message, Message) else message.message_id
+    watcher = context.converse.watch_message(message_id)
+    frames = ui_frames(context, message_id, message.metadata, watcher)
     return EventStream(context, watcher, frames, grant, STREAM_HEADERS)

@@ -109,7 +109,7 @@ def routes(
     context = WebContext(
         converse=converse,
         access=Access(converse, authorize, owner, shown),
-        turns=Turns(generations),
+        turns=Turns(generations, limits),
         presenter=presenter,
         streams=options,
         open_streams=streams or Streams(),

@@ -3,8 +3,10 @@
 Source: https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol, read for ``ai`` 7.
 """
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
+
+from bson import ObjectId
 
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.events import (
@@ -32,15 +34,15 @@ _FINISH_REASONS = frozenset({"stop", "length", "content-filter", "tool-calls", "
 
 
 async def ui_frames(
-    context: WebContext, message: Message, watcher: Watcher[Any]
+    context: WebContext, message_id: ObjectId, metadata: Mapping[str, Any], watcher: Watcher[Any]
 ) -> AsyncGenerator[bytes, None]:
     """The stream of a message, from its start to its end.
 
     The client throws at a delta without a start and at an unknown key, so there are neither.
     """
     presenter = context.presenter
-    metadata = presenter.metadata(message.metadata) or None
-    start = UiPart(type="start", message_id=str(message.id), message_metadata=metadata)
+    shown = presenter.metadata(metadata) or None
+    start = UiPart(type="start", message_id=str(message_id), message_metadata=shown)
     yield context.streams.opening + _frame(start)
     text_is_open = False
     end = [UiPart(type="error", error_text=CUT_OFF)]
