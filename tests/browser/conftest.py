@@ -129,6 +129,7 @@ def make_chat(
                 "OPENAI_API_KEY": KEY,
                 "OPENAI_BASE_URL": base_url,
                 "CHAT_MODEL": "small",
+                "CHAT_HOSTS": "127.0.0.1",  # with every port: lines have ports of their own
                 **environment,
             }
             chat = Chat(server_uri, database, log, port=port, **environment)
