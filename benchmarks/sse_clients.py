@@ -8,14 +8,15 @@ Against it, in turns and in the same run: itself with 1 client; and a stream by 
 server and the ``EventSourceResponse`` of sse-starlette, from a change stream and an
 ``asyncio.Queue`` for each client. That one cannot resume, misses what comes before it is there, and
 keeps in its queue what a client does not read. For memory, also the same by hand with Starlette's
-``StreamingResponse``, and with nothing between it and the server; and with ``--before``, an earlier
-version of the library.
+``StreamingResponse``, and with nothing between it and the server.
+
+With ``--before``, only against an earlier version of the library, and memory against all of them.
 """
 
 import resource
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from benchmarks.children import Child, Children
@@ -49,6 +50,9 @@ KIB, MIB = 1024, 1024 * 1024
 PATIENCE = 300.0
 MEMORY_TARGET, GROWTH_TARGET, SAME_TARGET = 1.5, 1.05, 1.1
 BEFORE_TARGET = 0.7
+
+WAITING = "memory of a client that waits"
+DELIVERING = "processor time of the server for a delivery"
 P50_TARGET, P99_TARGET, PROCESSOR_TARGET = 1.2, 1.5, 1.5
 
 
@@ -115,6 +119,8 @@ async def run(setting: Setting) -> list[Figure]:
     """Measures it."""
     async with Children(setting.server.uri, PATIENCE) as children:
         bench = Bench(setting, children, Viewers(await children.start("clients", PROGRAMS, "view")))
+        if setting.before is not None:
+            return [*await bench.waiting(), *await bench.against_before()]
         return [
             *await bench.idle(),
             *await bench.rounds(),
@@ -182,16 +188,15 @@ class Bench:
 
     # Clients that wait
 
-    async def idle(self) -> list[Figure]:
-        """What a client takes that waits for what comes."""
+    async def waiting(self) -> list[Figure]:
+        """What a client takes that waits, against all others."""
         sides = [LIBRARY, *KINDS, *([BEFORE] if self._setting.before else [])]
         memory = {side: await self._idle(side, CLIENTS, conversations=1) for side in sides}
         apart = await self._idle(LIBRARY, CLIENTS, conversations=CLIENTS)
-        name, more, fewer = "memory of a client that waits", "2,000 at once", "500 at once"
-        found = [
+        return [
             *(
                 compare(
-                    name,
+                    WAITING,
                     "KiB",
                     {each: [size] for each, size in memory.items()},
                     of=LIBRARY,
@@ -200,17 +205,22 @@ class Bench:
                 )
                 for side in sides[1:]
             ),
-            single(f"{name}, each in a conversation of its own", "KiB", apart),
+            single(f"{WAITING}, each in a conversation of its own", "KiB", apart),
         ]
+
+    async def idle(self) -> list[Figure]:
+        """The same, and with more clients."""
+        found = await self.waiting()
+        more, fewer = "2,000 at once", "500 at once"
         _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         if 0 <= files < MORE_CLIENTS + OTHER_FILES:  # less than 0 is no limit
             self._setting.note(f"no {MORE_CLIENTS:,} clients: {files:,} files may be open")
             return found
         many = await self._idle(LIBRARY, MORE_CLIENTS, conversations=1)
-        series = {more: [many], fewer: [memory[LIBRARY]]}
+        series = {more: [many], fewer: [found[0].value]}
         return [
             *found,
-            compare(name, "KiB", series, of=more, against=fewer, target=SAME_TARGET),
+            compare(WAITING, "KiB", series, of=more, against=fewer, target=SAME_TARGET),
         ]
 
     async def _idle(self, side: str, clients: int, conversations: int) -> float:
@@ -237,20 +247,16 @@ class Bench:
 
     async def rounds(self) -> list[Figure]:
         """How late clients are, and what a delivery takes."""
-        shapes = [*SHAPES, *([EARLIER] if self._setting.before else [])]
         found = Findings(
-            {share: {shape.name: [] for shape in shapes} for share in (0.5, 0.99)},
-            {shape.name: [] for shape in shapes},
+            {share: {shape.name: [] for shape in SHAPES} for share in (0.5, 0.99)},
+            {shape.name: [] for shape in SHAPES},
             {side: [] for side in SIDES},
         )
-        async with AsyncExitStack() as stack:
-            servers = {
-                side: await stack.enter_async_context(self._serving(side))
-                for side in dict.fromkeys(shape.side for shape in shapes)
-            }
+        async with self._serving(LIBRARY) as library, self._serving(BY_HAND) as by_hand:
+            servers = {LIBRARY: library, BY_HAND: by_hand}
             for number in range(self._setting.rounds):
                 self._setting.note(f"round {number + 1} of {self._setting.rounds}")
-                for shape in shapes if number % 2 else shapes[::-1]:
+                for shape in SHAPES if number % 2 else SHAPES[::-1]:
                     passed = await self._pass(*servers[shape.side], shape)
                     for share, series in found.latencies.items():
                         series[shape.name].append(percentile(passed.latencies, share))
@@ -260,6 +266,25 @@ class Bench:
                     if shape.side == LIBRARY:
                         found.streams = passed.streams
         return _round_figures(found)
+
+    async def against_before(self) -> list[Figure]:
+        """What a delivery takes, and how late clients are, against an earlier version."""
+        pair = MANY, EARLIER
+        used: dict[str, list[float]] = {shape.name: [] for shape in pair}
+        late: dict[str, list[float]] = {shape.name: [] for shape in pair}
+        async with self._serving(LIBRARY) as library, self._serving(BEFORE) as before:
+            for number in range(self._setting.rounds):
+                self._setting.note(f"round {number + 1} of {self._setting.rounds}")
+                for shape in pair if number % 2 else pair[::-1]:
+                    server, converse = library if shape is MANY else before
+                    passed = await self._pass(server, converse, shape)
+                    used[shape.name].append(1e6 * passed.processor)
+                    late[shape.name].append(1e3 * percentile(passed.latencies, 0.5))
+        of, against = MANY.name, EARLIER.name
+        return [
+            compare(DELIVERING, "µs", used, of=of, against=against, target=BEFORE_TARGET),
+            compare("chunk to client, p50", "ms", late, of=of, against=against),
+        ]
 
     # A long stream
 
@@ -396,13 +421,10 @@ def _round_figures(found: Findings) -> list[Figure]:
     processor = {
         shape: [1e6 * value for value in values] for shape, values in found.processor.items()
     }
-    targets = {ONE: None, HAND: PROCESSOR_TARGET, EARLIER: BEFORE_TARGET}
-    for against, most in targets.items():
-        if against.name not in processor:
-            continue
+    for against, most in ((ONE, None), (HAND, PROCESSOR_TARGET)):
         result.append(
             compare(
-                "processor time of the server for a delivery",
+                DELIVERING,
                 "µs",
                 processor,
                 of=MANY.name,

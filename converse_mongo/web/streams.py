@@ -87,6 +87,8 @@ class Connection:
         context: The parts of the web edge.
         watcher: Its events come from this watcher. Closing it ends the connection in order.
         grant: The right to it.
+        receive: Receives what the client sends, by ASGI.
+        send: Sends to it.
         heartbeat: Is sent when nothing else was sent for long; ``None`` if the server does such.
 
     Attributes:
@@ -196,8 +198,7 @@ class Connection:
         self.code = code
         self._end_by = self.loop.time() + END_SECONDS
         self._start(self._watcher.aclose())
-        self._timer.cancel()
-        self._timer = self.loop.call_at(self._next(), self._look)
+        self._set_timer()
 
     async def _listen(self) -> None:
         """Ends it when the client leaves, or sends something, which nobody reads."""
@@ -222,6 +223,9 @@ class Connection:
         silent = not self._sending and now >= self._sent_at + options.heartbeat
         if self._heartbeat is not None and silent and not self._beating and self._end_by == inf:
             self._beating = self._start(self._beat(self._heartbeat))
+        self._set_timer()
+
+    def _set_timer(self) -> None:
         self._timer.cancel()
         self._timer = self.loop.call_at(self._next(), self._look)
 
@@ -256,8 +260,7 @@ class Connection:
                 return
             logger.warning("A stream could not be authorized again: %r", error)
         self._ask_at = self._next_ask()
-        self._timer.cancel()
-        self._timer = self.loop.call_at(self._next(), self._look)
+        self._set_timer()
 
     def _next_ask(self) -> float:
         # Not all at once, although many clients may have come at once.

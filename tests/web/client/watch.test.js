@@ -122,19 +122,24 @@ test("a deploy: errors of a proxy, a page that is no stream, and then the servic
   assert.deepEqual(requests.map(after), ["z", "a", "a", "a", "a", "a"]);
 });
 
-test("Retry-After is waited for", async () => {
-  const { url } = await serve(
-    refuse(503, { error: { code: "unavailable", message: "Later." } }, { "retry-after": "0.2" }),
-    stream(["a"], "stay"),
-  );
-  const begun = performance.now();
-  const { watch, states, complete } = collect(url, 1);
-  await complete;
-  watch.close();
-  assert.ok(performance.now() - begun >= 199);
-  const [, error] = states.find(([state]) => state === "waiting");
-  assert.equal(error.code, "unavailable");
-});
+for (const [status, code] of [
+  [429, "too_many_requests"],
+  [503, "unavailable"],
+]) {
+  test(`Retry-After of a ${status} is waited for`, async () => {
+    const { url } = await serve(
+      refuse(status, { error: { code, message: "Later." } }, { "retry-after": "0.2" }),
+      stream(["a"], "stay"),
+    );
+    const begun = performance.now();
+    const { watch, states, complete } = collect(url, 1);
+    await complete;
+    watch.close();
+    assert.ok(performance.now() - begun >= 199);
+    const [, error] = states.find(([state]) => state === "waiting");
+    assert.equal(error.code, code);
+  });
+}
 
 test("what is not there is not asked for again", async () => {
   const { url, requests } = await serve(
