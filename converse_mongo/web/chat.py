@@ -1,23 +1,66 @@
 """The endpoints that ``useChat`` of the AI SDK calls. A chat has the id of its conversation."""
 
+import asyncio
 import logging
+import re
+from contextlib import suppress
+from datetime import timedelta
+from typing import cast
 
+from bson import ObjectId
 from starlette.requests import Request
 from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.listings import Range, read_headers
 from converse_mongo.documents.messages import Message
+from converse_mongo.domain.cursors import NOW
+from converse_mongo.domain.events import MessageCreated
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole
+from converse_mongo.domain.validation import now
 from converse_mongo.web.context import WebContext
-from converse_mongo.web.errors import BusyError, ConflictError, RequestError
-from converse_mongo.web.models import ChatBody, ChatPageQuery, QuestionBody, UiMessage, UiPart
+from converse_mongo.web.errors import BusyError, ConflictError, RequestError, UnknownError
+from converse_mongo.web.models import (
+    ChatBody,
+    ChatPageQuery,
+    ChatStreamQuery,
+    QuestionBody,
+    UiMessage,
+    UiPart,
+    replaced_id,
+)
 from converse_mongo.web.operations import Operations
+from converse_mongo.web.pages import read_page
 from converse_mongo.web.responses import NO_STORE, Json
 from converse_mongo.web.streams import EventStream
 from converse_mongo.web.turns import without_replaced
-from converse_mongo.web.ui_messages import STREAM_HEADERS, question_of, ui_frames, ui_message
+from converse_mongo.web.ui_messages import (
+    STREAM_HEADERS,
+    first_chunk,
+    question_of,
+    ui_frames,
+    ui_message,
+    ui_tail,
+)
 
 ONE = "/chat/{conversation}"
+
+BEFORE = "x-converse-before"
+"""The ``before`` of the page before this one."""
+RESUME = "x-converse-resume"
+"""What the page lacks begins here: the ``resume`` of a resumed stream."""
+RUN_ID = "x-workflow-run-id"
+TAIL = "x-workflow-stream-tail-index"
+
+PAGE_LOAD = timedelta(seconds=60)
+"""The time in which a page resumes after it has read its messages."""
+BEGIN_SECONDS = 3.0
+"""The time for which a resumed stream waits for the answer to a new question."""
+MAX_ANSWERS = 32
+
+_RUN = re.compile(r"run_([0-9a-f]{24})_([0-9a-f]{24})")
+_TALK = frozenset({MessageRole.USER, MessageRole.ASSISTANT})
 
 table = Operations()
 
@@ -26,16 +69,27 @@ logger = logging.getLogger("converse_mongo")
 
 @table("GET", ONE, list[UiMessage], ChatPageQuery)
 async def get_chat(context: WebContext, request: Request) -> Response:
-    """Reads the initial messages. The resumed stream has the one that is being written."""
+    """Reads a page of messages, by default the newest.
+
+    The newest page leaves out the last answer while it is being written: the resumed stream has it.
+    Other answers that are being written have their text so far.
+    """
     conversation = await context.conversation(request)
     query = context.checked(ChatPageQuery, request.query_params)
-    page = await conversation.history(query.limit)
-    shown = [
-        ui_message(message, context.presenter)
-        for message in without_replaced(page.messages)
-        if context.access.shows(message.role) and not message.is_streaming
-    ]
-    return Json(shown, omit_none=True)
+    page = await read_page(conversation, context.access.roles, query.limit, query.before)
+    messages = without_replaced(page.messages)
+    headers = {} if page.before is None else {BEFORE: str(page.before)}
+    if query.before is None:
+        last = next((each for each in reversed(messages) if each.role in _TALK), None)
+        if last is not None and last.role is MessageRole.ASSISTANT and last.is_streaming:
+            messages = [each for each in messages if each is not last]
+            headers[RESUME] = str(last.position)
+        else:
+            headers[RESUME] = str(cast(int, messages[-1].position) + 1 if messages else 0)
+    shown = [ui_message(message, context.presenter) for message in messages]
+    response = Json(shown, omit_none=True)
+    response.headers.update(headers)
+    return response
 
 
 @table("POST", "/chat", UiPart, ChatBody, streams=True)
@@ -53,16 +107,13 @@ async def chat(context: WebContext, request: Request) -> Response:
     if answer is None:
         logger.error("A chat was not answered: pass generations= to routes()")
         raise BusyError
-    return _stream(context, answer)
+    return await _stream(context, answer)
 
 
 async def _ask(context: WebContext, conversation: Conversation, body: ChatBody) -> Message | None:
     if body.message_id is not None:
         raise RequestError("A message that was sent cannot be changed: send another one.")
-    found = question_of(body.messages)
-    if found is None or not found["content"].strip():
-        raise RequestError("The last of messages must be a user message with a text part.")
-    question = context.checked(QuestionBody, found)
+    question = context.checked(QuestionBody, question_of(body.messages))
     return (await context.turns.ask(conversation, question.content, question.request_id))[1]
 
 
@@ -83,16 +134,119 @@ async def _regenerate(
     return await context.turns.retry(conversation, last, stop=True)
 
 
-@table("GET", f"{ONE}/stream", UiPart, streams=True, may_be_over=True)
+@table(
+    *("GET", f"{ONE}/stream", UiPart, ChatStreamQuery),
+    streams=True,
+    may_be_over=True,
+)
 async def resume_chat(context: WebContext, request: Request) -> Response:
-    """Streams the answer that is being written, from its start. Without one the status is 204."""
-    streaming = await context.turns.streaming(await context.conversation(request))
-    if not streaming:
-        return Response(status_code=204, headers=NO_STORE)
-    return _stream(context, streaming[-1])
+    """Streams the answer that a page lacks, from its start. Without one the status is 204.
+
+    That is the last answer, while it is being written and a minute longer, in which a page may have
+    read its messages before. With ``resume`` it is the first answer behind what the page has.
+
+    In the place of the id of a chat may be a run id of the AI SDK's workflows, which is that of an
+    answer. With ``startIndex`` the stream begins with that part; a negative one counts from the end.
+    """
+    query = context.checked(ChatStreamQuery, request.query_params)
+    run = _RUN.fullmatch(request.path_params["conversation"])
+    if run is None:
+        conversation = await context.conversation(request)
+        found = await _lacking(context, conversation, query.resume)
+        if found is None:
+            return Response(status_code=204, headers=NO_STORE)
+    else:
+        conversation = await context.access.conversation(request, run[1])
+        message_id = await context.access.message_id(conversation, run[2])
+        found = await _header(conversation, message_id)
+    return await _stream(context, found, query.start_index)
 
 
-def _stream(context: WebContext, message: Message) -> Response:
-    watcher = context.converse.watch_message(message.id)
-    frames = ui_frames(context, message, watcher)
-    return EventStream(watcher, frames, context.streams, STREAM_HEADERS)
+async def _lacking(
+    context: WebContext, conversation: Conversation, since: int | None
+) -> MessageHeader | None:
+    """The answer that a page lacks.
+
+    Args:
+        context: The context.
+        conversation: The conversation.
+        since: The position before which the page has everything; ``None`` if that is not known.
+    """
+    roles = context.access.roles & _TALK
+    if since is not None:
+        wanted = Range(start=since, limit=MAX_ANSWERS, roles=roles)
+        listed = await _headers(conversation, wanted)
+        replaced = {replaced_id(each.metadata) for each in listed}
+        following = [each for each in listed if str(each.message_id) not in replaced]
+        if following:
+            # Without its question an answer is not for this page.
+            return following[0] if following[0].role is MessageRole.ASSISTANT else None
+    newest = await _headers(
+        conversation, Range(stop=since, limit=1, roles=roles, newest_first=True)
+    )
+    if not newest:
+        return None
+    [last] = newest
+    if last.role is MessageRole.USER:
+        return await _begun(context, conversation, last)
+    if since is None and (not last.status.is_final or _is_recent(last)):
+        return last
+    return None
+
+
+async def _begun(
+    context: WebContext, conversation: Conversation, question: MessageHeader
+) -> MessageHeader | None:
+    """The answer to a question that was asked a moment ago, for which it waits."""
+    if not _is_recent(question):
+        return None
+    answers = Range(start=question.position + 1, limit=1, roles=frozenset({MessageRole.ASSISTANT}))
+    watcher = context.converse.watch_conversation(conversation.id, NOW)
+    with suppress(TimeoutError):
+        async with watcher, asyncio.timeout(BEGIN_SECONDS):
+            found = await _headers(conversation, answers)
+            while not found:
+                event = await anext(watcher)
+                if isinstance(event, MessageCreated) and event.role is MessageRole.ASSISTANT:
+                    found = await _headers(conversation, answers)
+            return found[0]
+    return None
+
+
+def _is_recent(header: MessageHeader) -> bool:
+    return now() - (header.completed_at or header.created_at) < PAGE_LOAD
+
+
+async def _headers(conversation: Conversation, wanted: Range) -> list[MessageHeader]:
+    return await read_headers(conversation.store(), conversation.id, wanted)
+
+
+async def _header(conversation: Conversation, message_id: ObjectId) -> MessageHeader:
+    store = conversation.store()
+    what = f"read message {message_id}"
+    found: MessageHeader | None = await store.call(
+        store.reader.state, message_id, conversation.id, what=what
+    )
+    if found is None or found.role is not MessageRole.ASSISTANT:
+        raise UnknownError
+    return await store.leases.settle_if_expired(found)
+
+
+async def _stream(
+    context: WebContext, message: Message | MessageHeader, since: int | None = None
+) -> Response:
+    """Streams a message, to a client that counts from the part ``since`` on."""
+    if isinstance(message, Message):
+        header = await _header(message.conversation_id, message.id)
+    text = ""
+    if not header.streamed:  # it was added whole
+        text = (await context.converse.get_message(header.message_id)).content
+    headers = {**STREAM_HEADERS, RUN_ID: f"run_{header.conversation_id}_{header.message_id}"}
+    if since is not None:
+        tail = ui_tail(header, context.presenter, text)
+        headers[TAIL] = str(tail)
+        since = max(tail + 1 + since, 0) if since < 0 else since
+    chunk = first_chunk(since or 0)
+    watcher = context.converse.watch_message(header.message_id, chunk - 1 if chunk else None)
+    frames = ui_frames(context, header.message_id, header.metadata, watcher, text=text, since=since)
+    return EventStream(watcher, frames, context.streams, headers)
