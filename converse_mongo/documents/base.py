@@ -62,9 +62,11 @@ GIVEN_ONCE = Protected("it never changes")
 
 RESERVED = frozenset(
     {
+        "answer_turn",
         "chunk_lengths",
         "compact_at",
         "compacted",
+        "early_stops",
         "end_id",
         "last_save",
         "recent_appends",

@@ -28,7 +28,11 @@ from converse_mongo.documents.listings import (
 from converse_mongo.documents.messages import Message, generated_id, load_message
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.chunks import UtcDatetime
-from converse_mongo.domain.errors import ConversationNotFoundError, InvalidInputError
+from converse_mongo.domain.errors import (
+    ConversationNotFoundError,
+    GenerationConflictError,
+    InvalidInputError,
+)
 from converse_mongo.domain.events import ConversationCreated
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.owners import Owner, check_owner
@@ -148,6 +152,8 @@ class Conversation(StoredDocument, Document):
             fields: Fields that a subclass of :class:`Message` adds.
 
         Raises:
+            GenerationConflictError: A message with another role or another text has the
+                ``generation_id``.
             InvalidInputError: One of these cannot be stored; nothing was written.
             ConversationNotFoundError: The conversation was deleted.
             StoreUnavailableError: MongoDB did not answer.
@@ -195,13 +201,12 @@ class Conversation(StoredDocument, Document):
         name = message.generation_id
         if name is None:
             return await message.insert()
-        role = message.role
+        role, content, whole = message.role, message.content, not message.is_streaming
         added = await self._find_generated(name) or await message.insert()
         if added.role is not role:
-            raise InvalidInputError(
-                f"generation_id={name!r} belongs to a {added.role} message of this "
-                f"conversation, not to one of the role {role}. Nothing was written."
-            )
+            raise GenerationConflictError(name, added.id, f"the role {added.role}, not {role}")
+        if whole and added.content != content:
+            raise GenerationConflictError(name, added.id, "another text")
         return added
 
     async def _find_generated(self, generation_id: str) -> Message | None:

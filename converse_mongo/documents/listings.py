@@ -11,7 +11,7 @@ from beanie.odm.utils.parsing import parse_obj
 from bson import ObjectId
 from pymongo import ASCENDING, DESCENDING
 
-from converse_mongo.documents.messages import Message
+from converse_mongo.documents.messages import Message, load_message
 from converse_mongo.domain.chunks import ChunkLog
 from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.headers import HEADER, MessageHeader
@@ -305,3 +305,33 @@ def _load_listed(model: type[Message], stored: dict[str, Any]) -> Message:
     if "chunks" not in stored and stored.get("next_sequence"):
         stored["chunks"] = ChunkLog.not_loaded()
     return cast(Message, parse_obj(model, stored))
+
+
+async def load_outline(
+    model: type[Message], conversation_id: ObjectId, message_id: ObjectId
+) -> Message | None:
+    """Loads a message without its chunks; ``None`` if the conversation does not have it.
+
+    One that has ended has its text, as in listings. One that is streaming is as it was started,
+    without text, since its stream has all of it.
+
+    Raises:
+        StoreUnavailableError: MongoDB did not answer.
+    """
+    store, key = model.store(), {"_id": message_id, "conversation_id": conversation_id}
+    stored: Any = await store.call(
+        store.messages.find_one,
+        *(key, {"chunks": 0, "chunk_lengths": 0}),
+        what=f"read message {message_id}",
+    )
+    if stored is None:
+        return None
+    header = MessageHeader.from_stored(stored)
+    if not header.status.is_final:
+        header = await store.leases.settle_if_expired(header)
+        if not header.status.is_final:
+            return _load_listed(model, {**stored, "next_sequence": 0})
+        return await load_message(model, key)
+    if _needs_chunks(stored):  # it has just ended
+        return await load_message(model, key)
+    return _load_listed(model, stored)

@@ -40,6 +40,23 @@ class InvalidCursorError(InvalidInputError):
     """An ``after`` is not the cursor of an event of this stream."""
 
 
+class GenerationConflictError(InvalidInputError):
+    """A ``generation_id`` belongs to another message of the conversation; nothing was written.
+
+    Attributes:
+        generation_id: The id.
+        message_id: The message that has it.
+    """
+
+    def __init__(self, generation_id: str, message_id: ObjectId, difference: str) -> None:
+        super().__init__(
+            f"generation_id={generation_id!r} belongs to message {message_id} of this "
+            f"conversation, which has {difference}: use an id once. Nothing was written."
+        )
+        self.generation_id = generation_id
+        self.message_id = message_id
+
+
 class NotFoundError(ConverseError, LookupError):
     """The document does not exist."""
 

@@ -47,6 +47,10 @@ class WriterNotices:
 
         return stop
 
+    def listeners(self, message_id: ObjectId) -> int:
+        """Returns the number of listeners of a message."""
+        return len(self._listeners.get(message_id, ()))
+
     def tell(self, message_id: ObjectId, holder: ObjectId | None = None) -> None:
         """Notifies the listeners of a message, with the holder of a new lease if there is one."""
         for listener in list(self._listeners.get(message_id, ())):

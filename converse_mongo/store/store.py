@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from converse_mongo.domain.errors import ConverseClosedError, ConverseError
+from converse_mongo.store.answers import Answers
 from converse_mongo.store.appends import Appends
 from converse_mongo.store.collections import Collections
 from converse_mongo.store.ends import Ends
@@ -33,6 +34,7 @@ class Store(Collections):
     """The collections of one database, and all reads and writes.
 
     Attributes:
+        answers: Lists answers that are being written, and gives turns to begin one.
         appends: Appends chunks to streaming messages.
         ends: Ends streaming messages.
         leases: Gives the right to write to a message, and ends messages whose writer died.
@@ -52,6 +54,7 @@ class Store(Collections):
         self.appends = Appends(self, self.paging)
         self.ends = Ends(self, self.paging)
         self.leases = Leases(self, self.ends)
+        self.answers = Answers(self, self.leases)
         self.positions = Positions(self)
         self.recovery = Recovery(self, self.leases, self.paging)
         self.saves = Saves(self)

@@ -23,6 +23,7 @@ from converse_mongo.domain.validation import MAX_LIVE_BYTES
 Document: TypeAlias = dict[str, Any]
 
 APPENDS_KEPT = 32
+EARLY_STOPS_KEPT = 32
 
 _HEARTBEAT: Document = {"lease.renewed_at": True}
 """For ``$currentDate``: a lease runs by the server's clock only."""
@@ -249,6 +250,33 @@ def request_stop(key: Mapping[str, Any], reason: str | None) -> tuple[Document, 
     return (
         _streaming(key) | {"stop_requested_at": None},
         {"$set": {"stop_reason": reason}, "$currentDate": {"stop_requested_at": True}},
+    )
+
+
+# Turns and early stops
+
+
+def take_turn(conversation_id: ObjectId, holder: ObjectId) -> tuple[Document, Document]:
+    """Gives ``holder`` the turn to begin an answer in a conversation, if nobody has it."""
+    return (
+        {"_id": conversation_id, "answer_turn": None},
+        {"$set": {"answer_turn.holder": holder}, "$currentDate": {"answer_turn.at": True}},
+    )
+
+
+def end_turn(conversation_id: ObjectId, holder: ObjectId) -> tuple[Document, Document]:
+    """Ends the turn of ``holder``, and no other."""
+    return {"_id": conversation_id, "answer_turn.holder": holder}, {"$unset": {"answer_turn": ""}}
+
+
+def stop_early(
+    conversation_id: ObjectId, message_id: ObjectId, reason: str | None
+) -> tuple[Document, Document]:
+    """Notes the stop of a message that does not exist yet; the first one sets the reason."""
+    stop = {"message_id": message_id, "reason": reason}
+    return (
+        {"_id": conversation_id, "early_stops.message_id": {"$ne": message_id}},
+        {"$push": {"early_stops": {"$each": [stop], "$slice": -EARLY_STOPS_KEPT}}},
     )
 
 

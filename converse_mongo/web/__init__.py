@@ -8,8 +8,8 @@ from converse_mongo.web.errors import BusyError, RequestError
 from converse_mongo.web.generations import Generations, Respond
 from converse_mongo.web.limits import Limits
 from converse_mongo.web.openapi import openapi_paths
+from converse_mongo.web.prompts import prompt_messages, without_replaced
 from converse_mongo.web.routes import routes
-from converse_mongo.web.turns import without_replaced
 
 __all__ = [
     "Authorize",
@@ -20,6 +20,7 @@ __all__ = [
     "RequestError",
     "Respond",
     "openapi_paths",
+    "prompt_messages",
     "routes",
     "without_replaced",
 ]

@@ -1,11 +1,11 @@
 """The endpoints that ``useChat`` of the AI SDK calls. A chat has the id of its conversation."""
 
 import asyncio
-import logging
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 from bson import ObjectId
 from starlette.requests import Request
@@ -13,32 +13,30 @@ from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import Range, read_headers
-from converse_mongo.documents.messages import Message
 from converse_mongo.domain.cursors import NOW
 from converse_mongo.domain.events import MessageCreated
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.domain.validation import now
+from converse_mongo.web.chat_turns import ChatTurns
 from converse_mongo.web.context import WebContext
-from converse_mongo.web.errors import BusyError, ConflictError, RequestError, UnknownError
+from converse_mongo.web.errors import UnknownError
 from converse_mongo.web.models import (
     ChatBody,
     ChatPageQuery,
     ChatStreamQuery,
-    QuestionBody,
     UiMessage,
     UiPart,
     replaced_id,
 )
 from converse_mongo.web.operations import Operations
 from converse_mongo.web.pages import read_page
+from converse_mongo.web.prompts import without_replaced
 from converse_mongo.web.responses import NO_STORE, Json
 from converse_mongo.web.streams import EventStream
-from converse_mongo.web.turns import without_replaced
 from converse_mongo.web.ui_messages import (
     STREAM_HEADERS,
     first_chunk,
-    question_of,
     ui_frames,
     ui_message,
     ui_tail,
@@ -63,8 +61,6 @@ _RUN = re.compile(r"run_([0-9a-f]{24})_([0-9a-f]{24})")
 _TALK = frozenset({MessageRole.USER, MessageRole.ASSISTANT})
 
 table = Operations()
-
-logger = logging.getLogger("converse_mongo")
 
 
 @table("GET", ONE, list[UiMessage], ChatPageQuery)
@@ -100,38 +96,10 @@ async def chat(context: WebContext, request: Request) -> Response:
     """
     body = await context.body(request, ChatBody)
     conversation = await context.access.conversation(request, body.id)
-    if body.trigger == "submit-message":
-        answer = await _ask(context, conversation, body)
-    else:
-        answer = await _regenerate(context, conversation, body.message_id)
-    if answer is None:
-        logger.error("A chat was not answered: pass generations= to routes()")
-        raise BusyError
-    return await _stream(context, answer)
-
-
-async def _ask(context: WebContext, conversation: Conversation, body: ChatBody) -> Message | None:
-    if body.message_id is not None:
-        raise RequestError("A message that was sent cannot be changed: send another one.")
-    question = context.checked(QuestionBody, question_of(body.messages))
-    return (await context.turns.ask(conversation, question.content, question.request_id))[1]
-
-
-async def _regenerate(
-    context: WebContext, conversation: Conversation, message_id: str | None
-) -> Message | None:
-    if message_id is not None:
-        last = await context.access.message(conversation, message_id)
-    else:
-        async for last in conversation.messages(newest_first=True):
-            if last.role is MessageRole.USER:  # it was not answered
-                return await context.turns.continue_(conversation, last)
-            if last.role is MessageRole.ASSISTANT:
-                break
-        else:
-            raise ConflictError("Nothing was said yet.")
-    # The client has disconnected from an answer that is being written: its stop does only that.
-    return await context.turns.retry(conversation, last, stop=True)
+    turns = ChatTurns(context, conversation, context.key(request, conversation))
+    submits = body.trigger == "submit-message"
+    answer = await (turns.submit(body) if submits else turns.regenerate(body))
+    return _stream(context, conversation, answer.id, answer.metadata)
 
 
 @table(
@@ -145,8 +113,8 @@ async def resume_chat(context: WebContext, request: Request) -> Response:
     That is the last answer, while it is being written and a minute longer, in which a page may have
     read its messages before. With ``resume`` it is the first answer behind what the page has.
 
-    In the place of the id of a chat may be a run id of the AI SDK's workflows, which is that of an
-    answer. With ``startIndex`` the stream begins with that part; a negative one counts from the end.
+    In the place of the id of a chat may be a run id of the AI SDK's workflows: that of an answer.
+    With ``startIndex`` the stream begins with that part; a negative one counts from the end.
     """
     query = context.checked(ChatStreamQuery, request.query_params)
     run = _RUN.fullmatch(request.path_params["conversation"])
@@ -158,8 +126,23 @@ async def resume_chat(context: WebContext, request: Request) -> Response:
     else:
         conversation = await context.access.conversation(request, run[1])
         message_id = await context.access.message_id(conversation, run[2])
-        found = await _header(conversation, message_id)
-    return await _stream(context, found, query.start_index)
+        found = await conversation.store().answers.state(conversation.id, message_id)
+        if found is None or found.role is not MessageRole.ASSISTANT:
+            raise UnknownError
+    text = ""
+    if not found.streamed:  # it was added whole
+        text = (await conversation.get_message(found.message_id)).content
+    since, headers = query.start_index, {}
+    if since is not None:
+        tail = ui_tail(found, context.presenter, text)
+        headers[TAIL] = str(tail)
+        since = max(tail + 1 + since, 0) if since < 0 else since
+    return _stream(
+        *(context, conversation, found.message_id, found.metadata),
+        text=text,
+        since=since,
+        headers=headers,
+    )
 
 
 async def _lacking(
@@ -221,32 +204,20 @@ async def _headers(conversation: Conversation, wanted: Range) -> list[MessageHea
     return await read_headers(conversation.store(), conversation.id, wanted)
 
 
-async def _header(conversation: Conversation, message_id: ObjectId) -> MessageHeader:
-    store = conversation.store()
-    what = f"read message {message_id}"
-    found: MessageHeader | None = await store.call(
-        store.reader.state, message_id, conversation.id, what=what
-    )
-    if found is None or found.role is not MessageRole.ASSISTANT:
-        raise UnknownError
-    return await store.leases.settle_if_expired(found)
-
-
-async def _stream(
-    context: WebContext, message: Message | MessageHeader, since: int | None = None
+def _stream(
+    context: WebContext,
+    conversation: Conversation,
+    message_id: ObjectId,
+    metadata: Mapping[str, Any],
+    *,
+    text: str = "",
+    since: int | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Streams a message, to a client that counts from the part ``since`` on."""
-    if isinstance(message, Message):
-        header = await _header(message.conversation_id, message.id)
-    text = ""
-    if not header.streamed:  # it was added whole
-        text = (await context.converse.get_message(header.message_id)).content
-    headers = {**STREAM_HEADERS, RUN_ID: f"run_{header.conversation_id}_{header.message_id}"}
-    if since is not None:
-        tail = ui_tail(header, context.presenter, text)
-        headers[TAIL] = str(tail)
-        since = max(tail + 1 + since, 0) if since < 0 else since
     chunk = first_chunk(since or 0)
-    watcher = context.converse.watch_message(header.message_id, chunk - 1 if chunk else None)
-    frames = ui_frames(context, header.message_id, header.metadata, watcher, text=text, since=since)
-    return EventStream(watcher, frames, context.streams, headers)
+    watcher = context.converse.watch_message(message_id, chunk - 1 if chunk else None)
+    frames = ui_frames(context, message_id, metadata, watcher, text=text, since=since)
+    run = {RUN_ID: f"run_{conversation.id}_{message_id}"}
+    return EventStream(
+        watcher, frames, context.streams, {**STREAM_HEADERS, **run, **(headers or {})}
+    )

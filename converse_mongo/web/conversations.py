@@ -159,7 +159,9 @@ async def add_question(context: WebContext, request: Request) -> dict[str, Any]:
     """Adds a user message and starts the answer."""
     conversation = await context.conversation(request)
     body = await context.body(request, models.QuestionBody)
-    question, answer = await context.turns.ask(conversation, body.content, body.request_id)
+    question, answer = await context.turns.ask(
+        conversation, body.content, body.request_id, key=context.key(request, conversation)
+    )
     return {"message": question, "answer": answer}
 
 
@@ -167,9 +169,10 @@ async def add_question(context: WebContext, request: Request) -> dict[str, Any]:
 async def retry_answer(context: WebContext, request: Request) -> dict[str, Any]:
     """Starts another answer in place of the last one."""
     conversation = await context.conversation(request)
-    message = await context.message(request, conversation)
+    answer = await context.access.message_id(conversation, request.path_params["message"])
     await context.body(request, models.EmptyBody)
-    return {"answer": await context.turns.retry(conversation, message)}
+    key = context.key(request, conversation)
+    return {"answer": await context.turns.retry(conversation, answer, key=key)}
 
 
 @table("POST", f"{MESSAGE}/stop", models.StatusView, models.StopBody)
@@ -182,11 +185,11 @@ async def stop_answer(context: WebContext, request: Request) -> dict[str, Any]:
     return {"id": message_id, "status": await context.converse.request_stop(message_id, reason)}
 
 
-@table("POST", f"{ONE}/stop", models.StoppedView, models.StopBody)
-@table("POST", "/chat/{conversation}/stop", models.StoppedView, models.StopBody)
+@table("POST", f"{ONE}/stop", models.StoppedView, models.StopsBody)
+@table("POST", "/chat/{conversation}/stop", models.StoppedView, models.StopsBody)
 async def stop_answers(context: WebContext, request: Request) -> dict[str, Any]:
-    """Stops all answers of a conversation that are being written."""
+    """Stops answers that are being written: all of a conversation, or that to one question."""
     conversation = await context.conversation(request)
-    reason = (await context.body(request, models.StopBody)).reason
-    stopped = await context.turns.stop(conversation, reason)
-    return {"stopped": [{"id": message.id, "status": status} for message, status in stopped]}
+    body = await context.body(request, models.StopsBody)
+    stopped = await context.turns.stop(conversation, body.reason, body.request_id)
+    return {"stopped": [{"id": message_id, "status": status} for message_id, status in stopped]}

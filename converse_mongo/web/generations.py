@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
@@ -13,16 +14,22 @@ from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.errors import (
     ConfigurationError,
+    ConversationNotFoundError,
     ConverseClosedError,
     ConverseError,
     MessageNotFoundError,
     MessageNotStreamingError,
     StreamStoppedError,
     WriterExistsError,
+    WriterFailedError,
     WriterFencedError,
 )
-from converse_mongo.store import Transaction, context_apart, open_transaction
+from converse_mongo.domain.types import MessageStatus
+from converse_mongo.driver.closing import CLOSE_SECONDS
+from converse_mongo.driver.deadlines import bounded
+from converse_mongo.store import Store, Transaction, context_apart, open_transaction
 from converse_mongo.web.errors import BusyError
+from converse_mongo.web.limits import Slots
 from converse_mongo.writing.shielded import ShieldedTask
 
 logger = logging.getLogger("converse_mongo")
@@ -32,6 +39,7 @@ Respond: TypeAlias = Callable[[Conversation, Message], Awaitable[None]]
 
 UNFINISHED = "The answer could not be generated."
 SHUT_DOWN = "The service was shut down."
+CONVERSATION_DELETED = "The conversation was deleted."
 
 
 class Generations:
@@ -62,14 +70,19 @@ class Generations:
         self._limit = limit
         self._grace = grace
         # A message that was deleted and started again has the same id, and needs its own writer.
-        self._running: dict[tuple[ObjectId, ObjectId | None], asyncio.Task[None]] = {}
-        self._beginning: set[asyncio.Task[Message]] = set()
+        self._answers: dict[tuple[ObjectId, ObjectId | None], _Answer] = {}
+        self._beginning: dict[Hashable, asyncio.Task[Message]] = {}
+        self._freeing: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
     def running(self) -> int:
         """The number of answers that are being written."""
-        return len(self._running)
+        return sum([not answer.is_free for answer in self._answers.values()])
+
+    def writes(self, message: Message) -> bool:
+        """Returns whether ``respond`` is running for a message."""
+        return (message.id, message.log_id) in self._answers
 
     def check_room(self) -> None:
         """Checks that one more answer can be started.
@@ -79,12 +92,24 @@ class Generations:
         """
         if self._closed:
             raise BusyError("The service is restarting. Try again in a few seconds.")
-        if len(self._running) + len(self._beginning) >= self._limit:
+        if self._is_full:
             logger.warning("An answer was refused: limit=%d are being written", self._limit)
             raise BusyError
 
+    @property
+    def _is_full(self) -> bool:
+        # What respond() does behind the end of its message counts less, and is bounded as well.
+        begun = len(self._beginning)
+        return self.running + begun >= self._limit or len(self._answers) + begun >= 2 * self._limit
+
     async def begin(
-        self, conversation: Conversation, create: Callable[[], Awaitable[Message]]
+        self,
+        conversation: Conversation,
+        create: Callable[[], Awaitable[Message]],
+        *,
+        name: Hashable = None,
+        slots: Slots | None = None,
+        key: Hashable = None,
     ) -> Message:
         """Creates a message and starts its answer, even if the request is cancelled meanwhile.
 
@@ -95,21 +120,73 @@ class Generations:
         Args:
             conversation: The conversation.
             create: Starts the message, or finds it.
+            name: Names the answer. If one of that name is being created, this waits for it.
+            slots: The slots of keys, of which the answer takes one until its message has ended.
+            key: The key that takes the slot.
 
         Raises:
             BusyError: ``limit`` run already, or it is closed; nothing was created.
+            LimitError: The key has no slot left; nothing was created.
         """
-        self.check_room()
+        name = object() if name is None else name
+        task = self._beginning.get(name)
+        full = self._is_full or (slots is not None and slots.is_full(key))
+        if task is None and full and not self._closed:
+            await self._free_ended()
+            task = self._beginning.get(name)
+        if task is None:
+            self.check_room()
+            taken = ExitStack()
+            if slots is not None:
+                taken.enter_context(slots.hold(key))
+            task = asyncio.create_task(
+                self._create(conversation, create, taken), name="converse_mongo-generation-begin"
+            )
+            self._beginning[name] = task
+            task.add_done_callback(lambda _: self._beginning.pop(name, None))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # by aclose
+                raise BusyError("The service is restarting. Try again in a few seconds.") from None
+            raise
 
-        async def both() -> Message:
+    async def _create(
+        self, conversation: Conversation, create: Callable[[], Awaitable[Message]], taken: ExitStack
+    ) -> Message:
+        with taken:
             message = await create()
-            self._start(conversation, message)
-            return message
+            self._start(conversation, message, taken.pop_all())
+        return message
 
-        task = asyncio.create_task(both(), name="converse_mongo-generation-begin")
-        self._beginning.add(task)
-        task.add_done_callback(self._beginning.discard)
-        return await asyncio.shield(task)
+    async def _free_ended(self) -> None:
+        """Frees the slots of answers whose messages have ended, however long ``respond`` goes on.
+
+        The database is asked, once for all that wait: a client may have seen the end before this
+        process has.
+        """
+        before = self._freeing
+        if before is not None:  # it may have asked too early
+            await asyncio.wait({before})
+        if self._freeing is before or self._freeing is None:
+            self._freeing = asyncio.create_task(
+                self._free_what_has_ended(), name="converse_mongo-generation-free"
+            )
+        await asyncio.shield(self._freeing)
+
+    async def _free_what_has_ended(self) -> None:
+        stores: dict[Store, dict[ObjectId, _Answer]] = {}
+        for answer in self._answers.values():
+            if not answer.is_free:
+                stores.setdefault(answer.message.store(), {})[answer.message.id] = answer
+        for store, answers in stores.items():
+            keys = {key: answer.message.conversation_id for key, answer in answers.items()}
+            counters = await store.call(
+                store.reader.counters, keys, what="look which answers have ended"
+            )
+            for key, answer in answers.items():
+                if key not in counters or counters[key].ended:
+                    answer.free()
 
     def start(self, conversation: Conversation, message: Message) -> None:
         """Starts ``respond`` for a streaming message, unless it runs here already.
@@ -117,33 +194,38 @@ class Generations:
         Raises:
             BusyError: ``limit`` run already, or it is closed.
         """
-        self._start(conversation, message, check_room=True)
-
-    def _start(
-        self, conversation: Conversation, message: Message, *, check_room: bool = False
-    ) -> None:
-        key = message.id, message.log_id
-        if not message.is_streaming or key in self._running:
-            return
-        if check_room:
+        if message.is_streaming and not self.writes(message):
             self.check_room()
-        task = asyncio.create_task(
-            self._write(conversation, message, open_transaction(message.store())),
+        self._start(conversation, message, ExitStack())
+
+    def _start(self, conversation: Conversation, message: Message, taken: ExitStack) -> None:
+        key = message.id, message.log_id
+        if not message.is_streaming or key in self._answers:
+            taken.close()
+            return
+        transaction = open_transaction(message.store())
+        answer = self._answers[key] = _Answer(conversation, message, taken)
+        answer.task = asyncio.create_task(
+            self._write(answer, transaction),
             name=f"converse_mongo-generation-{message.id}",
             # It outlives its request, and the deadline of that.
             context=context_apart(),
         )
-        self._running[key] = task
-        task.add_done_callback(lambda _: self._running.pop(key, None))
 
-    async def _write(
-        self, conversation: Conversation, message: Message, transaction: Transaction | None
-    ) -> None:
+        def forget(_task: object) -> None:
+            answer.free()
+            self._answers.pop(key, None)
+
+        answer.task.add_done_callback(forget)
+
+    async def _write(self, answer: "_Answer", transaction: Transaction | None) -> None:
+        message = answer.message
         if transaction is not None and not await transaction.outcome():
             return  # the message was never created
         metadata: dict[str, str] | None = None
         try:
-            await self._respond(conversation, message)
+            with answer.listening():
+                await self._respond(answer.conversation, message)
         except StreamStoppedError:
             pass  # a stop was requested, and the message is cancelled
         except WriterExistsError:
@@ -153,13 +235,20 @@ class Generations:
             logger.warning("The generation of message %s ended: %s", message.id, error)
             return
         except asyncio.CancelledError:
+            if answer.verdict is not None:
+                logger.info("The generation of message %s ended: %s", message.id, answer.verdict)
+                return
+            # However often this is cancelled: it has a time limit.
             await ShieldedTask(
                 lambda: self._end(message, lambda: message.cancel_streaming(SHUT_DOWN)),
                 "converse_mongo-generation-end",
-            ).wait()
+            ).finish()
             raise
         except Exception as error:
-            logger.exception("The generation of message %s failed", message.id)
+            if answer.is_due_to_its_end(error):
+                logger.info("The generation of message %s ended: %s", message.id, error)
+            else:
+                logger.exception("The generation of message %s failed", message.id)
             metadata = {"error_type": type(error).__name__}
         await self._end(message, lambda: message.fail_streaming(UNFINISHED, metadata))
 
@@ -168,7 +257,10 @@ class Generations:
         if not message.is_streaming:
             return
         try:
-            await end()
+            if self._closed:
+                await bounded(CLOSE_SECONDS, end, own=True)
+            else:
+                await end()
         except MessageNotStreamingError:
             pass  # its writer ended it
         except MessageNotFoundError:
@@ -177,17 +269,36 @@ class Generations:
             logger.exception("Message %s could not be ended", message.id)
 
     async def aclose(self) -> None:
-        """Refuses new answers, and returns once all that run have ended."""
+        """Refuses new answers, and returns once all that run have ended.
+
+        It takes ``grace`` seconds and at most some more. An answer that does not end in that time,
+        since MongoDB does not answer or ``respond`` does not let itself be cancelled, is left: its
+        message ends once its lease has run out.
+        """
         self._closed = True
-        if self._beginning:
-            await asyncio.wait(self._beginning)
-        running = list(self._running.values())
-        if not running:
-            return
-        await asyncio.wait(running, timeout=self._grace)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        time = asyncio.get_running_loop().time
+        due = time() + self._grace
+        while (left := self._tasks()) and time() < due:
+            await asyncio.wait(left, timeout=due - time())
+        due = time() + 2 * CLOSE_SECONDS
+        # Again, since on Python 3.11 a driver may swallow a cancellation.
+        while (left := self._tasks()) and time() < due:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=CLOSE_SECONDS / 4)
+        if left:
+            logger.warning(
+                "%d answers were left when the service was shut down, and end once their leases "
+                "have run out: %s",
+                *(len(left), ", ".join(str(key) for key, _ in self._answers)),
+            )
+
+    def _tasks(self) -> set[asyncio.Task[Any]]:
+        tasks: set[asyncio.Task[Any]] = set(self._beginning.values())
+        for answer in self._answers.values():
+            if answer.task is not None:
+                tasks.add(answer.task)
+        return tasks
 
     async def __aenter__(self) -> Self:
         self._closed = False
@@ -200,3 +311,80 @@ class Generations:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+class _Answer:
+    """An answer that ``respond`` writes.
+
+    Attributes:
+        conversation: The conversation.
+        message: The message.
+        task: The task that runs ``respond``.
+        verdict: The reason to end ``respond``, if its message has ended, or is gone, and it has no
+            writer that could tell it.
+        is_free: True once it takes no slot any more.
+    """
+
+    def __init__(self, conversation: Conversation, message: Message, taken: ExitStack) -> None:
+        self.conversation = conversation
+        self.message = message
+        self.task: asyncio.Task[None] | None = None
+        self.verdict: str | None = None
+        self.is_free = False
+        self._taken = taken
+        self._looking: asyncio.Task[None] | None = None
+
+    def free(self) -> None:
+        """Frees the slots that it takes."""
+        self.is_free = True
+        self._taken.close()
+
+    def is_due_to_its_end(self, error: Exception) -> bool:
+        """Returns whether an error says that the message was stopped, or deleted."""
+        if isinstance(error, WriterFailedError) and isinstance(error.__cause__, ConverseError):
+            error = error.__cause__
+        if isinstance(error, MessageNotStreamingError):
+            own = error.message_id == self.message.id
+            return own and error.status is MessageStatus.CANCELLED
+        if isinstance(error, ConversationNotFoundError):
+            return error.conversation_id == self.conversation.id
+        return isinstance(error, MessageNotFoundError) and error.message_id == self.message.id
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Ends the task in the block if the message is stopped or deleted and has no writer.
+
+        A writer gets to know by itself.
+        """
+        notices = self.message.store().notices
+        stop = notices.listen(self.message.id, self.message.conversation_id, self._notice)
+        try:
+            yield
+        finally:
+            stop()
+            if self._looking is not None:
+                self._looking.cancel()
+
+    def _notice(self, _holder: ObjectId | None) -> None:
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name="converse_mongo-generation-look")
+
+    async def _look(self) -> None:
+        message = self.message
+        store = message.store()
+        try:
+            state = await store.answers.state(message.conversation_id, message.id)
+            if state is not None and not await store.answers.has_conversation(state):
+                state = await store.leases.request_stop(state.key, CONVERSATION_DELETED)
+        except (ConverseError, PyMongoError) as error:
+            logger.info("Could not look whether message %s was stopped: %s", message.id, error)
+            return
+        if state is None or state.log_id != message.log_id:
+            verdict = "the message was deleted"
+        elif state.status is MessageStatus.CANCELLED and state.stop_requested:
+            verdict = "a stop was requested"
+        else:
+            return
+        if self.task is not None and store.notices.listeners(message.id) == 1:
+            self.verdict = verdict
+            self.task.cancel()

@@ -84,13 +84,17 @@ class Slots:
         self._limit = limit
         self._held: Counter[Hashable] = Counter()
 
+    def is_full(self, key: Hashable) -> bool:
+        """Returns whether a key holds the most it may."""
+        return key is not None and self._limit is not None and self._held[key] >= self._limit
+
     def check(self, key: Hashable) -> None:
         """Checks that a key may hold one more.
 
         Raises:
             LimitError: It holds the most it may.
         """
-        if key is not None and self._limit is not None and self._held[key] >= self._limit:
+        if self.is_full(key):
             raise LimitError
 
     @contextmanager

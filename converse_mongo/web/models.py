@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -71,6 +72,17 @@ class StopBody(BaseModel):
     """A request to stop an answer."""
 
     reason: Annotated[_Text, _at_most(MAX_REASON_BYTES)] | None = None
+
+
+class StopsBody(StopBody):
+    """A request to stop answers: all, or that to the question of a ``request_id``.
+
+    Clients of the AI SDK may name the id of the message as ``messageId``.
+    """
+
+    request_id: Annotated[
+        _RequestId | None, Field(validation_alias=AliasChoices("request_id", "messageId"))
+    ] = None
 
 
 class PageQuery(BaseModel):

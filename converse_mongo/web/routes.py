@@ -94,13 +94,14 @@ def routes(
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigurationError(f"{name}={size!r}: pass a number of bytes, at least 1.")
+    limits = limits or Limits()
     context = WebContext(
         converse=converse,
         access=Access(converse, authorize, owner, shown),
-        turns=Turns(generations),
+        turns=Turns(generations, limits),
         presenter=Presenter(show_errors, show_metadata or (lambda metadata: metadata)),
         streams=options,
-        limits=limits or Limits(),
+        limits=limits,
         origins=frozenset(origins),
         **sizes,
     )

@@ -1,118 +1,420 @@
 """Turns: asking, retrying and stopping, each carried out once however often it is requested."""
 
-from collections.abc import Iterable
+import logging
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
+from itertools import count
+from typing import Literal, TypeAlias
+
+from bson import ObjectId
 
 from converse_mongo.documents.conversations import Conversation
-from converse_mongo.documents.messages import Message
+from converse_mongo.documents.listings import load_outline
+from converse_mongo.documents.messages import Message, generated_id
+from converse_mongo.domain.errors import GenerationConflictError, MessageNotFoundError
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole, MessageStatus
-from converse_mongo.web.errors import ConflictError
+from converse_mongo.store.collections import back_off
+from converse_mongo.web.errors import BusyError, ConflictError, NotAnsweredError
 from converse_mongo.web.generations import Generations
-from converse_mongo.web.models import replaced_id
+from converse_mongo.web.limits import Limits, Slots
+
+logger = logging.getLogger("converse_mongo")
+
+STOP_SECONDS = 5.0
+"""The time for which a new answer waits for those that were stopped."""
+
+Meanwhile: TypeAlias = Literal["refuse", "stop"]
+"""What to do if as many answers are being written as a conversation may have: refuse the new one,
+or stop the oldest."""
+
+BEING_WRITTEN = "An answer is being written. Wait for it, or stop it."
+OTHER_TEXT = "This message was already sent with another text. Send it as a new message."
 
 
 class Turns:
     """Adds messages, and starts their answers if this process generates them.
 
+    A question that is named by a ``request_id`` has an id that is derived from it, and an answer
+    one that is derived from the question, so that both can be found, and stopped, by the name.
+
     Args:
         generations: Writes the answers; ``None`` if another process does.
+        limits: How many answers are written at once.
     """
 
-    def __init__(self, generations: Generations | None) -> None:
+    def __init__(self, generations: Generations | None, limits: Limits) -> None:
         self._generations = generations
+        self._at_once = limits.answers_per_conversation
+        self._slots = Slots(limits.answers_per_key)
+
+    # Asking
 
     async def ask(
-        self, conversation: Conversation, content: str, request_id: str | None = None
+        self,
+        conversation: Conversation,
+        content: str,
+        request_id: str | None = None,
+        *,
+        key: Hashable = None,
+        meanwhile: Meanwhile = "refuse",
+        heed_stop: bool = True,
     ) -> tuple[Message, Message | None]:
         """Adds a user message and starts the answer.
 
         Args:
-            request_id: Names the request: the same one again adds nothing and starts nothing.
+            conversation: The conversation.
+            content: The text of the message.
+            request_id: Names the request. The same one again adds nothing and starts nothing, and
+                is not refused.
+            key: Who asks, for the limit of answers by key.
+            meanwhile: What to do if an answer is being written.
+            heed_stop: ``False`` to answer it in spite of a stop that came before the question.
 
         Returns:
-            The user message, and the answer, which may have existed before.
+            The user message; and the answer, which may have existed before, or ``None`` if another
+            process answers. An answer that existed has its text only if it has ended.
 
         Raises:
+            ConflictError: An answer is being written, or the ``request_id`` belongs to another
+                text. Nothing was written.
+            LimitError: The key has as many answers as it may; nothing was written.
             BusyError: No more answers can be started now; nothing was written.
         """
         named = None if request_id is None else f"request:{request_id}"
+        found = None if request_id is None else await self._asked(conversation, request_id, content)
+        if found is not None:
+            answer = await self._find(conversation, _answer_to(found.id))
+            if answer is not None:
+                return found, await self._adopt(conversation, answer)
         if self._generations is None:
-            return await conversation.create_user_message(content, generation_id=named), None
+            return await _add(conversation, content, named), None
         added: list[Message] = []
 
-        async def add_both() -> Message:
-            added.append(await conversation.create_user_message(content, generation_id=named))
-            return await conversation.start_streaming_assistant(generation_id=_answer_to(added[0]))
+        async def add() -> Message:
+            added.append(await _add(conversation, content, named))
+            name = _answer_to(added[0].id)
+            if named is None:
+                return await conversation.start_streaming_assistant(generation_id=name)
+            return await self._start(conversation, name, heed_stop=heed_stop)
 
-        answer = await self._generations.begin(conversation, add_both)
+        name = None
+        if request_id is not None:
+            name = _answer_to(question_id(conversation, request_id))
+        answer = await self._begin(conversation, add, name, key, meanwhile)
+        if not added and request_id is not None:  # the same request was being carried out
+            found = found or await self._asked(conversation, request_id, content)
+            if found is None:
+                raise ConflictError
+            added.append(found)
         return added[0], answer
 
-    async def continue_(self, conversation: Conversation, question: Message) -> Message | None:
-        """The answer to a message that has none yet."""
-        return await self._answer(conversation, _answer_to(question))
+    async def answer(
+        self,
+        conversation: Conversation,
+        question: ObjectId,
+        *,
+        key: Hashable = None,
+        meanwhile: Meanwhile = "refuse",
+    ) -> Message:
+        """Starts the answer to a question that has none, or finds the one that it has.
+
+        Takes and raises what :meth:`ask` does.
+
+        Raises:
+            NotAnsweredError: This process generates no answers; nothing was written.
+        """
+        self.check_answers()
+        name = _answer_to(question)
+        answer = await self._find(conversation, name)
+        if answer is not None:
+            return await self._adopt(conversation, answer)
+        return await self._begin(
+            conversation, lambda: self._start(conversation, name), name, key, meanwhile
+        )
 
     async def retry(
-        self, conversation: Conversation, answer: Message, *, stop: bool = False
-    ) -> Message | None:
+        self,
+        conversation: Conversation,
+        answer: ObjectId,
+        *,
+        key: Hashable = None,
+        meanwhile: Meanwhile = "refuse",
+    ) -> Message:
         """Starts another answer in place of the last one of a conversation.
 
+        The same again starts nothing, and is not refused.
+
         Args:
-            stop: Whether to stop that one first if it is being written.
+            conversation: The conversation.
+            answer: The answer to replace.
+            key: As for :meth:`ask`.
+            meanwhile: What to do if that or another answer is being written. ``"stop"`` stops that
+                one, and as many of the others as it must.
 
         Raises:
             ConflictError: It is not an answer, is being written, or is not the last.
-            BusyError: No more answers can be started now; nothing was written.
+            MessageNotFoundError: It does not exist.
+            NotAnsweredError: This process generates no answers; nothing was changed.
+            LimitError: The key has as many answers as it may; nothing was changed.
+            BusyError: No more answers can be started now; nothing was changed.
         """
-        if answer.role is not MessageRole.ASSISTANT:
-            raise ConflictError("Only an answer can be retried.")
-        if answer.is_streaming and not stop:
-            raise ConflictError("This answer is being written: stop it first.")
-        later = await conversation.messages(after=answer.position)
-        if any(message.role is MessageRole.USER for message in later):
-            raise ConflictError("Only the last answer can be retried.")
-        if answer.is_streaming:
-            if self._generations is not None:
-                self._generations.check_room()
-            await answer.request_stop()
-        return await self._answer(
-            conversation, f"instead:{answer.id}", {"replaces": str(answer.id)}
+        self.check_answers()
+        name = _instead_of(answer)
+        known = await self._find(conversation, name)
+        if known is not None:
+            return await self._adopt(conversation, known)
+
+        return await self._begin(
+            conversation,
+            lambda: self._start(conversation, name, {"replaces": str(answer)}),
+            *(name, key, meanwhile),
+            replaced=answer,
         )
 
-    async def _answer(
-        self, conversation: Conversation, name: str, metadata: dict[str, str] | None = None
-    ) -> Message | None:
-        async def start() -> Message:
-            return await conversation.start_streaming_assistant(metadata, generation_id=name)
+    def check_answers(self) -> None:
+        """Checks that this process generates answers.
 
+        Raises:
+            NotAnsweredError: It does not. The log says what is missing.
+        """
         if self._generations is None:
-            return None
-        return await self._generations.begin(conversation, start)
+            logger.error(
+                "A request for an answer was refused: this process generates none. Pass "
+                "generations=Generations(respond) to routes()"
+            )
+            raise NotAnsweredError
+
+    # Finding
+
+    async def question(self, conversation: Conversation, request_id: str) -> MessageHeader | None:
+        """Returns the user message that a request added; ``None`` if it has not arrived."""
+        key = question_id(conversation, request_id)
+        return await conversation.store().answers.state(conversation.id, key)
+
+    async def answers_to(
+        self, conversation: Conversation, question: ObjectId
+    ) -> list[MessageHeader]:
+        """Returns the answers to a question, each of which replaces the one before it."""
+        found: list[MessageHeader] = []
+        key = answer_id(conversation, question)
+        while state := await conversation.store().answers.state(conversation.id, key):
+            found.append(state)
+            key = generated_id(conversation.id, _instead_of(key))
+        return found
+
+    async def streaming(self, conversation: Conversation) -> list[MessageHeader]:
+        """Returns the answers that are being written, in order."""
+        return await conversation.store().answers.running(conversation.id)
+
+    async def last(self, conversation: Conversation) -> MessageHeader | None:
+        """Returns the last message of a user or of the model, if there is one."""
+        return await conversation.store().answers.last(conversation.id)
+
+    # Stopping
 
     async def stop(
-        self, conversation: Conversation, reason: str | None = None
-    ) -> list[tuple[Message, MessageStatus]]:
-        """Asks all answers of a conversation that are being written to stop."""
+        self,
+        conversation: Conversation,
+        reason: str | None = None,
+        request_id: str | None = None,
+    ) -> list[tuple[ObjectId, MessageStatus]]:
+        """Asks answers to stop that are being written.
+
+        Args:
+            conversation: The conversation.
+            reason: Stored with the answer.
+            request_id: Stops only the answer to the question that this request adds. If it has not
+                arrived yet, its answer will begin cancelled. The id of a stored message is
+                accepted as well: of an answer, or of its question.
+
+        Returns:
+            The answers, with their status.
+        """
+        if request_id is None:
+            running = await self.streaming(conversation)
+            return await self._request_stops(conversation, running, reason)
+        question = question_id(conversation, request_id)
+        if ObjectId.is_valid(request_id):
+            key = ObjectId(request_id)
+            state = await conversation.store().answers.state(conversation.id, key)
+            if state is not None and state.role is MessageRole.ASSISTANT:
+                return await self._request_stops(conversation, [state], reason)
+            if state is not None:
+                question = key
+        found = await self.answers_to(conversation, question)
+        if not found:
+            early = answer_id(conversation, question)
+            await conversation.store().answers.stop_early(conversation.id, early, reason)
+            found = await self.answers_to(conversation, question)
+            if not found:
+                return [(early, MessageStatus.CANCELLED)]
+        return await self._request_stops(conversation, found, reason)
+
+    async def _request_stops(
+        self, conversation: Conversation, answers: list[MessageHeader], reason: str | None
+    ) -> list[tuple[ObjectId, MessageStatus]]:
+        leases = conversation.store().leases
         return [
-            (message, await message.request_stop(reason))
-            for message in await self.streaming(conversation)
+            (each.message_id, (await leases.request_stop(each.key, reason)).status)
+            for each in answers
+            if not each.status.is_final
         ]
 
-    async def streaming(self, conversation: Conversation) -> list[Message]:
-        """The answers that are being written."""
-        listed = await conversation.messages(status=MessageStatus.STREAMING)
-        return [
-            message
-            for message in listed
-            if message.is_streaming and message.role is MessageRole.ASSISTANT
-        ]
+    # One at a time
+
+    async def _begin(
+        self,
+        conversation: Conversation,
+        add: Callable[[], Awaitable[Message]],
+        name: str | None,
+        key: Hashable,
+        meanwhile: Meanwhile,
+        *,
+        replaced: ObjectId | None = None,
+    ) -> Message:
+        """Starts an answer in its turn, and has it written."""
+        if self._generations is None:
+            raise NotAnsweredError
+
+        async def create() -> Message:
+            async with conversation.store().answers.turn(conversation.id) as turn:
+                found = None if name is None else await self._find(conversation, name)
+                if found is not None:
+                    return found
+                if replaced is not None:
+                    await self._check_last(conversation, replaced, meanwhile)
+                await self._make_way(conversation, meanwhile, replaced)
+                message = await add()
+            if turn.is_over and message.is_streaming:
+                # Others may have begun since.
+                await message.request_stop()
+                await message.refresh()
+            return message
+
+        joined = None if name is None else (conversation.id, name)
+        return await self._generations.begin(
+            conversation, create, name=joined, slots=self._slots, key=key
+        )
+
+    async def _make_way(
+        self, conversation: Conversation, meanwhile: Meanwhile, replaced: ObjectId | None
+    ) -> None:
+        """Has no more answers being written than there may be beside a new one.
+
+        It waits a while for those that were stopped, so that the new one knows their text.
+
+        Raises:
+            ConflictError: There are as many as there may be.
+        """
+        streaming = await self.streaming(conversation)
+        excess = [each for each in streaming if each.message_id == replaced]
+        if self._at_once is not None:
+            others = [each for each in streaming if each not in excess and not each.stop_requested]
+            surplus = others[: max(len(others) - self._at_once + 1, 0)]
+            if surplus and meanwhile == "refuse":
+                raise ConflictError(BEING_WRITTEN)
+            excess += surplus
+        await self._request_stops(conversation, excess, None)
+        ending = {each.message_id for each in streaming if each in excess or each.stop_requested}
+        until = time.monotonic() + STOP_SECONDS
+        for attempt in count():
+            if not ending or time.monotonic() >= until:
+                return
+            await back_off(attempt)
+            ending &= {each.message_id for each in await self.streaming(conversation)}
+
+    async def _check_last(
+        self, conversation: Conversation, answer: ObjectId, meanwhile: Meanwhile
+    ) -> None:
+        answers = conversation.store().answers
+        state = await answers.state(conversation.id, answer)
+        if state is None:
+            raise MessageNotFoundError(answer)
+        if state.role is not MessageRole.ASSISTANT:
+            raise ConflictError("Only an answer can be retried.")
+        if not state.status.is_final and not state.stop_requested and meanwhile == "refuse":
+            raise ConflictError("This answer is being written: stop it first.")
+        if await answers.is_asked_behind(conversation.id, state.position):
+            raise ConflictError("Only the last answer can be retried.")
+
+    async def _start(
+        self,
+        conversation: Conversation,
+        name: str,
+        metadata: dict[str, str] | None = None,
+        *,
+        heed_stop: bool = True,
+    ) -> Message:
+        message = await conversation.start_streaming_assistant(metadata, generation_id=name)
+        if heed_stop:
+            await self._heed_early_stop(conversation, message)
+        return message
+
+    async def _heed_early_stop(self, conversation: Conversation, message: Message) -> None:
+        stop = await conversation.store().answers.early_stop(conversation.id, message.id)
+        if stop is not None:
+            await message.request_stop(stop.reason)
+            await message.refresh()
+
+    # Once
+
+    async def _asked(
+        self, conversation: Conversation, request_id: str, content: str
+    ) -> Message | None:
+        """Finds the user message of a request.
+
+        Raises:
+            ConflictError: It has another text.
+        """
+        key = question_id(conversation, request_id)
+        found = await load_outline(conversation.message_model, conversation.id, key)
+        if found is not None and (found.role, found.content) != (MessageRole.USER, content):
+            raise ConflictError(OTHER_TEXT)
+        return found
+
+    async def _find(self, conversation: Conversation, name: str) -> Message | None:
+        key = generated_id(conversation.id, name)
+        return await load_outline(conversation.message_model, conversation.id, key)
+
+    async def _adopt(self, conversation: Conversation, answer: Message) -> Message:
+        """Starts an answer that no process has begun to write, if there is room.
+
+        The process that added it may be about to write it: one of the two is refused the writer.
+        """
+        generations, lease = self._generations, answer.lease
+        if generations is None or not answer.is_streaming or (lease is not None and lease.epoch):
+            return answer
+        if not generations.writes(answer):
+            answer = await conversation.get_message(answer.id)
+            await self._heed_early_stop(conversation, answer)
+            with suppress(BusyError):
+                generations.start(conversation, answer)
+        return answer
 
 
-def _answer_to(question: Message) -> str:
+async def _add(conversation: Conversation, content: str, name: str | None) -> Message:
+    try:
+        return await conversation.create_user_message(content, generation_id=name)
+    except GenerationConflictError as error:
+        raise ConflictError(OTHER_TEXT) from error
+
+
+def question_id(conversation: Conversation, request_id: str) -> ObjectId:
+    """Returns the id of the question that a request adds."""
+    return generated_id(conversation.id, f"request:{request_id}")
+
+
+def answer_id(conversation: Conversation, question: ObjectId) -> ObjectId:
+    """Returns the id of the first answer to a question, also before there is one."""
+    return generated_id(conversation.id, _answer_to(question))
+
+
+def _answer_to(question: ObjectId) -> str:
     """The ``generation_id`` of the answer: one question has one, however often it is requested."""
-    return f"answer:{question.id}"
+    return f"answer:{question}"
 
 
-def without_replaced(messages: Iterable[Message]) -> list[Message]:
-    """The messages that no other among them replaces: the prompt of a model, for example."""
-    listed = list(messages)
-    replaced = {replaced_id(message.metadata) for message in listed}
-    return [message for message in listed if str(message.id) not in replaced]
+def _instead_of(answer: ObjectId) -> str:
+    return f"instead:{answer}"
