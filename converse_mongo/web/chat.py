@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from bson import ObjectId
@@ -52,11 +52,12 @@ RUN_ID = "x-workflow-run-id"
 TAIL = "x-workflow-stream-tail-index"
 
 PAGE_LOAD = timedelta(seconds=60)
-"""The time in which a page resumes after it has read its messages."""
+"""The time in which a page resumes after it has read its messages, and a question is answered."""
 BEGIN_SECONDS = 3.0
 """The time for which a resumed stream waits for the answer to a new question."""
 MAX_ANSWERS = 32
 
+_MAX_DIGITS = 16
 _RUN = re.compile(r"run_([0-9a-f]{24})_([0-9a-f]{24})")
 _TALK = frozenset({MessageRole.USER, MessageRole.ASSISTANT})
 
@@ -75,17 +76,53 @@ async def get_chat(context: WebContext, request: Request) -> Response:
     page = await read_page(conversation, context.access.roles, query.limit, query.before)
     messages = without_replaced(page.messages)
     headers = {} if page.before is None else {BEFORE: str(page.before)}
+    lacking = False
     if query.before is None:
+        end = cast(int, messages[-1].position) + 1 if messages else 0
         last = next((each for each in reversed(messages) if each.role in _TALK), None)
         if last is not None and last.role is MessageRole.ASSISTANT and last.is_streaming:
             messages = [each for each in messages if each is not last]
-            headers[RESUME] = str(last.position)
-        else:
-            headers[RESUME] = str(cast(int, messages[-1].position) + 1 if messages else 0)
+            end, lacking = cast(int, last.position), True
+        elif last is not None and last.role is MessageRole.USER:
+            lacking = _is_recent(last.created_at)
+        headers[RESUME] = str(end)
     shown = [ui_message(message, context.presenter) for message in messages]
     response = Json(shown, omit_none=True)
     response.headers.update(headers)
+    if query.before is None:
+        _remember(request, response, conversation, headers[RESUME] if lacking else None)
     return response
+
+
+def _remember(
+    request: Request, response: Response, conversation: Conversation, resume: str | None
+) -> None:
+    """Has a browser send ``resume`` by itself while its page loads, or no longer.
+
+    The default transport of the SDK does not know what its page has. Without this it would miss an
+    answer that ends while the page loads; replaying such an answer to each page would have a page
+    that has it show it twice, with ``ai`` before 7.0.61.
+    """
+    name = _cookie(conversation)
+    if resume is not None:
+        response.set_cookie(
+            *(name, resume, int(PAGE_LOAD.total_seconds())),
+            path=None,  # that of the address, as the browser knows it
+            secure=request.url.scheme == "https",
+            httponly=True,
+            samesite="strict",
+        )
+    elif name in request.cookies:
+        response.set_cookie(name, max_age=0, path=None)
+
+
+def _remembered(request: Request, conversation: Conversation) -> int | None:
+    found = request.cookies.get(_cookie(conversation), "")
+    return int(found) if found.isdecimal() and len(found) < _MAX_DIGITS else None
+
+
+def _cookie(conversation: Conversation) -> str:
+    return f"converse-resume-{conversation.id}"
 
 
 @table("POST", "/chat", UiPart, ChatBody, streams=True)
@@ -99,7 +136,9 @@ async def chat(context: WebContext, request: Request) -> Response:
     turns = ChatTurns(context, conversation, context.key(request, conversation))
     submits = body.trigger == "submit-message"
     answer = await (turns.submit(body) if submits else turns.regenerate(body))
-    return _stream(context, conversation, answer.id, answer.metadata)
+    response = _stream(context, conversation, answer.id, answer.metadata)
+    _remember(request, response, conversation, None)
+    return response
 
 
 @table(
@@ -110,8 +149,8 @@ async def chat(context: WebContext, request: Request) -> Response:
 async def resume_chat(context: WebContext, request: Request) -> Response:
     """Streams the answer that a page lacks, from its start. Without one the status is 204.
 
-    That is the last answer, while it is being written and a minute longer, in which a page may have
-    read its messages before. With ``resume`` it is the first answer behind what the page has.
+    That is the last answer, while it is being written. With ``resume`` it is the first answer
+    behind what the page has, also if it has ended.
 
     In the place of the id of a chat may be a run id of the AI SDK's workflows: that of an answer.
     With ``startIndex`` the stream begins with that part; a negative one counts from the end.
@@ -120,7 +159,8 @@ async def resume_chat(context: WebContext, request: Request) -> Response:
     run = _RUN.fullmatch(request.path_params["conversation"])
     if run is None:
         conversation = await context.conversation(request)
-        found = await _lacking(context, conversation, query.resume)
+        since = _remembered(request, conversation) if query.resume is None else query.resume
+        found = await _lacking(context, conversation, since)
         if found is None:
             return Response(status_code=204, headers=NO_STORE)
     else:
@@ -132,15 +172,15 @@ async def resume_chat(context: WebContext, request: Request) -> Response:
     text = ""
     if not found.streamed:  # it was added whole
         text = (await conversation.get_message(found.message_id)).content
-    since, headers = query.start_index, {}
-    if since is not None:
+    first, headers = query.start_index, {}
+    if first is not None:
         tail = ui_tail(found, context.presenter, text)
         headers[TAIL] = str(tail)
-        since = max(tail + 1 + since, 0) if since < 0 else since
+        first = max(tail + 1 + first, 0) if first < 0 else first
     return _stream(
         *(context, conversation, found.message_id, found.metadata),
         text=text,
-        since=since,
+        since=first,
         headers=headers,
     )
 
@@ -172,16 +212,14 @@ async def _lacking(
     [last] = newest
     if last.role is MessageRole.USER:
         return await _begun(context, conversation, last)
-    if since is None and (not last.status.is_final or _is_recent(last)):
-        return last
-    return None
+    return last if since is None and not last.status.is_final else None
 
 
 async def _begun(
     context: WebContext, conversation: Conversation, question: MessageHeader
 ) -> MessageHeader | None:
     """The answer to a question that was asked a moment ago, for which it waits."""
-    if not _is_recent(question):
+    if not _is_recent(question.created_at):
         return None
     answers = Range(start=question.position + 1, limit=1, roles=frozenset({MessageRole.ASSISTANT}))
     watcher = context.converse.watch_conversation(conversation.id, NOW)
@@ -196,8 +234,8 @@ async def _begun(
     return None
 
 
-def _is_recent(header: MessageHeader) -> bool:
-    return now() - (header.completed_at or header.created_at) < PAGE_LOAD
+def _is_recent(moment: datetime) -> bool:
+    return now() - moment < PAGE_LOAD
 
 
 async def _headers(conversation: Conversation, wanted: Range) -> list[MessageHeader]:
