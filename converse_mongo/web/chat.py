@@ -107,13 +107,12 @@ def _remember(
     if resume is not None:
         response.set_cookie(
             *(name, resume, int(PAGE_LOAD.total_seconds())),
-            path=None,  # that of the address, as the browser knows it
             secure=request.url.scheme == "https",
             httponly=True,
             samesite="strict",
         )
     elif name in request.cookies:
-        response.set_cookie(name, max_age=0, path=None)
+        response.delete_cookie(name)
 
 
 def _remembered(request: Request, conversation: Conversation) -> int | None:
