@@ -55,7 +55,8 @@ function cut(body, count) {
       const { done, value } = await reader.read();
       if (done) return controller.close();
       text += decoder.decode(value, { stream: true });
-      const events = text.split("\n\n").filter((each) => each.startsWith("data:"));
+      const whole = text.split("\n\n").slice(0, -1);
+      const events = whole.filter((each) => each.startsWith("data:"));
       if (events.length < count) return;
       const head = events.slice(0, count).map((each) => `${each}\n\n`);
       controller.enqueue(new TextEncoder().encode(head.join("")));
