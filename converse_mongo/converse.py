@@ -231,7 +231,7 @@ class Converse:
             )
             for pipeline in (
                 changes.pipeline(reader.messages.name, reader.conversations.name),
-                changes.writers_pipeline(reader.messages.name),
+                changes.writers_pipeline(reader.messages.name, reader.conversations.name),
             )
         )
         streams = replicated and self._change_streams

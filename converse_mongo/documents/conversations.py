@@ -48,6 +48,7 @@ from converse_mongo.domain.validation import (
     object_id,
 )
 from converse_mongo.store import Store
+from converse_mongo.store.answers import CONVERSATION_DELETED
 
 C = TypeVar("C", bound="Conversation")
 
@@ -457,6 +458,19 @@ class Conversation(StoredDocument, Document):
                 )
             )
         return self
+
+    async def delete(self, *args: Any, **kwargs: Any) -> Any:
+        """Deletes the conversation, as Beanie does, and stops what is being written in it.
+
+        Its messages stay; delete them first to remove them as well.
+
+        Raises:
+            StoreUnavailableError: MongoDB did not answer; delete it again.
+            ConverseClosedError: The facade was closed.
+        """
+        deleted = await super().delete(*args, **kwargs)
+        await self.store().answers.stop_all(self._own_id(), CONVERSATION_DELETED)
+        return deleted
 
 
 Message.conversation_model = Conversation

@@ -12,6 +12,7 @@ from pymongo.errors import PyMongoError
 from converse_mongo.domain.errors import (
     ConversationNotFoundError,
     ConverseError,
+    MessageNotFoundError,
     StoreUnavailableError,
 )
 from converse_mongo.domain.headers import HEADER, MessageHeader
@@ -23,6 +24,9 @@ from converse_mongo.store.leases import Leases
 
 WAIT_SECONDS = 5.0
 """The time for which a caller waits for its turn."""
+CONVERSATION_DELETED = "The conversation was deleted."
+"""The reason of the stop of a message whose conversation is gone."""
+
 LOOK_SECONDS = 1.0
 """The time after which a caller that waits looks whether the holder of the turn is dead."""
 
@@ -58,6 +62,25 @@ class Answers:
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
+        listed = await self._streaming(conversation_id)
+        states = [
+            await self._leases.settle_if_expired(state)
+            for state in listed
+            if state.role is MessageRole.ASSISTANT
+        ]
+        return [state for state in states if not state.status.is_final]
+
+    async def stop_all(self, conversation_id: ObjectId, reason: str) -> None:
+        """Asks for a stop of all that is being written in a conversation, whoever speaks.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        for state in await self._streaming(conversation_id):
+            with suppress(MessageNotFoundError):
+                await self._leases.request_stop(state.key, reason)
+
+    async def _streaming(self, conversation_id: ObjectId) -> list[MessageHeader]:
         match = {"conversation_id": conversation_id, "status": MessageStatus.STREAMING.value}
 
         async def read() -> list[Mapping[str, Any]]:
@@ -65,17 +88,9 @@ class Answers:
             found: list[Mapping[str, Any]] = await cursor.to_list(None)
             return found
 
-        what = f"list the answers of conversation {conversation_id}"
-        listed = [
-            MessageHeader.from_stored(stored)
-            for stored in await self._collections.call(read, what=what)
-        ]
-        states = [
-            await self._leases.settle_if_expired(state)
-            for state in listed
-            if state.role is MessageRole.ASSISTANT
-        ]
-        return [state for state in states if not state.status.is_final]
+        what = f"list what is being written in conversation {conversation_id}"
+        stored = await self._collections.call(read, what=what)
+        return [MessageHeader.from_stored(each) for each in stored]
 
     async def state(self, conversation_id: ObjectId, message_id: ObjectId) -> MessageHeader | None:
         """Returns the header of a message; ``None`` if it does not exist.

@@ -55,3 +55,9 @@ class WriterNotices:
         """Notifies the listeners of a message, with the holder of a new lease if there is one."""
         for listener in list(self._listeners.get(message_id, ())):
             listener(holder)
+
+    def tell_conversation(self, conversation_id: ObjectId) -> None:
+        """Notifies the listeners of all messages of a conversation."""
+        for message_id, own in list(self.messages.items()):
+            if own == conversation_id:
+                self.tell(message_id)

@@ -86,20 +86,23 @@ def pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
     return [{"$match": {"$or": wanted}}, *SHORTENED]
 
 
-def writers_pipeline(messages: str) -> list[dict[str, Any]]:
-    """The pipeline for a process that only writes: stops, ends and take-overs of messages.
+def writers_pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
+    """The pipeline for a process that only writes: stops, ends, take-overs and deletions.
 
     Args:
         messages: The name of the collection of messages.
+        conversations: The name of the collection of conversations.
     """
     news = [
         {f"{_UPDATED}.{name}": {"$exists": True}}
         for name in ("status", "stop_requested_at", "taken_over_by")
     ]
-    return [
-        {"$match": {"ns.coll": messages, "operationType": "update", "$or": news}},
-        *SHORTENED,
+    wanted = [
+        {"ns.coll": messages, "operationType": "update", "$or": news},
+        {"ns.coll": messages, "operationType": "delete"},
+        {"ns.coll": conversations, "operationType": "delete"},
     ]
+    return [{"$match": {"$or": wanted}}, *SHORTENED]
 
 
 _WRITER_FIELDS = frozenset({"status", "stop_requested_at"})

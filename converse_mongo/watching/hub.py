@@ -383,6 +383,12 @@ class Hub:
         if isinstance(hint, changes.Updated) and (hint.concerns_writer or hint.holder is not None):
             self._notices.hints += 1
             self._notices.tell(hint.message_id, hint.holder)
+        elif isinstance(hint, changes.Deleted):
+            self._notices.hints += 1
+            self._notices.tell(hint.message_id)
+        elif isinstance(hint, changes.ConversationChanged) and hint.deleted:
+            self._notices.hints += 1
+            self._notices.tell_conversation(hint.conversation_id)
         self._registry.take(hint)
 
     # The comparison with the database

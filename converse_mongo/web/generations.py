@@ -28,6 +28,7 @@ from converse_mongo.domain.types import MessageStatus
 from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.store import Store, Transaction, context_apart, open_transaction
+from converse_mongo.store.answers import CONVERSATION_DELETED
 from converse_mongo.web.errors import BusyError
 from converse_mongo.web.limits import Slots
 from converse_mongo.writing.shielded import ShieldedTask
@@ -39,7 +40,9 @@ Respond: TypeAlias = Callable[[Conversation, Message], Awaitable[None]]
 
 UNFINISHED = "The answer could not be generated."
 SHUT_DOWN = "The service was shut down."
-CONVERSATION_DELETED = "The conversation was deleted."
+
+END_SECONDS = 10.0
+"""The time for which closing waits for answers that were cancelled, as long as some end."""
 
 
 class Generations:
@@ -265,13 +268,16 @@ class Generations:
             pass  # its writer ended it
         except MessageNotFoundError:
             logger.info("Message %s was deleted while it was generated", message.id)
-        except (ConverseError, PyMongoError):
-            logger.exception("Message %s could not be ended", message.id)
+        except (ConverseError, PyMongoError) as error:
+            if self._closed:
+                logger.warning("Message %s is left to its lease: %s", message.id, error)
+            else:
+                logger.exception("Message %s could not be ended", message.id)
 
     async def aclose(self) -> None:
         """Refuses new answers, and returns once all that run have ended.
 
-        It takes ``grace`` seconds and at most some more. An answer that does not end in that time,
+        It takes ``grace`` seconds, and then a few more as long as answers end. One that does not,
         since MongoDB does not answer or ``respond`` does not let itself be cancelled, is left: its
         message ends once its lease has run out.
         """
@@ -280,12 +286,14 @@ class Generations:
         due = time() + self._grace
         while (left := self._tasks()) and time() < due:
             await asyncio.wait(left, timeout=due - time())
-        due = time() + 2 * CLOSE_SECONDS
+        last, due = time() + END_SECONDS, time() + CLOSE_SECONDS
         # Again, since on Python 3.11 a driver may swallow a cancellation.
-        while (left := self._tasks()) and time() < due:
+        while (left := self._tasks()) and time() < min(due, last):
             for task in left:
                 task.cancel()
-            await asyncio.wait(left, timeout=CLOSE_SECONDS / 4)
+            await asyncio.wait(left, timeout=CLOSE_SECONDS / 8)
+            if len(self._tasks()) < len(left):
+                due = time() + CLOSE_SECONDS
         if left:
             logger.warning(
                 "%d answers were left when the service was shut down, and end once their leases "

@@ -14,6 +14,7 @@ from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.errors import (
     ConverseError,
     InvalidInputError,
+    MessageNotFoundError,
     MessageNotStreamingError,
     StoreUnavailableError,
     StreamStoppedError,
@@ -364,6 +365,8 @@ class Appender:
             failure.unconfirmed, failure.unsent = unconfirmed, unsent
             failure.__cause__ = error
             self.failure = failure
-        logger.warning("%s", self.failure)
+        # A deletion is the wish of somebody.
+        deleted = isinstance(error, MessageNotFoundError)
+        logger.log(logging.INFO if deleted else logging.WARNING, "%s", self.failure)
         self._refused()
         self.buffer.wake_waiters()

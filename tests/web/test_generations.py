@@ -1,12 +1,19 @@
 """Generations: supervised, bounded, and ended with the application."""
 
 import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from converse_mongo import ConfigurationError, Conversation, Converse, Message, MessageStatus
+from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.web import BusyError, Generations
+from tests.integration.test_frozen import frozen
+from tests.streams import SOON, until
 
 
 async def talk(converse: Converse) -> tuple[Conversation, Message]:
@@ -159,3 +166,70 @@ async def test_two_processes__write_one_answer_once(facade: Any) -> None:
 def test_options__that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         Generations(**{"respond": test_limit__and_closed_ones_refuse, **options})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="freezes a process by a signal")
+@pytest.mark.parametrize("writes", ["by a writer", "by hand", "not yet"])
+async def test_close__of_a_frozen_server_ends_in_time(
+    start_server: Callable[..., EmbeddedServer], caplog: pytest.LogCaptureFixture, writes: str
+) -> None:
+    begun = asyncio.Event()
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        if writes == "by hand":
+            await message.append_chunk("begun")
+            begun.set()
+            await asyncio.Event().wait()
+        async with message.writer() as writer:
+            while True:
+                await writer.write("begun ")
+                begun.set()
+                await asyncio.sleep(0.01)
+
+    server = start_server()
+    converse = await Converse(server.uri, database="frozen").open()
+    generations = Generations(respond, grace=0.1)
+    conversation, message = await talk(converse)
+    try:
+        if writes != "not yet":
+            generations.start(conversation, message)
+            await begun.wait()
+        with frozen(server):
+            asking = asyncio.create_task(
+                generations.begin(conversation, conversation.start_streaming_assistant)
+            )
+            await asyncio.sleep(0.1)
+            began = time.monotonic()
+            async with asyncio.timeout(SOON):
+                await generations.aclose()
+                with pytest.raises(BusyError):
+                    await asking
+            assert time.monotonic() - began < 8.0
+            async with asyncio.timeout(SOON):
+                await converse.aclose(timeout=0.5)
+            await until(lambda: generations.running == 0)
+    finally:
+        await converse.aclose()
+
+
+async def test_close__leaves_what_does_not_let_itself_be_cancelled(
+    converse: Converse, caplog: pytest.LogCaptureFixture
+) -> None:
+    let_go, begun = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(conversation: Conversation, message: Message) -> None:
+        begun.set()
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+
+    conversation, message = await talk(converse)
+    generations = Generations(stubborn, grace=0)
+    generations.start(conversation, message)
+    await begun.wait()
+    async with asyncio.timeout(SOON):
+        await generations.aclose()
+    (record,) = [each for each in caplog.records if "were left" in each.getMessage()]
+    assert str(message.id) in record.getMessage()
+    let_go.set()
+    await until(lambda: generations.running == 0)

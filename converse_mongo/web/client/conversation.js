@@ -9,6 +9,9 @@ import { watchConversation } from "./watch.js";
 const DEFAULT_LIMIT = 50;
 const DEFAULT_PATIENCE = 60_000;
 
+// For the user of a page.
+const NOT_SENT = "You stopped this message before it was sent.";
+
 /** @typedef {import("./entries.js").Message} Message */
 /** @typedef {import("./entries.js").Entry} Entry */
 /** @typedef {import("./watch.js").Event} Event */
@@ -50,8 +53,9 @@ const DEFAULT_PATIENCE = 60_000;
  * @property {(id: string) => Promise<Message>} resend Sends an unsent message again. Rejects with
  *     an `Error` if there is none with this id.
  * @property {(messageId?: string | null, reason?: string) => Promise<unknown>} stop Stops an
- *     answer, or all that are being written. Rejects with a `ConverseError`, or with the error of
- *     the network.
+ *     answer, or all that are being written or have been asked for. The id of a pending message
+ *     stops the answer to it: what was not sent yet is not sent, and is "unsent" then. Rejects with
+ *     a `ConverseError`, or with the error of the network.
  * @property {(messageId: string) => Promise<Message | null>} retry Starts another answer in place
  *     of the last one, and resolves with it; with `null` if another process answers. Rejects as
  *     `stop` does.
@@ -268,25 +272,32 @@ export function openConversation(options) {
    * @param {Message} message
    */
   function sendDraft(requestId, message) {
-    const draft = drafts.get(requestId);
-    if (draft?.sending) return draft.sending;
+    const known = drafts.get(requestId);
+    if (known?.sending) return known.sending;
+    /** @type {Draft} */
+    const draft = {
+      message: Object.freeze({ ...message, status: /** @type {const} */ ("pending") }),
+      match: null,
+      sending: null,
+    };
     // One at a time, so that messages are stored in the order in which they were sent.
-    const sending = lastSent.then(() => post(requestId, message));
+    const sending = lastSent.then(() => post(requestId, draft));
     lastSent = sending.then(() => {});
-    const pending = Object.freeze({ ...message, status: /** @type {const} */ ("pending") });
-    drafts.set(requestId, { message: pending, match: null, sending });
+    draft.sending = sending;
+    drafts.set(requestId, draft);
     shown.publish();
     return sending;
   }
 
   /**
    * @param {string} requestId
-   * @param {Message} message
+   * @param {Draft} draft
    * @returns {Promise<Message>}
    */
-  async function post(requestId, message) {
+  async function post(requestId, draft) {
+    if (drafts.get(requestId) !== draft) return draft.message; // it was stopped
     beingSent = requestId;
-    const body = { content: message.content, request_id: requestId };
+    const body = { content: draft.message.content, request_id: requestId };
     try {
       const { message: stored, answer } = await ask(options, `${path}/messages`, {
         body,
@@ -299,12 +310,20 @@ export function openConversation(options) {
       shown.publish();
       return look(/** @type {Entry} */ (entries.get(stored.id)));
     } catch (trouble) {
-      /** @type {Message} */
-      const unsent = { ...message, status: "unsent", error: asError(trouble).message };
-      drafts.set(requestId, { message: Object.freeze(unsent), match: null, sending: null });
-      shown.publish();
-      return unsent;
+      return keepUnsent(requestId, draft, asError(trouble).message);
     }
+  }
+
+  /**
+   * @param {string} requestId
+   * @param {Draft} draft
+   * @param {string} error
+   */
+  function keepUnsent(requestId, draft, error) {
+    draft.message = Object.freeze({ ...draft.message, status: "unsent", error });
+    drafts.set(requestId, { message: draft.message, match: null, sending: null });
+    shown.publish();
+    return draft.message;
   }
 
   void run();
@@ -339,9 +358,23 @@ export function openConversation(options) {
     },
 
     stop: async (messageId, reason) => {
-      const target = messageId ? pathOf(conversationId, messageId) : path;
-      const body = reason === undefined ? {} : { reason };
-      return await ask(options, `${target}/stop`, { body, patience, signal });
+      /** @type {(target: string, more?: object) => Promise<any>} */
+      const stopAt = (target, more) => {
+        const body = reason === undefined ? { ...more } : { reason, ...more };
+        return ask(options, `${target}/stop`, { body, patience, signal });
+      };
+      if (messageId && !drafts.has(messageId)) {
+        return await stopAt(pathOf(conversationId, messageId));
+      }
+      const stops = [];
+      for (const [id, draft] of [...drafts]) {
+        if (draft.message.status !== "pending" || (messageId && id !== messageId)) continue;
+        if (id === beingSent) stops.push(stopAt(path, { request_id: id }));
+        else keepUnsent(id, draft, NOT_SENT);
+      }
+      if (!messageId) stops.push(stopAt(path));
+      const answers = await Promise.all(stops);
+      return { stopped: answers.flatMap(({ stopped }) => stopped) };
     },
 
     retry: async (messageId) => {

@@ -175,11 +175,13 @@ async def test_chat__that_nobody_answers_is_told_to_the_developer_in_the_log(
     conversation = await site.conversation()
     body = {"id": str(conversation.id), "messages": [question("Hi")]}
     answer = await site.http.post("/chat", json=body)
+    assert answer.status_code == 501
     assert answer.json()["error"] == {
-        "code": "unavailable",
-        "message": "The service is busy. Try again in a few seconds.",
+        "code": "not_answered",
+        "message": "Answers are not available here.",
     }
-    assert "pass generations= to routes()" in caplog.text
+    assert "Pass generations=" in caplog.text
+    assert await conversation.messages() == []
 
 
 async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:

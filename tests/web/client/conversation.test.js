@@ -668,6 +668,61 @@ test("answers are stopped, one or all", async () => {
   });
 });
 
+test("a stop while a message is being sent names its request", async () => {
+  const { conversation } = await follow();
+  const held = service.hold("send");
+  const sending = conversation.send("Hi", { requestId: "r1" });
+  await held.arrived;
+  const stopping = conversation.stop(null, "enough");
+  await service.requested("stop all", 2);
+  assert.deepEqual(service.of("stop all").map(({ body }) => body), [
+    { reason: "enough", request_id: "r1" },
+    { reason: "enough" },
+  ]);
+  assert.deepEqual(await stopping, { stopped: [] });
+  await conversation.stop("r1");
+  assert.deepEqual(service.of("stop all")[2].body, { request_id: "r1" });
+  assert.equal(service.of("stop").length, 0);
+  held.release();
+  assert.equal((await sending).status, "completed");
+});
+
+test("what was not sent when it is stopped is not sent", async () => {
+  const { conversation } = await follow();
+  const held = service.hold("send");
+  const first = conversation.send("one", { requestId: "r1" });
+  const others = ["r2", "r3"].map((requestId) => conversation.send(requestId, { requestId }));
+  await held.arrived;
+  await conversation.stop("r2");
+  const [, second, third] = conversation.getSnapshot().messages;
+  assert.deepEqual([second.status, third.status], ["unsent", "pending"]);
+  assert.equal(second.error, "You stopped this message before it was sent.");
+  assert.equal(service.of("stop all").length, 0);
+  await conversation.stop();
+  assert.deepEqual(service.of("stop all").map(({ body }) => body), [{ request_id: "r1" }, {}]);
+  held.release();
+  assert.equal((await first).status, "completed");
+  assert.deepEqual((await Promise.all(others)).map(({ status }) => status), ["unsent", "unsent"]);
+  assert.deepEqual(service.of("send").map(({ body }) => body.content), ["one"]);
+  assert.equal((await conversation.resend("r2")).content, "r2");
+  assert.deepEqual(service.of("send").map(({ body }) => body.content), ["one", "r2"]);
+});
+
+test("what was stopped before it was sent, and sent again at once, is sent once", async () => {
+  const { conversation } = await follow();
+  const held = service.hold("send");
+  const first = conversation.send("one");
+  const second = conversation.send("two", { requestId: "r2" });
+  await held.arrived;
+  await conversation.stop("r2");
+  const again = conversation.resend("r2");
+  held.release();
+  await first;
+  assert.equal((await second).status, "unsent");
+  assert.equal((await again).status, "completed");
+  assert.deepEqual(service.of("send").map(({ body }) => body.content), ["one", "two"]);
+});
+
 test("an answer that another is given instead of is not shown", async () => {
   service.say("question");
   const first = service.begin({ content: "half", chunk_count: 1 });

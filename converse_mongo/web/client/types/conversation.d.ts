@@ -35,8 +35,9 @@
  * @property {(id: string) => Promise<Message>} resend Sends an unsent message again. Rejects with
  *     an `Error` if there is none with this id.
  * @property {(messageId?: string | null, reason?: string) => Promise<unknown>} stop Stops an
- *     answer, or all that are being written. Rejects with a `ConverseError`, or with the error of
- *     the network.
+ *     answer, or all that are being written or have been asked for. The id of a pending message
+ *     stops the answer to it: what was not sent yet is not sent, and is "unsent" then. Rejects with
+ *     a `ConverseError`, or with the error of the network.
  * @property {(messageId: string) => Promise<Message | null>} retry Starts another answer in place
  *     of the last one, and resolves with it; with `null` if another process answers. Rejects as
  *     `stop` does.
@@ -132,8 +133,9 @@ export type Conversation = {
     resend: (id: string) => Promise<Message>;
     /**
      * Stops an
-     * answer, or all that are being written. Rejects with a `ConverseError`, or with the error of
-     * the network.
+     * answer, or all that are being written or have been asked for. The id of a pending message
+     * stops the answer to it: what was not sent yet is not sent, and is "unsent" then. Rejects with
+     * a `ConverseError`, or with the error of the network.
      */
     stop: (messageId?: string | null, reason?: string) => Promise<unknown>;
     /**

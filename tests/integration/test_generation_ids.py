@@ -1,0 +1,67 @@
+"""The ``generation_id``: one name, one message, one text."""
+
+import asyncio
+
+import pytest
+
+from converse_mongo import (
+    Conversation,
+    Converse,
+    GenerationConflictError,
+    InvalidInputError,
+    MessageRole,
+)
+from tests.conftest import Facade
+
+
+async def test_same_id__with_the_same_text_is_the_same_message(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    first = await conversation.create_user_message("Hi", generation_id="a")
+    again = await conversation.create_user_message("Hi", {"more": 1}, generation_id="a")
+    assert (again.id, again.metadata) == (first.id, {})
+    assert len(await conversation.messages()) == 1
+
+
+@pytest.mark.parametrize("role", [MessageRole.USER, MessageRole.ASSISTANT])
+async def test_same_id__with_another_text_or_role_is_refused(
+    converse: Converse, role: MessageRole
+) -> None:
+    conversation = await converse.start_conversation()
+    first = await conversation.create_user_message("Hi", generation_id="a")
+    text = "Hi" if role is MessageRole.ASSISTANT else "Bye"
+    with pytest.raises(GenerationConflictError, match="Nothing was written") as caught:
+        await conversation.create_message(role, text, generation_id="a")
+    assert (caught.value.generation_id, caught.value.message_id) == ("a", first.id)
+    assert isinstance(caught.value, InvalidInputError)
+    assert [each.content for each in await conversation.messages()] == ["Hi"]
+
+
+async def test_same_id__with_other_texts_at_once_stores_one(facade: Facade) -> None:
+    first: Converse = await facade()
+    second: Converse = await facade(database=first.database_name)
+    conversation = await first.start_conversation()
+    elsewhere: Conversation = await second.get_conversation(conversation.id)
+    found = await asyncio.gather(
+        *(
+            each.create_user_message(f"{number}", generation_id="a")
+            for number, each in enumerate([conversation, elsewhere] * 2)
+        ),
+        return_exceptions=True,
+    )
+    (stored,) = await conversation.messages()
+    for number, each in enumerate(found):
+        if str(number) == stored.content:
+            assert not isinstance(each, BaseException)
+        else:
+            assert isinstance(each, GenerationConflictError)
+
+
+async def test_same_id__of_a_stream_finds_it_with_any_text(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant(generation_id="a")
+    await message.append_chunk("so far")
+    assert (await conversation.start_streaming_assistant(generation_id="a")).content == "so far"
+    with pytest.raises(GenerationConflictError):
+        await conversation.create_assistant_message("so", generation_id="a")
+    await message.complete_streaming()
+    assert (await conversation.start_streaming_assistant(generation_id="a")).content == "so far"
