@@ -1,6 +1,6 @@
 """Conversations: ordered lists of messages."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from functools import partial
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
@@ -361,7 +361,13 @@ class Conversation(StoredDocument, Document):
         )
         return MessageList(self.message_model, self.store().messages, self._own_id(), wanted)
 
-    async def history(self, limit: int = 50, before: int | None = None) -> History:
+    async def history(
+        self,
+        limit: int = 50,
+        before: int | None = None,
+        *,
+        roles: Collection[MessageRole | str] | None = None,
+    ) -> History:
         """Returns a page of messages, the newest by default, and the cursor to watch from there.
 
         ``watch_conversation(id, history.cursor)`` continues behind the page without a gap or a
@@ -370,6 +376,7 @@ class Conversation(StoredDocument, Document):
         Args:
             limit: The most messages, at least 1.
             before: The ``before`` of a page, to get the page before it.
+            roles: Only messages of these roles; the cursor is that of all messages all the same.
 
         Raises:
             InvalidInputError: An argument is invalid.
@@ -377,7 +384,10 @@ class Conversation(StoredDocument, Document):
         """
         check_int(limit, "limit", 1)
         stop = check_count(before, "before")
-        return await read_history(self.message_model, self._own_id(), limit, stop)
+        wanted = None
+        if roles is not None:
+            wanted = frozenset(check_choice(role, MessageRole, "role") for role in roles)
+        return await read_history(self.message_model, self._own_id(), limit, stop, wanted)
 
     async def get_message(self, message_id: IdLike) -> Message:
         """Returns a message of this conversation; like ``Converse.get_message``.

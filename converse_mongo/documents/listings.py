@@ -14,9 +14,9 @@ from pymongo import ASCENDING, DESCENDING
 from converse_mongo.documents.messages import Message, load_message
 from converse_mongo.domain.chunks import ChunkLog
 from converse_mongo.domain.cursors import ConversationCursor
-from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.headers import HEADER, MessageHeader
 from converse_mongo.domain.owners import Owner, check_owner
-from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES
 from converse_mongo.driver.collections import Collection
 from converse_mongo.store import Store
@@ -77,6 +77,7 @@ class Range:
         stop: The position before which to end; ``None`` for no end.
         limit: The most messages; ``None`` for all.
         status: Only those in this state; ``None`` for all.
+        roles: Only those of these roles; ``None`` for all.
         newest_first: From the last one to the first.
     """
 
@@ -84,13 +85,18 @@ class Range:
     stop: int | None = None
     limit: int | None = None
     status: MessageStatus | None = None
+    roles: frozenset[MessageRole] | None = None
     newest_first: bool = False
 
     def match(self, conversation_id: ObjectId) -> dict[str, Any]:
         """Returns the filter for these messages."""
         positions = {"$gte": self.start} | ({} if self.stop is None else {"$lt": self.stop})
-        status = {} if self.status is None else {"status": self.status.value}
-        return {"conversation_id": conversation_id, **status, "position": positions}
+        match: dict[str, Any] = {"conversation_id": conversation_id, "position": positions}
+        if self.status is not None:
+            match["status"] = self.status.value
+        if self.roles is not None:
+            match["role"] = {"$in": sorted(role.value for role in self.roles)}
+        return match
 
     def behind(self, position: int, count: int) -> "Range":
         """Returns the rest of it behind a message, after ``count`` of them."""
@@ -164,6 +170,29 @@ class MessageList:
         return [_load_listed(self._model, whole.get(stored["_id"], stored)) for stored in page]
 
 
+async def read_headers(
+    store: Store, conversation_id: ObjectId, wanted: Range
+) -> list[MessageHeader]:
+    """Reads messages of a conversation without their texts.
+
+    Raises:
+        StoreUnavailableError: MongoDB did not answer.
+    """
+    order = [("position", DESCENDING if wanted.newest_first else ASCENDING)]
+
+    async def read(match: dict[str, Any]) -> list[dict[str, Any]]:
+        cursor = store.messages.find(match, HEADER).sort(order)
+        if wanted.limit is not None:
+            cursor = cursor.limit(wanted.limit)
+        found: list[dict[str, Any]] = await cursor.to_list(wanted.limit)
+        return found
+
+    what = f"list the messages of conversation {conversation_id}"
+    found = await store.call(read, wanted.match(conversation_id), what=what)
+    headers = map(MessageHeader.from_stored, found)
+    return [await store.leases.settle_if_expired(header) for header in headers]
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """A page of the messages of a conversation, and how to continue from it.
@@ -182,7 +211,11 @@ class History:
 
 
 async def read_history(
-    model: type[Message], conversation_id: ObjectId, limit: int, before: int | None
+    model: type[Message],
+    conversation_id: ObjectId,
+    limit: int,
+    before: int | None,
+    roles: frozenset[MessageRole] | None = None,
 ) -> History:
     """Reads the ``limit`` messages before a position; ``None`` for the newest.
 
@@ -200,7 +233,7 @@ async def read_history(
         )
     until = time.monotonic() + MAJORITY_SECONDS
     while True:
-        history = await _read_committed(model, conversation_id, limit, before)
+        history = await _read_committed(model, conversation_id, limit, before, roles)
         if stored is None or history.cursor is None or time.monotonic() > until:
             return history
         if ConversationCursor.parse(history.cursor, conversation_id).covers(stored):
@@ -210,32 +243,48 @@ async def read_history(
 
 async def _stored_cursor(reader: Reader, conversation_id: ObjectId) -> ConversationCursor:
     """Returns the cursor behind everything that the primary has of a conversation."""
-    last = await reader.messages.find_one(
-        {"conversation_id": conversation_id},
-        {"_id": 0, "position": 1},
-        sort=[("position", DESCENDING)],
-    )
-    end = last["position"] + 1 if last else 0
+    end = await _end(reader.messages, conversation_id)
     streaming = await reader.streaming(conversation_id, end)
     opened = {position: sequence for position, (_, sequence, _) in streaming.items()}
     return ConversationCursor(conversation_id, end, opened)
 
 
+async def _end(source: Collection, conversation_id: ObjectId) -> int:
+    """Returns the position behind the last message of a conversation."""
+    last = await source.find_one(
+        {"conversation_id": conversation_id},
+        {"_id": 0, "position": 1},
+        sort=[("position", DESCENDING)],
+    )
+    return last["position"] + 1 if last else 0
+
+
 async def _read_committed(
-    model: type[Message], conversation_id: ObjectId, limit: int, before: int | None
+    model: type[Message],
+    conversation_id: ObjectId,
+    limit: int,
+    before: int | None,
+    roles: frozenset[MessageRole] | None,
 ) -> History:
-    source = model.store().committed
-    newest = Range(stop=before, limit=limit + 1, newest_first=True)
+    source, end = model.store().committed, before
+    if before is None and roles is not None:
+        # Read first: what is added meanwhile is behind the cursor.
+        what = f"read conversation {conversation_id}"
+        end = await model.store().call(_end, source, conversation_id, what=what)
+    newest = Range(stop=end, limit=limit + 1, roles=roles, newest_first=True)
     messages = await MessageList(model, source, conversation_id, newest)
     more, messages = len(messages) > limit, messages[:limit][::-1]
     first = _position(messages[0]) if messages else 0
     cursor = None
     if before is None:
-        # Streaming messages were read one by one, so the cursor has their own sequences.
-        older = Range(stop=first, status=MessageStatus.STREAMING)
-        known = [*await MessageList(model, source, conversation_id, older), *messages]
-        open_ones = {_position(each): each.next_sequence for each in known if each.is_streaming}
-        end = _position(messages[-1]) + 1 if messages else 0
+        if end is None:
+            end = _position(messages[-1]) + 1 if messages else 0
+        # Streaming messages were read one by one, so the cursor has their own sequences. Those of
+        # other roles may be anywhere.
+        others = Range(stop=first if roles is None else end, status=MessageStatus.STREAMING)
+        known = [*await MessageList(model, source, conversation_id, others), *messages]
+        latest = {_position(each): each for each in known}
+        open_ones = {at: each.next_sequence for at, each in latest.items() if each.is_streaming}
         cursor = str(ConversationCursor(conversation_id, end, open_ones))
     return History(messages, first if more else None, cursor)
 

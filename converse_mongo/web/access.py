@@ -37,6 +37,9 @@ class Access:
         authorize: Answers whether a request may see a conversation.
         owner: Answers whose conversations a request may follow.
         roles: The roles whose messages browsers see.
+
+    Attributes:
+        roles: The same.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Access:
         self._converse = converse
         self._authorize = authorize
         self._owner = owner
-        self._roles = roles
+        self.roles = roles
 
     async def conversation(self, request: HTTPConnection, conversation_id: str) -> Conversation:
         """The conversation with an id.
@@ -119,12 +122,12 @@ class Access:
 
     def shows(self, role: MessageRole) -> bool:
         """Reports whether browsers see messages of this role."""
-        return role in self._roles
+        return role in self.roles
 
     def shows_event(self, event: Event) -> bool:
         """Reports whether browsers see an event; events of messages go by their role."""
         role: MessageRole | None = getattr(event, "role", None)
-        return role is None or role in self._roles
+        return role is None or role in self.roles
 
 
 async def _ask(function: Callable[..., Any], *arguments: object) -> Any:

@@ -1,40 +1,127 @@
 """The endpoints that ``useChat`` of the AI SDK calls. A chat has the id of its conversation."""
 
-from collections.abc import Hashable
+import asyncio
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any, cast
 
+from bson import ObjectId
 from starlette.requests import Request
 from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
-from converse_mongo.documents.messages import Message
+from converse_mongo.documents.listings import Range, read_headers
+from converse_mongo.domain.cursors import NOW
+from converse_mongo.domain.events import MessageCreated
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole
+from converse_mongo.domain.validation import now
+from converse_mongo.web.chat_turns import ChatTurns
 from converse_mongo.web.context import WebContext
-from converse_mongo.web.errors import ConflictError, NotAnsweredError, RequestError
-from converse_mongo.web.models import ChatBody, ChatPageQuery, QuestionBody, UiMessage, UiPart
+from converse_mongo.web.errors import UnknownError
+from converse_mongo.web.models import (
+    ChatBody,
+    ChatPageQuery,
+    ChatStreamQuery,
+    UiMessage,
+    UiPart,
+    replaced_id,
+)
 from converse_mongo.web.operations import Operations
+from converse_mongo.web.pages import read_page
 from converse_mongo.web.prompts import without_replaced
 from converse_mongo.web.responses import NO_STORE, Json
 from converse_mongo.web.streams import EventStream, Grant, grant_of
-from converse_mongo.web.ui_messages import STREAM_HEADERS, question_of, ui_frames, ui_message
+from converse_mongo.web.ui_messages import (
+    STREAM_HEADERS,
+    first_chunk,
+    ui_frames,
+    ui_message,
+    ui_tail,
+)
 
 ONE = "/chat/{conversation}"
+
+BEFORE = "x-converse-before"
+"""The ``before`` of the page before this one."""
+RESUME = "x-converse-resume"
+"""What the page lacks begins here: the ``resume`` of a resumed stream."""
+RUN_ID = "x-workflow-run-id"
+TAIL = "x-workflow-stream-tail-index"
+
+PAGE_LOAD = timedelta(seconds=60)
+"""The time in which a page resumes after it has read its messages, and a question is answered."""
+BEGIN_SECONDS = 3.0
+"""The time for which a resumed stream waits for the answer to a new question."""
+MAX_ANSWERS = 32
+
+_MAX_DIGITS = 16
+_RUN = re.compile(r"run_([0-9a-f]{24})_([0-9a-f]{24})")
+_TALK = frozenset({MessageRole.USER, MessageRole.ASSISTANT})
 
 table = Operations()
 
 
 @table("GET", ONE, list[UiMessage], ChatPageQuery)
 async def get_chat(context: WebContext, request: Request) -> Response:
-    """Reads the initial messages. The resumed stream has the one that is being written."""
+    """Reads a page of messages, by default the newest.
+
+    The newest page leaves out the last answer while it is being written: the resumed stream has it.
+    Other answers that are being written have their text so far.
+    """
     conversation = await context.conversation(request)
     query = context.checked(ChatPageQuery, request.query_params)
-    page = await conversation.history(query.limit)
-    shown = [
-        ui_message(message, context.presenter)
-        for message in without_replaced(page.messages)
-        if context.access.shows(message.role) and not message.is_streaming
-    ]
-    return Json(shown, omit_none=True)
+    page = await read_page(conversation, context.access.roles, query.limit, query.before)
+    messages = without_replaced(page.messages)
+    headers = {} if page.before is None else {BEFORE: str(page.before)}
+    lacking = False
+    if query.before is None:
+        end = cast(int, messages[-1].position) + 1 if messages else 0
+        last = next((each for each in reversed(messages) if each.role in _TALK), None)
+        if last is not None and last.role is MessageRole.ASSISTANT and last.is_streaming:
+            messages = [each for each in messages if each is not last]
+            end, lacking = cast(int, last.position), True
+        elif last is not None and last.role is MessageRole.USER:
+            lacking = _is_recent(last.created_at)
+        headers[RESUME] = str(end)
+    shown = [ui_message(message, context.presenter) for message in messages]
+    response = Json(shown, omit_none=True)
+    response.headers.update(headers)
+    if query.before is None:
+        _remember(request, response, conversation, headers[RESUME] if lacking else None)
+    return response
+
+
+def _remember(
+    request: Request, response: Response, conversation: Conversation, resume: str | None
+) -> None:
+    """Has a browser send ``resume`` by itself while its page loads, or no longer.
+
+    The default transport of the SDK does not know what its page has. Without this it would miss an
+    answer that ends while the page loads; replaying such an answer to each page would have a page
+    that has it show it twice, with ``ai`` before 7.0.61.
+    """
+    name = _cookie(conversation)
+    if resume is not None:
+        response.set_cookie(
+            *(name, resume, int(PAGE_LOAD.total_seconds())),
+            secure=request.url.scheme == "https",
+            httponly=True,
+            samesite="strict",
+        )
+    elif name in request.cookies:
+        response.delete_cookie(name)
+
+
+def _remembered(request: Request, conversation: Conversation) -> int | None:
+    found = request.cookies.get(_cookie(conversation), "")
+    return int(found) if found.isdecimal() and len(found) < _MAX_DIGITS else None
+
+
+def _cookie(conversation: Conversation) -> str:
+    return f"converse-resume-{conversation.id}"
 
 
 @table("POST", "/chat", UiPart, ChatBody, streams=True)
@@ -45,62 +132,132 @@ async def chat(context: WebContext, request: Request) -> Response:
     """
     body = await context.body(request, ChatBody)
     conversation = await context.access.conversation(request, body.id)
-    context.turns.check_answers()
-    grant = grant_of(context, request, conversation)
-    key = context.key(request, conversation)
-    if body.trigger == "submit-message":
-        answer = await _ask(context, conversation, body, key)
-    else:
-        answer = await _regenerate(context, conversation, body.message_id, key)
-    return _stream(context, answer, grant)
+    grant = grant_of(context, request, conversation)  # before anything is written
+    turns = ChatTurns(context, conversation, grant.key)
+    submits = body.trigger == "submit-message"
+    answer = await (turns.submit(body) if submits else turns.regenerate(body))
+    response = _stream(context, grant, conversation, answer.id, answer.metadata)
+    _remember(request, response, conversation, None)
+    return response
 
 
-async def _ask(
-    context: WebContext, conversation: Conversation, body: ChatBody, key: Hashable
-) -> Message:
-    if body.message_id is not None:
-        raise RequestError("A message that was sent cannot be changed: send another one.")
-    found = question_of(body.messages)
-    if found is None or not found["content"].strip():
-        raise RequestError("The last of messages must be a user message with a text part.")
-    question = context.checked(QuestionBody, found)
-    _, answer = await context.turns.ask(
-        conversation, question.content, question.request_id, key=key, meanwhile="stop"
-    )
-    if answer is None:
-        raise NotAnsweredError
-    return answer
-
-
-async def _regenerate(
-    context: WebContext, conversation: Conversation, message_id: str | None, key: Hashable
-) -> Message:
-    turns = context.turns
-    if message_id is not None:
-        last = await context.access.message_id(conversation, message_id)
-    else:
-        found = await turns.last(conversation)
-        if found is None:
-            raise ConflictError("Nothing was said yet.")
-        last = found.message_id
-        if found.role is MessageRole.USER:  # it was not answered
-            return await turns.answer(conversation, last, key=key, meanwhile="stop")
-    # The client has disconnected from an answer that is being written: its stop does only that.
-    return await turns.retry(conversation, last, key=key, meanwhile="stop")
-
-
-@table("GET", f"{ONE}/stream", UiPart, streams=True, may_be_over=True)
+@table(
+    *("GET", f"{ONE}/stream", UiPart, ChatStreamQuery),
+    streams=True,
+    may_be_over=True,
+)
 async def resume_chat(context: WebContext, request: Request) -> Response:
-    """Streams the answer that is being written, from its start. Without one the status is 204."""
-    conversation = await context.conversation(request)
-    streaming = await context.turns.streaming(conversation)
-    if not streaming:
-        return Response(status_code=204, headers=NO_STORE)
-    return _stream(context, streaming[-1], grant_of(context, request, conversation))
+    """Streams the answer that a page lacks, from its start. Without one the status is 204.
+
+    That is the last answer, while it is being written. With ``resume`` it is the first answer
+    behind what the page has, also if it has ended.
+
+    In the place of the id of a chat may be a run id of the AI SDK's workflows: that of an answer.
+    With ``startIndex`` the stream begins with that part; a negative one counts from the end.
+    """
+    query = context.checked(ChatStreamQuery, request.query_params)
+    run = _RUN.fullmatch(request.path_params["conversation"])
+    if run is None:
+        conversation = await context.conversation(request)
+        since = _remembered(request, conversation) if query.resume is None else query.resume
+        found = await _lacking(context, conversation, since)
+        if found is None:
+            return Response(status_code=204, headers=NO_STORE)
+    else:
+        conversation = await context.access.conversation(request, run[1])
+        message_id = await context.access.message_id(conversation, run[2])
+        found = await conversation.store().answers.state(conversation.id, message_id)
+        if found is None or found.role is not MessageRole.ASSISTANT:
+            raise UnknownError
+    text = ""
+    if not found.streamed:  # it was added whole
+        text = (await conversation.get_message(found.message_id)).content
+    first, headers = query.start_index, {}
+    if first is not None:
+        tail = ui_tail(found, context.presenter, text)
+        headers[TAIL] = str(tail)
+        first = max(tail + 1 + first, 0) if first < 0 else first
+    grant = grant_of(context, request, conversation)
+    return _stream(
+        *(context, grant, conversation, found.message_id, found.metadata),
+        text=text,
+        since=first,
+        headers=headers,
+    )
 
 
-def _stream(context: WebContext, message: Message | MessageHeader, grant: Grant) -> Response:
-    message_id = message.id if isinstance(message, Message) else message.message_id
-    watcher = context.converse.watch_message(message_id)
-    frames = ui_frames(context, message_id, message.metadata, watcher)
-    return EventStream(context, watcher, frames, grant, STREAM_HEADERS)
+async def _lacking(
+    context: WebContext, conversation: Conversation, since: int | None
+) -> MessageHeader | None:
+    """The answer that a page lacks.
+
+    Args:
+        context: The context.
+        conversation: The conversation.
+        since: The position before which the page has everything; ``None`` if that is not known.
+    """
+    roles = context.access.roles & _TALK
+    if since is not None:
+        wanted = Range(start=since, limit=MAX_ANSWERS, roles=roles)
+        listed = await _headers(conversation, wanted)
+        replaced = {replaced_id(each.metadata) for each in listed}
+        following = [each for each in listed if str(each.message_id) not in replaced]
+        if following:
+            # Without its question an answer is not for this page.
+            return following[0] if following[0].role is MessageRole.ASSISTANT else None
+    newest = await _headers(
+        conversation, Range(stop=since, limit=1, roles=roles, newest_first=True)
+    )
+    if not newest:
+        return None
+    [last] = newest
+    if last.role is MessageRole.USER:
+        return await _begun(context, conversation, last)
+    return last if since is None and not last.status.is_final else None
+
+
+async def _begun(
+    context: WebContext, conversation: Conversation, question: MessageHeader
+) -> MessageHeader | None:
+    """The answer to a question that was asked a moment ago, for which it waits."""
+    if not _is_recent(question.created_at):
+        return None
+    answers = Range(start=question.position + 1, limit=1, roles=frozenset({MessageRole.ASSISTANT}))
+    watcher = context.converse.watch_conversation(conversation.id, NOW)
+    with suppress(TimeoutError):
+        async with watcher, asyncio.timeout(BEGIN_SECONDS):
+            found = await _headers(conversation, answers)
+            while not found:
+                event = await anext(watcher)
+                if isinstance(event, MessageCreated) and event.role is MessageRole.ASSISTANT:
+                    found = await _headers(conversation, answers)
+            return found[0]
+    return None
+
+
+def _is_recent(moment: datetime) -> bool:
+    return now() - moment < PAGE_LOAD
+
+
+async def _headers(conversation: Conversation, wanted: Range) -> list[MessageHeader]:
+    return await read_headers(conversation.store(), conversation.id, wanted)
+
+
+def _stream(
+    context: WebContext,
+    grant: Grant,
+    conversation: Conversation,
+    message_id: ObjectId,
+    metadata: Mapping[str, Any],
+    *,
+    text: str = "",
+    since: int | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    chunk = first_chunk(since or 0)
+    watcher = context.converse.watch_message(message_id, chunk - 1 if chunk else None)
+    frames = ui_frames(context, message_id, metadata, watcher, text=text, since=since)
+    run = {RUN_ID: f"run_{conversation.id}_{message_id}"}
+    return EventStream(
+        context, watcher, frames, grant, {**STREAM_HEADERS, **run, **(headers or {})}
+    )

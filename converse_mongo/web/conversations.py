@@ -9,6 +9,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.listings import History
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.errors import NotFoundError
 from converse_mongo.domain.events import (
@@ -24,6 +25,7 @@ from converse_mongo.web.context import WebContext
 from converse_mongo.web.cursors import check_conversation_cursor, parse_cursor
 from converse_mongo.web.errors import UnknownError
 from converse_mongo.web.operations import Operations
+from converse_mongo.web.pages import read_page
 from converse_mongo.web.responses import NO_STORE, frame
 from converse_mongo.web.streams import EventStream, Grant, grant_of, is_outage, log_cut
 
@@ -47,13 +49,11 @@ async def get_conversation(context: WebContext, request: Request) -> Conversatio
 
 
 @table("GET", f"{ONE}/messages", models.PageView, models.PageQuery)
-async def get_history(context: WebContext, request: Request) -> dict[str, Any]:
-    """Reads a page of messages."""
+async def get_history(context: WebContext, request: Request) -> History:
+    """Reads a page of messages. Answers that were replaced come beside its ``limit``."""
     query = context.checked(models.PageQuery, request.query_params)
     conversation = await context.conversation(request)
-    page = await conversation.history(query.limit, query.before)
-    shown = [each for each in page.messages if context.access.shows(each.role)]
-    return {"messages": shown, "before": page.before, "cursor": page.cursor}
+    return await read_page(conversation, context.access.roles, query.limit, query.before)
 
 
 @table("GET", MESSAGE, models.MessageView)

@@ -92,10 +92,17 @@ class PageQuery(BaseModel):
     before: Annotated[int, Field(ge=0, lt=10**15)] | None = None
 
 
-class ChatPageQuery(BaseModel):
-    """The newest messages of a chat."""
+class ChatPageQuery(PageQuery):
+    """A page of the messages of a chat: the newest, or the one before a position."""
 
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = MAX_PAGE
+
+
+class ChatStreamQuery(BaseModel):
+    """Where a stream of a chat continues."""
+
+    resume: Annotated[int, Field(ge=0, lt=10**15)] | None = None
+    start_index: Annotated[int | None, Field(alias="startIndex", gt=-(10**9), lt=10**9)] = None
 
 
 class StreamQuery(BaseModel):

@@ -14,6 +14,7 @@ from converse_mongo import (
     MessageCompleted,
     MessageCreated,
     MessageNotFoundError,
+    MessageRole,
 )
 from tests.streams import until
 
@@ -84,6 +85,42 @@ async def test_history__comes_in_pages(converse: Converse) -> None:
     assert messages[0].id == pages[-1].messages[0].id
     with pytest.raises(InvalidInputError, match="limit"):
         await conversation.history(limit=0)
+
+
+async def test_history__of_roles_passes_over_the_others_and_goes_on_exactly(
+    converse: Converse,
+) -> None:
+    conversation = await converse.start_conversation()
+    await conversation.create_user_message("question")
+    tool = await conversation.start_streaming_message("tool_result")
+    await tool.append_chunk("hidden")
+    for number in range(5):
+        await conversation.create_tool_call_message(str(number))
+    answer = await conversation.start_streaming_assistant()
+    await answer.append_chunk("a")
+    await conversation.create_tool_call_message("last")
+
+    roles = ("user", MessageRole.ASSISTANT)
+    newest = await conversation.history(1, roles=roles)
+    assert [each.content for each in newest.messages] == ["a"]
+    assert newest.before == answer.position
+    oldest = await conversation.history(1, newest.before, roles=roles)
+    assert [each.content for each in oldest.messages] == ["question"]
+    assert (oldest.before, oldest.cursor) == (None, None)
+
+    await tool.append_chunk("more")
+    await answer.append_chunk("b")
+    await conversation.create_user_message("next")
+    seen: list[str] = []
+    async with asyncio.timeout(20):
+        async for event in converse.watch_conversation(conversation.id, newest.cursor):
+            assert isinstance(event, ChunkReceived | MessageCreated)
+            seen.append(event.chunk.content if isinstance(event, ChunkReceived) else event.content)
+            if len(seen) == 3:
+                break
+    assert sorted(seen) == ["b", "more", "next"]
+    with pytest.raises(InvalidInputError, match="role"):
+        await conversation.history(roles=["bot"])
 
 
 async def test_history__goes_on_exactly_with_its_cursor(converse: Converse) -> None:

@@ -386,3 +386,50 @@ async def test_closed__facade_is_a_service_that_is_away(site: Site) -> None:
     await site.converse.aclose()
     answer = await site.http.get(f"/conversations/{conversation.id}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+
+
+async def test_history__passes_over_hidden_messages_and_what_was_replaced(site: Site) -> None:
+    conversation = await site.conversation()
+    await conversation.add_user_message("question")
+    for number in range(60):
+        await conversation.add_tool_call_message(f"call {number}")
+        await conversation.add_tool_result_message(f"result {number}")
+    instead: dict[str, str] = {}
+    for number in range(4):
+        answer = await conversation.create_assistant_message(f"answer {number}", instead)
+        await conversation.add_tool_result_message("again")
+        instead = {"replaces": str(answer.id)}
+    path = f"/conversations/{conversation.id}/messages"
+    whole = (await site.http.get(path)).json()
+    assert whole["before"] is None
+    assert [each["content"] for each in whole["messages"]] == [
+        "question",
+        *(f"answer {number}" for number in range(4)),
+    ]
+    newest = (await site.http.get(path, params={"limit": 1})).json()
+    assert [each["content"] for each in newest["messages"]] == [
+        f"answer {number}" for number in range(4)
+    ]
+    oldest = (await site.http.get(path, params={"limit": 1, "before": newest["before"]})).json()
+    assert [each["content"] for each in oldest["messages"]] == ["question"]
+    assert oldest["before"] is None
+
+
+async def test_history__has_pages_with_exact_ends(site: Site) -> None:
+    conversation = await site.conversation()
+    for number in range(9):
+        await conversation.add_user_message(str(number))
+        answer = await conversation.create_assistant_message("old")
+        await conversation.add_assistant_message(f"new {number}", {"replaces": str(answer.id)})
+    path, before = f"/conversations/{conversation.id}/messages", None
+    seen: list[str] = []
+    while True:
+        query = {"limit": 5} | ({} if before is None else {"before": before})
+        page = (await site.http.get(path, params=query)).json()
+        shown = [each["content"] for each in page["messages"] if each["content"] != "old"]
+        assert len(shown) == 5 or page["before"] is None
+        seen[:0] = shown
+        before = page["before"]
+        if before is None:
+            break
+    assert seen == [each for number in range(9) for each in (str(number), f"new {number}")]

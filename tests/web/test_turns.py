@@ -139,13 +139,33 @@ async def test_ask__may_stop_the_oldest_of_those_that_run(converse: Converse) ->
     assert [each[0].stop_requested for each in states] == [True, False, False]
 
 
-async def test_ask__is_not_blocked_by_an_answer_whose_writer_died(facade: Facade) -> None:
-    converse: Converse = await facade(lease=0.3)
-    conversation = await converse.start_conversation()
+async def of_a_dead_writer(conversation: Conversation) -> Message:
     message = await conversation.start_streaming_assistant()
     await message.writer().__aenter__()
     for writer in list(message.store().writers):
-        writer._appender.give_up(BusyError())  # type: ignore[attr-defined]
+        writer.give_up(BusyError())
+    return message
+
+
+async def test_ask__waits_for_the_end_of_what_was_stopped(converse: Converse) -> None:
+    """So that the model is told all of it."""
+    conversation = await converse.start_conversation()
+    message = await of_a_dead_writer(conversation)
+    async with a_process() as turns:
+        asking = asyncio.create_task(turns.ask(conversation, "And?", meanwhile="stop"))
+        async with asyncio.timeout(SOON):
+            while not (await turns.streaming(conversation))[0].stop_requested:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert len(await conversation.messages()) == 1
+        await message.cancel_streaming()
+        await asking
+
+
+async def test_ask__is_not_blocked_by_an_answer_whose_writer_died(facade: Facade) -> None:
+    converse: Converse = await facade(lease=0.3)
+    conversation = await converse.start_conversation()
+    message = await of_a_dead_writer(conversation)
     async with a_process() as turns, asyncio.timeout(SOON):
         with pytest.raises(ConflictError):
             await turns.ask(conversation, "Hello?")
@@ -487,6 +507,26 @@ async def test_stop__at_any_moment_of_its_question_wins(facade: Facade) -> None:
                 async for _ in first.watch_message(answer.id):
                     pass
             assert (await answer.refresh()).status is MessageStatus.CANCELLED
+
+
+async def test_stop__that_found_no_answer_looks_again(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is begun after the first look, by somebody who does not see the stop yet."""
+    conversation = await converse.start_conversation()
+    note = answers.Answers.stop_early
+    async with a_process() as turns:
+
+        async def note_late(*arguments: Any) -> None:
+            await turns.ask(conversation, "Hello?", "r")
+            await note(*arguments)
+
+        monkeypatch.setattr(answers.Answers, "stop_early", note_late)
+        ((answer_id, _),) = await turns.stop(conversation, request_id="r")
+        async with asyncio.timeout(SOON):
+            async for _ in converse.watch_message(answer_id):
+                pass
+    assert (await converse.get_message(answer_id)).stop_reason is None
 
 
 async def test_early_stops__are_bounded(converse: Converse) -> None:

@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from converse_mongo import Conversation, Message, MessageRole, MessageStatus
-from converse_mongo.web import without_replaced
+from converse_mongo import Conversation, Message, MessageRole
+from converse_mongo.web import prompt_messages
 
 MAX_MESSAGES = 60
 MAX_CHARACTERS = 60_000
 MAX_TITLE = 60
-
-SAYABLE = (MessageStatus.COMPLETED, MessageStatus.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +21,18 @@ class Said:
 
 async def said_before(conversation: Conversation, answer: Message) -> list[Said]:
     """Returns the messages before an answer, the oldest first, up to the limits above."""
-    newest = await conversation.messages(
-        before=answer.position, limit=MAX_MESSAGES, newest_first=True
+    told = await prompt_messages(
+        conversation, answer, MAX_MESSAGES, roles=(MessageRole.USER, MessageRole.ASSISTANT)
     )
-    # Includes the answer itself: it may replace the one before it.
-    listed = without_replaced([*reversed(newest), answer])
     said: list[Said] = []
     room = MAX_CHARACTERS
-    for message in reversed(listed):
-        # A failed answer is not part of the prompt.
-        if message.id == answer.id or message.status not in SAYABLE or not message.content.strip():
-            continue
+    for message in reversed(told):
         room -= len(message.content)
         if said and room < 0:
             break
         if message.role is MessageRole.USER:
             said.append(Said("user", message.content))
-        elif message.role is MessageRole.ASSISTANT:
+        else:
             said.append(Said("assistant", message.content))
     return said[::-1]
 

@@ -192,10 +192,8 @@ export function openConversation(options) {
 
   async function run() {
     try {
-      const page = await ask(options, `${path}/messages?limit=${limit}`, {
-        signal,
-        onTrouble: (trouble) => enter("loading", trouble),
-      });
+      const how = { onTrouble: (/** @type {Error} */ trouble) => enter("loading", trouble) };
+      const page = await ask(options, `${path}/messages?limit=${limit}`, { signal, ...how });
       /** @type {Message[]} */
       const messages = page.messages;
       // The message that is being sent may be stored already. If so, it is the last user message.
@@ -203,6 +201,7 @@ export function openConversation(options) {
       if (last !== undefined && !entries.has(last.id)) matchDraft(last.id, last.content);
       for (const message of messages) add(message);
       before = page.before;
+      if (before !== null && isReplaced(messages)) await loadOlder(how);
       enter("open", null);
       const watch = watchConversation({
         ...options,
@@ -221,12 +220,29 @@ export function openConversation(options) {
     }
   }
 
-  async function readOlder() {
+  /**
+   * Whether there is nothing to show in a page.
+   *
+   * @param {Message[]} page
+   */
+  function isReplaced(page) {
+    return page.every(({ id }) => order.some(({ message }) => message.replaces === id));
+  }
+
+  /** @param {Pick<import("./requests.js").AskOptions, "patience" | "onTrouble">} how */
+  function loadOlder(how) {
+    loadingOlder ??= readOlder(how).finally(() => {
+      loadingOlder = null;
+    });
+    return loadingOlder;
+  }
+
+  /** @param {Pick<import("./requests.js").AskOptions, "patience" | "onTrouble">} how */
+  async function readOlder(how) {
     heard.clear();
-    // A page may have only replaced answers.
     for (let more = true; more && before !== null; ) {
       const query = `limit=${limit}&before=${before}`;
-      const page = await ask(options, `${path}/messages?${query}`, { signal, patience });
+      const page = await ask(options, `${path}/messages?${query}`, { signal, ...how });
       before = page.before;
       /** @type {Message[]} */
       const messages = page.messages;
@@ -235,7 +251,7 @@ export function openConversation(options) {
         // Its events may be newer than the page.
         if (heard.has(message.id)) reload(message.id);
       }
-      more = messages.every(({ id }) => order.some(({ message }) => message.replaces === id));
+      more = isReplaced(messages);
     }
     shown.publish();
   }
@@ -370,12 +386,7 @@ export function openConversation(options) {
       return look(/** @type {Entry} */ (entries.get(answer.id)));
     },
 
-    loadOlder: () => {
-      loadingOlder ??= readOlder().finally(() => {
-        loadingOlder = null;
-      });
-      return loadingOlder;
-    },
+    loadOlder: () => loadOlder({ patience }),
 
     close: () => {
       shown.close();

@@ -93,6 +93,7 @@ export async function request(options, path, init) {
  * @property {unknown} [body] The JSON value to post; without it, the request is a `GET`.
  * @property {number} [patience] Milliseconds for which it is tried again; by default without end.
  * @property {(error: Error) => void} [onTrouble] Called when a try failed and another follows.
+ * @property {(response: Response) => void} [onResponse] Called with the response that succeeded.
  */
 
 /**
@@ -106,13 +107,14 @@ export async function request(options, path, init) {
  * @throws {ConverseError} The server refused it.
  * @throws {Error} The server could not be reached, or `signal` was aborted.
  */
-export async function ask(options, path, { signal, body, patience = Infinity, onTrouble }) {
+export async function ask(options, path, how) {
+  const { signal, patience = Infinity, onTrouble } = how;
   const begun = performance.now();
   for (let failures = 1; ; failures += 1) {
     signal.throwIfAborted();
     let trouble;
     try {
-      return await askOnce(options, path, body, signal);
+      return await askOnce(options, path, how);
     } catch (error) {
       trouble = asError(error);
     }
@@ -129,10 +131,9 @@ export async function ask(options, path, { signal, body, patience = Infinity, on
 /**
  * @param {RequestOptions} options
  * @param {string} path
- * @param {unknown} body
- * @param {AbortSignal} signal
+ * @param {AskOptions} how
  */
-async function askOnce(options, path, body, signal) {
+async function askOnce(options, path, { body, signal, onResponse }) {
   const trying = new AbortController();
   const abort = () => trying.abort(signal.reason);
   const silence = options.silence ?? DEFAULT_SILENCE;
@@ -145,6 +146,7 @@ async function askOnce(options, path, body, signal) {
       ...(body === undefined ? {} : { method: "POST", body: JSON.stringify(body) }),
     });
     if (!response.ok) throw await refusal(response);
+    onResponse?.(response);
     return await json(response);
   } finally {
     clearTimeout(timer);

@@ -210,7 +210,7 @@ function watch(path, options, isLast) {
  * @param {(sent: ServerSentEvent) => boolean} take Receives an event; whether it was the last.
  * @returns {OwnerWatch}
  */
-function connect(options, target, take) {
+export function connect(options, target, take) {
   const closing = new AbortController();
   let retry = options.retry ?? DEFAULT_RETRY;
   let failures = 0;

@@ -1,22 +1,95 @@
 // Drives the endpoints with the AI SDK's own client, as a page would that shows one chat.
 //
-//   node drive.mjs BASE CHAT_ID ACTION [TEXT]
+//   node drive.mjs BASE CHAT_ID TRANSPORT ACTION...
 //
-// It begins with the stored messages, as after a reload, does what ACTION says (send, resume,
-// regenerate), and prints what the client has in the end as one line of JSON. Before that it prints
-// a line each time that the text of the last message grows.
+// It begins with the stored messages, as after a reload, does what each ACTION says, and prints
+// what the client has in the end as one line of JSON. Before that it prints a line each time that
+// the text of the last message grows.
+//
+// The transport is that of the SDK ("default"), that of its workflows ("workflow"), or that of the
+// client of converse_mongo ("converse"). Actions:
+//
+//   send:TEXT        asks, and waits for the end of the answer
+//   begin:TEXT       asks
+//   lose:TEXT        asks, and the request is lost
+//   cut:COUNT        the next streams break after so many parts, one after the other
+//   edit:TEXT        changes the last question on the page
+//   regenerate, resume, stop, wait (for a line on the standard input), settle
 
+import { createInterface } from "node:readline";
 import { Chat } from "@ai-sdk/react";
+import { WorkflowChatTransport } from "@ai-sdk/workflow/client";
 import { DefaultChatTransport } from "ai";
+import { ConverseTransport } from "converse-mongo/ai-sdk";
 
-const [base, id, action, text] = process.argv.slice(2);
+const [base, id, kind, ...actions] = process.argv.slice(2);
+const api = `${base}/chat`;
 const headers = { authorization: "ada" };
-const stored = await fetch(`${base}/chat/${id}`, { headers });
-const chat = new Chat({
-  id,
-  messages: await stored.json(),
-  transport: new DefaultChatTransport({ api: `${base}/chat`, headers }),
-});
+
+// A browser: it keeps cookies, and its connections break.
+const cookies = new Map();
+const cuts = [];
+let lost = false;
+
+async function browse(url, init = {}) {
+  if (lost && init.method === "POST") throw new TypeError("fetch failed");
+  const cookie = [...cookies].map((pair) => pair.join("=")).join("; ");
+  const response = await fetch(url, { ...init, headers: { ...init.headers, cookie } });
+  for (const line of response.headers.getSetCookie()) {
+    const [name, value] = line.split(";")[0].split("=");
+    if (/max-age=0/i.test(line)) cookies.delete(name);
+    else cookies.set(name, value);
+  }
+  const streams = response.headers.get("x-vercel-ai-ui-message-stream") !== null;
+  const skipped = kind === "converse" && init.method === "POST"; // it reads nothing of that one
+  const count = streams && !skipped ? cuts.shift() : undefined;
+  return count === undefined ? response : new Response(cut(response.body, count), response);
+}
+
+function cut(body, count) {
+  let text = "";
+  const decoder = new TextDecoder();
+  const reader = body.getReader();
+  return new ReadableStream({
+    async pull(controller) {
+      const { done, value } = await reader.read();
+      if (done) return controller.close();
+      text += decoder.decode(value, { stream: true });
+      const whole = text.split("\n\n").slice(0, -1);
+      const events = whole.filter((each) => each.startsWith("data:"));
+      if (events.length < count) return;
+      const head = events.slice(0, count).map((each) => `${each}\n\n`);
+      controller.enqueue(new TextEncoder().encode(head.join("")));
+      await reader.cancel();
+      await new Promise((resolve) => setTimeout(resolve, 20)); // so that what came is read
+      controller.error(new TypeError("network error"));
+    },
+  });
+}
+
+const transports = {
+  default: () => new DefaultChatTransport({ api, headers, fetch: browse }),
+  converse: () => new ConverseTransport({ api, headers, fetch: browse, retry: 20 }),
+  workflow: () =>
+    new WorkflowChatTransport({
+      api,
+      fetch: browse,
+      // It sends neither the id nor the type of its body by itself.
+      prepareSendMessagesRequest: ({ id, messages, trigger, messageId }) => ({
+        body: { id, messages, trigger, messageId },
+        headers: { ...headers, "content-type": "application/json" },
+      }),
+      prepareReconnectToStreamRequest: ({ api }) => ({ api, headers }),
+    }),
+};
+const transport = transports[kind]();
+
+async function load() {
+  if (kind === "converse") return (await transport.load(id)).messages;
+  return await (await browse(api + `/${id}`, { headers })).json();
+}
+
+const chat = new Chat({ id, messages: await load(), transport });
 
 const textOf = (message) =>
   message.parts.filter((part) => part.type === "text").map((part) => part.text).join("");
@@ -30,10 +103,43 @@ chat["~registerMessagesCallback"](() => {
   }
 });
 
-if (action === "send") await chat.sendMessage({ text });
-else if (action === "resume") await chat.resumeStream();
-else if (action === "regenerate") await chat.regenerate();
-else throw new Error(`${action} is no action`);
+const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+let begun = Promise.resolve();
+const acting = {
+  send: (text) => chat.sendMessage({ text }),
+  begin: (text) => {
+    begun = chat.sendMessage({ text });
+  },
+  lose: async (text) => {
+    lost = true;
+    await chat.sendMessage({ text });
+    lost = false;
+  },
+  cut: (count) => {
+    cuts.push(...count.split(",").map(Number));
+  },
+  edit: (text) => {
+    const index = chat.messages.findLastIndex(({ role }) => role === "user");
+    const parts = [{ type: "text", text }];
+    const edited = { ...chat.messages[index], parts };
+    chat.messages = chat.messages.map((each, at) => (at === index ? edited : each));
+  },
+  regenerate: () => chat.regenerate(),
+  resume: () => chat.resumeStream(),
+  stop: async () => {
+    await transport.stop(id);
+    await chat.stop();
+  },
+  wait: async () => {
+    console.log(JSON.stringify({ waits: true }));
+    await lines.next();
+  },
+  settle: () => begun,
+};
+for (const action of actions) {
+  const [name, ...text] = action.split(":");
+  await acting[name](text.join(":"));
+}
 
 const messages = chat.messages.map((message) => ({
   id: message.id,
@@ -42,3 +148,4 @@ const messages = chat.messages.map((message) => ({
   metadata: message.metadata ?? null,
 }));
 console.log(JSON.stringify({ status: chat.status, error: chat.error?.message ?? null, messages }));
+process.exit(0);

@@ -1,11 +1,15 @@
 """The endpoints of the AI SDK: the parts that useChat reads, and what it asks for."""
 
 import asyncio
+from collections.abc import Awaitable
+from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 
 from converse_mongo import Conversation, MessageStatus
+from converse_mongo.web import chat, without_replaced
 from tests.web.conftest import MakeSite, Site, read_all, read_events
 from tests.web.helpers import wait_for_end
 
@@ -201,3 +205,358 @@ async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:
         assert answer.status_code == status, body
         assert word in answer.json()["error"]["message"]
     assert await conversation.messages() == []
+
+
+async def test_chat__what_is_not_text_is_refused_by_its_name(site: Site) -> None:
+    conversation = await site.conversation()
+    text = {"type": "text", "text": "What is this?"}
+    for part, name in (
+        ({"type": "file", "mediaType": "image/png", "url": "data:,"}, "file image/png"),
+        ({"type": "file", "filename": "a.pdf", "mediaType": "x/y"}, "file a.pdf x/y"),
+        ({"type": "file"}, "file"),
+        ({"type": "data-place", "data": {}}, "data-place"),
+        ({"type": "tool-search", "toolCallId": "1", "output": {}}, "tool-search"),
+        ({"type": "reasoning", "text": "Hm"}, "reasoning"),
+        ({"type": "text", "text": 7}, "text"),
+        ({"type": "x" * 500}, "x" * 100 + "…"),
+        ({}, "None"),
+        ("text", "None"),
+    ):
+        for trigger in ("submit-message", "regenerate-message"):
+            message = {"id": "q", "role": "user", "parts": [text, part]}
+            body = {"id": str(conversation.id), "messages": [message], "trigger": trigger}
+            answer = await site.http.post("/chat", json=body)
+            assert answer.status_code == 400, part
+            assert answer.json()["error"]["message"].endswith(f" {name}.")
+    assert await conversation.messages() == []
+    site.model.say("Yes", None)
+    harmless = [{"type": "step-start"}, text, {"type": "text", "text": ""}]
+    await ask(site, conversation, {"messages": [{"id": "q", "role": "user", "parts": harmless}]})
+    assert (await conversation.messages())[0].content == "What is this?"
+
+
+# Resuming what a page lacks
+
+
+async def started(site: Site, conversation: Conversation, text: str, name: str = "m1") -> str:
+    """Asks, and leaves; returns the id of the answer."""
+    request = {"id": str(conversation.id), "messages": [question(text, name)]}
+    async with site.http.stream("POST", "/chat", json=request) as stream:
+        start = (await anext(read_events(stream))).data
+    site.model.was_asked.clear()
+    found: str = start["messageId"]
+    return found
+
+
+async def resumed(site: Site, conversation: Conversation, **query: Any) -> str | None:
+    """The text of a resumed stream; ``None`` if there is nothing."""
+    async with site.http.stream("GET", f"/chat/{conversation.id}/stream", params=query) as stream:
+        if stream.status_code == 204:
+            return None
+        assert stream.status_code == 200, await stream.aread()
+        sent = await read_all(stream)
+    return text_of([each.data for each in sent[:-1]])
+
+
+def shown(history: httpx.Response) -> list[str]:
+    return ["".join(part["text"] for part in each["parts"]) for each in history.json()]
+
+
+async def test_resume__has_what_ended_while_the_page_was_loading(site: Site) -> None:
+    conversation = await site.conversation()
+    site.model.say("One ")
+    answer = await started(site, conversation, "Hi")
+    page = await site.http.get(f"/chat/{conversation.id}")
+    assert shown(page) == ["Hi"]
+    assert page.headers["x-converse-resume"] == "1"
+    site.model.say("two", None)
+    await wait_for_end(site, answer)
+    assert await resumed(site, conversation) == "One two"  # as a browser asks, by its cookie
+    page = await site.http.get(f"/chat/{conversation.id}")
+    assert shown(page) == ["Hi", "One two"]
+    assert await resumed(site, conversation) is None  # the page has it: nothing twice
+
+    site.http.cookies.clear()
+    assert await resumed(site, conversation) is None  # nobody knows what the page has
+    assert await resumed(site, conversation, resume=1) == "One two"
+    assert await resumed(site, conversation, resume=page.headers["x-converse-resume"]) is None
+
+    site.model.say("New")
+    answer = await started(site, conversation, "Next", "m2")
+    await site.http.get(f"/chat/{conversation.id}")
+    [name] = site.http.cookies
+    site.model.say(None, "Newer", None)
+    await wait_for_end(site, answer)
+    await ask(site, conversation, {"messages": [question("Next", "m3")]})
+    assert not site.http.cookies  # what the page lacks is not that answer any more
+    for forged in ("x", "-1", "9" * 5000):
+        site.http.cookies.set(name, forged)
+        assert await resumed(site, conversation) is None
+
+
+async def test_resume__waits_for_the_answer_to_a_new_question(site: Site) -> None:
+    conversation = await site.conversation()
+    asked = await conversation.create_user_message("Hi")
+    page = await site.http.get(f"/chat/{conversation.id}")
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        for query in ({}, {"resume": page.headers["x-converse-resume"]}):
+            tasks.create_task(check(resumed(site, conversation, **query), "Hello"))
+        while site.converse.statistics().watchers < 2:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        answer = await conversation.start_streaming_assistant()
+        await answer.append_chunk("Hello")
+        await answer.complete_streaming()
+    assert await resumed(site, conversation, resume=asked.position) is None  # it lacks the question
+
+
+async def check(found: Awaitable[Any], wanted: Any) -> None:
+    assert await found == wanted
+
+
+async def test_resume__of_a_question_that_nobody_answers_ends(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "BEGIN_SECONDS", 0.05)
+    conversation = await site.conversation()
+    await conversation.create_user_message("Hi")
+    assert await resumed(site, conversation) is None
+    monkeypatch.setattr(chat, "PAGE_LOAD", timedelta(0))
+    monkeypatch.setattr(chat, "BEGIN_SECONDS", 3600.0)
+    assert await resumed(site, conversation) is None
+
+
+async def test_resume__has_the_new_answer_in_place_of_a_replaced_one(site: Site) -> None:
+    conversation = await site.conversation()
+    site.model.say("bad")
+    old = await started(site, conversation, "Hi")
+    page = await site.http.get(f"/chat/{conversation.id}")
+    site.model.say(None)
+    await wait_for_end(site, old)
+    whole = await site.http.get(f"/chat/{conversation.id}")
+    site.model.say("good", None)
+    await ask(site, conversation, {"trigger": "regenerate-message", "messageId": old})
+    for each in (page, whole):
+        resume = each.headers["x-converse-resume"]
+        assert await resumed(site, conversation, resume=resume) == "good"
+
+
+async def test_two_answers__are_each_in_the_history_or_in_the_stream(site: Site) -> None:
+    conversation = await site.conversation()
+    answers = []
+    for name in ("first", "second"):
+        await conversation.add_user_message(f"{name}?")
+        answers.append(await conversation.start_streaming_assistant())
+        await answers[-1].append_chunk(name)
+    page = await site.http.get(f"/chat/{conversation.id}")
+    assert shown(page) == ["first?", "first", "second?"]
+    assert page.json()[1]["metadata"]["status"] == "streaming"
+    for answer in answers:
+        await answer.complete_streaming()
+    assert await resumed(site, conversation) == "second"
+
+
+async def test_history__of_a_chat_comes_in_pages(site: Site) -> None:
+    conversation = await site.conversation()
+    for number in range(3):
+        await conversation.add_user_message(f"question {number}")
+        for _ in range(4):
+            await conversation.add_tool_result_message("hidden")
+        old = await conversation.create_assistant_message("old")
+        await conversation.add_assistant_message(f"answer {number}", {"replaces": str(old.id)})
+    path, pages, before = f"/chat/{conversation.id}", [], None
+    while True:
+        query = {"limit": 4} | ({} if before is None else {"before": before})
+        page = await site.http.get(path, params=query)
+        pages.append(shown(page))
+        assert ("x-converse-resume" in page.headers) == (before is None)
+        before = page.headers.get("x-converse-before")
+        if before is None:
+            break
+    assert pages == [
+        ["question 1", "answer 1", "question 2", "answer 2"],
+        ["question 0", "answer 0"],
+    ]
+
+
+# Regenerating means what the page means
+
+
+async def regenerate(site: Site, conversation: Conversation, **body: Any) -> httpx.Response:
+    request = {"id": str(conversation.id), "trigger": "regenerate-message", **body}
+    return await site.http.post("/chat", json=request)
+
+
+async def talk(site: Site, conversation: Conversation, *texts: str) -> list[dict[str, Any]]:
+    """Asks and answers; returns the messages as the page that asked has them."""
+    page: list[dict[str, Any]] = []
+    for number, text in enumerate(texts):
+        site.model.say(f"About {text}", None)
+        page.append(question(text, f"q{number}"))
+        parts = await ask(site, conversation, {"messages": page})
+        page.append({"id": parts[0]["messageId"], "role": "assistant", "parts": []})
+    return page
+
+
+async def contents(conversation: Conversation) -> list[str]:
+    return [message.content for message in without_replaced(await conversation.messages())]
+
+
+async def test_regenerate__of_a_question_that_never_arrived_asks_it(site: Site) -> None:
+    conversation = await site.conversation()
+    page = await talk(site, conversation, "France")
+    for number, name in enumerate((None, "q8")):
+        site.model.say("About Spain", None)
+        lost = question("Spain", f"q{7 + number}")
+        body = {"messages": [*page, lost]} | ({} if name is None else {"messageId": name})
+        answer = await regenerate(site, conversation, **body)
+        assert "About Spain" in answer.text, answer.text
+    assert await contents(conversation) == [
+        *("France", "About France"),
+        *("Spain", "About Spain") * 2,
+    ]
+
+
+async def test_regenerate__of_what_the_page_names_replaces_its_answer(site: Site) -> None:
+    conversation = await site.conversation()
+    page = await talk(site, conversation, "France", "Spain")
+    history = (await site.http.get(f"/chat/{conversation.id}")).json()
+    for number, body in enumerate(
+        (
+            {"messages": page[:3]},
+            {"messages": page[:3], "messageId": page[3]["id"]},
+            {"messages": page[:3], "messageId": "q1"},
+            {"messages": history[:3]},
+            {"messages": history[:3], "messageId": history[2]["id"]},
+            {"messages": page[:3], "messageId": history[2]["id"]},
+            {"messages": [page[2]]},  # as a transport does that sends the last one only
+            {"messageId": "q1"},
+        )
+    ):
+        site.model.say(f"Again {number}", None)
+        answer = await regenerate(site, conversation, **body)
+        expected = number if number != 1 else 0  # that answer was replaced before
+        assert f"Again {expected}" in answer.text, (body, answer.text)
+        if number == 1:
+            site.model.tokens = asyncio.Queue()
+    assert await contents(conversation) == ["France", "About France", "Spain", "Again 7"]
+
+
+async def test_regenerate__replaces_no_good_answer_for_what_was_not_asked(site: Site) -> None:
+    conversation = await site.conversation()
+    page = await talk(site, conversation, "France", "Spain")
+    tool = await conversation.create_tool_result_message("secret")
+    edited = question("Italy", "q1")
+    for body, status in (
+        ({"messages": [*page[:2], edited]}, 409),
+        ({"messages": [*page[:2], edited], "messageId": "q1"}, 409),
+        ({"messages": [*page[:2], edited], "messageId": page[3]["id"]}, 409),
+        ({"messages": page[:1]}, 409),  # later questions were asked
+        ({"messages": page[:1], "messageId": page[1]["id"]}, 409),
+        ({"messages": page[:1], "messageId": page[3]["id"]}, 409),
+        ({"messages": page[:2], "messageId": page[1]["id"]}, 409),
+        ({"messages": page[:3], "messageId": page[1]["id"]}, 409),
+        ({"messages": page[:3], "messageId": "q0"}, 409),
+        ({"messages": page[:3], "messageId": "made-up"}, 404),
+        ({"messages": page[:3], "messageId": str(tool.id)}, 404),
+        ({"messages": [question("Italy", "q9")], "messageId": "made-up"}, 404),
+        ({"messages": [{"id": "made-up", "role": "assistant", "parts": []}]}, 409),
+        ({"messages": [{"role": "system", "parts": []}]}, 409),
+        ({"messages": ["x"]}, 409),
+        ({"messageId": "made-up"}, 404),
+        ({"messageId": "q0"}, 409),
+        ({"messageId": page[1]["id"]}, 409),
+    ):
+        answer = await regenerate(site, conversation, **body)
+        assert answer.status_code == status, (body, answer.text)
+    assert len(site.model.asked) == 2
+    assert await contents(conversation) == [
+        *("France", "About France", "Spain", "About Spain"),
+        "secret",
+    ]
+
+
+# The contract of the SDK's workflow transport
+
+
+async def run_of(site: Site, run: str, first: int) -> tuple[list[Any], int]:
+    """The parts of a run from an index on, and the index of its last part."""
+    path = f"/chat/{run}/stream"
+    async with site.http.stream("GET", path, params={"startIndex": first}) as stream:
+        assert stream.status_code == 200, await stream.aread()
+        assert stream.headers["x-workflow-run-id"] == run
+        tail = int(stream.headers["x-workflow-stream-tail-index"])
+        return [each.data for each in (await read_all(stream))[:-1]], tail
+
+
+@pytest.mark.parametrize("how", ["completed", "empty", "failed", "cancelled", "whole"])
+async def test_run__has_the_rest_from_every_part_on(site: Site, how: str) -> None:
+    conversation = await site.conversation()
+    await conversation.create_user_message("Hi")
+    if how == "whole":
+        message = await conversation.create_assistant_message("text")
+    else:
+        message = await conversation.start_streaming_assistant()
+    if how in ("completed", "failed", "cancelled"):
+        for chunk in ("a", "", "b", "c"):
+            await message.append_chunk(chunk)
+    if how == "failed":
+        await message.fail_streaming("no")
+    elif how == "cancelled":
+        await message.cancel_streaming("enough")
+    elif how != "whole":
+        await message.complete_streaming()
+    run = f"run_{conversation.id}_{message.id}"
+    whole, tail = await run_of(site, run, 0)
+    assert whole[0] == {"type": "start", "messageId": str(message.id)} | (
+        {"messageMetadata": whole[0]["messageMetadata"]} if "messageMetadata" in whole[0] else {}
+    )
+    assert whole[-1]["type"] == ("error" if how == "failed" else "finish")
+    assert tail == len(whole) - 1
+    for first in range(1, len(whole)):
+        assert (await run_of(site, run, first))[0] == whole[first:]
+        assert (await run_of(site, run, -first))[0] == whole[-first:]
+    for first in (len(whole), len(whole) + 1, 10**6):  # a client that has it all learns so
+        assert [each["type"] for each in (await run_of(site, run, first))[0]] == ["finish"]
+    assert (await run_of(site, run, -(10**6)))[0] == whole
+    by_chat = await site.http.get(f"/chat/{conversation.id}/stream?startIndex=2&resume=1")
+    assert by_chat.headers["x-workflow-run-id"] == run
+
+
+async def test_run__goes_on_while_it_is_written(site: Site) -> None:
+    conversation = await site.conversation()
+    request = {"id": str(conversation.id), "messages": [question("Hi")]}
+    site.model.say("one")
+    async with site.http.stream("POST", "/chat", json=request) as stream:
+        run = stream.headers["x-workflow-run-id"]
+        parts: list[Any] = []
+        async for each in read_events(stream):
+            parts.append(each.data)
+            if each.data["type"] == "text-delta":
+                break
+    path = f"/chat/{run}/stream"
+    async with site.http.stream("GET", path, params={"startIndex": len(parts)}) as stream:
+        assert stream.headers["x-workflow-stream-tail-index"] == str(len(parts) - 1)
+        site.model.say("two", None)
+        parts += [each.data for each in (await read_all(stream))[:-1]]
+    assert (await run_of(site, run, 0))[0][1:] == parts[1:]
+    assert text_of(parts) == "onetwo"
+
+
+async def test_run__of_others_and_of_nobody_is_not_found(site: Site) -> None:
+    theirs, mine = await site.conversation("eve"), await site.conversation()
+    answer = await theirs.create_assistant_message("secret")
+    hidden = await mine.create_tool_result_message("secret")
+    asked = await mine.create_user_message("Hi")
+    for run in (
+        f"run_{theirs.id}_{answer.id}",
+        f"run_{mine.id}_{answer.id}",
+        f"run_{mine.id}_{hidden.id}",
+        f"run_{mine.id}_{asked.id}",
+        f"run_{mine.id}",
+        "run_x_y",
+    ):
+        answered = await site.http.get(f"/chat/{run}/stream", params={"startIndex": 0})
+        assert answered.status_code == 404, run
+    for index in ("x", "1.5", str(10**12)):
+        answered = await site.http.get(f"/chat/{mine.id}/stream", params={"startIndex": index})
+        assert answered.status_code == 400, index

@@ -791,6 +791,26 @@ test("pages that have nothing to show are passed over", async () => {
   assert.equal(service.of("page").length, 5);
 });
 
+test("the first load goes on until there is something to show", async () => {
+  for (const text of ["question", "older"]) service.say(text);
+  service.next("page", json({ messages: [], before: 9, cursor: `${ID}.2` }));
+  const held = service.hold("page");
+  const { conversation, seen } = open({ limit: 1 });
+  await held.arrived;
+  assert.deepEqual(seen.map(({ status }) => status), ["loading"]);
+  held.release(refuse(503, "unavailable", "Busy."));
+  const found = await shownTexts(conversation, "older");
+  assert.equal(found.hasOlder, true);
+  await shown(conversation, ({ status }) => status === "open");
+  assert.deepEqual(service.of("page").map(({ query }) => query), [
+    { limit: "1" },
+    { limit: "1", before: "9" },
+    { limit: "1", before: "9" },
+  ]);
+  service.say("live");
+  await shownTexts(conversation, "older", "live");
+});
+
 test("older messages that cannot be loaded can be asked for again", async () => {
   for (const text of ["0", "1"]) service.say(text);
   const { conversation } = await follow({ limit: 1, patience: 0 });

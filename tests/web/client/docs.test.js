@@ -27,6 +27,9 @@ const NAMES = `
   declare function showUnread(conversationId: string): void;
   declare function freshToken(): Promise<string>;
   declare function useChat(options: object): unknown;
+  declare class WorkflowChatTransport {
+    constructor(options: { api: string, prepareSendMessagesRequest: (request: any) => object });
+  }
 `;
 
 function readBlocks(page) {

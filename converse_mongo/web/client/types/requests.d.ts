@@ -20,6 +20,7 @@ export function request(options: RequestOptions, path: string, init: RequestInit
  * @property {unknown} [body] The JSON value to post; without it, the request is a `GET`.
  * @property {number} [patience] Milliseconds for which it is tried again; by default without end.
  * @property {(error: Error) => void} [onTrouble] Called when a try failed and another follows.
+ * @property {(response: Response) => void} [onResponse] Called with the response that succeeded.
  */
 /**
  * Requests JSON, and tries again after errors that may pass. It is only for requests that may be
@@ -32,7 +33,7 @@ export function request(options: RequestOptions, path: string, init: RequestInit
  * @throws {ConverseError} The server refused it.
  * @throws {Error} The server could not be reached, or `signal` was aborted.
  */
-export function ask(options: RequestOptions, path: string, { signal, body, patience, onTrouble }: AskOptions): Promise<any>;
+export function ask(options: RequestOptions, path: string, how: AskOptions): Promise<any>;
 /**
  * @param {Response} response
  * @param {string} type
@@ -135,6 +136,10 @@ export type AskOptions = {
      * Called when a try failed and another follows.
      */
     onTrouble?: ((error: Error) => void) | undefined;
+    /**
+     * Called with the response that succeeded.
+     */
+    onResponse?: ((response: Response) => void) | undefined;
 };
 export type RequestOptions = {
     /**

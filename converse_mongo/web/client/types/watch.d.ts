@@ -122,6 +122,15 @@ export function isEnd(event: ConversationEvent): event is FinalEvent;
  * @returns {OwnerWatch}
  */
 export function watchOwner(options: OwnerWatchOptions): OwnerWatch;
+/**
+ * Keeps a connection, and makes another one when it is lost.
+ *
+ * @param {RequestOptions & ConnectionOptions} options
+ * @param {() => string} target Returns the path behind `options.url`; called for each connection.
+ * @param {(sent: ServerSentEvent) => boolean} take Receives an event; whether it was the last.
+ * @returns {OwnerWatch}
+ */
+export function connect(options: RequestOptions & ConnectionOptions, target: () => string, take: (sent: ServerSentEvent) => boolean): OwnerWatch;
 export type ServerSentEvent = import("./events.js").ServerSentEvent;
 export type RequestOptions = import("./requests.js").RequestOptions;
 export type Chunk = {

@@ -1,0 +1,163 @@
+"""The turns of a chat of the AI SDK: what its page means by a request for an answer."""
+
+from collections.abc import Hashable
+from typing import Any
+
+from bson import ObjectId
+
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.listings import load_outline
+from converse_mongo.documents.messages import Message
+from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.types import MessageRole
+from converse_mongo.web.context import WebContext
+from converse_mongo.web.errors import (
+    ConflictError,
+    NotAnsweredError,
+    RequestError,
+    UnknownError,
+)
+from converse_mongo.web.models import ChatBody, QuestionBody
+from converse_mongo.web.turns import OTHER_TEXT
+from converse_mongo.web.ui_messages import question_of
+
+OUTDATED = "This page is not up to date. Reload it."
+NOT_LAST = "Only the last answer can be written anew."
+
+
+class ChatTurns:
+    """The turns of one chat.
+
+    A page of the AI SDK disconnects from an answer to stop it, so that another one stops it here.
+
+    Args:
+        context: The context.
+        conversation: The conversation of the chat.
+        key: Who asks, for the limit of answers by key.
+    """
+
+    def __init__(self, context: WebContext, conversation: Conversation, key: Hashable) -> None:
+        self._context = context
+        self._turns = context.turns
+        self._conversation = conversation
+        self._key = key
+        self._answers = conversation.store().answers
+
+    async def submit(self, body: ChatBody) -> Message:
+        """Adds the last of the messages, and returns its answer.
+
+        Raises:
+            RequestError: It has no text, or more than that, or is to change another one.
+            ConflictError: It was sent before with another text.
+        """
+        if body.message_id is not None:
+            raise RequestError("A message that was sent cannot be changed: send another one.")
+        return await self._ask(body.messages)
+
+    async def _ask(self, messages: list[Any], *, heed_stop: bool = True) -> Message:
+        question = self._context.checked(QuestionBody, question_of(messages))
+        _, answer = await self._turns.ask(
+            self._conversation,
+            question.content,
+            question.request_id,
+            key=self._key,
+            meanwhile="stop",
+            heed_stop=heed_stop,
+        )
+        if answer is None:
+            raise NotAnsweredError
+        return answer
+
+    async def regenerate(self, body: ChatBody) -> Message:
+        """Starts another answer to the last of the messages, and returns it.
+
+        The SDK sends the messages up to the answer that is to be replaced, and the id of that
+        answer, or of its question, if the page named it. A page that sends no messages means the
+        last answer. A question that is not stored never arrived: it is asked now.
+
+        Raises:
+            ConflictError: The question was changed or is not the last, or nothing was said.
+            UnknownError: The id is not that of a message.
+        """
+        last = body.messages[-1] if body.messages else None
+        name = last.get("id") if isinstance(last, dict) else None
+        anchor = None
+        if last is not None:
+            anchor = await self._find(name)
+            if anchor is None:
+                return await self._ask_again(body, last, name)
+            await self._check_text(anchor, body.messages)
+        named = None
+        if body.message_id not in (None, name):
+            named = await self._find(body.message_id)
+            if named is None:
+                raise UnknownError
+        if named is not None and named.role is MessageRole.USER:
+            if anchor is not None and anchor.message_id != named.message_id:
+                raise ConflictError(OUTDATED)
+            anchor, named = named, None
+        if anchor is not None:
+            if named is not None and named.position < anchor.position:
+                raise ConflictError(OUTDATED)
+            if await self._answers.is_asked_behind(self._conversation.id, anchor.position):
+                raise ConflictError(NOT_LAST)
+        target = named or await self._turns.last(self._conversation)
+        if target is None:
+            raise ConflictError("Nothing was said yet.")
+        if target.role is MessageRole.USER:
+            return await self._answer(target)
+        return await self._turns.retry(
+            self._conversation, target.message_id, key=self._key, meanwhile="stop"
+        )
+
+    async def _ask_again(self, body: ChatBody, last: Any, name: Any) -> Message:
+        """Asks a question that never arrived."""
+        if not isinstance(last, dict) or last.get("role") != "user":
+            raise ConflictError(OUTDATED)
+        if body.message_id not in (None, name):
+            raise UnknownError
+        newest = await self._turns.last(self._conversation)
+        if newest is not None and newest.role is MessageRole.USER:
+            text = question_of(body.messages)["content"]
+            if await self._text(newest) == text:  # the page does not know its id
+                return await self._answer(newest)
+        return await self._ask(body.messages, heed_stop=False)
+
+    async def _answer(self, question: MessageHeader) -> Message:
+        return await self._turns.answer(
+            self._conversation, question.message_id, key=self._key, meanwhile="stop"
+        )
+
+    async def _check_text(self, stored: MessageHeader, messages: list[Any]) -> None:
+        """Checks that a question of the page is what was asked.
+
+        Raises:
+            ConflictError: It has another text.
+        """
+        if stored.role is MessageRole.USER:
+            text = question_of(messages)["content"]
+            if await self._text(stored) != text:
+                raise ConflictError(OTHER_TEXT)
+
+    async def _text(self, message: MessageHeader) -> str | None:
+        found = await load_outline(
+            self._conversation.message_model, self._conversation.id, message.message_id
+        )
+        return None if found is None else found.content
+
+    async def _find(self, name: Any) -> MessageHeader | None:
+        """The message that the page knows by an id, its own or that of a question it has sent.
+
+        Raises:
+            UnknownError: Browsers do not see its role.
+        """
+        if not isinstance(name, str) or not name:
+            return None
+        found = None
+        if ObjectId.is_valid(name):
+            found = await self._answers.state(self._conversation.id, ObjectId(name))
+        if found is None:
+            found = await self._turns.question(self._conversation, name)
+        if found is not None and not self._context.access.shows(found.role):
+            raise UnknownError
+        return found

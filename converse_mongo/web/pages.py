@@ -1,0 +1,60 @@
+"""Pages of history: full of messages that browsers see, whatever lies between them."""
+
+from dataclasses import replace
+from typing import cast
+
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.listings import History
+from converse_mongo.documents.messages import Message
+from converse_mongo.domain.types import MessageRole
+from converse_mongo.web.models import replaced_id
+
+MAX_READS = 8
+"""The most reads for a page. A page that would take more has fewer messages."""
+SPARE = 8
+"""The messages that are read beyond a page to find what was replaced."""
+
+
+async def read_page(
+    conversation: Conversation, roles: frozenset[MessageRole], limit: int, before: int | None
+) -> History:
+    """Reads a page that ends when it has ``limit`` messages that are not replaced.
+
+    Answers that were replaced do not count. They are in the page of the answer that replaced them,
+    so that no page has one alone.
+
+    Args:
+        conversation: The conversation.
+        roles: The roles of the messages that browsers see.
+        limit: The most messages that are not replaced.
+        before: The ``before`` of the page behind it; ``None`` for the newest page.
+    """
+    newest = await conversation.history(limit, before, roles=roles)
+    messages, before = newest.messages, newest.before
+    for _ in range(MAX_READS - 1):
+        replaced, complete = _replaced(messages)
+        count = len(messages) - len(replaced)
+        if before is None or (count >= limit and complete):
+            break
+        older = await conversation.history(max(limit - count, SPARE), before, roles=roles)
+        messages, before = older.messages + messages, older.before
+    replaced, _ = _replaced(messages)
+    extra = len(messages) - len(replaced) - limit
+    while extra > 0:
+        first = messages.pop(0)
+        before = cast(int, first.position) + 1
+        extra -= str(first.id) not in replaced
+    return replace(newest, messages=messages, before=before)
+
+
+def _replaced(messages: list[Message]) -> tuple[set[str], bool]:
+    """The ids of the messages that others among them replace, and whether none is missing."""
+    wanted: set[str | None] = set()
+    for message in reversed(messages):
+        wanted.discard(str(message.id))
+        if message.role is MessageRole.USER:
+            wanted.clear()  # it was deleted: only the last answer can be replaced
+        wanted.add(replaced_id(message.metadata))
+        wanted.discard(None)
+    named = {replaced_id(message.metadata) for message in messages}
+    return {str(message.id) for message in messages if str(message.id) in named}, not wanted
