@@ -387,9 +387,15 @@ class _Answer:
         except (ConverseError, PyMongoError) as error:
             logger.info("Could not look whether message %s was stopped: %s", message.id, error)
             return
+        if not message.is_streaming:
+            return  # respond() ended it, and goes on behind that
         if state is None or state.log_id != message.log_id:
             verdict = "the message was deleted"
-        elif state.status is MessageStatus.CANCELLED and state.stop_requested:
+        elif (
+            state.status is MessageStatus.CANCELLED
+            and state.stop_requested
+            and state.lease.holder is None  # it never had a writer
+        ):
             verdict = "a stop was requested"
         else:
             return

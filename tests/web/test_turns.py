@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from converse_mongo import (
     Converse,
     Message,
     MessageStatus,
+    StreamStoppedError,
 )
 from converse_mongo.store import answers
 from converse_mongo.web import BusyError, Generations, Limits
@@ -577,6 +578,36 @@ async def test_stop__before_the_writer_ends_the_function_quietly(
         await until(lambda: site.generations.running == 0)
     assert (await site.converse.get_message(answer)).is_cancelled
     assert found == []
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_stop__lets_the_function_finish_what_it_does_behind_its_writer(
+    site: Site, own: bool
+) -> None:
+    stopped, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        written = message if own else await conversation.get_message(message.id)
+        with suppress(StreamStoppedError):
+            async with written.writer(interrupt=True) as writer:
+                await writer.write("Well")
+                await asyncio.Event().wait()
+        stopped.set()
+        await go_on.wait()
+        done.set()
+
+    site.generations._respond = respond
+    conversation = await site.conversation()
+    answer = (await say(site, conversation))["answer"]["id"]
+    async for _ in site.converse.watch_message(answer):
+        break
+    await stop(site, conversation)
+    async with asyncio.timeout(SOON):
+        await stopped.wait()
+        site.converse._open_parts.store.notices.tell(ObjectId(answer))
+        await asyncio.sleep(0.2)  # time in which it could be cancelled
+        go_on.set()
+        await done.wait()
 
 
 async def test_stop__right_before_the_writer_is_quiet(
