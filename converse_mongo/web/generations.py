@@ -159,7 +159,8 @@ class Generations:
     ) -> Message:
         with taken:
             message = await create()
-            self._start(conversation, message, taken.pop_all())
+            if message.lease is None or not message.lease.epoch:  # else it was found
+                self._start(conversation, message, taken.pop_all())
         return message
 
     async def _free_ended(self) -> None:

@@ -269,6 +269,26 @@ async def test_repeat__at_once_and_at_the_limit_is_one(make_site: MakeSite) -> N
     assert len({(each["message"]["id"], each["answer"]["id"]) for each in found}) == 1
 
 
+async def test_repeat__at_once_in_two_processes_is_written_once(facade: Facade) -> None:
+    first: Converse = await facade()
+    second: Converse = await facade(database=first.database_name)
+    conversation = await first.start_conversation()
+    elsewhere = await second.get_conversation(conversation.id)
+    model = Model()
+    model.say("once ", None, "twice", None)
+    async with a_process(model) as here, a_process(model) as there:
+        found = await asyncio.gather(
+            here.ask(conversation, "Hello?", "r"), there.ask(elsewhere, "Hello?", "r")
+        )
+        ((_, answer), (_, same)) = found
+        assert answer is not None
+        assert same is not None
+        async for _ in first.watch_message(answer.id):
+            pass
+    assert answer.id == same.id
+    assert [each.content for each in await conversation.messages()] == ["Hello?", "once "]
+
+
 async def test_repeat__of_what_nobody_has_begun_to_write_is_begun(converse: Converse) -> None:
     """The process that added it died."""
     conversation = await converse.start_conversation()
