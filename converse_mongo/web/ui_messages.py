@@ -79,7 +79,10 @@ async def ui_frames(
                 end = event
                 break
             text_is_open = True
-            yield _delta(event.chunk.sequence, event.chunk.content, first)
+            delta = _delta(event.chunk.content)
+            if event.chunk.sequence == 0 and first < _FIRST_DELTA:
+                delta = _TEXT_START + delta
+            yield delta
     if end is None:
         if since is None:
             parts = [UiPart(type="error", error_text=CUT_OFF)]
@@ -88,7 +91,7 @@ async def ui_frames(
             yield b"".join(map(_frame, parts)) + DONE
         return
     if text and first <= _FIRST_DELTA:
-        yield _delta(0, text, first)
+        yield (_TEXT_START if first < _FIRST_DELTA else b"") + _delta(text)
     parts = _closing(end, context.presenter, has_text=bool(text), counts=since is not None)
     behind = _count(end.chunk_count or len(text[:1]))
     yield b"".join(map(_frame, parts[max(first - behind, 0) :] or [_LAST])) + DONE
@@ -112,15 +115,15 @@ def _count(chunks: int) -> int:
     return chunks + _FIRST_DELTA if chunks else 1
 
 
-def _delta(sequence: int, content: str, first: int) -> bytes:
-    delta = _frame(UiPart(type="text-delta", id=_TEXT_ID, delta=content))
-    if sequence == 0 and first < _FIRST_DELTA:
-        return _frame(UiPart(type="text-start", id=_TEXT_ID)) + delta
-    return delta
+def _delta(content: str) -> bytes:
+    return _frame(UiPart(type="text-delta", id=_TEXT_ID, delta=content))
 
 
 def _frame(part: UiPart) -> bytes:
     return frame(part, omit_none=True)
+
+
+_TEXT_START = _frame(UiPart(type="text-start", id=_TEXT_ID))
 
 
 def _closing(
