@@ -132,6 +132,7 @@ async def chat(context: WebContext, request: Request) -> Response:
     """
     body = await context.body(request, ChatBody)
     conversation = await context.access.conversation(request, body.id)
+    context.turns.check_answers()
     turns = ChatTurns(context, conversation, context.key(request, conversation))
     submits = body.trigger == "submit-message"
     answer = await (turns.submit(body) if submits else turns.regenerate(body))
