@@ -159,7 +159,8 @@ class Generations:
     ) -> Message:
         with taken:
             message = await create()
-            self._start(conversation, message, taken.pop_all())
+            if message.lease is None or not message.lease.epoch:  # else it was found
+                self._start(conversation, message, taken.pop_all())
         return message
 
     async def _free_ended(self) -> None:
@@ -387,9 +388,15 @@ class _Answer:
         except (ConverseError, PyMongoError) as error:
             logger.info("Could not look whether message %s was stopped: %s", message.id, error)
             return
+        if not message.is_streaming:
+            return  # respond() ended it, and goes on behind that
         if state is None or state.log_id != message.log_id:
             verdict = "the message was deleted"
-        elif state.status is MessageStatus.CANCELLED and state.stop_requested:
+        elif (
+            state.status is MessageStatus.CANCELLED
+            and state.stop_requested
+            and state.lease.holder is None  # it never had a writer
+        ):
             verdict = "a stop was requested"
         else:
             return

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,6 +16,7 @@ from converse_mongo import (
     Converse,
     Message,
     MessageStatus,
+    StreamStoppedError,
 )
 from converse_mongo.store import answers
 from converse_mongo.web import BusyError, Generations, Limits
@@ -266,6 +267,26 @@ async def test_repeat__at_once_and_at_the_limit_is_one(make_site: MakeSite) -> N
     conversation = await site.conversation()
     found = await asyncio.gather(*(say(site, conversation, request_id="r") for _ in range(5)))
     assert len({(each["message"]["id"], each["answer"]["id"]) for each in found}) == 1
+
+
+async def test_repeat__at_once_in_two_processes_is_written_once(facade: Facade) -> None:
+    first: Converse = await facade()
+    second: Converse = await facade(database=first.database_name)
+    conversation = await first.start_conversation()
+    elsewhere = await second.get_conversation(conversation.id)
+    model = Model()
+    model.say("once ", None, "twice", None)
+    async with a_process(model) as here, a_process(model) as there:
+        found = await asyncio.gather(
+            here.ask(conversation, "Hello?", "r"), there.ask(elsewhere, "Hello?", "r")
+        )
+        ((_, answer), (_, same)) = found
+        assert answer is not None
+        assert same is not None
+        async for _ in first.watch_message(answer.id):
+            pass
+    assert answer.id == same.id
+    assert [each.content for each in await conversation.messages()] == ["Hello?", "once "]
 
 
 async def test_repeat__of_what_nobody_has_begun_to_write_is_begun(converse: Converse) -> None:
@@ -577,6 +598,36 @@ async def test_stop__before_the_writer_ends_the_function_quietly(
         await until(lambda: site.generations.running == 0)
     assert (await site.converse.get_message(answer)).is_cancelled
     assert found == []
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_stop__lets_the_function_finish_what_it_does_behind_its_writer(
+    site: Site, own: bool
+) -> None:
+    stopped, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        written = message if own else await conversation.get_message(message.id)
+        with suppress(StreamStoppedError):
+            async with written.writer(interrupt=True) as writer:
+                await writer.write("Well")
+                await asyncio.Event().wait()
+        stopped.set()
+        await go_on.wait()
+        done.set()
+
+    site.generations._respond = respond
+    conversation = await site.conversation()
+    answer = (await say(site, conversation))["answer"]["id"]
+    async for _ in site.converse.watch_message(answer):
+        break
+    await stop(site, conversation)
+    async with asyncio.timeout(SOON):
+        await stopped.wait()
+        site.converse._open_parts.store.notices.tell(ObjectId(answer))
+        await asyncio.sleep(0.2)  # time in which it could be cancelled
+        go_on.set()
+        await done.wait()
 
 
 async def test_stop__right_before_the_writer_is_quiet(
