@@ -132,6 +132,7 @@ async def chat(context: WebContext, request: Request) -> Response:
     """
     body = await context.body(request, ChatBody)
     conversation = await context.access.conversation(request, body.id)
+    context.turns.check_answers()
     grant = grant_of(context, request, conversation)  # before anything is written
     turns = ChatTurns(context, conversation, grant.key)
     submits = body.trigger == "submit-message"

@@ -33,7 +33,6 @@ CUT_OFF = "The connection was ended by the server. Reload to go on."
 
 _TEXT_ID = "text"
 _FIRST_DELTA = 2
-_TEXT_START = UiPart(type="text-start", id=_TEXT_ID)
 _LAST = UiPart(type="finish")
 _MAX_NAME = 100
 _NO_TEXT = "The last of messages must be a user message with a text part."
@@ -116,7 +115,7 @@ def _count(chunks: int) -> int:
 
 def _begun(delta: bytes, first: int) -> bytes:
     """The first delta, behind the start of the text if a client lacks that."""
-    return _frame(_TEXT_START) + delta if first < _FIRST_DELTA else delta
+    return _TEXT_START + delta if first < _FIRST_DELTA else delta
 
 
 def _delta_of(event: ChunkReceived) -> bytes:
@@ -129,6 +128,9 @@ def _delta(content: str) -> bytes:
 
 def _frame(part: UiPart) -> bytes:
     return frame(part, omit_none=True)
+
+
+_TEXT_START = _frame(UiPart(type="text-start", id=_TEXT_ID))
 
 
 def _closing(

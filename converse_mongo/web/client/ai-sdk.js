@@ -49,7 +49,8 @@ const DEFAULT_PATIENCE = 60_000;
  * @typedef {object} ChatState
  * @property {string | null} resume What the page lacks begins here.
  * @property {string | null} run The answer that is being received, or was not received to its end.
- * @property {string | null} question The id of the message that is being sent.
+ * @property {string | null} question The id of the message that was sent last.
+ * @property {boolean} over Whether its answer was received to its end.
  * @property {boolean} stopped Whether the answer is to stop as soon as it has an id.
  */
 
@@ -141,7 +142,7 @@ export class ConverseTransport {
     this.#chats.set(chatId, state);
     const options = withHeaders(this.#options, headers);
     if (state.run === null) {
-      if (state.question !== null) return null; // received to its end, or never sent
+      if (state.over || state.question !== null) return null; // it was received, or never sent
       const query = state.resume === null ? "" : `?resume=${state.resume}`;
       const init = abortSignal === undefined ? {} : { signal: abortSignal };
       const response = await request(options, `${pathOf(chatId)}/stream${query}`, init);
@@ -202,8 +203,10 @@ export class ConverseTransport {
           const part = JSON.parse(data);
           count += 1;
           const isLast = part.type === "finish" || part.type === "error";
-          if (isLast) state.run = null;
-          if (isLast) state.question ??= "";
+          if (isLast) {
+            state.run = null;
+            state.over = true;
+          }
           controller.enqueue(part);
           return isLast;
         });
@@ -219,7 +222,7 @@ export class ConverseTransport {
 
 /** @returns {ChatState} */
 function newState() {
-  return { resume: null, run: null, question: null, stopped: false };
+  return { resume: null, run: null, question: null, over: false, stopped: false };
 }
 
 /**

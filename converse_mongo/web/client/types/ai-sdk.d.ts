@@ -35,7 +35,8 @@
  * @typedef {object} ChatState
  * @property {string | null} resume What the page lacks begins here.
  * @property {string | null} run The answer that is being received, or was not received to its end.
- * @property {string | null} question The id of the message that is being sent.
+ * @property {string | null} question The id of the message that was sent last.
+ * @property {boolean} over Whether its answer was received to its end.
  * @property {boolean} stopped Whether the answer is to stop as soon as it has an id.
  */
 /**
@@ -155,9 +156,13 @@ export type ChatState = {
      */
     run: string | null;
     /**
-     * The id of the message that is being sent.
+     * The id of the message that was sent last.
      */
     question: string | null;
+    /**
+     * Whether its answer was received to its end.
+     */
+    over: boolean;
     /**
      * Whether the answer is to stop as soon as it has an id.
      */
