@@ -14,10 +14,10 @@ from pymongo import ASCENDING, DESCENDING
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.chunks import ChunkLog
 from converse_mongo.domain.cursors import ConversationCursor
-from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.headers import HEADER, MessageHeader
 from converse_mongo.domain.owners import Owner, check_owner
 from converse_mongo.domain.types import MessageStatus
-from converse_mongo.domain.validation import MAX_CONTENT_BYTES
+from converse_mongo.domain.validation import MAX_CONTENT_BYTES, utf8_size
 from converse_mongo.driver.collections import Collection
 from converse_mongo.store import Store
 from converse_mongo.store.reads import Reader
@@ -78,6 +78,8 @@ class Range:
         limit: The most messages; ``None`` for all.
         status: Only those in this state; ``None`` for all.
         newest_first: From the last one to the first.
+        max_bytes: The size of the texts together, in bytes of UTF-8, at which to end early; it has
+            at least one message. ``None`` for any size.
     """
 
     start: int = 0
@@ -85,6 +87,7 @@ class Range:
     limit: int | None = None
     status: MessageStatus | None = None
     newest_first: bool = False
+    max_bytes: int | None = None
 
     def match(self, conversation_id: ObjectId) -> dict[str, Any]:
         """Returns the filter for these messages."""
@@ -118,6 +121,8 @@ class MessageList:
         self._source = source
         self._conversation_id = conversation_id
         self._wanted = wanted
+        self.is_cut = False
+        """True if there were more messages than ``max_bytes`` allows."""
 
     def __await__(self) -> Generator[Any, None, list[Message]]:
         return self._all().__await__()
@@ -126,17 +131,18 @@ class MessageList:
         return [message async for message in self]
 
     async def __aiter__(self) -> AsyncIterator[Message]:
-        wanted = self._wanted
+        wanted, taken = self._wanted, 0
         while wanted.limit is None or wanted.limit > 0:
             size = MESSAGES_PER_READ if wanted.limit is None else wanted.limit
-            page = await self._read(wanted, min(size, MESSAGES_PER_READ))
+            page = await self._read(wanted, min(size, MESSAGES_PER_READ), taken)
             for message in page:
                 yield message
             if len(page) < min(size, MESSAGES_PER_READ):
                 return
+            taken += sum(map(_text_bytes, (each.__dict__ for each in page)))
             wanted = wanted.behind(_position(page[-1]), len(page))
 
-    async def _read(self, wanted: Range, size: int) -> list[Message]:
+    async def _read(self, wanted: Range, size: int, taken: int) -> list[Message]:
         store, conversation_id = self._model.store(), self._conversation_id
         what = f"list the messages of conversation {conversation_id}"
         order = [("position", DESCENDING if wanted.newest_first else ASCENDING)]
@@ -148,8 +154,24 @@ class MessageList:
             found: list[dict[str, Any]] = await cursor.limit(size).to_list(size)
             return found
 
+        async def read_some(match: dict[str, Any], projection: Any) -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = []
+            left = (wanted.max_bytes or 0) - taken
+            cursor = self._source.find(match, projection).sort(order).limit(size)
+            try:
+                async for stored in cursor:
+                    left -= _text_bytes(stored)
+                    if left < 0 and (found or taken):
+                        self.is_cut = True
+                        break
+                    found.append(stored)
+            finally:
+                await cursor.close()
+            return found
+
         match = wanted.match(conversation_id)
-        page = await store.call(read, match, {"chunks": 0, "chunk_lengths": 0}, what=what)
+        read_page = read if wanted.max_bytes is None else read_some
+        page = await store.call(read_page, match, {"chunks": 0, "chunk_lengths": 0}, what=what)
         for stored in page:
             if stored["status"] == MessageStatus.STREAMING.value:
                 await store.leases.settle_if_expired(MessageHeader.from_stored(stored))
@@ -182,7 +204,11 @@ class History:
 
 
 async def read_history(
-    model: type[Message], conversation_id: ObjectId, limit: int, before: int | None
+    model: type[Message],
+    conversation_id: ObjectId,
+    limit: int,
+    before: int | None,
+    max_bytes: int | None,
 ) -> History:
     """Reads the ``limit`` messages before a position; ``None`` for the newest.
 
@@ -200,7 +226,7 @@ async def read_history(
         )
     until = time.monotonic() + MAJORITY_SECONDS
     while True:
-        history = await _read_committed(model, conversation_id, limit, before)
+        history = await _read_committed(model, conversation_id, limit, before, max_bytes)
         if stored is None or history.cursor is None or time.monotonic() > until:
             return history
         if ConversationCursor.parse(history.cursor, conversation_id).covers(stored):
@@ -222,26 +248,59 @@ async def _stored_cursor(reader: Reader, conversation_id: ObjectId) -> Conversat
 
 
 async def _read_committed(
-    model: type[Message], conversation_id: ObjectId, limit: int, before: int | None
+    model: type[Message],
+    conversation_id: ObjectId,
+    limit: int,
+    before: int | None,
+    max_bytes: int | None,
 ) -> History:
     source = model.store().committed
-    newest = Range(stop=before, limit=limit + 1, newest_first=True)
-    messages = await MessageList(model, source, conversation_id, newest)
-    more, messages = len(messages) > limit, messages[:limit][::-1]
+    newest = Range(stop=before, limit=limit + 1, newest_first=True, max_bytes=max_bytes)
+    listed = MessageList(model, source, conversation_id, newest)
+    messages = await listed
+    more, messages = len(messages) > limit or listed.is_cut, messages[:limit][::-1]
     first = _position(messages[0]) if messages else 0
     cursor = None
     if before is None:
         # Streaming messages were read one by one, so the cursor has their own sequences.
-        older = Range(stop=first, status=MessageStatus.STREAMING)
-        known = [*await MessageList(model, source, conversation_id, older), *messages]
-        open_ones = {_position(each): each.next_sequence for each in known if each.is_streaming}
+        open_ones = {_position(each): each.next_sequence for each in messages if each.is_streaming}
+        open_ones |= await _streaming_before(model, conversation_id, first)
         end = _position(messages[-1]) + 1 if messages else 0
         cursor = str(ConversationCursor(conversation_id, end, open_ones))
     return History(messages, first if more else None, cursor)
 
 
+async def _streaming_before(
+    model: type[Message], conversation_id: ObjectId, position: int
+) -> dict[int, int]:
+    """Maps the positions of streaming messages before a position to their next sequences."""
+    store = model.store()
+    match = Range(stop=position, status=MessageStatus.STREAMING).match(conversation_id)
+
+    async def read() -> list[MessageHeader]:
+        return [
+            MessageHeader.from_stored(each) async for each in store.committed.find(match, HEADER)
+        ]
+
+    found = await store.call(read, what=f"read conversation {conversation_id}")
+    states = [await store.leases.settle_if_expired(state) for state in found]
+    return {
+        state.position: state.next_sequence
+        for state in states
+        if state.status is MessageStatus.STREAMING
+    }
+
+
 def _position(message: Message) -> int:
     return cast(int, message.position)  # only a message that is not stored yet has none
+
+
+def _text_bytes(stored: Mapping[str, Any]) -> int:
+    """The size of the text that a listing has of a message."""
+    streamed: int = stored.get("content_bytes", 0)
+    if streamed > MAX_CONTENT_BYTES:  # it has none
+        return 0
+    return max(streamed, utf8_size(stored.get("content") or ""))
 
 
 def _needs_chunks(stored: Mapping[str, Any]) -> bool:
