@@ -29,7 +29,7 @@ async def get_chat(context: WebContext, request: Request) -> Response:
     """Reads the initial messages. The resumed stream has the one that is being written."""
     conversation = await context.conversation(request)
     query = context.checked(ChatPageQuery, request.query_params)
-    page = await conversation.history(query.limit)
+    page = await context.history(conversation, query.limit)
     shown = [
         ui_message(message, context.presenter)
         for message in without_replaced(page.messages)
@@ -44,8 +44,7 @@ async def chat(context: WebContext, request: Request) -> Response:
 
     The client may leave: the answer is written to its end, and can be resumed.
     """
-    body = await context.body(request, ChatBody)
-    conversation = await context.access.conversation(request, body.id)
+    conversation, body = await context.chat_body(request)
     if body.trigger == "submit-message":
         answer = await _ask(context, conversation, body)
     else:

@@ -1,7 +1,6 @@
 """The endpoints of conversations: history, streams, questions, stops and retries."""
 
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from typing import Any
 
 from starlette.requests import HTTPConnection, Request
@@ -16,7 +15,7 @@ from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web import models
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.cursors import check_conversation_cursor, event_cursor, parse_cursor
-from converse_mongo.web.errors import UnknownError
+from converse_mongo.web.errors import UndecidedError, UnknownError
 from converse_mongo.web.operations import Operations
 from converse_mongo.web.responses import NO_STORE, frame
 from converse_mongo.web.streams import EventStream, log_cut
@@ -43,7 +42,7 @@ async def get_history(context: WebContext, request: Request) -> dict[str, Any]:
     """Reads a page of messages."""
     query = context.checked(models.PageQuery, request.query_params)
     conversation = await context.conversation(request)
-    page = await conversation.history(query.limit, query.before)
+    page = await context.history(conversation, query.limit, query.before)
     shown = [each for each in page.messages if context.access.shows(each.role)]
     return {"messages": shown, "before": page.before, "cursor": page.cursor}
 
@@ -78,6 +77,8 @@ async def watch_message(context: WebContext, request: Request) -> Response:
     after = None if text is None else parse_cursor(text, message_id)
     if isinstance(after, str):
         return Response(status_code=204, headers=NO_STORE)
+    if after is not None:
+        await context.access.check_sequence(conversation, message_id, after)
     watcher = context.converse.watch_message(message_id, after)
     await watcher.__aenter__()  # so that an error becomes the response
     return EventStream(watcher, _frames(context, watcher), context.streams)
@@ -116,9 +117,13 @@ async def _owner_frames(
             if len(known) >= MAX_KNOWN:
                 del known[next(iter(known))]
             known[conversation_id] = False
-            with suppress(UnknownError, NotFoundError):
+            try:
                 await context.access.conversation(request, str(conversation_id))
                 known[conversation_id] = True
+            except UndecidedError:
+                raise  # left out, it would be missing for as long as the stream lasts
+            except (UnknownError, NotFoundError):
+                pass
         return known[conversation_id] and context.access.shows_event(event)
 
     # From here on nothing is missed: now is the time to list the conversations.

@@ -9,7 +9,7 @@ from typing import Self, TypeAlias
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.conversations import Conversation, load_context
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.errors import (
     ConfigurationError,
@@ -143,6 +143,7 @@ class Generations:
             return  # the message was never created
         metadata: dict[str, str] | None = None
         try:
+            await load_context(conversation)
             await self._respond(conversation, message)
         except StreamStoppedError:
             pass  # a stop was requested, and the message is cancelled
