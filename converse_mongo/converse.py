@@ -583,7 +583,9 @@ class Converse:
     @property
     def _open_parts(self) -> "_Parts":
         if self._parts is None:
-            raise ConverseClosedError
+            error = ConverseClosedError()
+            error.was_opened = self._opening is not None
+            raise error
         self._parts.check_home()
         return self._parts
 

@@ -1,6 +1,6 @@
 """Conversations: ordered lists of messages."""
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
@@ -30,6 +30,7 @@ from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.chunks import UtcDatetime
 from converse_mongo.domain.errors import (
     ConversationNotFoundError,
+    ConverseError,
     GenerationConflictError,
     InvalidInputError,
 )
@@ -51,6 +52,33 @@ from converse_mongo.store import Store
 from converse_mongo.store.answers import CONVERSATION_DELETED
 
 C = TypeVar("C", bound="Conversation")
+
+
+class LeftOut(Mapping[str, Any]):
+    """The place of a ``context`` that was left in the database. Reading it raises."""
+
+    def __getitem__(self, key: object) -> Any:
+        raise ConverseError(
+            "The context of this conversation is not loaded, as in authorize and in Limits.key: "
+            "await conversation.refresh() loads it."
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return cast(Iterator[str], self[None])
+
+    def __len__(self) -> int:
+        return cast(int, self[None])
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __repr__(self) -> str:
+        return "<not loaded>"
 
 
 class Conversation(StoredDocument, Document):
@@ -87,6 +115,8 @@ class Conversation(StoredDocument, Document):
         """Settings for Beanie."""
 
         name = "conversations"
+        # Saves encode it, and do not write it.
+        bson_encoders: ClassVar[dict[Any, Any]] = {LeftOut: lambda _: {}}
         indexes: ClassVar[list[IndexModel]] = [
             IndexModel(
                 ["owner.type", "owner.id", ("updated_at", DESCENDING), ("_id", DESCENDING)],
@@ -367,6 +397,7 @@ class Conversation(StoredDocument, Document):
         before: int | None = None,
         *,
         roles: Collection[MessageRole | str] | None = None,
+        max_bytes: int | None = None,
     ) -> History:
         """Returns a page of messages, the newest by default, and the cursor to watch from there.
 
@@ -377,6 +408,8 @@ class Conversation(StoredDocument, Document):
             limit: The most messages, at least 1.
             before: The ``before`` of a page, to get the page before it.
             roles: Only messages of these roles; the cursor is that of all messages all the same.
+            max_bytes: The most bytes of text, in UTF-8, at which the page ends before it has
+                ``limit`` messages. It has at least one message, of any size.
 
         Raises:
             InvalidInputError: An argument is invalid.
@@ -387,7 +420,10 @@ class Conversation(StoredDocument, Document):
         wanted = None
         if roles is not None:
             wanted = frozenset(check_choice(role, MessageRole, "role") for role in roles)
-        return await read_history(self.message_model, self._own_id(), limit, stop, wanted)
+        if max_bytes is not None:
+            check_int(max_bytes, "max_bytes", 1)
+        page = Range(stop=stop, limit=limit, roles=wanted, newest_first=True, max_bytes=max_bytes)
+        return await read_history(self.message_model, self._own_id(), page)
 
     async def get_message(self, message_id: IdLike) -> Message:
         """Returns a message of this conversation; like ``Converse.get_message``.
@@ -486,10 +522,39 @@ async def load_conversation(model: type[C], conversation_id: ObjectId) -> C:
     return cast(C, parse_obj(model, await _read_stored(model.store(), conversation_id)))
 
 
-async def _read_stored(store: Store, conversation_id: ObjectId) -> dict[str, Any]:
+async def load_without_context(model: type[C], conversation_id: ObjectId) -> C:
+    """Loads a conversation; reading its ``context`` raises.
+
+    Raises:
+        ConversationNotFoundError: The conversation does not exist.
+        StoreUnavailableError: MongoDB did not answer.
+    """
+    if model.model_fields["context"].is_required():  # of a subclass
+        return await load_conversation(model, conversation_id)
+    stored = await _read_stored(model.store(), conversation_id, {"context": 0})
+    loaded = cast(C, parse_obj(model, stored))
+    loaded.__dict__["context"] = LeftOut()
+    loaded._remember()  # noqa: SLF001 - it is stored as it is
+    return loaded
+
+
+async def load_context(conversation: Conversation) -> None:
+    """Loads a conversation again if its ``context`` was left out.
+
+    Raises:
+        ConversationNotFoundError: The conversation does not exist.
+        StoreUnavailableError: MongoDB did not answer.
+    """
+    if isinstance(conversation.context, LeftOut):
+        await conversation.refresh()
+
+
+async def _read_stored(
+    store: Store, conversation_id: ObjectId, projection: dict[str, int] | None = None
+) -> dict[str, Any]:
     read, key = store.conversations.find_one, {"_id": conversation_id}
     stored: dict[str, Any] | None = await store.call(
-        read, key, what=f"read conversation {conversation_id}"
+        read, key, projection, what=f"read conversation {conversation_id}"
     )
     if stored is None:
         raise ConversationNotFoundError(conversation_id)

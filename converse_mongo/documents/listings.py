@@ -17,7 +17,7 @@ from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.headers import HEADER, MessageHeader
 from converse_mongo.domain.owners import Owner, check_owner
 from converse_mongo.domain.types import MessageRole, MessageStatus
-from converse_mongo.domain.validation import MAX_CONTENT_BYTES
+from converse_mongo.domain.validation import MAX_CONTENT_BYTES, utf8_size
 from converse_mongo.driver.collections import Collection
 from converse_mongo.store import Store
 from converse_mongo.store.reads import Reader
@@ -79,6 +79,8 @@ class Range:
         status: Only those in this state; ``None`` for all.
         roles: Only those of these roles; ``None`` for all.
         newest_first: From the last one to the first.
+        max_bytes: The size of the texts together, in bytes of UTF-8, at which to end early; it has
+            at least one message. ``None`` for any size.
     """
 
     start: int = 0
@@ -87,6 +89,7 @@ class Range:
     status: MessageStatus | None = None
     roles: frozenset[MessageRole] | None = None
     newest_first: bool = False
+    max_bytes: int | None = None
 
     def match(self, conversation_id: ObjectId) -> dict[str, Any]:
         """Returns the filter for these messages."""
@@ -124,6 +127,8 @@ class MessageList:
         self._source = source
         self._conversation_id = conversation_id
         self._wanted = wanted
+        self.is_cut = False
+        """True if there were more messages than ``max_bytes`` allows."""
 
     def __await__(self) -> Generator[Any, None, list[Message]]:
         return self._all().__await__()
@@ -132,17 +137,18 @@ class MessageList:
         return [message async for message in self]
 
     async def __aiter__(self) -> AsyncIterator[Message]:
-        wanted = self._wanted
+        wanted, taken = self._wanted, 0
         while wanted.limit is None or wanted.limit > 0:
             size = MESSAGES_PER_READ if wanted.limit is None else wanted.limit
-            page = await self._read(wanted, min(size, MESSAGES_PER_READ))
+            page = await self._read(wanted, min(size, MESSAGES_PER_READ), taken)
             for message in page:
                 yield message
             if len(page) < min(size, MESSAGES_PER_READ):
                 return
+            taken += sum(map(_text_bytes, (each.__dict__ for each in page)))
             wanted = wanted.behind(_position(page[-1]), len(page))
 
-    async def _read(self, wanted: Range, size: int) -> list[Message]:
+    async def _read(self, wanted: Range, size: int, taken: int) -> list[Message]:
         store, conversation_id = self._model.store(), self._conversation_id
         what = f"list the messages of conversation {conversation_id}"
         order = [("position", DESCENDING if wanted.newest_first else ASCENDING)]
@@ -154,8 +160,24 @@ class MessageList:
             found: list[dict[str, Any]] = await cursor.limit(size).to_list(size)
             return found
 
+        async def read_some(match: dict[str, Any], projection: Any) -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = []
+            left = (wanted.max_bytes or 0) - taken
+            cursor = self._source.find(match, projection).sort(order).limit(size)
+            try:
+                async for stored in cursor:
+                    left -= _text_bytes(stored)
+                    if left < 0 and (found or taken):
+                        self.is_cut = True
+                        break
+                    found.append(stored)
+            finally:
+                await cursor.close()
+            return found
+
         match = wanted.match(conversation_id)
-        page = await store.call(read, match, {"chunks": 0, "chunk_lengths": 0}, what=what)
+        read_page = read if wanted.max_bytes is None else read_some
+        page = await store.call(read_page, match, {"chunks": 0, "chunk_lengths": 0}, what=what)
         for stored in page:
             if stored["status"] == MessageStatus.STREAMING.value:
                 await store.leases.settle_if_expired(MessageHeader.from_stored(stored))
@@ -210,14 +232,8 @@ class History:
     cursor: str | None
 
 
-async def read_history(
-    model: type[Message],
-    conversation_id: ObjectId,
-    limit: int,
-    before: int | None,
-    roles: frozenset[MessageRole] | None = None,
-) -> History:
-    """Reads the ``limit`` messages before a position; ``None`` for the newest.
+async def read_history(model: type[Message], conversation_id: ObjectId, page: Range) -> History:
+    """Reads a page of messages: the newest of a range that has a ``limit``.
 
     It shows the state that watchers see, so that its cursor is not ahead of them. It includes all
     earlier writes: it waits for a write that was acknowledged before a majority had it, as with the
@@ -227,13 +243,13 @@ async def read_history(
         StoreUnavailableError: MongoDB did not answer.
     """
     store, stored = model.store(), None
-    if before is None and store.committed is not store.messages:
+    if page.stop is None and store.committed is not store.messages:
         stored = await store.call(
             _stored_cursor, store.reader, conversation_id, what=f"read {conversation_id}"
         )
     until = time.monotonic() + MAJORITY_SECONDS
     while True:
-        history = await _read_committed(model, conversation_id, limit, before, roles)
+        history = await _read_committed(model, conversation_id, page)
         if stored is None or history.cursor is None or time.monotonic() > until:
             return history
         if ConversationCursor.parse(history.cursor, conversation_id).covers(stored):
@@ -259,38 +275,60 @@ async def _end(source: Collection, conversation_id: ObjectId) -> int:
     return last["position"] + 1 if last else 0
 
 
-async def _read_committed(
-    model: type[Message],
-    conversation_id: ObjectId,
-    limit: int,
-    before: int | None,
-    roles: frozenset[MessageRole] | None,
-) -> History:
-    source, end = model.store().committed, before
-    if before is None and roles is not None:
+async def _read_committed(model: type[Message], conversation_id: ObjectId, page: Range) -> History:
+    source, end, limit = model.store().committed, page.stop, cast(int, page.limit)
+    if end is None and page.roles is not None:
         # Read first: what is added meanwhile is behind the cursor.
         what = f"read conversation {conversation_id}"
         end = await model.store().call(_end, source, conversation_id, what=what)
-    newest = Range(stop=end, limit=limit + 1, roles=roles, newest_first=True)
-    messages = await MessageList(model, source, conversation_id, newest)
-    more, messages = len(messages) > limit, messages[:limit][::-1]
+    listed = MessageList(model, source, conversation_id, replace(page, stop=end, limit=limit + 1))
+    messages = await listed
+    more, messages = len(messages) > limit or listed.is_cut, messages[:limit][::-1]
     first = _position(messages[0]) if messages else 0
     cursor = None
-    if before is None:
+    if page.stop is None:
         if end is None:
             end = _position(messages[-1]) + 1 if messages else 0
-        # Streaming messages were read one by one, so the cursor has their own sequences. Those of
-        # other roles may be anywhere.
-        others = Range(stop=first if roles is None else end, status=MessageStatus.STREAMING)
-        known = [*await MessageList(model, source, conversation_id, others), *messages]
-        latest = {_position(each): each for each in known}
-        open_ones = {at: each.next_sequence for at, each in latest.items() if each.is_streaming}
+        # Messages of other roles that are streaming may be anywhere.
+        hidden = first if page.roles is None else end
+        open_ones = await _streaming_before(model, conversation_id, hidden)
+        # Streaming messages were read one by one, so the cursor has their own sequences.
+        open_ones |= {_position(each): each.next_sequence for each in messages if each.is_streaming}
         cursor = str(ConversationCursor(conversation_id, end, open_ones))
     return History(messages, first if more else None, cursor)
 
 
+async def _streaming_before(
+    model: type[Message], conversation_id: ObjectId, position: int
+) -> dict[int, int]:
+    """Maps the positions of streaming messages before a position to their next sequences."""
+    store = model.store()
+    match = Range(stop=position, status=MessageStatus.STREAMING).match(conversation_id)
+
+    async def read() -> list[MessageHeader]:
+        return [
+            MessageHeader.from_stored(each) async for each in store.committed.find(match, HEADER)
+        ]
+
+    found = await store.call(read, what=f"read conversation {conversation_id}")
+    states = [await store.leases.settle_if_expired(state) for state in found]
+    return {
+        state.position: state.next_sequence
+        for state in states
+        if state.status is MessageStatus.STREAMING
+    }
+
+
 def _position(message: Message) -> int:
     return cast(int, message.position)  # only a message that is not stored yet has none
+
+
+def _text_bytes(stored: Mapping[str, Any]) -> int:
+    """The size of the text that a listing has of a message."""
+    streamed: int = stored.get("content_bytes", 0)
+    if streamed > MAX_CONTENT_BYTES:  # it has none
+        return 0
+    return max(streamed, utf8_size(stored.get("content") or ""))
 
 
 def _needs_chunks(stored: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ class ConverseError(Exception):
     """Something went wrong in converse_mongo."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (type(self).__doc__ or "").strip())
+        super().__init__(message or (type(self).__doc__ or "").strip().partition("\n\n")[0])
 
 
 class ConfigurationError(ConverseError):
@@ -17,7 +17,13 @@ class ConfigurationError(ConverseError):
 
 
 class ConverseClosedError(ConverseError):
-    """This Converse is not open: use ``async with Converse(...)`` or await ``open()`` first."""
+    """This Converse is not open: use ``async with Converse(...)`` or await ``open()`` first.
+
+    Attributes:
+        was_opened: False if it was never opened, so that waiting does not help.
+    """
+
+    was_opened = True
 
 
 class InvalidInputError(ConverseError, ValueError):

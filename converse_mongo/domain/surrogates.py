@@ -4,6 +4,8 @@ Model endpoints that escape JSON as ASCII may cut a character between two tokens
 then decoded to half of it. UTF-8, and so MongoDB, holds whole characters only.
 """
 
+from typing import Any
+
 REPLACEMENT = "\ufffd"
 """Replaces half of a character whose other half is missing."""
 
@@ -22,3 +24,16 @@ def mend(text: str) -> tuple[str, int]:
     """Joins the halves in ``text``; also returns how many were unpaired, and replaced."""
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return whole, whole.count(REPLACEMENT) - text.count(REPLACEMENT)
+
+
+def mend_all(value: Any) -> Any:
+    """Returns a value in JSON types with all of its texts mended."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return mend(value)[0]
+        return value
+    if isinstance(value, dict):
+        return {mend_all(key): mend_all(item) for key, item in value.items()}
+    return [mend_all(item) for item in value] if isinstance(value, list) else value

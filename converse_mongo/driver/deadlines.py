@@ -51,6 +51,11 @@ def fresh(seconds: float) -> Iterator[None]:
             variable.reset(token)  # type: ignore[arg-type]
 
 
+def extend(seconds: float) -> None:
+    """Moves the deadline of the current context, if there is one."""
+    _csot.DEADLINE.set(_csot.DEADLINE.get() + seconds)
+
+
 async def bounded(
     seconds: float,
     function: Callable[..., Awaitable[T]],

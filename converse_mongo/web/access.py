@@ -1,24 +1,31 @@
 """Access: finds what a request names, and shows to nobody what is not theirs."""
 
 import inspect
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from bson import ObjectId
-from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
 from converse_mongo.converse import Converse
-from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.conversations import Conversation, load_without_context
 from converse_mongo.documents.messages import Message
-from converse_mongo.domain.errors import ConfigurationError
+from converse_mongo.domain.errors import ConfigurationError, InvalidCursorError, InvalidInputError
 from converse_mongo.domain.events import Event
+from converse_mongo.domain.owners import check_owner
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.domain.validation import object_id
-from converse_mongo.web.errors import UnknownError
+from converse_mongo.web.errors import UndecidedError, UnknownError
+
+logger = logging.getLogger("converse_mongo")
 
 Authorize: TypeAlias = Callable[[HTTPConnection, Conversation], bool | Awaitable[bool]]
-"""Answers whether a request may read a conversation and write to it."""
+"""Answers whether a request may read a conversation and write to it.
+
+The ``context`` of the conversation is not loaded, so that a refusal takes as long as it does for a
+conversation that does not exist: reading it raises; ``await conversation.refresh()`` loads it.
+"""
 
 Named: TypeAlias = tuple[str, Any] | None
 OwnerOf: TypeAlias = Callable[[HTTPConnection], Named | Awaitable[Named]]
@@ -64,18 +71,31 @@ class Access:
         self._owner = owner
         self.roles = roles
 
+    @property
+    def has_owner(self) -> bool:
+        """True if there is a function that answers whose request this is."""
+        return self._owner is not None
+
     async def conversation(self, request: HTTPConnection, conversation_id: str) -> Conversation:
-        """The conversation with an id.
+        """The conversation with an id, without its ``context``, which may be large.
 
         Raises:
             NotFoundError: It does not exist.
             InvalidIdError: This is not an id.
-            UnknownError: The request may not see it.
+            UnknownError: The request may not see it. It is an :class:`UndecidedError` if that was
+                an error of the application: clients see no difference.
         """
-        conversation = await self._converse.get_conversation(conversation_id)
-        answer = await _ask(self._authorize, request, conversation)
+        key = object_id(conversation_id, "conversation")
+        conversation = await load_without_context(self._converse.conversation_model, key)
+        try:
+            answer = await _ask(self._authorize, request, conversation)
+        except Exception as error:
+            logger.exception("authorize failed for conversation %s", key)
+            raise UndecidedError from error
         if not isinstance(answer, bool):
-            raise TypeError(f"authorize returned {answer!r}: it must return True or False.")
+            kind = type(answer).__name__  # its repr may hold secrets
+            logger.error("authorize returned %s for conversation %s: return a bool", kind, key)
+            raise UndecidedError
         if not answer:
             raise UnknownError
         return conversation
@@ -84,12 +104,23 @@ class Access:
         """The owner whose conversations a request may follow.
 
         Raises:
-            UnknownError: There is none.
+            UnknownError: There is none, or the application could not tell.
         """
-        found: Named = None if self._owner is None else await _ask(self._owner, request)
+        if self._owner is None:
+            raise UnknownError
+        try:
+            found: Named = await _ask(self._owner, request)
+        except Exception as error:
+            logger.exception("owner failed")
+            raise UndecidedError from error
         if found is None:
             raise UnknownError
-        return found
+        try:
+            return check_owner(found).pair
+        except InvalidInputError as error:
+            kind = type(found).__name__  # the repr, which the error has, may hold secrets
+            logger.error("owner returned %s: return None or a pair of a type and an id", kind)
+            raise UndecidedError from error
 
     async def message(self, conversation: Conversation, message_id: str) -> Message:
         """A message of a conversation that the request may see, with its text.
@@ -120,6 +151,23 @@ class Access:
             raise UnknownError
         return key
 
+    async def check_sequence(
+        self, conversation: Conversation, message_id: ObjectId, sequence: int
+    ) -> None:
+        """Checks that a message has a chunk, behind which its stream is to go on.
+
+        Raises:
+            InvalidCursorError: It has none: the cursor was not made here, or the database was
+                restored to an earlier state.
+        """
+        store = conversation.store()
+        match = {"_id": message_id, "conversation_id": conversation.id}
+        stored: Any = await store.call(
+            store.messages.find_one, match, {"next_sequence": 1}, what=f"read message {message_id}"
+        )
+        if stored is not None and sequence >= stored.get("next_sequence", 0):
+            raise InvalidCursorError(f"Message {message_id} has no chunk {sequence}.")
+
     def shows(self, role: MessageRole) -> bool:
         """Reports whether browsers see messages of this role."""
         return role in self.roles
@@ -132,9 +180,5 @@ class Access:
 
 async def _ask(function: Callable[..., Any], *arguments: object) -> Any:
     """Calls a function of the application, plain or a coroutine function."""
-    try:
-        answer = function(*arguments)
-        return await answer if inspect.isawaitable(answer) else answer
-    except HTTPException as error:
-        # A 401 or 403 would reveal that the conversation exists.
-        raise UnknownError from error
+    answer = function(*arguments)
+    return await answer if inspect.isawaitable(answer) else answer

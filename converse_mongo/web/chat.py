@@ -30,7 +30,6 @@ from converse_mongo.web.models import (
     replaced_id,
 )
 from converse_mongo.web.operations import Operations
-from converse_mongo.web.pages import read_page
 from converse_mongo.web.prompts import without_replaced
 from converse_mongo.web.responses import NO_STORE, Json
 from converse_mongo.web.streams import EventStream, Grant, grant_of
@@ -73,7 +72,7 @@ async def get_chat(context: WebContext, request: Request) -> Response:
     """
     conversation = await context.conversation(request)
     query = context.checked(ChatPageQuery, request.query_params)
-    page = await read_page(conversation, context.access.roles, query.limit, query.before)
+    page = await context.history(conversation, query.limit, query.before)
     messages = without_replaced(page.messages)
     headers = {} if page.before is None else {BEFORE: str(page.before)}
     lacking = False
@@ -130,8 +129,7 @@ async def chat(context: WebContext, request: Request) -> Response:
 
     The client may leave: the answer is written to its end, and can be resumed.
     """
-    body = await context.body(request, ChatBody)
-    conversation = await context.access.conversation(request, body.id)
+    conversation, body = await context.chat_body(request)
     context.turns.check_answers()
     grant = grant_of(context, request, conversation)  # before anything is written
     turns = ChatTurns(context, conversation, grant.key)

@@ -1,5 +1,7 @@
 """The context of the endpoints: the parts of a web edge, and the body of a request."""
 
+import asyncio
+import logging
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -9,17 +11,29 @@ from starlette.requests import HTTPConnection, Request
 
 from converse_mongo.converse import Converse
 from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.listings import History
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.owners import check_owner
 from converse_mongo.web.access import Access
-from converse_mongo.web.errors import MediaTypeError, RequestError, TooLargeError
+from converse_mongo.web.bodies import (
+    Pending,
+    check_media_type,
+    kept_keys,
+    read_slices,
+)
+from converse_mongo.web.errors import InternalError, RequestError
 from converse_mongo.web.frames import Frames
+from converse_mongo.web.json_reader import ObjectReader
 from converse_mongo.web.limits import Limits, Slots
+from converse_mongo.web.models import ChatBody, ChatId
 from converse_mongo.web.open_streams import StreamOptions, Streams
+from converse_mongo.web.pages import read_page
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.turns import Turns
 
 M = TypeVar("M", bound=BaseModel)
+
+logger = logging.getLogger("converse_mongo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +46,7 @@ class WebContext:
         stream_slots: How many each key has.
         frames: The frames of events.
         limits: How much clients may take.
+        pending: Counts the bytes of the bodies of the AI SDK that are being received.
         origins: Other sites whose pages may open a WebSocket.
         max_body_bytes: The largest body of a request.
         max_message_bytes: The largest text of a message, in bytes of UTF-8.
@@ -46,6 +61,7 @@ class WebContext:
     stream_slots: Slots
     frames: Frames
     limits: Limits
+    pending: Pending
     origins: frozenset[str]
     max_body_bytes: int
     max_message_bytes: int
@@ -58,6 +74,14 @@ class WebContext:
         """The message in the path of a request, which may see it."""
         return await self.access.message(conversation, request.path_params["message"])
 
+    async def history(
+        self, conversation: Conversation, limit: int, before: int | None = None
+    ) -> History:
+        """A page of the messages that browsers see; see :func:`read_page`."""
+        return await read_page(
+            conversation, self.access.roles, limit, before, self.limits.page_bytes
+        )
+
     def key(
         self,
         request: HTTPConnection,
@@ -68,32 +92,76 @@ class WebContext:
 
         Args:
             owner: Whose stream it is, if it is not one of a conversation.
+
+        Raises:
+            InternalError: ``Limits.key`` raised, or returned what cannot be a key.
         """
-        if self.limits.key is not None:
-            return self.limits.key(request, conversation)
-        named = owner if conversation is None else conversation.owner
-        return None if named is None else check_owner(named).pair
+        if self.limits.key is None:
+            named = owner if conversation is None else conversation.owner
+            return None if named is None else check_owner(named).pair
+        try:
+            found = self.limits.key(request, conversation)
+            hash(found)
+        except Exception as error:
+            logger.exception("Limits.key failed")
+            raise InternalError from error
+        return found
 
     async def body(self, request: Request, model: type[M]) -> M:
-        """The body of a request; an empty one is an empty JSON object.
-
-        It must be sent as JSON. A form on another site could send anything else with the cookies of
-        the user, and without a preflight request.
+        """The body of a request, which must be JSON; an empty one is an empty object.
 
         Raises:
             MediaTypeError: It is not sent as JSON.
             TooLargeError: It is larger than ``max_body_bytes``; no more than that was read.
+            SlowBodyError: It was not received in time.
             RequestError: It is not valid.
         """
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-            raise MediaTypeError
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > self.max_body_bytes:
-                raise TooLargeError(f"The body is larger than {self.max_body_bytes} bytes.")
+        check_media_type(request)
+        reader = ObjectReader(kept_keys(model), self.max_body_bytes)
+        limit, seconds = self.max_body_bytes, self.limits.body_seconds
+        async for each in read_slices(request, limit=limit, seconds=seconds):
+            reader.feed(each)
+        return await self._parsed(reader, model)
+
+    async def chat_body(self, request: Request) -> tuple[Conversation, ChatBody]:
+        """The body of a request of ``useChat``, and the conversation that it names.
+
+        The owner is asked before it is read, and the conversation is authorized as soon as its id
+        was read, which the AI SDK sends first. Of the messages, only the last is kept.
+
+        Raises:
+            UnknownError: The request has no owner, or may not see the conversation.
+            NotFoundError: The conversation does not exist.
+            InvalidIdError: This is not an id.
+            BusyError: Too many bytes of such bodies are being received.
+
+        It also raises the errors of :meth:`body`. ``max_body_bytes`` is the most that is kept;
+        ``Limits.chat_bytes`` the most that is read.
+        """
+        if self.access.has_owner:
+            await self.access.owner(request)
+        check_media_type(request)
+        reader = ObjectReader(kept_keys(ChatBody), self.max_body_bytes, last_of="messages")
+        limit, seconds = self.limits.chat_bytes, self.limits.body_seconds
+        conversation: Conversation | None = None
+        with self.pending.body() as add:
+            async for each in read_slices(request, limit=limit, seconds=seconds):
+                add(len(each))
+                reader.feed(each)
+                if conversation is None and (name := reader.get("id")) is not None:
+                    known = self._validated(b'{"id":%b}' % name, ChatId)
+                    conversation = await self.access.conversation(request, known.id)
+        body = await self._parsed(reader, ChatBody)
+        return conversation or await self.access.conversation(request, body.id), body
+
+    async def _parsed(self, reader: ObjectReader, model: type[M]) -> M:
+        kept = reader.end()
+        await asyncio.sleep(0)
+        return self._validated(kept, model)
+
+    def _validated(self, kept: bytes, model: type[M]) -> M:
         try:
-            return model.model_validate_json(body or b"{}", context=self.max_message_bytes)
+            return model.model_validate_json(kept, context=self.max_message_bytes)
         except ValidationError as error:
             raise _explained(error) from error
 

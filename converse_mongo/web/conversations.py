@@ -23,9 +23,8 @@ from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web import models
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.cursors import check_conversation_cursor, parse_cursor
-from converse_mongo.web.errors import UnknownError
+from converse_mongo.web.errors import UndecidedError, UnknownError
 from converse_mongo.web.operations import Operations
-from converse_mongo.web.pages import read_page
 from converse_mongo.web.responses import NO_STORE, frame
 from converse_mongo.web.streams import EventStream, Grant, grant_of, is_outage, log_cut
 
@@ -53,7 +52,7 @@ async def get_history(context: WebContext, request: Request) -> History:
     """Reads a page of messages. Answers that were replaced come beside its ``limit``."""
     query = context.checked(models.PageQuery, request.query_params)
     conversation = await context.conversation(request)
-    return await read_page(conversation, context.access.roles, query.limit, query.before)
+    return await context.history(conversation, query.limit, query.before)
 
 
 @table("GET", MESSAGE, models.MessageView)
@@ -88,6 +87,8 @@ async def watch_message(context: WebContext, request: Request) -> Response:
     after = None if text is None else parse_cursor(text, message_id)
     if isinstance(after, str):
         return Response(status_code=204, headers=NO_STORE)
+    if after is not None:
+        await context.access.check_sequence(conversation, message_id, after)
     grant = grant_of(context, request, conversation)
     watcher = context.converse.watch_message(message_id, after)
     await watcher.__aenter__()  # so that an error becomes the response
@@ -171,6 +172,8 @@ class _Known:
             if before is not None and is_outage(error):
                 logger.warning("A conversation could not be authorized again: %r", error)
                 return before
+            if isinstance(error, UndecidedError):
+                raise  # left out, it would be missing for as long as the stream lasts
             if isinstance(error, UnknownError | NotFoundError):
                 return False
             raise

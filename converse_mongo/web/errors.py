@@ -21,6 +21,10 @@ class UnknownError(RequestError):
     code = "not_found"
 
 
+class UndecidedError(UnknownError):
+    """Not found."""
+
+
 class SlowBodyError(RequestError):
     """The request was not received in time."""
 

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeAlias
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.conversations import Conversation, load_context
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.errors import (
     ConfigurationError,
@@ -229,6 +229,7 @@ class Generations:
         metadata: dict[str, str] | None = None
         try:
             with answer.listening():
+                await load_context(answer.conversation)
                 await self._respond(answer.conversation, message)
         except StreamStoppedError:
             pass  # a stop was requested, and the message is cancelled

@@ -147,6 +147,9 @@ _ChunkMetadata: TypeAlias = Annotated[
     Any, _by_presenter(lambda presenter, value: presenter.metadata(value) if value else {}), _OBJECT
 ]
 _Error: TypeAlias = Annotated[str, _by_presenter(lambda presenter, value: presenter.error(value))]
+_Reason: TypeAlias = Annotated[
+    str | None, _by_presenter(lambda presenter, value: presenter.reason(value))
+]
 _Replaces: TypeAlias = Annotated[
     str | None, BeforeValidator(replaced_id), Field(validation_alias="metadata")
 ]
@@ -179,7 +182,7 @@ class MessageView(_View):
     metadata: _Metadata
     replaces: _Replaces
     error: _Error | None
-    stop_reason: str | None
+    stop_reason: _Reason
     created_at: _Time
     completed_at: _Time | None
 
@@ -307,7 +310,7 @@ class _MessageFailed(_MessageEnded):
 
 class _MessageCancelled(_MessageEnded):
     type: Literal["message.cancelled"]
-    reason: str | None
+    reason: _Reason
 
 
 class StreamOpened(_View):
@@ -331,10 +334,15 @@ class _UiModel(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True)
 
 
-class ChatBody(_UiModel):
-    """A request of ``useChat``. Only the last of the messages is read."""
+class ChatId(_UiModel):
+    """The conversation of a request of ``useChat``."""
 
     id: _RequestId
+
+
+class ChatBody(ChatId):
+    """A request of ``useChat``. Only the last of the messages is read."""
+
     messages: Annotated[
         list[Any], WithJsonSchema({"type": "array", "items": {"type": "object"}})
     ] = []

@@ -36,9 +36,17 @@ def all_operations(*, owner: bool) -> list[Operation]:
 
 def _described(operation: Operation) -> dict[str, Any]:
     summary, *_ = (inspect.getdoc(operation.endpoint) or "").partition(".")
-    errors = {"400": "Invalid", "404": "Not found", "503": "Unavailable: try again"}
+    errors = {
+        "400": "Invalid",
+        "404": "Not found",
+        "500": "Failed",
+        "503": "Unavailable: try again",
+    }
     if operation.method == "POST":
-        errors |= {"409": "Not possible now", "413": "Too large", "415": "Not JSON"}
+        errors |= {"408": "Not received in time", "409": "Not possible now"}
+        errors |= {"413": "Too large", "415": "Not JSON", "501": "Answers are not available here"}
+    if operation.method == "POST" or operation.streams:
+        errors["429"] = "Too much is in progress: try again"
     error = _json(_schema(ErrorBody, "serialization"))
     responses: dict[str, Any] = {
         status: {"description": description, **error} for status, description in errors.items()

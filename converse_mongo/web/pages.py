@@ -7,6 +7,7 @@ from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import History
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.types import MessageRole
+from converse_mongo.domain.validation import utf8_size
 from converse_mongo.web.models import replaced_id
 
 MAX_READS = 8
@@ -16,7 +17,11 @@ SPARE = 8
 
 
 async def read_page(
-    conversation: Conversation, roles: frozenset[MessageRole], limit: int, before: int | None
+    conversation: Conversation,
+    roles: frozenset[MessageRole],
+    limit: int,
+    before: int | None,
+    max_bytes: int,
 ) -> History:
     """Reads a page that ends when it has ``limit`` messages that are not replaced.
 
@@ -28,16 +33,21 @@ async def read_page(
         roles: The roles of the messages that browsers see.
         limit: The most messages that are not replaced.
         before: The ``before`` of the page behind it; ``None`` for the newest page.
+        max_bytes: The size of the texts at which it ends, in bytes of UTF-8. Only its first
+            message is beyond that.
     """
-    newest = await conversation.history(limit, before, roles=roles)
-    messages, before = newest.messages, newest.before
+    newest = await conversation.history(limit, before, roles=roles, max_bytes=max_bytes)
+    messages, before, asked, got = newest.messages, newest.before, limit, len(newest.messages)
     for _ in range(MAX_READS - 1):
         replaced, complete = _replaced(messages)
         count = len(messages) - len(replaced)
-        if before is None or (count >= limit and complete):
+        left = max_bytes - sum(utf8_size(message.content) for message in messages)
+        full = count > 0 and (got < asked or left <= 0)
+        if before is None or full or (count >= limit and complete):
             break
-        older = await conversation.history(max(limit - count, SPARE), before, roles=roles)
-        messages, before = older.messages + messages, older.before
+        asked = max(limit - count, SPARE)
+        older = await conversation.history(asked, before, roles=roles, max_bytes=max(left, 1))
+        messages, before, got = older.messages + messages, older.before, len(older.messages)
     replaced, _ = _replaced(messages)
     extra = len(messages) - len(replaced) - limit
     while extra > 0:

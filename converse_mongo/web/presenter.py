@@ -1,5 +1,6 @@
 """The presenter: turns documents and events into what browsers may see of them."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,11 @@ from pydantic import TypeAdapter
 
 from converse_mongo.domain.events import Event
 from converse_mongo.domain.jsonable import jsonable
+from converse_mongo.domain.surrogates import mend_all
+from converse_mongo.web.errors import InternalError
 from converse_mongo.web.models import EventView
+
+logger = logging.getLogger("converse_mongo")
 
 PRIVATE_ERROR = "The answer could not be completed."
 SAFE_ERRORS = frozenset({"interrupted"})
@@ -22,7 +27,7 @@ class Presenter:
     """The context in which views are made.
 
     Attributes:
-        show_errors: Whether the stored error of a failed message is for users.
+        show_errors: Whether stored errors of failed messages and reasons of stops are for users.
         show_metadata: Picks what users may see of metadata.
     """
 
@@ -34,9 +39,24 @@ class Presenter:
         return _EVENTS.validate_python(event, context=self)
 
     def metadata(self, metadata: Mapping[str, Any]) -> Any:
-        """The metadata that users may see."""
-        return jsonable(self.show_metadata(metadata))
+        """The metadata that users may see.
+
+        Raises:
+            InternalError: ``show_metadata`` failed.
+        """
+        try:
+            shown = self.show_metadata(metadata)
+            if not isinstance(shown, Mapping):
+                raise TypeError(f"it returned an object of the type {type(shown).__name__}")
+            return mend_all(jsonable(shown))
+        except Exception as error:
+            logger.exception("show_metadata failed")
+            raise InternalError from error
 
     def error(self, error: str) -> str:
         """The error that users may see."""
         return error if self.show_errors or error in SAFE_ERRORS else PRIVATE_ERROR
+
+    def reason(self, reason: str | None) -> str | None:
+        """The reason of a stop that users may see."""
+        return reason if self.show_errors else None

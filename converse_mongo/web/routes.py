@@ -4,16 +4,18 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from converse_mongo.converse import Converse
-from converse_mongo.domain.errors import ConfigurationError, ConverseError, InvalidInputError
+from converse_mongo.domain.errors import ConfigurationError, InvalidInputError
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.web.access import Access, Authorize, OwnerOf
+from converse_mongo.web.bodies import Pending
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import ONE
+from converse_mongo.web.deadlines import Deadline
 from converse_mongo.web.frames import Frames
 from converse_mongo.web.generations import Generations
 from converse_mongo.web.limits import MIB, Limits, Slots
@@ -56,7 +58,10 @@ def routes(
     Args:
         converse: The facade; open by the time of the first request.
         authorize: Answers whether a request may read a conversation and write to it. It is called
-            for every request, and again and again for what is open: see ``reauthorize``.
+            for every request, and again and again for what is open: see ``reauthorize``. Only
+            ``True`` allows; all else, and anything it raises, is a 404 and is logged. The
+            ``context`` of the conversation is not loaded: ``await conversation.refresh()`` loads
+            it.
         generations: Writes the answers. ``None`` if another process does: then user messages are
             stored, and nothing is answered here.
         owner: Answers whose conversations a request may follow all at once, as the type and the id
@@ -64,8 +69,9 @@ def routes(
             an owner. ``authorize`` is called for each conversation all the same.
         roles: The roles whose messages browsers see; by default neither system prompts nor the
             calls and results of tools.
-        show_errors: Whether browsers see the stored error of a failed message; by default they
-            learn only that it failed. Pass ``True`` if all errors that you store are for users.
+        show_errors: Whether browsers see the stored error of a failed message and the reason of a
+            stop; by default they learn only that it failed or was stopped. Pass ``True`` if all
+            that you store is for users.
         show_metadata: Picks what browsers see of metadata; by default all of it.
         heartbeat: Seconds of silence after which a stream sends a heartbeat.
         retry: Seconds that a browser's ``EventSource`` waits before it connects again.
@@ -116,6 +122,7 @@ def routes(
         stream_slots=Slots(limits.streams_per_key),
         frames=Frames(presenter),
         limits=limits,
+        pending=Pending(limits.pending_bytes),
         origins=frozenset(each.rstrip("/") for each in origins),
         **sizes,
     )
@@ -128,13 +135,22 @@ def routes(
 def _route(context: WebContext, operation: Operation) -> Route:
     view: TypeAdapter[Any] = TypeAdapter(operation.answer)
 
+    async def answer(request: Request) -> Response:
+        async with Deadline(context.limits.request_seconds, request):
+            found = await operation.endpoint(context, request)
+        if isinstance(found, Response):
+            return found
+        return Json(view.validate_python(found, context=context.presenter), operation.status)
+
     async def endpoint(request: Request) -> Response:
         try:
-            answer = await operation.endpoint(context, request)
-        except ConverseError as error:
-            return error_response(error)
-        if isinstance(answer, Response):
-            return answer
-        return Json(view.validate_python(answer, context=context.presenter), operation.status)
+            response = await answer(request)
+        except ClientDisconnect:
+            response = Response(status_code=400)  # nobody reads it
+        except Exception as error:  # noqa: BLE001 - it is logged there
+            response = error_response(error)
+        if isinstance(response, Json):
+            response.send_timeout = context.streams.send_timeout
+        return response
 
     return Route(operation.path, endpoint, methods=[operation.method])

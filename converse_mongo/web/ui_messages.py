@@ -162,7 +162,7 @@ def _end_parts(event: FinalEvent, presenter: Presenter) -> Iterator[UiPart]:
     if isinstance(event, MessageFailed):
         yield UiPart(type="error", error_text=presenter.error(event.error))
     elif isinstance(event, MessageCancelled):
-        yield UiPart(type="abort", reason=event.reason or None)
+        yield UiPart(type="abort", reason=presenter.reason(event.reason) or None)
 
 
 def ui_message(message: Message, presenter: Presenter) -> UiMessage:

@@ -42,6 +42,7 @@ class Model:
 
     tokens: "asyncio.Queue[str | Exception | None]" = field(default_factory=asyncio.Queue)
     asked: list[Message] = field(default_factory=list)
+    conversations: list[Conversation] = field(default_factory=list)
     was_asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def say(self, *tokens: str | Exception | None) -> None:
@@ -50,6 +51,7 @@ class Model:
 
     async def respond(self, conversation: Conversation, message: Message) -> None:
         self.asked.append(message)
+        self.conversations.append(conversation)
         self.was_asked.set()
         async with message.writer(interrupt=True, flush_interval=0.005) as writer:
             while (token := await self.tokens.get()) is not None:

@@ -1,10 +1,30 @@
 """Shared by tests of the web edge."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from converse_mongo import Message
-from tests.web.conftest import Site
+import httpx
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from converse_mongo import Converse, Message
+from converse_mongo.web import routes
+from tests.web.conftest import OWNER, Site, is_owner, serving
+
+
+@asynccontextmanager
+async def client_of(converse: Converse, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a site of any facade, which generates nothing."""
+    made = routes(converse, authorize=is_owner, **options)
+    async with (
+        serving(Starlette(routes=[Mount("/api", routes=made)])) as port,
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}/api", headers=OWNER, timeout=60
+        ) as http,
+    ):
+        yield http
 
 
 async def say(site: Site, conversation: Any, text: str = "Hello", **more: Any) -> dict[str, Any]:

@@ -2,16 +2,32 @@
 
 import asyncio
 import json
+import logging
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from bson import ObjectId
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
+from starlette.requests import HTTPConnection
 
-from converse_mongo import Conversation, Message
+from converse_mongo import (
+    Conversation,
+    ConverseError,
+    InvalidIdError,
+    InvalidInputError,
+    Message,
+    MessageNotFoundError,
+    StoreUnavailableError,
+)
 from converse_mongo.driver.collections import collection_of
-from tests.web.conftest import OWNER, STRANGER, MakeSite, Site
+from converse_mongo.web import Limits, RequestError
+from converse_mongo.web.context import WebContext
+from converse_mongo.web.errors import InternalError
+from tests.conftest import Commands, Facade
+from tests.web.conftest import OWNER, STRANGER, MakeSite, Site, is_owner
+from tests.web.helpers import client_of
 
 ABSENT = str(ObjectId())
 
@@ -130,31 +146,22 @@ async def test_cursor__that_is_none_is_explained(site: Site, cursor: str) -> Non
             assert "after" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("answer", [None, "yes", 1])
-async def test_authorize__has_to_answer_yes_or_no(
-    make_site: MakeSite, answer: object, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("number", [1, 2**31 - 1, 2**31, 10**18 - 1])
+async def test_cursor__that_was_made_up_is_a_400(
+    site: Site, number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    site = await make_site(authorize=lambda request, conversation: answer)
-    conversation = await site.conversation()
-    response = await site.http.get(f"/conversations/{conversation.id}")
-    assert response.status_code == 500
-    assert "True or False" in caplog.text
-    assert "authorize" not in response.text
-
-
-async def test_authorize__may_be_a_coroutine_or_raise(make_site: MakeSite) -> None:
-    async def allow(request: object, conversation: object) -> bool:
-        await asyncio.sleep(0)
-        return True
-
-    def refuse(request: object, conversation: object) -> bool:
-        raise HTTPException(403, "It exists, but is not yours.")
-
-    for authorize, status in ((allow, 200), (refuse, 404)):
-        site = await make_site(authorize=authorize)
-        conversation = await site.conversation()
-        answer = await site.http.get(f"/conversations/{conversation.id}")
-        assert answer.status_code == status
+    conversation, message = await talk(site)
+    one = f"/conversations/{conversation.id}"
+    for path, cursor in (
+        (f"{one}/messages/{message.id}/events", f"{message.id}.{number}"),
+        (f"{one}/events", f"{conversation.id}.{number + 2}"),
+        (f"{one}/events", f"{conversation.id}.2.1-{number + 1}"),
+        (f"{one}/events", f"{conversation.id}.{number + 2}.{number + 1}-0"),
+    ):
+        answer = await site.http.get(path, params={"after": cursor})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"].startswith("after: ")
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
 
 
 # Limits of what is sent
@@ -227,3 +234,206 @@ async def test_query__of_the_history_is_checked(site: Site, query: str) -> None:
     answer = await site.http.get(f"/conversations/{conversation.id}/messages?{query}")
     assert answer.status_code == 400
     assert query.partition("=")[0] in answer.json()["error"]["message"]
+
+
+# Functions of the application
+
+
+class User:
+    """An object of the application, whose repr nobody should see."""
+
+    def __repr__(self) -> str:
+        return "User(password='hunter2')"
+
+
+async def _says_yes() -> bool:
+    await asyncio.sleep(0)
+    return True
+
+
+def raises(error: Exception) -> Any:
+    def function(*_arguments: object, **_options: object) -> Any:
+        raise error
+
+    return function
+
+
+def returns(value: Any) -> Any:
+    return lambda *_arguments: value
+
+
+RAISED = [
+    HTTPException(403, "It exists, but is not yours: hunter2."),
+    WebSocketException(1008, "hunter2"),
+    PermissionError("user 7 of tenant db://u:hunter2@h may not"),
+    InvalidInputError("hunter2"),
+    InvalidIdError("hunter2"),
+    RequestError("hunter2"),
+    MessageNotFoundError(ObjectId()),
+    StoreUnavailableError("hunter2"),
+    KeyError("hunter2"),
+]
+
+
+def same_as_absent(answer: httpx.Response) -> bool:
+    found = {"error": {"code": "not_found", "message": "Not found."}}
+    return answer.status_code == 404 and answer.json() == found
+
+
+async def test_authorize__may_be_a_coroutine(make_site: MakeSite) -> None:
+    site = await make_site(authorize=lambda request, conversation: _says_yes())
+    conversation = await site.conversation()
+    assert (await site.http.get(f"/conversations/{conversation.id}")).status_code == 200
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("later", [False, True])
+async def test_authorize__that_raises_refuses_and_is_logged(
+    make_site: MakeSite, error: Exception, later: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def coroutine(*_arguments: object) -> bool:
+        await asyncio.sleep(0)
+        raise error
+
+    site = await make_site(authorize=coroutine if later else raises(error))
+    conversation = await site.conversation()
+    answer = await site.http.get(f"/conversations/{conversation.id}")
+    assert same_as_absent(answer)
+    (record,) = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+    answer = await site.http.post("/chat", json={"id": str(conversation.id)})
+    assert same_as_absent(answer)
+
+
+@pytest.mark.parametrize("answer", [None, "yes", 1, User(), [True], _says_yes])
+async def test_authorize__has_to_answer_with_a_bool(
+    make_site: MakeSite, answer: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = await make_site(authorize=returns(answer))
+    conversation = await site.conversation()
+    assert same_as_absent(await site.http.get(f"/conversations/{conversation.id}"))
+    (record,) = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert type(answer).__name__ in record.getMessage()
+    assert "hunter2" not in caplog.text
+
+
+async def test_authorize__that_says_no_is_not_logged(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    conversation = await site.conversation()
+    answer = await site.http.get(f"/conversations/{conversation.id}", headers=STRANGER)
+    assert same_as_absent(answer)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "function",
+    [*map(raises, RAISED), *map(returns, ["user", ("user", User()), ("user",), User(), 7, True])],
+)
+async def test_owner__that_makes_no_sense_is_nobody_and_is_logged(
+    make_site: MakeSite, function: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = await make_site(owner=function)
+    assert same_as_absent(await site.http.get("/events"))
+    (record,) = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert record.exc_info is not None or "hunter2" not in caplog.text
+    conversation = await site.conversation()
+    assert same_as_absent(await site.http.post("/chat", json={"id": str(conversation.id)}))
+
+
+@pytest.mark.parametrize(
+    "show", [raises(ValueError("hunter2")), raises(InvalidInputError("hunter2")), returns(None)]
+)
+async def test_show_metadata__that_fails_is_an_error_of_ours(
+    make_site: MakeSite, show: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = await make_site(show_metadata=show)
+    conversation = await site.conversation()
+    await conversation.create_user_message("Hello", {"a": 1})
+    for path in (f"/conversations/{conversation.id}/messages", f"/chat/{conversation.id}"):
+        answer = await site.http.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+        assert "hunter2" not in answer.text
+    assert "show_metadata failed" in caplog.text
+    async with site.http.stream("GET", f"/conversations/{conversation.id}/events") as stream:
+        assert stream.status_code == 200
+        await conversation.create_user_message("Hello", {"a": 1})
+        assert "hunter2" not in (await stream.aread()).decode()  # it was cut off
+
+
+@pytest.mark.parametrize("error", [InvalidInputError("hunter2"), ValueError("hunter2")])
+async def test_error__that_is_not_of_the_request_is_logged_and_explains_nothing(
+    make_site: MakeSite,
+    error: Exception,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = await make_site()
+    conversation = await site.conversation()
+    monkeypatch.setattr(site.converse.conversation_model, "history", raises(error))
+    answer = await site.http.get(f"/conversations/{conversation.id}/messages")
+    assert answer.status_code == 500
+    assert answer.json()["error"] == {
+        "code": "internal",
+        "message": "Something went wrong. Try again later.",
+    }
+    (record,) = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+
+
+@pytest.mark.parametrize("key", [raises(ValueError("hunter2")), returns(["unhashable"])])
+def test_key__that_fails_is_an_error_of_ours(key: Any, caplog: pytest.LogCaptureFixture) -> None:
+    context: Any = SimpleNamespace(limits=Limits(key=key))
+    request: Any = None
+    with pytest.raises(InternalError):
+        WebContext.key(context, request, None)
+    assert "Limits.key failed" in caplog.text
+
+
+# What a refusal costs
+
+
+async def test_context__is_not_read_before_the_request_is_authorized(
+    make_site: MakeSite,
+) -> None:
+    seen: list[Any] = []
+
+    async def authorize(request: HTTPConnection, conversation: Conversation) -> bool:
+        with pytest.raises(ConverseError, match="not loaded"):
+            dict(conversation.context)
+        conversation.title = "seen"
+        await conversation.save()
+        if "load" in request.query_params:
+            await conversation.refresh()
+            seen.append(conversation.context)
+        return is_owner(request, conversation)
+
+    site = await make_site(authorize=authorize)
+    context = {"large": "x" * 1000}
+    conversation = await site.converse.start_conversation(owner=("user", "ada"), context=context)
+    path = f"/conversations/{conversation.id}/messages"
+    assert (await site.http.get(f"{path}?load=1")).status_code == 200
+    assert seen == [context]
+    assert (await site.http.post(path, json={"content": "Hello"})).status_code == 201
+    await site.model.was_asked.wait()
+    assert site.model.conversations[0].context == context
+    site.model.say(None)
+    stored = await site.converse.get_conversation(conversation.id)
+    assert (stored.title, stored.context) == ("seen", context)
+
+
+async def test_refusal__reads_no_context(facade: Facade, commands: Commands) -> None:
+    converse = await facade(client_options={"event_listeners": [commands]})
+    conversation = await converse.start_conversation(owner=("user", "ada"), context={"a": 1})
+    async with client_of(converse) as http:
+        commands.sent.clear()
+        for method, path in REQUESTS:
+            address = path.format(c=conversation.id, m=ABSENT)
+            body = {"id": str(conversation.id)} if method == "POST" else None
+            answer = await http.request(method, address, headers=STRANGER, json=body)
+            assert answer.status_code == 404
+    finds = [each for each in commands.named("find") if each["find"] == "conversations"]
+    assert len(finds) == len(REQUESTS)
+    assert {str(each.get("projection")) for each in finds} == {"{'context': 0}"}
