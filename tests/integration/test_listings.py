@@ -207,5 +207,5 @@ async def test_whole_messages__with_one_generation_id_are_stored_once(converse: 
     )
     assert len({each.id for each in added}) == 1
     assert [each.content for each in await conversation.messages()] == ["hello"]
-    with pytest.raises(InvalidInputError, match="user message"):
+    with pytest.raises(InvalidInputError, match="has the role user"):
         await conversation.create_assistant_message("no", generation_id="post-1")
