@@ -384,6 +384,9 @@ async def test_body__that_is_too_slow_is_given_up(
         sending = asyncio.create_task(trickle())
         try:
             status, told = await user.answer()
+        except ConnectionResetError:
+            assert trickles  # it was closed just when more was sent, so that the answer is lost
+            return
         finally:
             sending.cancel()
     assert (status, told["code"]) == (408, "timeout")
