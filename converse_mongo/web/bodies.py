@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel
 from starlette.requests import Request
 
 from converse_mongo.web.deadlines import paused
@@ -115,9 +115,9 @@ async def _next_part(request: Request, parts: AsyncIterator[bytes], until: float
 
 def kept_keys(model: type[BaseModel]) -> set[str]:
     """The keys of a body that a model reads."""
-    return {
-        key
-        for name, declared in model.model_fields.items()
-        for key in (name, declared.alias)
-        if key is not None
-    }
+    keys: set[str] = set()
+    for name, declared in model.model_fields.items():
+        alias = declared.validation_alias
+        choices = alias.choices if isinstance(alias, AliasChoices) else [alias or name]
+        keys.update(each for each in [name, *choices] if isinstance(each, str))
+    return keys
