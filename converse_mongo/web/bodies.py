@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
 from pydantic import AliasChoices, BaseModel
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive
 
 from converse_mongo.web.deadlines import paused
 from converse_mongo.web.errors import (
@@ -18,6 +20,9 @@ from converse_mongo.web.errors import (
 
 logger = logging.getLogger("converse_mongo")
 
+LINGER_SECONDS = 1.0
+"""Seconds for which the rest of a body is received that is not read."""
+_READ = "converse_mongo.body_was_read"
 SLICE_BYTES = 8 * 1024
 """The bytes that are parsed before other requests have their turn: some milliseconds at worst."""
 
@@ -90,11 +95,8 @@ async def read_slices(request: Request, *, limit: int, seconds: float) -> AsyncI
         raise too_large
     received = 0
     until = asyncio.get_running_loop().time() + seconds
-    parts = request.stream()
-    while True:
-        part = await _next_part(request, parts, until)
-        if part is None:
-            return
+    while _READ not in request.scope:
+        part = await _next_part(request, until)
         received += len(part)
         if received > limit:
             raise too_large
@@ -103,14 +105,44 @@ async def read_slices(request: Request, *, limit: int, seconds: float) -> AsyncI
             yield part[at : at + SLICE_BYTES]
 
 
-async def _next_part(request: Request, parts: AsyncIterator[bytes], until: float) -> bytes | None:
+async def _next_part(request: Request, until: float) -> bytes:
     timeout = asyncio.timeout_at(until)
     try:
         with paused(request):
             async with timeout:
-                return await anext(parts, None)
+                message = await request.receive()
     except TimeoutError as error:
         raise SlowBodyError from error
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    if not message.get("more_body", False):
+        request.scope[_READ] = True
+    part: bytes = message.get("body", b"")
+    return part
+
+
+async def close_unread(request: Request, response: Response) -> None:
+    """Has the server close the connection behind an error, if the body is still being sent.
+
+    Otherwise a client could hold it for as long as it likes. What arrives within a moment is
+    dropped first: a client that is cut off while it sends may never see the error.
+    """
+    headers = request.headers
+    sent = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    if sent and _READ not in request.scope and not await discard(request.receive):
+        response.headers["connection"] = "close"
+
+
+async def discard(receive: Receive) -> bool:
+    """Drops what is left of a body, and returns whether all of it came within a moment."""
+    try:
+        async with asyncio.timeout(LINGER_SECONDS):
+            while (message := await receive())["type"] == "http.request":
+                if not message.get("more_body", False):
+                    return True
+    except TimeoutError:
+        pass
+    return False
 
 
 def kept_keys(model: type[BaseModel]) -> set[str]:

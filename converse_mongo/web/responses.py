@@ -86,7 +86,7 @@ class Json(Response):
         if self._second is not None:
             del self.headers["content-length"]
 
-    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it."""
         try:
             async for message in self._messages():
@@ -96,6 +96,7 @@ class Json(Response):
                     await send(message)
         except TimeoutError:
             logger.info("A client that did not read its response was dropped")
+            abort(receive)
 
     async def _messages(self) -> AsyncIterator[Message]:
         head = {"status": self.status_code, "headers": self.raw_headers}
@@ -106,6 +107,18 @@ class Json(Response):
             await asyncio.sleep(0)
             part, then = then, next(self._slices, None)
         yield {"type": "http.response.body", "body": part, "more_body": False}
+
+
+def abort(receive: Receive) -> None:
+    """Closes the connection of a request without sending what its client does not read.
+
+    ASGI has nothing for this: a server would hold the connection, and wait for it when it stops,
+    until the client reads or leaves. The ``receive`` of uvicorn is a method of an object that has
+    the transport. With another server, or if middleware has replaced it, nothing happens.
+    """
+    transport = getattr(getattr(receive, "__self__", None), "transport", None)
+    if callable(close := getattr(transport, "abort", None)):
+        close()
 
 
 def json_slices(value: Any, *, omit_none: bool = False) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from converse_mongo.converse import Converse
 from converse_mongo.domain.errors import ConfigurationError, InvalidInputError
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.web.access import Access, Authorize, OwnerOf
-from converse_mongo.web.bodies import Pending
+from converse_mongo.web.bodies import Pending, close_unread
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import ONE
 from converse_mongo.web.deadlines import Deadline
@@ -149,6 +149,7 @@ def _route(context: WebContext, operation: Operation) -> Route:
             response = Response(status_code=400)  # nobody reads it
         except Exception as error:  # noqa: BLE001 - it is logged there
             response = error_response(error)
+            await close_unread(request, response)
         if isinstance(response, Json):
             response.send_timeout = context.streams.send_timeout
         return response

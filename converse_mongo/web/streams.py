@@ -34,7 +34,7 @@ from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.errors import LimitError
-from converse_mongo.web.responses import error_response
+from converse_mongo.web.responses import abort, error_response
 
 logger = logging.getLogger("converse_mongo")
 
@@ -285,18 +285,6 @@ class Connection:
         self._helpers.add(task)
         task.add_done_callback(self._helpers.discard)
         return task
-
-
-def abort(receive: Receive) -> None:
-    """Closes the connection of a request without sending what its client does not read.
-
-    ASGI has nothing for this: a server would hold the connection, and wait for it when it stops,
-    until the client reads or leaves. The ``receive`` of uvicorn is a method of an object that has
-    the transport. With another server, or if middleware has replaced it, nothing happens.
-    """
-    transport = getattr(getattr(receive, "__self__", None), "transport", None)
-    if callable(close := getattr(transport, "abort", None)):
-        close()
 
 
 def is_outage(error: Exception) -> bool:

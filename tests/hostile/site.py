@@ -23,7 +23,9 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from converse_mongo import Conversation, Converse, Message
+from converse_mongo.embedded import free_port
 from converse_mongo.tools.chat.app import create_app
+from converse_mongo.tools.chat.hosts import loopback_hosts
 from converse_mongo.tools.chat.settings import Settings
 from converse_mongo.web import Generations, Limits, routes
 from tests.web.conftest import is_owner, owner
@@ -32,8 +34,9 @@ SEND_SECONDS = 1.0
 BODY_SECONDS = 1.0
 CHAT_BYTES = 4 * 1024 * 1024
 PENDING_BYTES = 16 * 1024 * 1024
-LARGE_TEXT = 12 * 1024 * 1024
+LARGE_MIB = 12
 """More than the buffers of two sockets hold."""
+MIB = 1024 * 1024
 
 
 class Probe:
@@ -80,8 +83,12 @@ def library(uri: str, database: str) -> Starlette:
         user = request.query_params["user"]
         made = await converse.start_conversation(title="A talk", owner=("user", user))
         question = await made.create_user_message("Hello")
-        text = "x" * (LARGE_TEXT if "large" in request.query_params else 1)
-        answer = await made.create_assistant_message(text)
+        answer = await made.start_streaming_assistant()
+        await answer.append_chunk("x")
+        if "large" in request.query_params:
+            for _ in range(LARGE_MIB):
+                await answer.append_chunk("x" * MIB)
+        await answer.complete_streaming()
         found = {"c": str(made.id), "q": str(question.id), "m": str(answer.id)}
         return JSONResponse(found)
 
@@ -130,12 +137,14 @@ def main() -> None:
     """Serves until the standard input ends."""
     kind, uri, database = sys.argv[1:]
     app: Any
+    port = free_port()
     if kind == "library":
         app = library(uri, database)
     else:
-        app = create_app(Settings(uri=uri, database=database, canned_delay=0.01))
+        hosts = loopback_hosts("127.0.0.1", port)
+        app = create_app(Settings(uri=uri, database=database, canned_delay=0.01, hosts=hosts))
     config = uvicorn.Config(
-        Probed(app), "127.0.0.1", 0, log_level="warning", timeout_graceful_shutdown=2
+        Probed(app), "127.0.0.1", port, log_level="warning", timeout_graceful_shutdown=2
     )
     server = uvicorn.Server(config)
 
@@ -147,7 +156,7 @@ def main() -> None:
         serving = asyncio.create_task(server.serve())
         while not (server.started or serving.done()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        print(server.servers[0].sockets[0].getsockname()[1], flush=True)  # noqa: T201
+        print(port, flush=True)  # noqa: T201
         await serving
 
     threading.Thread(target=end_with_input, daemon=True).start()

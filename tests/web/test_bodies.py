@@ -145,11 +145,11 @@ async def test_chat__bytes_in_flight_are_bounded(make_site: MakeSite) -> None:
     conversation = await site.conversation()
     begin = b'{"id":"' + str(conversation.id).encode() + b'","messages":["'
     async with sending(site, "/chat", begin, b"x" * 60_000):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while True:  # until the server has read it
                 async with sending(site, "/chat", begin, b"x" * 60_000) as (second, _):
                     try:
-                        async with asyncio.timeout(0.5):
+                        async with asyncio.timeout(3):
                             head = await head_of(second)
                             break
                     except TimeoutError:
@@ -235,3 +235,26 @@ async def test_body__that_makes_no_sense_is_a_400(site: Site, path: str, body: b
     expected = {400, 404} if path == "/chat" else {400}  # "x" is no conversation
     assert answer.status_code in expected
     assert await conversation.messages() == []
+
+
+async def test_refusal__closes_a_connection_whose_body_does_not_end(site: Site) -> None:
+    """Also of whoever may not see the conversation, whose body nobody reads."""
+    conversation = await site.conversation("eve")
+    for path in (f"/conversations/{conversation.id}/stop", "/chat"):
+        begin = b'{"id":"' + str(conversation.id).encode() + b'","x":"'
+        async with sending(site, path, begin, b"x" * 1000) as (reader, writer):
+            async with asyncio.timeout(20):
+                head = await head_of(reader)
+                assert head.startswith("HTTP/1.1 404")
+                assert "connection: close" in head
+                while await reader.read(1000):  # until it is closed
+                    writer.write(b"x")
+
+
+async def test_refusal__keeps_a_connection_whose_body_has_ended(site: Site) -> None:
+    conversation = await site.conversation("eve")
+    for path in (f"/conversations/{conversation.id}/stop", "/chat"):
+        body = {"id": str(conversation.id), "x": "x" * 100_000}
+        answer = await site.http.post(path, json=body)
+        assert answer.status_code == 404
+        assert "connection" not in answer.headers

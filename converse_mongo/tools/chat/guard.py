@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from converse_mongo.tools.chat.hosts import Hosts, is_same_origin
 from converse_mongo.tools.chat.refusals import Refusal, refused
 from converse_mongo.tools.chat.users import user_of
+from converse_mongo.web.bodies import discard
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 SESSION_PATH = "/api/me"
@@ -74,6 +75,7 @@ class Guard:
             self._check(connection, changes=scope["method"] not in SAFE_METHODS)
             body.check()
         except Refusal as error:
+            await body.discard()
             await refused(error)(scope, receive, sending)
         else:
             await self._app(scope, body.receive, sending)
@@ -100,7 +102,11 @@ class Guard:
 
 
 class Body:
-    """The body of a request while it is received. It is counted and timed, and never held."""
+    """The body of a request while it is received. It is counted and timed, and never held.
+
+    Attributes:
+        transport: That of the server, where the library looks for it to drop a client.
+    """
 
     def __init__(self, connection: HTTPConnection, receive: Receive, bounds: Bounds) -> None:
         headers = connection.headers
@@ -109,6 +115,7 @@ class Body:
         self._complete = not self._announced and "transfer-encoding" not in headers
         self._allowed = connection.scope["method"] not in SAFE_METHODS
         self._receive = receive
+        self.transport = getattr(getattr(receive, "__self__", None), "transport", None)
         self._bounds = bounds
         self._size = 0
         self._deadline = asyncio.get_running_loop().time() + bounds.seconds
@@ -142,6 +149,10 @@ class Body:
         if self._size > self._bounds.size:
             raise self._too_large()
         return message
+
+    async def discard(self) -> None:
+        """Drops what comes of it within a moment, so that its client sees why it is refused."""
+        self._complete = self._complete or await discard(self._receive)
 
     def closing(self, send: Send) -> Send:
         """Returns a function that sends, and has the server close an unfinished request."""
