@@ -14,6 +14,9 @@ import pytest
 import pytest_asyncio
 from pymongo import MongoClient
 
+BLOCKED = 12.0
+"""Nothing may block a loop for as long as that many times the work of ``site.unit``: 50 ms."""
+
 
 @dataclass
 class Site:

@@ -8,12 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.hostile.conftest import Site, error_of
+from tests.hostile.conftest import BLOCKED, Site, error_of
 from tests.hostile.site import BODY_SECONDS, CHAT_BYTES
 
 JSON = {"content-type": "application/json"}
-BLOCKED = 50.0
-"""Milliseconds for which nothing may block the loop."""
 MEMORY = 4.0
 """Times the size of a body by which memory may grow while it is read."""
 MIB = 1024 * 1024
