@@ -18,11 +18,14 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.headers import HEADER, MessageHeader
 from converse_mongo.domain.metadata import aware
 from converse_mongo.domain.types import MessageRole, MessageStatus
+from converse_mongo.driver import deadlines
 from converse_mongo.store import updates
 from converse_mongo.store.collections import Collections, back_off
 from converse_mongo.store.leases import Leases
 
-WAIT_SECONDS = 5.0
+END_SECONDS = 2.0
+"""The time in which a turn is ended, also where the deadline of the caller has passed."""
+WAIT_SECONDS = 10.0
 """The time for which a caller waits for its turn."""
 CONVERSATION_DELETED = "The conversation was deleted."
 """The reason of the stop of a message whose conversation is gone."""
@@ -152,7 +155,7 @@ class Answers:
             yield turn
         finally:
             # If this fails, the turn ends by itself.
-            with suppress(PyMongoError, ConverseError):
+            with suppress(PyMongoError, ConverseError), deadlines.fresh(END_SECONDS):
                 await self._change(conversation_id, updates.end_turn(conversation_id, holder))
 
     async def _take_turn(self, conversation_id: ObjectId, holder: ObjectId) -> None:
@@ -199,6 +202,14 @@ class Answers:
         change = updates.stop_early(conversation_id, message_id, reason)
         if not await self._change(conversation_id, change):
             await self._conversation(conversation_id, "early_stops")
+
+    async def forget_stop(self, conversation_id: ObjectId, message_id: ObjectId) -> None:
+        """Forgets the stop of an answer that did not exist: it is asked for again.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        await self._change(conversation_id, updates.forget_stop(conversation_id, message_id))
 
     async def early_stop(self, conversation_id: ObjectId, message_id: ObjectId) -> EarlyStop | None:
         """Returns the stop of an answer that was requested before it existed, if there was one.

@@ -280,6 +280,11 @@ def stop_early(
     )
 
 
+def forget_stop(conversation_id: ObjectId, message_id: ObjectId) -> tuple[Document, Document]:
+    """Forgets the early stop of a message."""
+    return {"_id": conversation_id}, {"$pull": {"early_stops": {"message_id": message_id}}}
+
+
 # Ends
 
 

@@ -1,5 +1,6 @@
 """Access: finds what a request names, and shows to nobody what is not theirs."""
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
@@ -89,7 +90,8 @@ class Access:
         conversation = await load_without_context(self._converse.conversation_model, key)
         try:
             answer = await _ask(self._authorize, request, conversation)
-        except Exception as error:
+        except APPLICATION_ERRORS as error:
+            _raise_own_cancellation(error)
             logger.exception("authorize failed for conversation %s", key)
             raise UndecidedError from error
         if not isinstance(answer, bool):
@@ -110,7 +112,8 @@ class Access:
             raise UnknownError
         try:
             found: Named = await _ask(self._owner, request)
-        except Exception as error:
+        except APPLICATION_ERRORS as error:
+            _raise_own_cancellation(error)
             logger.exception("owner failed")
             raise UndecidedError from error
         if found is None:
@@ -176,6 +179,16 @@ class Access:
         """Reports whether browsers see an event; events of messages go by their role."""
         role: MessageRole | None = getattr(event, "role", None)
         return role is None or role in self.roles
+
+
+APPLICATION_ERRORS = (Exception, asyncio.CancelledError)
+"""What functions of the application raise; the latter if they await a task that was cancelled."""
+
+
+def _raise_own_cancellation(error: BaseException) -> None:
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error  # the request itself was cancelled
 
 
 async def _ask(function: Callable[..., Any], *arguments: object) -> Any:

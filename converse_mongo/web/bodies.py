@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pydantic import AliasChoices, BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from converse_mongo.web.deadlines import paused
 from converse_mongo.web.errors import (
@@ -17,13 +17,14 @@ from converse_mongo.web.errors import (
     SlowBodyError,
     TooLargeError,
 )
+from converse_mongo.web.open_streams import LOOK_SECONDS, server_stops
 
 logger = logging.getLogger("converse_mongo")
 
 LINGER_SECONDS = 1.0
 """Seconds for which the rest of a body is received that is not read."""
 _READ = "converse_mongo.body_was_read"
-SLICE_BYTES = 8 * 1024
+SLICE_BYTES = 4 * 1024
 """The bytes that are parsed before other requests have their turn: some milliseconds at worst."""
 
 
@@ -88,6 +89,7 @@ async def read_slices(request: Request, *, limit: int, seconds: float) -> AsyncI
     Raises:
         TooLargeError: It is larger; no more than that was read.
         SlowBodyError: It was not received in time.
+        BusyError: The server is stopping.
     """
     too_large = TooLargeError(f"The body is larger than {limit} bytes.")
     announced = request.headers.get("content-length", "")
@@ -101,18 +103,22 @@ async def read_slices(request: Request, *, limit: int, seconds: float) -> AsyncI
         if received > limit:
             raise too_large
         for at in range(0, len(part), SLICE_BYTES):
-            await asyncio.sleep(0)
             yield part[at : at + SLICE_BYTES]
 
 
 async def _next_part(request: Request, until: float) -> bytes:
-    timeout = asyncio.timeout_at(until)
-    try:
-        with paused(request):
-            async with timeout:
-                message = await request.receive()
-    except TimeoutError as error:
-        raise SlowBodyError from error
+    time = asyncio.get_running_loop().time
+    message: Message | None = None
+    with paused(request):
+        while message is None:
+            try:
+                async with asyncio.timeout_at(min(until, time() + LOOK_SECONDS)):
+                    message = await request.receive()
+            except TimeoutError as error:
+                if server_stops():
+                    raise BusyError from error
+                if time() >= until:
+                    raise SlowBodyError from error
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
     if not message.get("more_body", False):
@@ -129,7 +135,10 @@ async def close_unread(request: Request, response: Response) -> None:
     """
     headers = request.headers
     sent = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-    if sent and _READ not in request.scope and not await discard(request.receive):
+    if not sent or _READ in request.scope:
+        return
+    # A client that waits for a sign to go on would take the reading of it for one.
+    if "expect" in headers or not await discard(request.receive):
         response.headers["connection"] = "close"
 
 

@@ -14,7 +14,6 @@ from converse_mongo.web.context import WebContext
 from converse_mongo.web.errors import (
     ConflictError,
     NotAnsweredError,
-    RequestError,
     UnknownError,
 )
 from converse_mongo.web.models import ChatBody, QuestionBody
@@ -22,6 +21,7 @@ from converse_mongo.web.turns import OTHER_TEXT
 from converse_mongo.web.ui_messages import question_of
 
 OUTDATED = "This page is not up to date. Reload it."
+UNCHANGEABLE = "A message that was sent cannot be changed: send another one."
 NOT_LAST = "Only the last answer can be written anew."
 
 
@@ -47,12 +47,26 @@ class ChatTurns:
         """Adds the last of the messages, and returns its answer.
 
         Raises:
-            RequestError: It has no text, or more than that, or is to change another one.
-            ConflictError: It was sent before with another text.
+            RequestError: It has no text, or more than that.
+            ConflictError: It was sent before with another text, or is to change another one.
         """
         if body.message_id is not None:
-            raise RequestError("A message that was sent cannot be changed: send another one.")
+            await self._check_same(body)
         return await self._ask(body.messages)
+
+    async def _check_same(self, body: ChatBody) -> None:
+        """Checks that a message that is to be changed was not sent yet, or has the same text.
+
+        Raises:
+            ConflictError: It was sent, with another text or as another message.
+        """
+        last = body.messages[-1] if body.messages else None
+        name = last.get("id") if isinstance(last, dict) else None
+        stored = await self._find(body.message_id)
+        if stored is not None and (name != body.message_id or stored.role is not MessageRole.USER):
+            raise ConflictError(UNCHANGEABLE)
+        if stored is not None and await self._text(stored) != question_of(body.messages)["content"]:
+            raise ConflictError(UNCHANGEABLE)
 
     async def _ask(self, messages: list[Any], *, heed_stop: bool = True) -> Message:
         question = self._context.checked(QuestionBody, question_of(messages))
@@ -90,8 +104,10 @@ class ChatTurns:
         named = None
         if body.message_id not in (None, name):
             named = await self._find(body.message_id)
-            if named is None:
+            if named is None and anchor is None:
                 raise UnknownError
+            if named is None:
+                raise ConflictError(OUTDATED)
         if named is not None and named.role is MessageRole.USER:
             if anchor is not None and anchor.message_id != named.message_id:
                 raise ConflictError(OUTDATED)

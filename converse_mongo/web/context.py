@@ -46,6 +46,7 @@ class WebContext:
         stream_slots: How many each key has.
         frames: The frames of events.
         limits: How much clients may take.
+        parsing: Held while a slice of a body is parsed.
         pending: Counts the bytes of the bodies of the AI SDK that are being received.
         origins: Other sites whose pages may open a WebSocket.
         max_body_bytes: The largest body of a request.
@@ -62,6 +63,7 @@ class WebContext:
     frames: Frames
     limits: Limits
     pending: Pending
+    parsing: asyncio.Lock
     origins: frozenset[str]
     max_body_bytes: int
     max_message_bytes: int
@@ -120,7 +122,7 @@ class WebContext:
         reader = ObjectReader(kept_keys(model), self.max_body_bytes)
         limit, seconds = self.max_body_bytes, self.limits.body_seconds
         async for each in read_slices(request, limit=limit, seconds=seconds):
-            reader.feed(each)
+            await self._feed(reader, each)
         return await self._parsed(reader, model)
 
     async def chat_body(self, request: Request) -> tuple[Conversation, ChatBody]:
@@ -147,12 +149,18 @@ class WebContext:
         with self.pending.body() as add:
             async for each in read_slices(request, limit=limit, seconds=seconds):
                 add(len(each))
-                reader.feed(each)
+                await self._feed(reader, each)
                 if conversation is None and (name := reader.get("id")) is not None:
                     known = self._validated(b'{"id":%b}' % name, ChatId)
                     conversation = await self.access.conversation(request, known.id)
         body = await self._parsed(reader, ChatBody)
         return conversation or await self.access.conversation(request, body.id), body
+
+    async def _feed(self, reader: ObjectReader, part: bytes) -> None:
+        # One slice between two turns of all others, however many bodies there are.
+        async with self.parsing:
+            reader.feed(part)
+            await asyncio.sleep(0)
 
     async def _parsed(self, reader: ObjectReader, model: type[M]) -> M:
         kept = reader.end()

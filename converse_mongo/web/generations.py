@@ -25,6 +25,7 @@ from converse_mongo.domain.errors import (
     WriterFencedError,
 )
 from converse_mongo.domain.types import MessageStatus
+from converse_mongo.driver import deadlines
 from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.store import Store, Transaction, context_apart, open_transaction
@@ -157,6 +158,7 @@ class Generations:
     async def _create(
         self, conversation: Conversation, create: Callable[[], Awaitable[Message]], taken: ExitStack
     ) -> Message:
+        deadlines.forget()  # that of the request, which this outlives
         with taken:
             message = await create()
             if message.lease is None or not message.lease.epoch:  # else it was found

@@ -26,6 +26,7 @@ NO_STORE = {"cache-control": "no-store", "vary": "authorization, cookie"}
 """The headers of what only some users may see. Caches that store it all the same learn by what."""
 
 SLICE_BYTES = 64 * 1024
+DRAIN_SECONDS = 0.05
 SMALL = 1024
 """The length up to which a text is made at once with its neighbors."""
 
@@ -97,6 +98,9 @@ class Json(Response):
         except TimeoutError:
             logger.info("A client that did not read its response was dropped")
             abort(receive)
+            await asyncio.sleep(0)  # the server takes note of it
+        else:
+            await drain(receive, self.send_timeout)
 
     async def _messages(self) -> AsyncIterator[Message]:
         head = {"status": self.status_code, "headers": self.raw_headers}
@@ -109,6 +113,26 @@ class Json(Response):
         yield {"type": "http.response.body", "body": part, "more_body": False}
 
 
+async def drain(receive: Receive, seconds: float) -> None:
+    """Waits until a client has taken all that was sent, and drops it if it does not in time.
+
+    The server takes the last bytes without waiting for the client, and would keep its connection
+    for as long as the client likes.
+    """
+    time = asyncio.get_running_loop().time
+    until, size = time() + seconds, getattr(_transport(receive), "get_write_buffer_size", int)
+    while size():
+        if time() >= until:
+            logger.info("A client that did not read its response was dropped")
+            abort(receive)
+            return
+        await asyncio.sleep(DRAIN_SECONDS)
+
+
+def _transport(receive: Receive) -> Any:
+    return getattr(getattr(receive, "__self__", None), "transport", None)
+
+
 def abort(receive: Receive) -> None:
     """Closes the connection of a request without sending what its client does not read.
 
@@ -116,8 +140,7 @@ def abort(receive: Receive) -> None:
     until the client reads or leaves. The ``receive`` of uvicorn is a method of an object that has
     the transport. With another server, or if middleware has replaced it, nothing happens.
     """
-    transport = getattr(getattr(receive, "__self__", None), "transport", None)
-    if callable(close := getattr(transport, "abort", None)):
+    if callable(close := getattr(_transport(receive), "abort", None)):
         close()
 
 

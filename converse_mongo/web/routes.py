@@ -1,9 +1,11 @@
 """The routes of the web edge, for Starlette and FastAPI."""
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
@@ -59,9 +61,9 @@ def routes(
         converse: The facade; open by the time of the first request.
         authorize: Answers whether a request may read a conversation and write to it. It is called
             for every request, and again and again for what is open: see ``reauthorize``. Only
-            ``True`` allows; all else, and anything it raises, is a 404 and is logged. The
-            ``context`` of the conversation is not loaded: ``await conversation.refresh()`` loads
-            it.
+            ``True`` allows. ``False`` is a 404. So is any other value, and whatever it raises;
+            these are logged. The ``context`` of the conversation is not loaded: ``await
+            conversation.refresh()`` loads it.
         generations: Writes the answers. ``None`` if another process does: then user messages are
             stored, and nothing is answered here.
         owner: Answers whose conversations a request may follow all at once, as the type and the id
@@ -123,6 +125,7 @@ def routes(
         frames=Frames(presenter),
         limits=limits,
         pending=Pending(limits.pending_bytes),
+        parsing=asyncio.Lock(),
         origins=frozenset(each.rstrip("/") for each in origins),
         **sizes,
     )
@@ -145,6 +148,8 @@ def _route(context: WebContext, operation: Operation) -> Route:
     async def endpoint(request: Request) -> Response:
         try:
             response = await answer(request)
+        except HTTPException:
+            raise  # by middleware, such as one that bounds bodies
         except ClientDisconnect:
             response = Response(status_code=400)  # nobody reads it
         except Exception as error:  # noqa: BLE001 - it is logged there

@@ -34,7 +34,7 @@ from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.errors import LimitError
-from converse_mongo.web.responses import abort, error_response
+from converse_mongo.web.responses import abort, drain, error_response
 
 logger = logging.getLogger("converse_mongo")
 
@@ -236,7 +236,7 @@ class Connection:
             silence = self._sent_at + options.send_timeout
         else:
             silence = self.loop.time() + options.send_timeout
-            if self._heartbeat is not None:
+            if self._heartbeat is not None and self._end_by == inf:
                 silence = min(silence, self._sent_at + options.heartbeat)
         end = self._end_at if self._end_by == inf else self._end_by
         return min(silence, end, self._ask_at)
@@ -350,6 +350,7 @@ class EventStream(Response):
                         await connection.send(end)
 
                 await connection.run(serve)
+            await drain(receive, END_SECONDS)
         except LimitError as error:
             await self._watcher.aclose()
             await error_response(error)(scope, receive, send)

@@ -30,6 +30,7 @@ Meanwhile: TypeAlias = Literal["refuse", "stop"]
 or stop the oldest."""
 
 BEING_WRITTEN = "An answer is being written. Wait for it, or stop it."
+ANOTHER_SINCE = "Another message was sent since. Send this one again as a new message."
 OTHER_TEXT = "This message was already sent with another text. Send it as a new message."
 
 
@@ -97,12 +98,15 @@ class Turns:
             name = _answer_to(added[0].id)
             if named is None:
                 return await conversation.start_streaming_assistant(generation_id=name)
-            return await self._start(conversation, name, heed_stop=heed_stop)
+            if not heed_stop:  # what came before; one that comes from here on counts
+                await conversation.store().answers.forget_stop(
+                    conversation.id, generated_id(conversation.id, name)
+                )
+            return await self._start(conversation, name)
 
-        name = None
-        if request_id is not None:
-            name = _answer_to(question_id(conversation, request_id))
-        answer = await self._begin(conversation, add, name, key, meanwhile)
+        question = None if request_id is None else question_id(conversation, request_id)
+        name = None if question is None else _answer_to(question)
+        answer = await self._begin(conversation, add, name, key, meanwhile, question=question)
         if not added and request_id is not None:  # the same request was being carried out
             found = found or await self._asked(conversation, request_id, content)
             if found is None:
@@ -131,7 +135,10 @@ class Turns:
         if answer is not None:
             return await self._adopt(conversation, answer)
         return await self._begin(
-            conversation, lambda: self._start(conversation, name), name, key, meanwhile
+            conversation,
+            lambda: self._start(conversation, name),
+            *(name, key, meanwhile),
+            question=question,
         )
 
     async def retry(
@@ -272,6 +279,7 @@ class Turns:
         key: Hashable,
         meanwhile: Meanwhile,
         *,
+        question: ObjectId | None = None,
         replaced: ObjectId | None = None,
     ) -> Message:
         """Starts an answer in its turn, and has it written."""
@@ -283,6 +291,8 @@ class Turns:
                 found = None if name is None else await self._find(conversation, name)
                 if found is not None:
                     return found
+                if question is not None:
+                    await self._check_newest(conversation, question)
                 if replaced is not None:
                     await self._check_last(conversation, replaced, meanwhile)
                 await self._make_way(conversation, meanwhile, replaced)
@@ -325,6 +335,17 @@ class Turns:
             await back_off(attempt)
             ending &= {each.message_id for each in await self.streaming(conversation)}
 
+    async def _check_newest(self, conversation: Conversation, question: ObjectId) -> None:
+        """Checks that an answer to a question, if that is stored, would follow it.
+
+        Raises:
+            ConflictError: Another question was asked since.
+        """
+        answers = conversation.store().answers
+        state = await answers.state(conversation.id, question)
+        if state is not None and await answers.is_asked_behind(conversation.id, state.position):
+            raise ConflictError(ANOTHER_SINCE)
+
     async def _check_last(
         self, conversation: Conversation, answer: ObjectId, meanwhile: Meanwhile
     ) -> None:
@@ -344,12 +365,9 @@ class Turns:
         conversation: Conversation,
         name: str,
         metadata: dict[str, str] | None = None,
-        *,
-        heed_stop: bool = True,
     ) -> Message:
         message = await conversation.start_streaming_assistant(metadata, generation_id=name)
-        if heed_stop:
-            await self._heed_early_stop(conversation, message)
+        await self._heed_early_stop(conversation, message)
         return message
 
     async def _heed_early_stop(self, conversation: Conversation, message: Message) -> None:
@@ -388,6 +406,8 @@ class Turns:
             return answer
         if not generations.writes(answer):
             answer = await conversation.get_message(answer.id)
+            if answer.next_sequence:
+                return answer  # somebody appends to it without a writer
             await self._heed_early_stop(conversation, answer)
             with suppress(BusyError):
                 generations.start(conversation, answer)

@@ -27,7 +27,8 @@ async def test_client__that_does_not_read_is_let_go_of(library: Site, path: str)
         await library.settles("watchers", 0)
         await library.settles("tasks", quiet + 2)
         after = await library.probe()
-        assert after["blocked"] < BLOCKED
+        # A single message is loaded whole, whatever its size.
+        assert after["blocked"] < (BLOCKED * 3 if path.endswith("{m}") else BLOCKED)
         assert after["peak"] - before["memory"] < 400
     finally:
         for _, writer in connections:

@@ -437,3 +437,17 @@ async def test_refusal__reads_no_context(facade: Facade, commands: Commands) -> 
     finds = [each for each in commands.named("find") if each["find"] == "conversations"]
     assert len(finds) == len(REQUESTS)
     assert {str(each.get("projection")) for each in finds} == {"{'context': 0}"}
+
+
+async def test_authorize__that_awaits_a_cancelled_task_refuses(make_site: MakeSite) -> None:
+    async def authorize(request: Any, conversation: Conversation) -> bool:
+        task = asyncio.create_task(asyncio.sleep(60))
+        task.cancel()
+        await task
+        return True
+
+    site = await make_site(authorize=authorize)
+    conversation = await site.conversation()
+    for name in (conversation.id, ABSENT):
+        answer = await site.http.get(f"/conversations/{name}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")

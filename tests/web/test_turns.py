@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import pymongo
 import pytest
 from bson import ObjectId
 
@@ -18,6 +19,7 @@ from converse_mongo import (
     MessageStatus,
     StreamStoppedError,
 )
+from converse_mongo.driver.collections import collection_of
 from converse_mongo.store import answers
 from converse_mongo.web import BusyError, Generations, Limits
 from converse_mongo.web.errors import ConflictError, LimitError
@@ -711,3 +713,73 @@ async def test_deletion__ends_the_answer_quietly(
         )
         await until(lambda: generations.running == 0)
     assert found == []
+
+
+# What a second reading found
+
+
+async def test_begin__outlives_the_deadline_of_its_request(converse: Converse) -> None:
+    """Its turn ends as well: the next question does not wait for a lease."""
+    conversation = await converse.start_conversation()
+    async with a_process() as turns:
+        with pymongo.timeout(0.001):
+            await asyncio.sleep(0.01)
+            _, answer = await turns.ask(conversation, "Hello?")
+        assert answer is not None
+        assert answer.is_streaming
+        stored = await collection_of(converse.conversation_model).find_one({"_id": conversation.id})
+        assert "answer_turn" not in stored
+
+
+async def test_ask__again_is_not_answered_behind_another_question(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    await conversation.create_user_message("First", generation_id="request:r")
+    await conversation.create_user_message("Second")
+    async with a_process() as turns:
+        with pytest.raises(ConflictError, match="Another message was sent since"):
+            await turns.ask(conversation, "First", "r")
+    assert [each.content for each in await conversation.messages()] == ["First", "Second"]
+
+
+async def test_stop__of_an_answer_that_was_asked_for_again_wins(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = await converse.start_conversation()
+    async with a_process() as turns:
+        await turns.stop(conversation, request_id="r")
+        store = conversation.store().answers
+        forget, early = store.forget_stop, 0
+
+        async def stopped_again(*keys: ObjectId) -> None:
+            nonlocal early
+            await forget(*keys)
+            early += 1
+            await turns.stop(conversation, request_id="r")
+
+        monkeypatch.setattr(store, "forget_stop", stopped_again)
+        _, answer = await turns.ask(conversation, "Hello?", "r", heed_stop=False)
+        assert answer is not None
+        assert early == 1
+        async with asyncio.timeout(SOON):
+            async for _ in converse.watch_message(answer.id):
+                pass
+        assert (await answer.refresh()).status is MessageStatus.CANCELLED
+
+
+async def test_answer__that_grows_without_a_writer_is_not_begun_again(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    async with a_process(model := Model()) as turns:
+        _, answer = await turns.ask(conversation, "Hello?", "r")
+        assert answer is not None
+        await asyncio.wait_for(model.was_asked.wait(), SOON)
+    other = Model()
+    begun = await converse.start_conversation()
+    question = await begun.create_user_message("Hello?", generation_id="request:r")
+    streaming = await begun.start_streaming_assistant(generation_id=f"answer:{question.id}")
+    await streaming.append_chunk("one ")
+    async with a_process(other) as turns:
+        _, found = await turns.ask(begun, "Hello?", "r")
+        assert found is not None
+        assert found.id == streaming.id
+        await asyncio.sleep(0.05)
+        assert other.asked == []

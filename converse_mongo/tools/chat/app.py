@@ -32,6 +32,7 @@ CLOSE_SECONDS = 5.0
 """The time that writers then have to store their text."""
 MAX_LISTED = 100
 MAX_QUESTION_BYTES = 32 * 1024
+SLACK_BYTES = 1024 * 1024
 MAX_BODY_BYTES = 64 * 1024
 
 
@@ -67,7 +68,9 @@ def create_app(settings: Settings) -> FastAPI:
         hosts=Hosts(settings.hosts) if settings.hosts else None,
         own={"/api/conversations": Bounds(MAX_BODY_BYTES, limits.body_seconds)},
         # The routes of the library have bounds of their own, within these.
-        others=Bounds(limits.chat_bytes, limits.body_seconds + 5),
+        others=Bounds(
+            limits.chat_bytes + SLACK_BYTES, limits.body_seconds + limits.request_seconds + 5
+        ),
     )
     app.add_middleware(SecurityHeaders)  # around the guard
     app.add_exception_handler(HTTPException, refusals.on_refusal)

@@ -113,6 +113,8 @@ class Body:
         length = headers.get("content-length", "0")
         self._announced = int(length) if length.isascii() and length.isdigit() else 0
         self._complete = not self._announced and "transfer-encoding" not in headers
+        # It waits for a sign to send its body, which reading it would give.
+        self._expects = "expect" in headers
         self._allowed = connection.scope["method"] not in SAFE_METHODS
         self._receive = receive
         self.transport = getattr(getattr(receive, "__self__", None), "transport", None)
@@ -152,7 +154,8 @@ class Body:
 
     async def discard(self) -> None:
         """Drops what comes of it within a moment, so that its client sees why it is refused."""
-        self._complete = self._complete or await discard(self._receive)
+        if not (self._complete or self._expects):
+            self._complete = await discard(self._receive)
 
     def closing(self, send: Send) -> Send:
         """Returns a function that sends, and has the server close an unfinished request."""

@@ -1,7 +1,7 @@
 // @ts-check
 /** A transport for `useChat` of the AI SDK, which misses nothing and shows nothing twice. */
 
-import { ConverseError, ask, refusal, request, unexpected } from "./requests.js";
+import { ConverseError, ask, refusal, request, segmentOf, unexpected } from "./requests.js";
 import { connect } from "./watch.js";
 
 const DEFAULT_PATIENCE = 60_000;
@@ -193,6 +193,7 @@ export class ConverseTransport {
   #follow(options, state, signal) {
     const path = `/${state.run}/stream?startIndex=`;
     let count = 0;
+    let cancelled = false;
     /** @type {import("./watch.js").OwnerWatch} */
     let connection;
     return new ReadableStream({
@@ -211,11 +212,15 @@ export class ConverseTransport {
           return isLast;
         });
         void connection.closed.then((error) => {
+          if (cancelled) return;
           if (error === null) controller.close();
           else controller.error(error);
         });
       },
-      cancel: () => connection.close(),
+      cancel: () => {
+        cancelled = true;
+        connection.close();
+      },
     });
   }
 }
@@ -234,7 +239,7 @@ function pathOf(chatId) {
   if (/^\.{0,2}$/.test(chatId)) {
     throw new ConverseError("There is no such conversation.", 404, "not_found");
   }
-  return `/${encodeURIComponent(chatId)}`;
+  return `/${segmentOf(chatId)}`;
 }
 
 /**

@@ -194,7 +194,6 @@ async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:
         ({"messages": [{"role": "user", "parts": [{"type": "file"}]}]}, 400, "messages"),
         ({"messages": [{"role": "user", "parts": "x"}]}, 400, "messages"),
         ({"messages": good, "trigger": "explode"}, 400, "trigger"),
-        ({"messages": good, "messageId": "m1"}, 400, "sent"),
         ({"messages": [question("x" * 300_000)]}, 413, "The message is larger"),
         ({"messages": [question("Hi", "n" * 300)]}, 413, "id"),
         ({"trigger": "regenerate-message"}, 409, "said"),
@@ -205,6 +204,21 @@ async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:
         assert answer.status_code == status, body
         assert word in answer.json()["error"]["message"]
     assert await conversation.messages() == []
+
+
+async def test_chat__a_message_that_was_sent_is_not_changed(site: Site) -> None:
+    conversation = await site.conversation()
+    site.model.say("Yes", None)
+    first = {"messages": [question("Hi", "m1")], "messageId": "m1"}
+    parts = await ask(site, conversation, first)  # it never arrived before
+    assert text_of(await ask(site, conversation, first)) == text_of(parts)  # the same again
+    stored = [each.content for each in await conversation.messages()]
+    for messages, name in (([question("Ho", "m1")], "m1"), ([question("Ho", "m2")], "m1")):
+        body = {"id": str(conversation.id), "messages": messages, "messageId": name}
+        answer = await site.http.post("/chat", json=body)
+        assert answer.status_code == 409
+        assert "cannot be changed" in answer.json()["error"]["message"]
+    assert [each.content for each in await conversation.messages()] == stored
 
 
 async def test_chat__what_is_not_text_is_refused_by_its_name(site: Site) -> None:
@@ -456,7 +470,7 @@ async def test_regenerate__replaces_no_good_answer_for_what_was_not_asked(site: 
         ({"messages": page[:2], "messageId": page[1]["id"]}, 409),
         ({"messages": page[:3], "messageId": page[1]["id"]}, 409),
         ({"messages": page[:3], "messageId": "q0"}, 409),
-        ({"messages": page[:3], "messageId": "made-up"}, 404),
+        ({"messages": page[:3], "messageId": "made-up"}, 409),
         ({"messages": page[:3], "messageId": str(tool.id)}, 404),
         ({"messages": [question("Italy", "q9")], "messageId": "made-up"}, 404),
         ({"messages": [{"id": "made-up", "role": "assistant", "parts": []}]}, 409),
