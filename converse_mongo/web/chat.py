@@ -30,6 +30,7 @@ from converse_mongo.web.models import (
     replaced_id,
 )
 from converse_mongo.web.operations import Operations
+from converse_mongo.web.pages import replaced_behind
 from converse_mongo.web.prompts import without_replaced
 from converse_mongo.web.responses import NO_STORE, Json
 from converse_mongo.web.streams import EventStream, Grant, grant_of
@@ -85,6 +86,9 @@ async def get_chat(context: WebContext, request: Request) -> Response:
         elif last is not None and last.role is MessageRole.USER:
             lacking = _is_recent(last.created_at)
         headers[RESUME] = str(end)
+    else:
+        behind = await replaced_behind(conversation, context.access.roles, query.before)
+        messages = [each for each in messages if str(each.id) not in behind]
     shown = [ui_message(message, context.presenter) for message in messages]
     response = Json(shown, omit_none=True)
     response.headers.update(headers)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from converse_mongo import Conversation, Converse, InvalidInputError
+from converse_mongo import Conversation, Converse, History, InvalidInputError, MessageRole
 from converse_mongo.web import Limits
+from converse_mongo.web.pages import read_page
 from converse_mongo.web.responses import SLICE_BYTES, Json, json_slices, one_line
 from tests.conftest import Commands, Facade
 from tests.web.conftest import STRANGER, MakeSite, Site
@@ -53,6 +54,59 @@ async def test_history__ends_at_its_bytes_and_goes_on_exactly(
     assert seen == texts
     with pytest.raises(InvalidInputError):
         await conversation.history(max_bytes=0)
+
+
+async def test_page__of_several_reads_continues_behind_all_of_them(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind what was written between two reads into an older message."""
+    conversation = await converse.start_conversation()
+    older = await conversation.start_streaming_assistant()
+    await older.append_chunk("one ")
+    ended = await conversation.start_streaming_assistant()
+    await ended.append_chunk("whole")
+    first = await conversation.create_assistant_message("bad")
+    for _ in range(3):
+        replaces = {"replaces": str(first.id)}
+        first = await conversation.create_assistant_message("good", metadata=replaces)
+    history, reads = Conversation.history, 0
+
+    async def growing(self: Conversation, *arguments: Any, **more: Any) -> History:
+        nonlocal reads
+        page = await history(self, *arguments, **more)
+        reads += 1
+        if reads == 1:
+            await older.append_chunk("two ")
+            await ended.complete_streaming()
+        return page
+
+    monkeypatch.setattr(Conversation, "history", growing)
+    page = await read_page(conversation, frozenset(MessageRole), 3, None, KIB * KIB)
+    assert reads > 1
+    assert [message.content for message in page.messages][:2] == ["one two ", "whole"]
+    async with converse.watch_conversation(conversation.id, page.cursor) as watcher:
+        await older.append_chunk("three")
+        event = await anext(watcher)
+    assert getattr(event, "chunk").content == "three"  # noqa: B009 - of one kind of event
+
+
+async def test_chat__shows_no_replaced_answer_on_an_older_page(make_site: MakeSite) -> None:
+    site = await make_site(limits=Limits(page_bytes=3000))
+    conversation = await site.conversation()
+    await conversation.create_user_message("Hi")
+    first = await conversation.create_assistant_message("a" * 2000)
+    replaces = {"replaces": str(first.id)}
+    await conversation.create_assistant_message("b" * 2000, metadata=replaces)
+    path, texts = f"/chat/{conversation.id}", []
+    before: str | None = None
+    while True:
+        query = {} if before is None else {"before": before}
+        page = await site.http.get(path, params=query)
+        texts += [part["text"][:2] for each in page.json() for part in each["parts"]]
+        before = page.headers.get("x-converse-before")
+        if before is None:
+            break
+    assert texts == ["bb", "Hi"]
 
 
 async def test_history__that_was_cut_has_a_cursor_for_older_streams(converse: Converse) -> None:

@@ -72,6 +72,16 @@ const NOT_SENT = "You stopped this message before it was sent.";
  * @property {string | null} match The stored message with the same text. The event of its creation
  *     does not name the request, and may arrive before the response.
  * @property {Promise<Message> | null} sending
+ * @property {boolean} stopped Whether its user has stopped it. The server remembers that by the id
+ *     of the request, so that it is sent again under another one.
+ */
+
+/**
+ * @typedef {object} Retry
+ * A request for another answer, for which there is no response yet.
+ * @property {string} messageId The answer to replace.
+ * @property {((target: string) => Promise<any>) | null} stop Stops the new answer, if its user has
+ *     asked for that meanwhile.
  */
 
 /**
@@ -94,6 +104,8 @@ export function openConversation(options) {
   let order = [];
   /** @type {Map<string, Draft>} By the id of the request, in the order in which they were sent. */
   const drafts = new Map();
+  /** @type {Set<Retry>} */
+  const retries = new Set();
   /** @type {Snapshot["status"]} */
   let status = "loading";
   /** @type {Error | null} */
@@ -279,6 +291,7 @@ export function openConversation(options) {
       message: Object.freeze({ ...message, status: /** @type {const} */ ("pending") }),
       match: null,
       sending: null,
+      stopped: false,
     };
     // One at a time, so that messages are stored in the order in which they were sent.
     const sending = lastSent.then(() => post(requestId, draft));
@@ -310,6 +323,8 @@ export function openConversation(options) {
       shown.publish();
       return look(/** @type {Entry} */ (entries.get(stored.id)));
     } catch (trouble) {
+      // Unless it was refused, it may be stored, and must keep its id.
+      draft.stopped &&= trouble instanceof ConverseError && trouble.status < 500;
       return keepUnsent(requestId, draft, asError(trouble).message);
     }
   }
@@ -321,7 +336,8 @@ export function openConversation(options) {
    */
   function keepUnsent(requestId, draft, error) {
     draft.message = Object.freeze({ ...draft.message, status: "unsent", error });
-    drafts.set(requestId, { message: draft.message, match: null, sending: null });
+    const { message, stopped } = draft;
+    drafts.set(requestId, { message, match: null, sending: null, stopped });
     shown.publish();
     return draft.message;
   }
@@ -354,7 +370,9 @@ export function openConversation(options) {
       signal.throwIfAborted();
       const draft = drafts.get(id);
       if (draft === undefined) throw new Error(`No unsent message has the id ${id}.`);
-      return await sendDraft(id, { ...draft.message, error: null });
+      const next = draft.stopped ? newRequestId() : id;
+      if (next !== id) drafts.delete(id);
+      return await sendDraft(next, { ...draft.message, id: next, error: null });
     },
 
     stop: async (messageId, reason) => {
@@ -363,14 +381,21 @@ export function openConversation(options) {
         const body = reason === undefined ? { ...more } : { reason, ...more };
         return ask(options, `${target}/stop`, { body, patience, signal });
       };
+      for (const retry of retries) {
+        if (!messageId || messageId === retry.messageId) retry.stop = stopAt;
+      }
       if (messageId && !drafts.has(messageId)) {
         return await stopAt(pathOf(conversationId, messageId));
       }
       const stops = [];
       for (const [id, draft] of [...drafts]) {
         if (draft.message.status !== "pending" || (messageId && id !== messageId)) continue;
-        if (id === beingSent) stops.push(stopAt(path, { request_id: id }));
-        else keepUnsent(id, draft, NOT_SENT);
+        if (id === beingSent) {
+          draft.stopped = true;
+          stops.push(stopAt(path, { request_id: id }));
+        } else {
+          keepUnsent(id, draft, NOT_SENT);
+        }
       }
       if (!messageId) stops.push(stopAt(path));
       const answers = await Promise.all(stops);
@@ -379,10 +404,16 @@ export function openConversation(options) {
 
     retry: async (messageId) => {
       const target = `${pathOf(conversationId, messageId)}/retry`;
-      const { answer } = await ask(options, target, { body: {}, patience, signal });
+      /** @type {Retry} */
+      const retry = { messageId, stop: null };
+      retries.add(retry);
+      const { answer } = await ask(options, target, { body: {}, patience, signal }).finally(() =>
+        retries.delete(retry),
+      );
       if (answer === null) return null;
       add(answer);
       shown.publish();
+      await retry.stop?.(pathOf(conversationId, answer.id));
       return look(/** @type {Entry} */ (entries.get(answer.id)));
     },
 

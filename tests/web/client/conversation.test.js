@@ -723,6 +723,39 @@ test("what was stopped before it was sent, and sent again at once, is sent once"
   assert.deepEqual(service.of("send").map(({ body }) => body.content), ["one", "two"]);
 });
 
+test("a message that was stopped and refused is sent again as another one", async () => {
+  const { conversation } = await follow();
+  const held = service.hold("send");
+  const sending = conversation.send("Hi", { requestId: "r1" });
+  await held.arrived;
+  await conversation.stop();
+  held.release(refuse(409, "conflict"));
+  assert.equal((await sending).status, "unsent");
+  assert.equal((await conversation.resend("r1")).status, "completed");
+  const ids = service.of("send").map(({ body }) => body.request_id);
+  assert.equal(ids.length, 2);
+  assert.notEqual(ids[1], "r1");
+  assert.deepEqual(conversation.getSnapshot().messages.map(({ content }) => content), ["Hi"]);
+});
+
+test("a stop while another answer is asked for stops it once it is known", async () => {
+  service.say("question");
+  const first = service.begin({ content: "half", chunk_count: 1 });
+  service.end(first, "failed", { error: "It failed." });
+  service.answering = true;
+  const { conversation } = await follow();
+  const held = service.hold("retry");
+  const retrying = conversation.retry(first.id);
+  await held.arrived;
+  await conversation.stop(null, "enough");
+  assert.equal(service.of("stop").length, 0);
+  held.release();
+  const answer = await retrying;
+  assert.deepEqual(service.of("stop").map(({ body, path }) => [body, path.includes(answer.id)]), [
+    [{ reason: "enough" }, true],
+  ]);
+});
+
 test("an answer that another is given instead of is not shown", async () => {
   service.say("question");
   const first = service.begin({ content: "half", chunk_count: 1 });

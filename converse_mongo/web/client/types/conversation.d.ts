@@ -53,6 +53,15 @@
  * @property {string | null} match The stored message with the same text. The event of its creation
  *     does not name the request, and may arrive before the response.
  * @property {Promise<Message> | null} sending
+ * @property {boolean} stopped Whether its user has stopped it. The server remembers that by the id
+ *     of the request, so that it is sent again under another one.
+ */
+/**
+ * @typedef {object} Retry
+ * A request for another answer, for which there is no response yet.
+ * @property {string} messageId The answer to replace.
+ * @property {((target: string) => Promise<any>) | null} stop Stops the new answer, if its user has
+ *     asked for that meanwhile.
  */
 /**
  * Opens a conversation: loads its newest messages and follows it until it is closed.
@@ -169,4 +178,23 @@ export type Draft = {
      */
     match: string | null;
     sending: Promise<Message> | null;
+    /**
+     * Whether its user has stopped it. The server remembers that by the id
+     * of the request, so that it is sent again under another one.
+     */
+    stopped: boolean;
+};
+/**
+ * A request for another answer, for which there is no response yet.
+ */
+export type Retry = {
+    /**
+     * The answer to replace.
+     */
+    messageId: string;
+    /**
+     * Stops the new answer, if its user has
+     * asked for that meanwhile.
+     */
+    stop: ((target: string) => Promise<any>) | null;
 };
