@@ -29,7 +29,7 @@ SLICE_BYTES = 4 * 1024
 
 
 class Pending:
-    """Counts the bytes of the bodies that are being received.
+    """Counts what is kept of the bodies that are being received.
 
     Args:
         limit: The most bytes.
@@ -44,20 +44,21 @@ class Pending:
         """Counts one body, until it was read or the client has left.
 
         Yields:
-            Counts more bytes of it, and raises :class:`BusyError` if these are too many.
+            Takes the number of bytes that are kept of it now, and raises :class:`BusyError` if
+            these are too many.
         """
         size = 0
 
-        def add(more: int) -> None:
+        def keep(total: int) -> None:
             nonlocal size
-            if self.held + more > self._limit:
-                logger.warning("A body was refused: %d bytes are being received", self.held)
+            if total > size and self.held + total - size > self._limit:
+                logger.warning("A body was refused: %d bytes of others are kept", self.held - size)
                 raise BusyError
-            self.held += more
-            size += more
+            self.held += total - size
+            size = total
 
         try:
-            yield add
+            yield keep
         finally:
             self.held -= size
 

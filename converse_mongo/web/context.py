@@ -47,7 +47,7 @@ class WebContext:
         frames: The frames of events.
         limits: How much clients may take.
         parsing: Held while a slice of a body is parsed.
-        pending: Counts the bytes of the bodies of the AI SDK that are being received.
+        pending: Counts what is kept of the bodies of the AI SDK that are being received.
         origins: Other sites whose pages may open a WebSocket.
         max_body_bytes: The largest body of a request.
         max_message_bytes: The largest text of a message, in bytes of UTF-8.
@@ -135,7 +135,7 @@ class WebContext:
             UnknownError: The request has no owner, or may not see the conversation.
             NotFoundError: The conversation does not exist.
             InvalidIdError: This is not an id.
-            BusyError: Too many bytes of such bodies are being received.
+            BusyError: Too many bytes of such bodies are kept.
 
         It also raises the errors of :meth:`body`. ``max_body_bytes`` is the most that is kept;
         ``Limits.chat_bytes`` the most that is read.
@@ -146,10 +146,10 @@ class WebContext:
         reader = ObjectReader(kept_keys(ChatBody), self.max_body_bytes, last_of="messages")
         limit, seconds = self.limits.chat_bytes, self.limits.body_seconds
         conversation: Conversation | None = None
-        with self.pending.body() as add:
+        with self.pending.body() as keep:
             async for each in read_slices(request, limit=limit, seconds=seconds):
-                add(len(each))
                 await self._feed(reader, each)
+                keep(reader.held)
                 if conversation is None and (name := reader.get("id")) is not None:
                     known = self._validated(b'{"id":%b}' % name, ChatId)
                     conversation = await self.access.conversation(request, known.id)

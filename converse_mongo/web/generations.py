@@ -136,7 +136,7 @@ class Generations:
         task = self._beginning.get(name)
         full = self._is_full or (slots is not None and slots.is_full(key))
         if task is None and full and not self._closed:
-            await self._free_ended()
+            await self.free_ended()
             task = self._beginning.get(name)
         if task is None:
             self.check_room()
@@ -165,7 +165,7 @@ class Generations:
                 self._start(conversation, message, taken.pop_all())
         return message
 
-    async def _free_ended(self) -> None:
+    async def free_ended(self) -> None:
         """Frees the slots of answers whose messages have ended, however long ``respond`` goes on.
 
         The database is asked, once for all that wait: a client may have seen the end before this

@@ -91,6 +91,12 @@ class ObjectReader:
         """What was kept of the value that is being read; ``None`` if it is dropped."""
         self._from = 0
 
+    @property
+    def held(self) -> int:
+        """The number of bytes that it holds."""
+        kept = sum(map(len, self._members.values())) + len(self._kept or b"")
+        return kept + len(self._last) + len(self._rest)
+
     def get(self, key: str) -> bytes | None:
         """Returns the value of a member as it was sent; ``None`` until it was read."""
         return self._members.get(key)

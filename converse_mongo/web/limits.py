@@ -37,8 +37,8 @@ class Limits:
         request_seconds: Seconds in which a request is answered; streams have no limit. A request
             that takes longer gets the status 503.
         chat_bytes: The largest body of a POST of the AI SDK, which sends the whole history.
-        pending_bytes: The most bytes of such bodies that are held at once; more requests get the
-            status 503.
+        pending_bytes: The most bytes that are kept of such bodies at once, which are those of their
+            last messages; more requests get the status 503.
         page_bytes: The size at which a page of history ends, in bytes of text. It has at least one
             message.
 

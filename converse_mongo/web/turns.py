@@ -409,6 +409,7 @@ class Turns:
             if answer.next_sequence:
                 return answer  # somebody appends to it without a writer
             await self._heed_early_stop(conversation, answer)
+            await generations.free_ended()
             with suppress(BusyError):
                 generations.start(conversation, answer)
         return answer

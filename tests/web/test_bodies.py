@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from converse_mongo.web import Limits
+from converse_mongo.web import BusyError, Limits
+from converse_mongo.web.bodies import Pending
+from converse_mongo.web.json_reader import ObjectReader
 from tests.web.conftest import STRANGER, MakeSite, Site, owner, read_all
 from tests.web.test_access import ABSENT
 
@@ -258,3 +260,23 @@ async def test_refusal__keeps_a_connection_whose_body_has_ended(site: Site) -> N
         answer = await site.http.post(path, json=body)
         assert answer.status_code == 404
         assert "connection" not in answer.headers
+
+
+def test_pending__counts_what_is_kept() -> None:
+    pending = Pending(100)
+    with pending.body() as one, pending.body() as other:
+        one(60)
+        one(30)
+        other(70)
+        with pytest.raises(BusyError):
+            one(31)
+        assert pending.held == 100
+    assert pending.held == 0
+
+
+def test_reader__holds_only_what_may_be_the_last_message() -> None:
+    reader = ObjectReader({"id", "messages"}, 10_000, last_of="messages")
+    reader.feed(b'{"id": "x", "messages": [')
+    for _ in range(100):
+        reader.feed(b'"' + b"x" * 1000 + b'",')
+        assert reader.held < 2100
