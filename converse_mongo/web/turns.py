@@ -251,6 +251,8 @@ class Turns:
             if state is not None:
                 question = key
         found = await self.answers_to(conversation, question)
+        if all(each.status.is_final for each in found):
+            found += await self._running_after(conversation, question)
         if not found:
             early = answer_id(conversation, question)
             await conversation.store().answers.stop_early(conversation.id, early, reason)
@@ -258,6 +260,17 @@ class Turns:
             if not found:
                 return [(early, MessageStatus.CANCELLED)]
         return await self._request_stops(conversation, found, reason)
+
+    async def _running_after(
+        self, conversation: Conversation, question: ObjectId
+    ) -> list[MessageHeader]:
+        """The answers that are being written to the last question, whatever they replace."""
+        answers = conversation.store().answers
+        state = await answers.state(conversation.id, question)
+        if state is None or await answers.is_asked_behind(conversation.id, state.position):
+            return []
+        running = await self.streaming(conversation)
+        return [each for each in running if each.position > state.position]
 
     async def _request_stops(
         self, conversation: Conversation, answers: list[MessageHeader], reason: str | None

@@ -783,3 +783,17 @@ async def test_answer__that_grows_without_a_writer_is_not_begun_again(converse: 
         assert found.id == streaming.id
         await asyncio.sleep(0.05)
         assert other.asked == []
+
+
+async def test_stop__of_a_question_finds_an_answer_whose_predecessor_was_deleted(
+    site: Site,
+) -> None:
+    conversation = await site.conversation()
+    first = (await say(site, conversation, request_id="r"))["answer"]["id"]
+    site.model.say("bad", None)
+    await wait_for_end(site, first)
+    path = f"/conversations/{conversation.id}/messages/{first}/retry"
+    second = (await site.http.post(path, json={})).json()["answer"]["id"]
+    await (await site.converse.get_message(first)).delete()
+    assert [each["id"] for each in await stop(site, conversation, request_id="r")] == [second]
+    assert (await wait_for_end(site, second)).status is MessageStatus.CANCELLED
