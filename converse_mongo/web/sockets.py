@@ -79,11 +79,12 @@ async def _serve(
             async for event in watcher:
                 if shows(event):
                     await connection.send({"type": "websocket.send", "text": text_of(event)})
-        if not connection.gone:
-            close: Message = {"type": "websocket.close", "code": connection.code, "reason": ""}
-            await connection.send(close)
 
-    await connection.run(serve)
+    async def finish() -> None:
+        close: Message = {"type": "websocket.close", "code": connection.code, "reason": ""}
+        await connection.send(close)
+
+    await connection.run(serve, finish)
 
 
 class Site(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -96,6 +96,7 @@ class Connection:
         loop: The loop that it is served in.
         code: Why it ends, as a code of a WebSocket.
         gone: Whether the client has left.
+        patience: Seconds that the client has to take the end.
     """
 
     __slots__ = (
@@ -106,6 +107,7 @@ class Connection:
         "_context",
         "_end_at",
         "_end_by",
+        "_finishing",
         "_heartbeat",
         "_helpers",
         "_receive",
@@ -119,6 +121,7 @@ class Connection:
         "gone",
         "key",
         "loop",
+        "patience",
     )
 
     def __init__(
@@ -143,16 +146,21 @@ class Connection:
         self._beating: asyncio.Task[None] | None = None
         self._sending = False
         self._cancelled = 0
+        self._finishing = False
+        self.patience = END_SECONDS
         self._sent_at = self.loop.time()
         self._end_at = self._sent_at + context.streams.lifetime
         self._end_by = inf
         self._ask_at = self._next_ask()
 
-    async def run(self, serve: Callable[[], Awaitable[None]]) -> None:
+    async def run(
+        self, serve: Callable[[], Awaitable[None]], finish: Callable[[], Awaitable[None]]
+    ) -> None:
         """Serves it to its end.
 
         Args:
-            serve: Sends what the watcher has, and how it ends.
+            serve: Sends what the watcher has.
+            finish: Sends the end.
         """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a server has called this in one
@@ -161,12 +169,21 @@ class Connection:
         self._start(self._listen())
         self._timer = self.loop.call_at(self._next(), self._look)
         try:
-            await serve()
+            try:
+                await serve()
+            except asyncio.CancelledError:
+                if not self._was_dropped():
+                    raise
+            if self._end_by == inf:  # it has come to its end by itself
+                self.patience = self._context.streams.send_timeout
+            if not (self.gone or self._sending):
+                # Also if the watcher did not come to its end in time, since it waits for MongoDB.
+                self._finishing = True
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self.patience):
+                        await finish()
         except OSError:
             if not self.gone:
-                raise
-        except asyncio.CancelledError:
-            if not self._was_dropped():
                 raise
         finally:
             self._end_by = 0.0  # it has ended: nothing ends it any more
@@ -210,6 +227,8 @@ class Connection:
     # The timer
 
     def _look(self) -> None:
+        if self._finishing:
+            return
         now = self.loop.time()
         options = self._context.streams
         if now >= self._end_by or (self._sending and now >= self._sent_at + options.send_timeout):
@@ -271,8 +290,8 @@ class Connection:
     def _drop(self) -> None:
         if self._sending and not self._cancelled:
             logger.info("A client that did not read its stream was dropped")
+            abort(self._receive)
         self._cancelled += 1
-        abort(self._receive)
         self._task.cancel()
 
     def _was_dropped(self) -> bool:
@@ -346,11 +365,10 @@ class EventStream(Response):
                     async for data in self._frames:
                         body = {"type": "http.response.body", "body": data, "more_body": True}
                         await connection.send(body)
-                    if not connection.gone:
-                        await connection.send(end)
 
-                await connection.run(serve)
-            await drain(receive, END_SECONDS)
+                await connection.run(serve, lambda: connection.send(end))
+            if not connection.gone:
+                await drain(receive, connection.patience)
         except LimitError as error:
             await self._watcher.aclose()
             await error_response(error)(scope, receive, send)

@@ -1,6 +1,7 @@
 """Answers in a browser: seen while they stream, in step, stopped, failed, given again; as text."""
 
 import re
+from functools import partial
 
 from playwright.sync_api import Route, expect
 
@@ -327,9 +328,10 @@ def test_older_messages__are_loaded_when_asked_for(tab: Tab, model: Model) -> No
     tab.ask("Question 0")
     tab.expect_end("completed", TEXT)
     path = f"{tab.address}/api/conversations/{tab.conversation}/messages"
+    post = tab.page.context.request.post
     for number in range(1, 30):
-        body = {"content": f"Question {number}"}
-        assert tab.page.context.request.post(path, data=body).ok
+        sent = partial(post, path, data={"content": f"Question {number}"})
+        until(lambda sent=sent: sent().ok)  # type: ignore[misc] # one answer at a time
     expect(tab.messages).to_have_count(60)
     expect(tab.page.locator("[data-status=streaming]")).to_have_count(0)
     tab.page.reload()

@@ -25,6 +25,7 @@ def test_form_of_another_site__begins_no_session(
         page.goto("http://evil.example/")
         with page.expect_response(f"{chat.address}/**") as answered:
             page.evaluate("(id) => document.getElementById(id).submit()", form)
+        page.wait_for_url(f"{chat.address}/**")
         assert answered.value.status in (401, 403)
         assert context.cookies(chat.address) == []
     # Nor does a link to what begins one.
