@@ -202,8 +202,8 @@ class OwnerReader:
     async def _conversation(self, asked: Asked) -> ConversationSummary | None:
         found, local = await _summary(self._reader, asked), self._reader.local
         now = found and found.created_at
-        if local and now != (asked.known and asked.known.created_at):
-            # It is new, gone, or another one: the primary must confirm that.
+        if local and (now is None or now != (asked.known and asked.known.created_at)):
+            # It is new, gone, not there yet, or another one: the primary must confirm that.
             held = await _summary(local, asked)
             if now != (held and held.created_at):
                 raise OutdatedReadError
