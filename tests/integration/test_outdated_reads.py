@@ -299,6 +299,24 @@ def refusals(monkeypatch: pytest.MonkeyPatch) -> list[OutdatedReadError]:
     return refused
 
 
+async def test_older__owner_is_told_of_a_conversation_that_was_not_there_yet(
+    scene: Scene, refusals: list[OutdatedReadError]
+) -> None:
+    seen = Seen(scene.viewer.watch_owner(("user", "1")))
+    await until(lambda: scene.viewer.statistics().streams_opened == 1)
+    feeds = scene.viewer._open_parts.hub._registry.owners
+    await until(lambda: bool(feeds) and all(feed.ready for feed in feeds))
+    await scene.older()
+    first = await scene.writer.start_conversation("one", owner=("user", "1"))
+    await until(lambda: len(refusals) > 0)  # it has heard of it, and the majority lacks it
+    assert seen.events == []
+    await scene.majority.has_all()
+    scene.newer()
+    await seen.has(1)
+    assert seen.events[0].conversation_id == first.id
+    await seen.end()
+
+
 async def test_older__owner_is_told_of_messages_that_it_does_not_show(
     scene: Scene, refusals: list[OutdatedReadError]
 ) -> None:

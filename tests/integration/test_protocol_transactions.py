@@ -161,3 +161,4 @@ async def test_hooks__are_seen_by_handlers(facade: Facade) -> None:
     message = await conversation.create_user_message("one")
     assert told[0].title == conversation.title == "from a hook"
     assert told[1].metadata == message.metadata == {"grown": True}
+    assert (told[1].content, told[1].position) == ("one", message.position)

@@ -345,3 +345,15 @@ async def test_cursor__ahead_of_an_end_is_refused() -> None:
     await topic.catch_up()
     with pytest.raises(InvalidCursorError, match="has no chunk 2"):
         await topic.enter(await topic.start(f"{CONVERSATION}.4.3-3"))
+
+
+async def test_save__of_an_unknown_role_is_logged_and_not_told(
+    watched: tuple[Topic, Answers], caplog: pytest.LogCaptureFixture
+) -> None:
+    topic, _ = watched
+    head = topic.window.head
+    topic.saved(MESSAGE, "developer", 1, 3)
+    assert topic.window.head == head
+    assert "has the role 'developer', which is not valid" in caplog.text
+    topic.saved(MESSAGE, "assistant", 2, 3)
+    assert topic.window.head == head + 1

@@ -213,6 +213,7 @@ async def test_body__without_an_end_is_read_up_to_the_limit(make_site: MakeSite)
     [
         ("{}", "content: Field required."),
         ("[]", "body: Input should be an object."),
+        ('{"content": "x"', "The body is not valid JSON."),
         ('{"content": 7}', "content: Input should be a valid string."),
         ('{"content": " "}', "content: Text must not be empty."),
         ('{"content": "x", "request_id": []}', "request_id: Input should be a valid string."),
