@@ -155,7 +155,9 @@ class ThreadChangeStream:
             self._error = error
         finally:
             if self._closing:
-                with contextlib.suppress(PyMongoError):
+                # The loop may close it at the same time, which PyMongo is not made for: whatever
+                # the driver raises then says nothing to anybody.
+                with contextlib.suppress(Exception):
                     self._close_stream()
             self._tell(self._finish)
 

@@ -261,27 +261,6 @@ async def test_older__owner_is_not_told_that_a_conversation_is_gone(scene: Scene
     await seen.end()
 
 
-async def test_older__owner_is_told_of_a_conversation_that_was_not_there_yet(
-    scene: Scene,
-) -> None:
-    seen = Seen(scene.viewer.watch_owner(("user", "1")))
-    await until(lambda: scene.viewer.statistics().streams_opened == 1)
-    feeds = scene.viewer._open_parts.hub._registry.owners
-    await until(lambda: bool(feeds) and all(feed.ready for feed in feeds))
-    await scene.older()
-    (feed,) = feeds
-    heard = feed.hints
-    first = await scene.writer.start_conversation("one", owner=("user", "1"))
-    await until(lambda: feed.hints > heard)
-    await asyncio.sleep(0.1)  # it reads, and the majority does not show it
-    assert seen.events == []
-    await scene.majority.has_all()
-    scene.newer()
-    await seen.has(1)
-    assert seen.events[0].conversation_id == first.id
-    await seen.end()
-
-
 @pytest.fixture
 def refusals(monkeypatch: pytest.MonkeyPatch) -> list[OutdatedReadError]:
     """The reads of owners that were found outdated."""
