@@ -9,8 +9,8 @@ const DEFAULT_PATIENCE = 60_000;
 /**
  * @typedef {object} OwnTransportOptions
  * @property {string} [api] Where the endpoints are; by default "/api/chat".
- * @property {number} [patience] Milliseconds for which loading and stopping are tried again after
- *     errors that may pass; by default 60,000.
+ * @property {number} [patience] Milliseconds for which loading, sending, and stopping are tried
+ *     again after errors that may pass; by default 60,000.
  */
 
 /** @typedef {Partial<import("./requests.js").RequestOptions> & OwnTransportOptions} TransportOptions */
@@ -103,7 +103,8 @@ export class ConverseTransport {
   }
 
   /**
-   * Sends the last message, or asks for another answer. `useChat` calls it.
+   * Sends the last message, or asks for another answer. `useChat` calls it. A message that may have
+   * arrived is sent again: it is stored and answered once.
    *
    * @param {SendOptions & ChatRequest} request
    * @returns {Promise<ReadableStream<any>>}
@@ -116,12 +117,14 @@ export class ConverseTransport {
     this.#chats.set(chatId, state);
     const options = withHeaders(this.#options, headers);
     // It is not aborted, so that a stop finds the answer also while it is being requested.
-    const sent = request(options, "", {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify({ ...body, id: chatId, messages: last, trigger, messageId }),
-    }).then(async (response) => {
-      state.run = await runOf(response);
+    const sent = ask(options, "", {
+      body: { ...body, id: chatId, messages: last, trigger, messageId },
+      // Without an id, the server would take the repetition for a wish for yet another answer.
+      patience: trigger === "submit-message" ? this.#options.patience : 0,
+      signal: abortSignal ?? new AbortController().signal,
+      read: runOf,
+    }).then(async (run) => {
+      state.run = run;
       if (state.stopped) await this.#stop(chatId, state);
     });
     sent.catch(() => {}); // reported below, if somebody still waits

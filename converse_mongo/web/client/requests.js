@@ -94,10 +94,11 @@ export async function request(options, path, init) {
  * @property {number} [patience] Milliseconds for which it is tried again; by default without end.
  * @property {(error: Error) => void} [onTrouble] Called when a try failed and another follows.
  * @property {(response: Response) => void} [onResponse] Called with the response that succeeded.
+ * @property {(response: Response) => Promise<any>} [read] Reads that response; by default as JSON.
  */
 
 /**
- * Requests JSON, and tries again after errors that may pass. It is only for requests that may be
+ * Makes a request, and tries again after errors that may pass. It is only for requests that may be
  * repeated.
  *
  * @param {RequestOptions} options
@@ -133,7 +134,7 @@ export async function ask(options, path, how) {
  * @param {string} path
  * @param {AskOptions} how
  */
-async function askOnce(options, path, { body, signal, onResponse }) {
+async function askOnce(options, path, { body, signal, onResponse, read = json }) {
   const trying = new AbortController();
   const abort = () => trying.abort(signal.reason);
   const silence = options.silence ?? DEFAULT_SILENCE;
@@ -147,7 +148,7 @@ async function askOnce(options, path, { body, signal, onResponse }) {
     });
     if (!response.ok) throw await refusal(response);
     onResponse?.(response);
-    return await json(response);
+    return await read(response);
   } finally {
     clearTimeout(timer);
     signal.removeEventListener("abort", abort);

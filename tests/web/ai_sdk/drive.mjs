@@ -12,6 +12,9 @@
 //   send:TEXT        asks, and waits for the end of the answer
 //   begin:TEXT       asks
 //   lose:TEXT        asks, and the request is lost
+//   unheard:TEXT     asks, and the first response is lost
+//   file:TEXT        asks, with a file
+//   older            loads what the history has before the page
 //   cut:COUNT        the next streams break after so many parts, one after the other
 //   edit:TEXT        changes the last question on the page
 //   regenerate, resume, stop, wait (for a line on the standard input), settle
@@ -30,9 +33,16 @@ const headers = { authorization: "ada" };
 const cookies = new Map();
 const cuts = [];
 let lost = false;
+let unheard = false;
 
 async function browse(url, init = {}) {
   if (lost && init.method === "POST") throw new TypeError("fetch failed");
+  if (unheard && init.method === "POST") {
+    unheard = false;
+    const response = await fetch(url, init);
+    await response.body.cancel();
+    throw new TypeError("fetch failed");
+  }
   const cookie = [...cookies].map((pair) => pair.join("=")).join("; ");
   const response = await fetch(url, { ...init, headers: { ...init.headers, cookie } });
   for (const line of response.headers.getSetCookie()) {
@@ -67,9 +77,12 @@ function cut(body, count) {
   });
 }
 
+// What is to be lost is not tried again.
+const patience = actions.some((action) => action.startsWith("lose:")) ? 0 : 30_000;
+
 const transports = {
   default: () => new DefaultChatTransport({ api, headers, fetch: browse }),
-  converse: () => new ConverseTransport({ api, headers, fetch: browse, retry: 20 }),
+  converse: () => new ConverseTransport({ api, headers, fetch: browse, retry: 20, patience }),
   workflow: () =>
     new WorkflowChatTransport({
       api,
@@ -84,12 +97,17 @@ const transports = {
 };
 const transport = transports[kind]();
 
-async function load() {
-  if (kind === "converse") return (await transport.load(id)).messages;
-  return await (await browse(api + `/${id}`, { headers })).json();
+async function load(before = null) {
+  const limit = 3; // so that a few messages are several pages
+  if (kind === "converse") return await transport.load(id, { limit, before });
+  const query = new URLSearchParams({ limit, ...(before === null ? {} : { before }) });
+  const response = await browse(`${api}/${id}?${query}`, { headers });
+  const older = response.headers.get("x-converse-before");
+  return { messages: await response.json(), before: older };
 }
 
-const chat = new Chat({ id, messages: await load(), transport });
+let { messages, before } = await load();
+const chat = new Chat({ id, messages, transport });
 
 const textOf = (message) =>
   message.parts.filter((part) => part.type === "text").map((part) => part.text).join("");
@@ -114,6 +132,21 @@ const acting = {
     lost = true;
     await chat.sendMessage({ text });
     lost = false;
+  },
+  unheard: (text) => {
+    unheard = true;
+    return chat.sendMessage({ text });
+  },
+  file: (text) => {
+    const url = "data:text/plain;base64,aGk=";
+    const files = [{ type: "file", mediaType: "text/plain", filename: "notes.txt", url }];
+    return chat.sendMessage({ text, files });
+  },
+  older: async () => {
+    while (before !== null) {
+      ({ messages, before } = await load(before));
+      chat.messages = [...messages, ...chat.messages];
+    }
   },
   cut: (count) => {
     cuts.push(...count.split(",").map(Number));
@@ -141,11 +174,12 @@ for (const action of actions) {
   await acting[name](text.join(":"));
 }
 
-const messages = chat.messages.map((message) => ({
+const shownMessages = chat.messages.map((message) => ({
   id: message.id,
   role: message.role,
   text: textOf(message),
   metadata: message.metadata ?? null,
 }));
-console.log(JSON.stringify({ status: chat.status, error: chat.error?.message ?? null, messages }));
+const { status, error } = chat;
+console.log(JSON.stringify({ status, error: error?.message ?? null, messages: shownMessages }));
 process.exit(0);

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from converse_mongo import Conversation, MessageStatus
-from converse_mongo.web import without_replaced
-from tests.web.conftest import Site
+from converse_mongo import Conversation, Message, MessageStatus
+from converse_mongo.web import Generations, Limits, prompt_messages, without_replaced
+from tests.web.conftest import MakeSite, Site
 from tests.web.helpers import wait_for_end
 
 PACKAGE = Path(__file__).parent
@@ -243,6 +243,136 @@ async def test_page__regenerates_what_it_means(site: Site, transport: str) -> No
     stored = without_replaced(await conversation.messages())
     assert [each.content for each in stored] == ["France", "About France", "Spain", "Spain again"]
     assert len(site.model.asked) == 3
+
+
+async def test_model__is_told_neither_what_was_replaced_nor_what_was_never_said(
+    make_site: MakeSite,
+) -> None:
+    told: list[list[str]] = []
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        told.append([each.content for each in await prompt_messages(conversation, message)])
+        async with message.writer() as writer:
+            await writer.write(f"answer {len(told)}")
+
+    async with Generations(respond) as generations:
+        site = await make_site(generations=generations)
+        conversation = await site.conversation()
+        actions = "send:One", "regenerate", "lose:Never", "send:Two"
+        async with client(site, conversation, *actions) as page:
+            await page.end()
+    assert told == [["One"], ["One"], ["One", "answer 2", "Two"]]
+
+
+@OURS
+async def test_page__reads_the_history_in_pages_that_hidden_messages_do_not_fill(
+    site: Site, transport: str
+) -> None:
+    conversation = await site.conversation()
+    wanted = []
+    for number in range(4):
+        await conversation.add_user_message(f"question {number}")
+        for _ in range(5):
+            await conversation.add_tool_result_message("hidden")
+        old = await conversation.create_assistant_message("old")
+        await conversation.add_assistant_message(f"answer {number}", {"replaces": str(old.id)})
+        wanted += [("user", f"question {number}"), ("assistant", f"answer {number}")]
+    async with client(site, conversation, "resume", transport=transport) as page:
+        assert texts(await page.end()) == wanted[-3:]
+    async with client(site, conversation, "older", "resume", transport=transport) as page:
+        assert texts(await page.end()) == wanted
+
+
+async def test_page__has_each_of_two_answers_at_once(make_site: MakeSite) -> None:
+    site = await make_site(limits=Limits(answers_per_conversation=2))
+    conversation = await site.conversation()
+    for number in (1, 2):
+        await conversation.add_user_message(f"question {number}")
+        answer = await conversation.start_streaming_assistant()
+        await answer.append_chunk(f"answer {number}")
+    first, second = [each for each in await conversation.messages() if each.role == "assistant"]
+    async with client(site, conversation, "wait", "resume") as page:
+        await page.waits()
+        await first.append_chunk(" goes on")
+        page.go()
+        await page.text("answer 2")
+        await first.complete_streaming()
+        await second.complete_streaming()
+        found = await page.end()
+    assert (found["status"], found["error"]) == ("ready", None)
+    # The SDK follows one answer at a time: of the other the page has what it was loaded with.
+    assert texts(found)[0::2][-1] == ("assistant", "answer 2")
+    assert ("assistant", "answer 1") in texts(found)
+    async with client(site, conversation, "older") as page:
+        assert ("assistant", "answer 1 goes on") in texts(await page.end())
+
+
+async def test_page__asks_again_as_soon_as_an_answer_is_over_also_at_the_limit(
+    make_site: MakeSite,
+) -> None:
+    site = await make_site(limit=1)
+    conversation = await site.conversation()
+    texts_said = [f"answer {number}" for number in range(8)]
+    for text in texts_said:
+        site.model.say(text, None)
+    actions = [f"send:question {number}" for number in range(8)]
+    async with client(site, conversation, *actions) as page:
+        found = await page.end()
+    assert (found["status"], found["error"]) == ("ready", None)
+    assert [text for role, text in texts(found) if role == "assistant"] == texts_said
+
+
+async def test_transport__asks_again_whether_its_message_arrived_also_at_the_limit(
+    make_site: MakeSite,
+) -> None:
+    site = await make_site(limit=1)
+    conversation = await site.conversation()
+    site.model.say("part")
+    async with client(site, conversation, "unheard:Hi", transport="converse") as page:
+        await page.text("part")
+        site.model.say(None)
+        found = await page.end()
+    assert (found["status"], found["error"]) == ("ready", None)
+    assert texts(found) == [("user", "Hi"), ("assistant", "part")]
+    assert len(site.model.asked) == 1
+
+
+async def test_page__is_told_that_files_are_not_taken(site: Site) -> None:
+    conversation = await site.conversation()
+    async with client(site, conversation, "file:Look") as page:
+        found = await page.end()
+    assert found["status"] == "error"
+    assert "notes.txt" in found["error"]
+    assert await conversation.messages() == []
+
+
+async def test_page__may_send_a_history_that_is_larger_than_a_message_may_be(
+    make_site: MakeSite,
+) -> None:
+    site = await make_site(max_body_bytes=20_000)
+    conversation = await site.conversation()
+    await conversation.add_user_message("Tell me all")
+    await conversation.add_assistant_message("all " * 10_000)
+    site.model.say("Gladly", None)
+    async with client(site, conversation, "send:More") as page:
+        found = await page.end()
+    assert (found["status"], found["error"]) == ("ready", None)
+    assert texts(found)[-2:] == [("user", "More"), ("assistant", "Gladly")]
+
+
+@OURS
+async def test_page__is_at_peace_with_a_deletion(site: Site, transport: str) -> None:
+    conversation = await site.conversation()
+    site.model.say("part")
+    async with client(site, conversation, "send:Hi", transport=transport) as page:
+        await page.text("part")
+        await conversation.delete()
+        found = await page.end()
+    assert found["status"] in {"ready", "error"}
+    assert "Error" not in (found["error"] or "")
+    async with asyncio.timeout(20):
+        while site.generations.running:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
 
 
 async def test_transport__stops_the_answer_itself(site: Site) -> None:

@@ -1,8 +1,8 @@
 /**
  * @typedef {object} OwnTransportOptions
  * @property {string} [api] Where the endpoints are; by default "/api/chat".
- * @property {number} [patience] Milliseconds for which loading and stopping are tried again after
- *     errors that may pass; by default 60,000.
+ * @property {number} [patience] Milliseconds for which loading, sending, and stopping are tried
+ *     again after errors that may pass; by default 60,000.
  */
 /** @typedef {Partial<import("./requests.js").RequestOptions> & OwnTransportOptions} TransportOptions */
 /**
@@ -59,7 +59,8 @@ export class ConverseTransport {
      */
     load(chatId: string, { limit, before, signal }?: LoadOptions): Promise<ChatPage>;
     /**
-     * Sends the last message, or asks for another answer. `useChat` calls it.
+     * Sends the last message, or asks for another answer. `useChat` calls it. A message that may have
+     * arrived is sent again: it is stored and answered once.
      *
      * @param {SendOptions & ChatRequest} request
      * @returns {Promise<ReadableStream<any>>}
@@ -95,8 +96,8 @@ export type OwnTransportOptions = {
      */
     api?: string | undefined;
     /**
-     * Milliseconds for which loading and stopping are tried again after
-     * errors that may pass; by default 60,000.
+     * Milliseconds for which loading, sending, and stopping are tried
+     * again after errors that may pass; by default 60,000.
      */
     patience?: number | undefined;
 };

@@ -21,9 +21,10 @@ export function request(options: RequestOptions, path: string, init: RequestInit
  * @property {number} [patience] Milliseconds for which it is tried again; by default without end.
  * @property {(error: Error) => void} [onTrouble] Called when a try failed and another follows.
  * @property {(response: Response) => void} [onResponse] Called with the response that succeeded.
+ * @property {(response: Response) => Promise<any>} [read] Reads that response; by default as JSON.
  */
 /**
- * Requests JSON, and tries again after errors that may pass. It is only for requests that may be
+ * Makes a request, and tries again after errors that may pass. It is only for requests that may be
  * repeated.
  *
  * @param {RequestOptions} options
@@ -140,6 +141,10 @@ export type AskOptions = {
      * Called with the response that succeeded.
      */
     onResponse?: ((response: Response) => void) | undefined;
+    /**
+     * Reads that response; by default as JSON.
+     */
+    read?: ((response: Response) => Promise<any>) | undefined;
 };
 export type RequestOptions = {
     /**
