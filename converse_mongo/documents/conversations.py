@@ -25,7 +25,7 @@ from converse_mongo.documents.listings import (
     list_conversations,
     read_history,
 )
-from converse_mongo.documents.messages import Message, generated_id, load_message
+from converse_mongo.documents.messages import Message, generated_id, has_text, load_message
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.chunks import UtcDatetime
 from converse_mongo.domain.errors import (
@@ -233,12 +233,16 @@ class Conversation(StoredDocument, Document):
         if name is None:
             return await message.insert()
         role, content, whole = message.role, message.content, not message.is_streaming
-        added = await self._find_generated(name) or await message.insert()
-        if added.role is not role:
-            raise GenerationConflictError(name, added.id, f"the role {added.role}, not {role}")
-        if whole and added.content != content:
-            raise GenerationConflictError(name, added.id, "another text")
-        return added
+        found = await self._find_generated(name)
+        if found is None:
+            found = await message.insert()
+            if not found._was_stored:  # noqa: SLF001 - between the two documents
+                return found
+        if found.role is not role:
+            raise GenerationConflictError(name, found.id, f"the role {found.role}, not {role}")
+        if whole and not await has_text(found, content):
+            raise GenerationConflictError(name, found.id, "another text")
+        return found
 
     async def _find_generated(self, generation_id: str) -> Message | None:
         check_content(generation_id)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from beanie import Document, PydanticObjectId
-from beanie.odm.actions import ActionDirections, EventTypes, wrap_with_actions
+from beanie.odm.actions import ActionDirections, ActionRegistry, EventTypes, wrap_with_actions
 from beanie.odm.utils.parsing import parse_obj
 from bson import ObjectId
 from pydantic import Field, PrivateAttr
@@ -335,7 +335,9 @@ class Message(StoredDocument, Document):
         )
         self._remember()
         if self.generation_id is not None and not is_new:
-            return await self.refresh()
+            await self.refresh()
+            self._was_stored = True
+            return self
         if store.handlers.wants(MessageCreated):
             await store.handlers.publish(
                 MessageCreated(
@@ -654,6 +656,7 @@ class Message(StoredDocument, Document):
     # This copy
 
     _own_writes: OwnWrites = PrivateAttr(default_factory=OwnWrites)
+    _was_stored: bool = PrivateAttr(default=False)  # when it was inserted
 
     @classmethod
     def _derive(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -735,6 +738,20 @@ async def _read_stored(
     if stored is None:
         raise MessageNotFoundError(key["_id"])
     return stored
+
+
+async def has_text(message: Message, text: str) -> bool:
+    """Returns whether a message was added with a text.
+
+    Hooks of the application may change a text before it is stored: they are run on a copy then.
+    """
+    if message.content == text:
+        return True
+    again = message.model_copy(
+        update={"content": text, "metadata": copy.deepcopy(message.metadata)}
+    )
+    await ActionRegistry.run_actions(again, EventTypes.INSERT, ActionDirections.BEFORE, exclude=[])
+    return again.content == message.content
 
 
 def generated_id(conversation_id: ObjectId, generation_id: str) -> PydanticObjectId:

@@ -7,7 +7,7 @@ from bson import ObjectId
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import load_outline
-from converse_mongo.documents.messages import Message
+from converse_mongo.documents.messages import Message, has_text
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.web.context import WebContext
@@ -65,7 +65,7 @@ class ChatTurns:
         stored = await self._find(body.message_id)
         if stored is not None and (name != body.message_id or stored.role is not MessageRole.USER):
             raise ConflictError(UNCHANGEABLE)
-        if stored is not None and await self._text(stored) != question_of(body.messages)["content"]:
+        if stored is not None and not await self._has_text(stored, body.messages):
             raise ConflictError(UNCHANGEABLE)
 
     async def _ask(self, messages: list[Any], *, heed_stop: bool = True) -> Message:
@@ -134,8 +134,8 @@ class ChatTurns:
             raise UnknownError
         newest = await self._turns.last(self._conversation)
         if newest is not None and newest.role is MessageRole.USER:
-            text = question_of(body.messages)["content"]
-            if await self._text(newest) == text:  # the page does not know its id
+            is_that_one = await self._has_text(newest, body.messages)
+            if is_that_one:  # the page does not know its id
                 return await self._answer(newest)
         return await self._ask(body.messages, heed_stop=False)
 
@@ -150,16 +150,15 @@ class ChatTurns:
         Raises:
             ConflictError: It has another text.
         """
-        if stored.role is MessageRole.USER:
-            text = question_of(messages)["content"]
-            if await self._text(stored) != text:
-                raise ConflictError(OTHER_TEXT)
+        if stored.role is MessageRole.USER and not await self._has_text(stored, messages):
+            raise ConflictError(OTHER_TEXT)
 
-    async def _text(self, message: MessageHeader) -> str | None:
+    async def _has_text(self, message: MessageHeader, messages: list[Any]) -> bool:
+        """Returns whether a stored message is the last one of the page."""
         found = await load_outline(
             self._conversation.message_model, self._conversation.id, message.message_id
         )
-        return None if found is None else found.content
+        return found is not None and await has_text(found, question_of(messages)["content"])
 
     async def _find(self, name: Any) -> MessageHeader | None:
         """The message that the page knows by an id, its own or that of a question it has sent.

@@ -11,7 +11,7 @@ from bson import ObjectId
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import load_outline
-from converse_mongo.documents.messages import Message, generated_id
+from converse_mongo.documents.messages import Message, generated_id, has_text
 from converse_mongo.domain.errors import GenerationConflictError, MessageNotFoundError
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole, MessageStatus
@@ -401,7 +401,9 @@ class Turns:
         """
         key = question_id(conversation, request_id)
         found = await load_outline(conversation.message_model, conversation.id, key)
-        if found is not None and (found.role, found.content) != (MessageRole.USER, content):
+        if found is None:
+            return None
+        if found.role is not MessageRole.USER or not await has_text(found, content):
             raise ConflictError(OTHER_TEXT)
         return found
 

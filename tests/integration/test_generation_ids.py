@@ -1,14 +1,19 @@
 """The ``generation_id``: one name, one message, one text."""
 
 import asyncio
+import itertools
+from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
+from beanie import Insert, before_event
 
 from converse_mongo import (
     Conversation,
     Converse,
     GenerationConflictError,
     InvalidInputError,
+    Message,
     MessageRole,
 )
 from tests.conftest import Facade
@@ -65,3 +70,45 @@ async def test_same_id__of_a_stream_finds_it_with_any_text(converse: Converse) -
         await conversation.create_assistant_message("so", generation_id="a")
     await message.complete_streaming()
     assert (await conversation.start_streaming_assistant(generation_id="a")).content == "so far"
+
+
+class Redacted(Message):
+    """Is stored without numbers."""
+
+    @before_event(Insert)
+    def redact(self) -> None:
+        self.content = self.content.replace("4711", "****")
+        self.metadata["redacted"] = self.metadata.get("redacted", 0) + 1
+
+
+async def test_same_id__of_a_text_that_a_hook_changes_is_the_same_message(facade: Facade) -> None:
+    converse: Converse = await facade(message_model=Redacted)
+    conversation = await converse.start_conversation()
+    first = await conversation.create_user_message("My PIN is 4711", generation_id="a")
+    assert first.content == "My PIN is ****"
+    for text in ("My PIN is 4711", "My PIN is ****"):
+        again = await conversation.create_user_message(text, generation_id="a")
+        assert (again.id, again.content) == (first.id, "My PIN is ****")
+    with pytest.raises(GenerationConflictError, match="another text"):
+        await conversation.create_user_message("My PIN is 4712", generation_id="a")
+    (stored,) = await conversation.messages()
+    assert stored.metadata == {"redacted": 1}
+
+
+class Numbered(Message):
+    """Is stored with another text each time."""
+
+    numbers: ClassVar[Iterator[int]] = itertools.count()
+
+    @before_event(Insert)
+    def number(self) -> None:
+        self.content += f" {next(self.numbers)}"
+
+
+async def test_new_id__of_a_text_that_a_hook_changes_is_no_conflict(facade: Facade) -> None:
+    converse: Converse = await facade(message_model=Numbered)
+    conversation = await converse.start_conversation()
+    for name in ("a", "b"):
+        message = await conversation.create_user_message("Hi", generation_id=name)
+        assert message.content.startswith("Hi ")
+    assert len(await conversation.messages()) == 2

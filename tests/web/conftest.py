@@ -107,7 +107,7 @@ async def make_site(converse: Converse) -> AsyncIterator[MakeSite]:
     """Starts a site; its arguments are those of ``routes``."""
     async with AsyncExitStack() as stack:
 
-        async def make(**options: Any) -> Site:
+        async def make(*, converse: Converse = converse, **options: Any) -> Site:
             model = Model()
             limit = options.pop("limit", 1000)
             generations = Generations(model.respond, limit=limit, grace=0.05)

@@ -7,9 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
+from beanie import Insert, before_event
 
-from converse_mongo import Conversation, MessageStatus
+from converse_mongo import Conversation, Message, MessageStatus
 from converse_mongo.web import chat, without_replaced
+from tests.conftest import Facade
 from tests.web.conftest import MakeSite, Site, read_all, read_events
 from tests.web.helpers import wait_for_end
 
@@ -453,6 +455,32 @@ async def test_regenerate__of_what_the_page_names_replaces_its_answer(site: Site
         if number == 1:
             site.model.tokens = asyncio.Queue()
     assert await contents(conversation) == ["France", "About France", "Spain", "Again 7"]
+
+
+class Redacted(Message):
+    """Is stored without numbers."""
+
+    @before_event(Insert)
+    def redact(self) -> None:
+        self.content = self.content.replace("4711", "****")
+
+
+async def test_regenerate__knows_a_text_that_a_hook_changed(
+    facade: Facade, make_site: MakeSite
+) -> None:
+    site = await make_site(converse=await facade(message_model=Redacted))
+    conversation = await site.conversation()
+    page = await talk(site, conversation, "My PIN is 4711")
+    history = (await site.http.get(f"/chat/{conversation.id}")).json()
+    for number, messages in enumerate((page[:1], history[:1])):
+        site.model.say(f"Again {number}", None)
+        answer = await regenerate(site, conversation, messages=messages)
+        assert f"Again {number}" in answer.text, answer.text
+    sent = await ask(site, conversation, {"messages": page[:1], "messageId": "q0"})
+    assert text_of(sent) == "About My PIN is 4711"  # what it was answered with
+    other = [question("My PIN is 4712", "q0")]
+    assert (await regenerate(site, conversation, messages=other)).status_code == 409
+    assert await contents(conversation) == ["My PIN is ****", "Again 1"]
 
 
 async def test_regenerate__replaces_no_good_answer_for_what_was_not_asked(site: Site) -> None:
