@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
-from pymongo import monitoring
+from pymongo import MongoClient, monitoring
 
 from converse_mongo import Converse
 from converse_mongo.driver.clients import close_client, open_client
@@ -71,6 +71,25 @@ def start_server() -> Iterator[Callable[..., EmbeddedServer]]:
             return stack.enter_context(EmbeddedServer(arguments=arguments, **options))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def server_with_fail_points() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(
+        arguments=("--enable-test-commands", "--oplog-max-entries", "1000")
+    ) as server:
+        yield server
+
+
+@pytest.fixture
+def failing_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """A server whose commands fail where a test says; its data is shared, as that of any other."""
+    if os.environ.get("CONVERSE_TEST_URI"):
+        pytest.skip("this test makes its server fail, so it needs the embedded one")
+    server: EmbeddedServer = request.getfixturevalue("server_with_fail_points")
+    yield server
+    with MongoClient[dict[str, Any]](server.uri) as admin:
+        admin.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
 class Commands(monitoring.CommandListener):

@@ -137,10 +137,9 @@ async def test_writer__is_not_ended_by_a_deadline_of_calls(facade: Facade) -> No
 
 
 async def test_call__ends_with_the_deadline_of_its_caller(
-    start_server: Callable[..., EmbeddedServer], facade: Facade
+    failing_server: EmbeddedServer, facade: Facade
 ) -> None:
-    server = start_server("--enable-test-commands")
-    converse = await facade("deadline", server.uri, retry_timeout=300)
+    converse = await facade(uri=failing_server.uri, retry_timeout=300)
     message = await (await converse.start_conversation()).start_streaming_assistant()
     calls: list[Callable[[], Any]] = [
         lambda: converse.get_message(message.id),
@@ -149,7 +148,7 @@ async def test_call__ends_with_the_deadline_of_its_caller(
         lambda: message.complete_streaming(),
         lambda: converse.request_stop(message.id),
     ]
-    with failing(server, ["find", "insert", "update", "findAndModify"], errorCode=365):
+    with failing(failing_server, ["find", "insert", "update", "findAndModify"], errorCode=365):
         for call in calls:
             async with asyncio.timeout(SOON):
                 with pymongo.timeout(0.3), pytest.raises(StoreUnavailableError, match="deadline"):

@@ -90,40 +90,39 @@ async def test_indexes__of_subclasses_are_built_by_both_ways(facade: Facade) -> 
 
 
 async def test_open__waits_longer_than_the_sockets_timeout(
-    start_server: Callable[..., EmbeddedServer], facade: Facade
+    failing_server: EmbeddedServer, facade: Facade
 ) -> None:
-    server = start_server("--enable-test-commands")
-    converse = await facade("large", server.uri)
+    converse = await facade(uri=failing_server.uri)
     messages = converse.message_model.store().messages
     await messages.drop_index("conversation_status")
     slow = {"blockConnection": True, "blockTimeMS": 1500}
-    with failing(server, ["createIndexes"], **slow):
-        await facade("large", server.uri, client_options={"socketTimeoutMS": 500})
+    with failing(failing_server, ["createIndexes"], **slow):
+        await facade(
+            converse.database_name, failing_server.uri, client_options={"socketTimeoutMS": 500}
+        )
     assert "conversation_status" in await messages.index_information()
 
 
 async def test_open__goes_on_with_a_build_whose_connection_is_lost(
-    start_server: Callable[..., EmbeddedServer], facade: Facade
+    failing_server: EmbeddedServer, facade: Facade
 ) -> None:
-    server = start_server("--enable-test-commands")
-    converse = await facade("large", server.uri)
+    converse = await facade(uri=failing_server.uri)
     messages = converse.message_model.store().messages
     await messages.drop_index("conversation_status")
-    with failing(server, ["createIndexes"], {"times": 2}, closeConnection=True):
-        await facade("large", server.uri)
+    with failing(failing_server, ["createIndexes"], {"times": 2}, closeConnection=True):
+        await facade(converse.database_name, failing_server.uri)
     assert "conversation_status" in await messages.index_information()
 
 
 async def test_open__says_what_kept_an_index_from_being_built(
-    start_server: Callable[..., EmbeddedServer], facade: Facade
+    failing_server: EmbeddedServer, facade: Facade
 ) -> None:
-    server = start_server("--enable-test-commands")
     not_built = pytest.raises(StoreUnavailableError, match=r"conversation_position.* not be built")
-    with failing(server, ["createIndexes"], errorCode=117), not_built:
-        await facade("kept", server.uri, retry_timeout=0.2)
-    with failing(server, ["createIndexes"], errorCode=13), pytest.raises(OperationFailure):
-        await facade("kept", server.uri)
-    await facade("kept", server.uri)
+    with failing(failing_server, ["createIndexes"], errorCode=117), not_built:
+        await facade("kept", failing_server.uri, retry_timeout=0.2)
+    with failing(failing_server, ["createIndexes"], errorCode=13), pytest.raises(OperationFailure):
+        await facade("kept", failing_server.uri)
+    await facade("kept", failing_server.uri)
 
 
 # Stand-ins for what the embedded server does not have

@@ -151,12 +151,9 @@ async def test_refusal__that_changes_is_told_again(
     assert len(warnings(caplog)) == 2
 
 
-async def test_refusal__of_a_moment_is_none(
-    start_server: Callable[..., EmbeddedServer], facade: Facade
-) -> None:
+async def test_refusal__of_a_moment_is_none(failing_server: EmbeddedServer, facade: Facade) -> None:
     """A network error is tried again at once, as ever, though polling steps in meanwhile."""
-    server = start_server("--enable-test-commands")
-    converse = await facade("moment", server.uri, poll_interval=0.02)
+    converse = await facade(uri=failing_server.uri, poll_interval=0.02)
     gate = Gate(converse, at_opening(OperationFailure("no primary", 133)))
     message = await (await converse.start_conversation()).start_streaming_assistant()
     async with converse.watch_message(message.id):

@@ -31,34 +31,32 @@ ERRORS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("why", ERRORS)
 async def test_writer__goes_on_after_an_error_that_passes(
-    start_server: Callable[..., EmbeddedServer], facade: Facade, why: str
+    failing_server: EmbeddedServer, facade: Facade, why: str
 ) -> None:
-    server = start_server("--enable-test-commands")
-    converse = await facade("transient", server.uri)
+    converse = await facade(uri=failing_server.uri)
     message = await (await converse.start_conversation()).start_streaming_assistant()
     async with message.writer() as writer:
         await writer.write("a")
         await writer.flush()
         # More often than a driver tries again by itself.
-        with failing(server, ["update"], {"times": 4}, **ERRORS[why]):
+        with failing(failing_server, ["update"], {"times": 4}, **ERRORS[why]):
             await writer.write("b")
             async with asyncio.timeout(SOON):
                 await writer.flush()
-        with failing(server, ["find", "aggregate"], {"times": 4}, **ERRORS[why]):
+        with failing(failing_server, ["find", "aggregate"], {"times": 4}, **ERRORS[why]):
             assert (await converse.get_message(message.id)).content == "ab"
     assert (await converse.get_message(message.id)).is_completed
 
 
 @pytest.mark.parametrize("why", ["a cache under pressure", "overload"])
 async def test_writer__that_gives_up_leaves_its_message_streaming(
-    start_server: Callable[..., EmbeddedServer], facade: Facade, why: str
+    failing_server: EmbeddedServer, facade: Facade, why: str
 ) -> None:
-    server = start_server("--enable-test-commands")
-    converse = await facade("transient", server.uri, retry_timeout=0.3)
+    converse = await facade(uri=failing_server.uri, retry_timeout=0.3)
     message = await (await converse.start_conversation()).start_streaming_assistant()
     with pytest.raises(WriterFailedError) as caught:
         async with message.writer() as writer:
-            with failing(server, ["update"], **ERRORS[why]):
+            with failing(failing_server, ["update"], **ERRORS[why]):
                 await writer.write("lost")
                 async with asyncio.timeout(SOON):
                     await writer.flush()
@@ -84,10 +82,9 @@ HOOKS: list[str] = []
 
 @pytest.mark.parametrize("why", ERRORS)
 async def test_update__is_made_again_where_that_is_safe(
-    start_server: Callable[..., EmbeddedServer], facade: Facade, why: str
+    failing_server: EmbeddedServer, facade: Facade, why: str
 ) -> None:
-    server = start_server("--enable-test-commands")
-    converse = await facade("transient", server.uri, message_model=Hooked)
+    converse = await facade(uri=failing_server.uri, message_model=Hooked)
     conversation = await converse.start_conversation("Files")
     message = await conversation.create_user_message("hi", {"n": 1})
     HOOKS.clear()
@@ -100,7 +97,7 @@ async def test_update__is_made_again_where_that_is_safe(
     async with asyncio.timeout(SOON):
         for update in updates:
             # More often than a driver tries again by itself.
-            with failing(server, ["findAndModify"], {"times": 4}, **ERRORS[why]):
+            with failing(failing_server, ["findAndModify"], {"times": 4}, **ERRORS[why]):
                 await update()
     assert message.metadata == {"n": 2, "a": 1}
     assert HOOKS == ["before", "after"] * 2
@@ -108,7 +105,7 @@ async def test_update__is_made_again_where_that_is_safe(
     assert (await converse.get_conversation(conversation.id)).title == "Folders"
     async with asyncio.timeout(SOON):
         for gone in (message, conversation):
-            with failing(server, ["delete"], {"times": 4}, **ERRORS[why]):
+            with failing(failing_server, ["delete"], {"times": 4}, **ERRORS[why]):
                 await gone.delete()
     with pytest.raises(MessageNotFoundError):
         await converse.get_message(message.id)
@@ -118,15 +115,16 @@ async def test_update__is_made_again_where_that_is_safe(
 
 @pytest.mark.parametrize("operator", ["$inc", "$push", "$mul"])
 async def test_update__that_might_be_applied_twice_is_made_once(
-    start_server: Callable[..., EmbeddedServer], facade: Facade, operator: str
+    failing_server: EmbeddedServer, facade: Facade, operator: str
 ) -> None:
-    server = start_server("--enable-test-commands")
-    converse = await facade("transient", server.uri)
+    converse = await facade(uri=failing_server.uri)
     conversation = await converse.start_conversation()
     message = await conversation.create_user_message("hi", {"n": [] if operator == "$push" else 1})
     update = {operator: {"metadata.n": 2}, "$set": {"metadata.a": 1}}
     with (
-        failing(server, ["findAndModify"], {"times": 4}, **ERRORS["a cache under pressure"]),
+        failing(
+            failing_server, ["findAndModify"], {"times": 4}, **ERRORS["a cache under pressure"]
+        ),
         pytest.raises(StoreUnavailableError, match=f"update message {message.id}.*not retried"),
     ):
         await message.update(update)
@@ -135,13 +133,12 @@ async def test_update__that_might_be_applied_twice_is_made_once(
 
 
 async def test_update__in_a_transaction_of_the_application_is_its_own_to_try_again(
-    start_server: Callable[..., EmbeddedServer], facade: Facade
+    failing_server: EmbeddedServer, facade: Facade
 ) -> None:
-    server = start_server("--enable-test-commands")
-    converse = await facade("transient", server.uri)
+    converse = await facade(uri=failing_server.uri)
     message = await (await converse.start_conversation()).create_user_message("hi")
     session = await start_transaction(message.store().messages.database)
-    with failing(server, ["findAndModify", "delete"], **ERRORS["a write conflict"]):
+    with failing(failing_server, ["findAndModify", "delete"], **ERRORS["a write conflict"]):
         for write in (
             message.set({"metadata.a": 1}, session=session),
             message.delete(session=session),

@@ -173,16 +173,15 @@ def fail(server: EmbeddedServer, commands: list[str], times: int, **how: Any) ->
 )
 @pytest.mark.parametrize("commands", [["getMore"], ["getMore", "aggregate"]], ids=str)
 async def test_watch__the_change_stream_is_killed_in_mid_stream(
-    start_server: Callable[..., EmbeddedServer],
+    failing_server: EmbeddedServer,
     facade: Facade,
     how: dict[str, Any],
     commands: list[str],
 ) -> None:
-    server = start_server("--enable-test-commands")
-    writer = await facade("faults", server.uri)
+    writer = await facade(uri=failing_server.uri)
     viewer = await facade(
-        "faults",
-        server.uri,
+        writer.database_name,
+        failing_server.uri,
         check_interval=3600,
         # After "not primary" a driver waits for the next heartbeat.
         client_options={"heartbeatFrequencyMS": 500},
@@ -191,7 +190,7 @@ async def test_watch__the_change_stream_is_killed_in_mid_stream(
     watching = await attached(viewer, message)
     await stream(message, 10)
     for _ in range(3):
-        fail(server, commands, 4, **how)
+        fail(failing_server, commands, 4, **how)
         await stream(message, 10)
     await message.complete_streaming()
     assert_exact(await watching, await writer.get_message(message.id))
@@ -325,12 +324,11 @@ async def test_watch__without_change_streams_on_a_real_server(
 
 
 async def test_watch__change_streams_are_refused(
-    start_server: Callable[..., EmbeddedServer], facade: Facade
+    failing_server: EmbeddedServer, facade: Facade
 ) -> None:
-    server = start_server("--enable-test-commands")
-    viewer = await facade("refused", server.uri, poll_interval=0.02)
-    fail(server, ["aggregate"], 1, errorCode=13)
-    writer = await facade("refused", server.uri)
+    viewer = await facade(uri=failing_server.uri, poll_interval=0.02)
+    fail(failing_server, ["aggregate"], 1, errorCode=13)
+    writer = await facade(viewer.database_name, failing_server.uri)
     message = await start(writer)
     watching = asyncio.create_task(collect(viewer, message))
     await until(lambda: viewer.watch_mode is WatchMode.POLLING)
