@@ -22,7 +22,7 @@ from converse_mongo.web.ui_messages import question_of
 
 OUTDATED = "This page is not up to date. Reload it."
 UNCHANGEABLE = "A message that was sent cannot be changed: send another one."
-NOT_LAST = "Only the last answer can be written anew."
+NOT_LAST = "Only the last answer can be regenerated."
 
 
 class ChatTurns:

@@ -232,7 +232,11 @@ class Generations:
         try:
             with answer.listening():
                 await load_context(answer.conversation)
-                await self._respond(answer.conversation, message)
+                writing = self._respond(answer.conversation, message)
+                if not isinstance(writing, Awaitable):
+                    kind = type(writing).__name__
+                    raise TypeError(f"respond returned {kind}: it must be a coroutine function")
+                await writing
         except StreamStoppedError:
             pass  # a stop was requested, and the message is cancelled
         except WriterExistsError:

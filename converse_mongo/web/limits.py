@@ -34,8 +34,8 @@ class Limits:
             the stream of an owner. By default the owner of the conversation, and the one whose
             stream it is. ``None`` is not limited.
         body_seconds: Seconds in which a body must be received.
-        request_seconds: Seconds in which a request is answered; streams have no limit. A request
-            that takes longer gets the status 503.
+        request_seconds: Seconds in which a request is answered, and a stream begins. A request that
+            takes longer gets the status 503.
         chat_bytes: The largest body of a POST of the AI SDK, which sends the whole history.
         pending_bytes: The most bytes that are kept of such bodies at once, which are those of their
             last messages; more requests get the status 503.

@@ -73,15 +73,19 @@ class Streams:
         return len(self._open)
 
     def end(self, key: Hashable) -> int:
-        """Ends those of a key: see ``Limits.key``. By default that is the owner, as text.
+        """Ends those of a key: see ``Limits.key``. By default that is the owner.
 
         Args:
-            key: Such as ``("user", "42")``.
+            key: Such as ``("user", "42")``. The id of an owner is a text; one that is not is taken
+                as text, too.
 
         Returns:
             How many are ended.
         """
-        return self._end([each for each in self._open.copy() if each.key == key])
+        keys = {key}
+        if isinstance(key, tuple) and len(key) == 2:
+            keys.add((key[0], str(key[1])))
+        return self._end([each for each in self._open.copy() if each.key in keys])
 
     def end_all(self) -> int:
         """Ends all of them. Returns how many."""

@@ -16,6 +16,8 @@ from converse_mongo.web.models import EventView
 logger = logging.getLogger("converse_mongo")
 
 PRIVATE_ERROR = "The answer could not be completed."
+INTERNAL = frozenset({"error_type", "unstored"})
+"""Keys of metadata that name classes of the application."""
 SAFE_ERRORS = frozenset({"interrupted"})
 """Errors that the library itself stores, for an orphan."""
 
@@ -28,11 +30,12 @@ class Presenter:
 
     Attributes:
         show_errors: Whether stored errors of failed messages and reasons of stops are for users.
-        show_metadata: Picks what users may see of metadata.
+        show_metadata: Picks what users may see of metadata; ``None`` for all that is not about
+            errors, or all.
     """
 
     show_errors: bool
-    show_metadata: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    show_metadata: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
 
     def event(self, event: Event) -> EventView:
         """An event, without its cursor and without the owner, whose name is the application's."""
@@ -45,13 +48,18 @@ class Presenter:
             InternalError: ``show_metadata`` failed.
         """
         try:
-            shown = self.show_metadata(metadata)
+            shown = (self.show_metadata or self._all)(metadata)
             if not isinstance(shown, Mapping):
                 raise TypeError(f"it returned an object of the type {type(shown).__name__}")
             return mend_all(jsonable(shown))
         except Exception as error:
             logger.exception("show_metadata failed")
             raise InternalError from error
+
+    def _all(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.show_errors:
+            return metadata
+        return {key: value for key, value in metadata.items() if key not in INTERNAL}
 
     def error(self, error: str) -> str:
         """The error that users may see."""

@@ -213,7 +213,9 @@ def _of_request(error: Exception) -> RequestError:
         case NotFoundError() | InvalidIdError():
             return UnknownError()
         case InvalidCursorError():
-            return RequestError("after: The stream cannot go on from there. Load it anew.")
+            return RequestError(
+                "after: The stream cannot continue from there. Load the conversation again."
+            )
         case StoreUnavailableError():
             logger.warning("A request was not answered: %s", error)
             return BusyError()

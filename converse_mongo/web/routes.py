@@ -1,6 +1,7 @@
 """The routes of the web edge, for Starlette and FastAPI."""
 
 import asyncio
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -30,6 +31,8 @@ from converse_mongo.web.sockets import Socket
 from converse_mongo.web.turns import Turns
 
 SHOWN_ROLES = (MessageRole.USER, MessageRole.ASSISTANT)
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s]+/?", re.IGNORECASE)
 
 
 def routes(
@@ -74,7 +77,8 @@ def routes(
         show_errors: Whether browsers see the stored error of a failed message and the reason of a
             stop; by default they learn only that it failed or was stopped. Pass ``True`` if all
             that you store is for users.
-        show_metadata: Picks what browsers see of metadata; by default all of it.
+        show_metadata: Picks what browsers see of metadata; by default all of it, but without
+            ``show_errors`` neither ``error_type`` nor ``unstored``.
         heartbeat: Seconds of silence after which a stream sends a heartbeat.
         retry: Seconds that a browser's ``EventSource`` waits before it connects again.
         lifetime: Seconds after which a stream ends, for its client to connect again.
@@ -99,10 +103,11 @@ def routes(
         raise ConfigurationError(f"generations={generations!r}: pass Generations(respond).")
     if limits is not None and not isinstance(limits, Limits):
         raise ConfigurationError(f"limits={limits!r}: pass Limits(...).")
+    if show_metadata is not None and not callable(show_metadata):
+        raise ConfigurationError(f"show_metadata={show_metadata!r}: pass a function, or None.")
     try:
-        shown = frozenset(MessageRole(role) for role in roles)
         options = StreamOptions(heartbeat, retry, lifetime, send_timeout, reauthorize)
-    except (InvalidInputError, ValueError) as error:
+    except InvalidInputError as error:
         raise ConfigurationError(str(error)) from error
     sizes = {"max_body_bytes": max_body_bytes, "max_message_bytes": max_message_bytes}
     for name, size in sizes.items():
@@ -110,13 +115,15 @@ def routes(
             raise ConfigurationError(f"{name}={size!r}: pass a number of bytes, at least 1.")
     if streams is not None and not isinstance(streams, Streams):
         raise ConfigurationError(f"streams={streams!r}: pass Streams().")
-    if isinstance(origins, str) or not all(isinstance(each, str) for each in origins):
-        raise ConfigurationError(f"origins={origins!r}: pass a list of texts.")
+    if isinstance(origins, str) or not all(map(_is_origin, origins)):
+        raise ConfigurationError(
+            f"origins={origins!r}: pass a list of origins, such as ['https://chat.example.com']."
+        )
     limits = limits or Limits()
-    presenter = Presenter(show_errors, show_metadata or (lambda metadata: metadata))
+    presenter = Presenter(show_errors, show_metadata)
     context = WebContext(
         converse=converse,
-        access=Access(converse, authorize, owner, shown),
+        access=Access(converse, authorize, owner, _roles(roles)),
         turns=Turns(generations, limits),
         presenter=presenter,
         streams=options,
@@ -133,6 +140,19 @@ def routes(
         *(_route(context, each) for each in all_operations(owner=owner is not None)),
         WebSocketRoute(f"{ONE}/socket", Socket(context)),
     ]
+
+
+def _roles(roles: Collection[MessageRole | str]) -> frozenset[MessageRole]:
+    try:
+        # The characters of a text are no roles.
+        return frozenset(MessageRole(role) for role in roles)
+    except (TypeError, ValueError) as error:
+        names = ", ".join(repr(role.value) for role in MessageRole)
+        raise ConfigurationError(f"roles={roles!r}: pass a list of some of {names}.") from error
+
+
+def _is_origin(origin: object) -> bool:
+    return isinstance(origin, str) and bool(_ORIGIN.fullmatch(origin))
 
 
 def _route(context: WebContext, operation: Operation) -> Route:

@@ -30,7 +30,7 @@ Meanwhile: TypeAlias = Literal["refuse", "stop"]
 or stop the oldest."""
 
 BEING_WRITTEN = "An answer is being written. Wait for it, or stop it."
-ANOTHER_SINCE = "Another message was sent since. Send this one again as a new message."
+ANOTHER_SINCE = "Another message has been sent since then. Send this one again as a new message."
 OTHER_TEXT = "This message was already sent with another text. Send it as a new message."
 
 

@@ -29,7 +29,7 @@ from converse_mongo.web.streams import log_cut
 STREAM_HEADERS = {"x-vercel-ai-ui-message-stream": "v1"}
 DONE = b"data: [DONE]\n\n"
 
-CUT_OFF = "The connection was ended by the server. Reload to go on."
+CUT_OFF = "The connection was ended by the server. Reload the page to continue."
 
 _TEXT_ID = "text"
 _FIRST_DELTA = 2
@@ -149,20 +149,33 @@ def _closing(
 
 
 def _end_parts(event: FinalEvent, presenter: Presenter) -> Iterator[UiPart]:
-    metadata = presenter.metadata(event.metadata) or None
     if isinstance(event, MessageCompleted):
         reason = event.metadata.get("finish_reason")
         if reason is not None:
             reason = str(reason).replace("_", "-")
             reason = reason if reason in _FINISH_REASONS else "other"
+        metadata = _metadata(event.metadata, MessageStatus.COMPLETED, None, presenter)
         yield UiPart(type="finish", finish_reason=reason, message_metadata=metadata)
-        return
-    if metadata:
+    elif isinstance(event, MessageFailed):
+        metadata = _metadata(event.metadata, MessageStatus.FAILED, event.error, presenter)
         yield UiPart(type="message-metadata", message_metadata=metadata)
-    if isinstance(event, MessageFailed):
         yield UiPart(type="error", error_text=presenter.error(event.error))
     elif isinstance(event, MessageCancelled):
+        metadata = _metadata(event.metadata, MessageStatus.CANCELLED, None, presenter)
+        yield UiPart(type="message-metadata", message_metadata=metadata)
         yield UiPart(type="abort", reason=presenter.reason(event.reason) or None)
+
+
+def _metadata(
+    metadata: Mapping[str, Any], status: MessageStatus, error: str | None, presenter: Presenter
+) -> dict[str, Any] | None:
+    """The metadata of a UI message, which has no place for a status and an error of its own."""
+    shown = dict(presenter.metadata(metadata))
+    if status is not MessageStatus.COMPLETED:
+        shown["status"] = status.value
+    if error is not None:
+        shown["error"] = presenter.error(error)
+    return shown or None
 
 
 def ui_message(message: Message, presenter: Presenter) -> UiMessage:
@@ -171,16 +184,11 @@ def ui_message(message: Message, presenter: Presenter) -> UiMessage:
     UI messages have no errors: the metadata of a message that did not complete has its ``status``,
     and its ``error`` if it failed.
     """
-    metadata = dict(presenter.metadata(message.metadata))
-    if message.status is not MessageStatus.COMPLETED:
-        metadata["status"] = message.status.value
-    if message.error is not None:
-        metadata["error"] = presenter.error(message.error)
     return UiMessage(
         id=str(message.id),
         role=message.role,
         parts=[{"type": "text", "text": message.content}] if message.content else [],
-        metadata=metadata or None,
+        metadata=_metadata(message.metadata, message.status, message.error, presenter),
     )
 
 

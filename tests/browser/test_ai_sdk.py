@@ -366,7 +366,9 @@ def test_deploy__in_mid_answer__keeps_the_text(
     tab.expect_text(text)
     site.terminate()
     tab.expect_status("error")
-    expect(tab.error).to_have_text("The connection was ended by the server. Reload to go on.")
+    expect(tab.error).to_have_text(
+        "The connection was ended by the server. Reload the page to continue."
+    )
     shoot(tab, "deploy")
     site.wait()
     site.start()

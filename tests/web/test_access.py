@@ -402,8 +402,13 @@ async def test_context__is_not_read_before_the_request_is_authorized(
     seen: list[Any] = []
 
     async def authorize(request: HTTPConnection, conversation: Conversation) -> bool:
-        with pytest.raises(ConverseError, match="not loaded"):
-            dict(conversation.context)
+        reads: list[Callable[[Any], object]] = [
+            *(dict, len, lambda context: context["banned"], lambda context: context.copy()),
+            *(lambda context: context != {"banned": True}, lambda context: context == {}),
+        ]
+        for read in reads:
+            with pytest.raises(ConverseError, match="not loaded"):
+                read(conversation.context)
         conversation.title = "seen"
         await conversation.save()
         if "load" in request.query_params:

@@ -295,6 +295,23 @@ async def test_metadata__is_what_the_application_shows(make_site: MakeSite) -> N
     assert shown["metadata"] == {"model": "m"}
 
 
+@pytest.mark.parametrize("shown", [False, True])
+async def test_metadata__names_no_class_where_errors_are_not_shown(
+    make_site: MakeSite, shown: bool
+) -> None:
+    site = await make_site(show_errors=shown)
+    conversation = await site.conversation()
+    message = await conversation.start_streaming_assistant()
+    whole = {"error_type": "KeyError", "unstored": {"key": "object"}, "model": "m", "chunks": 0}
+    await message.fail_streaming("secret", whole)
+    path = f"/conversations/{conversation.id}/messages/{message.id}"
+    async with site.http.stream("GET", f"{path}/events") as stream:
+        end = (await read_all(stream))[-1]
+    metadata = (await site.http.get(path)).json()["metadata"]
+    assert metadata == end.data["metadata"]
+    assert metadata == (whole if shown else {"model": "m", "chunks": 0})
+
+
 async def test_numbers__that_json_lacks_become_null(site: Site) -> None:
     conversation = await site.conversation()
     await conversation.create_user_message("Hi", {"cost": float("nan")})
@@ -369,7 +386,13 @@ async def test_head__of_a_stream_answers_at_once(site: Site) -> None:
     [
         ({"authorize": None}, "authorize"),
         ({"generations": "x"}, "generations"),
-        ({"roles": ["boss"]}, "boss"),
+        ({"roles": ["boss"]}, r"roles=\['boss'\].*'user'"),
+        ({"roles": "user"}, "roles='user'.*a list of"),
+        ({"show_metadata": ["model"]}, "show_metadata"),
+        ({"origins": ["chat.example.com"]}, "origins.*https://"),
+        ({"origins": ["*"]}, "origins"),
+        ({"origins": ["https://*.example.com"]}, "origins"),
+        ({"origins": ["https://chat.example.com/page"]}, "origins"),
         ({"heartbeat": 0}, "heartbeat"),
         ({"max_body_bytes": 0}, "max_body_bytes"),
     ],

@@ -169,6 +169,19 @@ def test_options__that_make_no_sense_are_refused(options: dict[str, Any]) -> Non
         Generations(**{"respond": test_limit__and_closed_ones_refuse, **options})
 
 
+async def test_respond__that_is_no_coroutine_function_is_named(
+    converse: Converse, caplog: pytest.LogCaptureFixture
+) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    respond: Any = lambda conversation, message: "Hi"  # noqa: E731
+    async with Generations(respond) as generations:
+        generations.start(conversation, message)
+        found = await ended(converse, message)
+    assert found.status is MessageStatus.FAILED
+    assert "respond returned str: it must be a coroutine function" in caplog.text
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="freezes a process by a signal")
 @pytest.mark.parametrize("writes", ["by a writer", "by hand", "not yet"])
 async def test_close__of_a_frozen_server_ends_in_time(

@@ -386,6 +386,16 @@ async def test_rights__of_an_owner_to_each_conversation_are_asked_for_again(
 # Ending them at once
 
 
+class Name:
+    """An id as an application has it, which an owner has as text."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+
 async def test_streams__end_by_key_at_once_from_any_thread(make_site: MakeSite) -> None:
     streams = Streams()
     site = await make_site(owner=owner, streams=streams, authorize=lambda *_: True, lifetime=1000.0)
@@ -398,7 +408,7 @@ async def test_streams__end_by_key_at_once_from_any_thread(make_site: MakeSite) 
         events = read_events(other)
         assert streams.count == len(kinds) + 1
         assert streams.end(("user", "nobody")) == 0
-        assert await asyncio.to_thread(streams.end, ("user", "ada")) == len(kinds)
+        assert await asyncio.to_thread(streams.end, ("user", Name("ada"))) == len(kinds)
         for _, _, reading in mine:
             await ends(reading)
         async with asyncio.timeout(20):

@@ -736,7 +736,7 @@ async def test_ask__again_is_not_answered_behind_another_question(converse: Conv
     await conversation.create_user_message("First", generation_id="request:r")
     await conversation.create_user_message("Second")
     async with a_process() as turns:
-        with pytest.raises(ConflictError, match="Another message was sent since"):
+        with pytest.raises(ConflictError, match="Another message has been sent since then"):
             await turns.ask(conversation, "First", "r")
     assert [each.content for each in await conversation.messages()] == ["First", "Second"]
 

@@ -71,7 +71,11 @@ async def test_chat__failure_is_an_error_part(site: Site) -> None:
     conversation = await site.conversation()
     site.model.say("part", RuntimeError("secret"))
     parts = await ask(site, conversation, {"messages": [question("Hi")]})
-    assert shape(parts) in ([*WHOLE, "error"], [*WHOLE, "message-metadata", "error"])
+    assert shape(parts) == [*WHOLE, "message-metadata", "error"]
+    words = "The answer could not be completed."
+    assert parts[-2]["messageMetadata"] == {"status": "failed", "error": words, "chunks": 1}
+    page = (await site.http.get(f"/chat/{conversation.id}")).json()
+    assert page[-1]["metadata"] == parts[-2]["messageMetadata"]
     assert parts[-1] == {"type": "error", "errorText": "The answer could not be completed."}
 
 
@@ -87,6 +91,7 @@ async def test_chat__stop_closes_the_text_first(site: Site) -> None:
                 stopped = await site.http.post(f"/chat/{conversation.id}/stop", json={})
                 assert len(stopped.json()["stopped"]) == 1
     assert [part["type"] for part in parts[:4]] == WHOLE
+    assert parts[-3]["messageMetadata"]["status"] == "cancelled"
     assert parts[-2]["type"] == "abort"
     assert parts[-1] == "[DONE]"
     assert (await conversation.messages())[-1].status is MessageStatus.CANCELLED
