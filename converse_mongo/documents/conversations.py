@@ -416,7 +416,7 @@ class Conversation(StoredDocument, Document):
             limit: The most messages, at least 1.
             before: The ``before`` of a page, to get the page before it.
             roles: Only messages of these roles; the cursor is that of all messages all the same.
-            max_bytes: The most bytes of text, in UTF-8, at which the page ends before it has
+            max_bytes: The most bytes of text and metadata at which the page ends before it has
                 ``limit`` messages. It has at least one message, of any size.
 
         Raises:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
+import bson
 from beanie import Document
 from beanie.odm.utils.parsing import parse_obj
 from bson import ObjectId
@@ -15,6 +16,7 @@ from converse_mongo.documents.messages import Message, load_message
 from converse_mongo.domain.chunks import ChunkLog
 from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.headers import HEADER, MessageHeader
+from converse_mongo.domain.metadata import storable
 from converse_mongo.domain.owners import Owner, check_owner
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, utf8_size
@@ -79,8 +81,8 @@ class Range:
         status: Only those in this state; ``None`` for all.
         roles: Only those of these roles; ``None`` for all.
         newest_first: From the last one to the first.
-        max_bytes: The size of the texts together, in bytes of UTF-8, at which to end early; it has
-            at least one message. ``None`` for any size.
+        max_bytes: The size of the texts and the metadata together, in bytes, at which to end early;
+            it has at least one message. ``None`` for any size.
     """
 
     start: int = 0
@@ -145,7 +147,7 @@ class MessageList:
                 yield message
             if len(page) < min(size, MESSAGES_PER_READ):
                 return
-            taken += sum(map(_text_bytes, (each.__dict__ for each in page)))
+            taken += sum(map(listed_bytes, page))
             wanted = wanted.behind(_position(page[-1]), len(page))
 
     async def _read(self, wanted: Range, size: int, taken: int) -> list[Message]:
@@ -166,7 +168,7 @@ class MessageList:
             cursor = self._source.find(match, projection).sort(order).limit(size)
             try:
                 async for stored in cursor:
-                    left -= _text_bytes(stored)
+                    left -= _bytes_of(stored)
                     if left < 0 and (found or taken):
                         self.is_cut = True
                         break
@@ -323,12 +325,18 @@ def _position(message: Message) -> int:
     return cast(int, message.position)  # only a message that is not stored yet has none
 
 
-def _text_bytes(stored: Mapping[str, Any]) -> int:
-    """The size of the text that a listing has of a message."""
+def listed_bytes(message: Message) -> int:
+    """Returns the size of the text and the metadata that a listing has of a message."""
+    return _bytes_of(message.__dict__)
+
+
+def _bytes_of(stored: Mapping[str, Any]) -> int:
+    metadata = stored.get("metadata")
+    size = len(bson.encode(storable(metadata))) if metadata else 0
     streamed: int = stored.get("content_bytes", 0)
-    if streamed > MAX_CONTENT_BYTES:  # it has none
-        return 0
-    return max(streamed, utf8_size(stored.get("content") or ""))
+    if streamed > MAX_CONTENT_BYTES:  # its text is left out
+        return size
+    return size + max(streamed, utf8_size(stored.get("content") or ""))
 
 
 def _needs_chunks(stored: Mapping[str, Any]) -> bool:

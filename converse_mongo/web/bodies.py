@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from pydantic import AliasChoices, BaseModel
 from starlette.requests import ClientDisconnect, Request
@@ -13,10 +16,12 @@ from starlette.types import Message, Receive
 from converse_mongo.web.deadlines import paused
 from converse_mongo.web.errors import (
     BusyError,
+    LimitError,
     MediaTypeError,
     SlowBodyError,
     TooLargeError,
 )
+from converse_mongo.web.json_reader import ObjectReader
 from converse_mongo.web.open_streams import LOOK_SECONDS, server_stops
 
 logger = logging.getLogger("converse_mongo")
@@ -26,6 +31,10 @@ LINGER_SECONDS = 1.0
 _READ = "converse_mongo.body_was_read"
 SLICE_BYTES = 4 * 1024
 """The bytes that are parsed before other requests have their turn: some milliseconds at worst."""
+PARSE_SECONDS = 5.0
+"""The processor time for which a body may be parsed; 30 MiB of small parts take a second."""
+PAUSE_SECONDS = 0.005
+"""The time of parsing after which as long a pause follows. Loops do not measure shorter ones."""
 
 
 class Pending:
@@ -33,34 +42,77 @@ class Pending:
 
     Args:
         limit: The most bytes.
+        share: The most bytes of one key; ``None`` for any number.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, share: int | None = None) -> None:
         self._limit = limit
+        self._share = limit if share is None else share
+        self._by_key: Counter[Hashable] = Counter()
         self.held = 0
 
     @contextmanager
-    def body(self) -> Iterator[Callable[[int], None]]:
+    def body(self) -> Iterator[Callable[[int, Hashable], None]]:
         """Counts one body, until it was read or the client has left.
 
         Yields:
-            Takes the number of bytes that are kept of it now, and raises :class:`BusyError` if
-            these are too many.
+            Takes the number of bytes that are kept of it now, and whose it is, which stays the
+            same. ``None`` has no share. Raises :class:`BusyError` if all are too many, and
+            :class:`LimitError` if those of the key are.
         """
-        size = 0
+        size, owner = 0, cast(Hashable, None)
 
-        def keep(total: int) -> None:
-            nonlocal size
-            if total > size and self.held + total - size > self._limit:
+        def keep(total: int, key: Hashable = None) -> None:
+            nonlocal size, owner
+            more, owner = total - size, key
+            if more > 0 and self.held + more > self._limit:
                 logger.warning("A body was refused: %d bytes of others are kept", self.held - size)
                 raise BusyError
-            self.held += total - size
+            if more > 0 and key is not None and self._by_key[key] + more > self._share:
+                raise LimitError
             size = total
+            self._count(key, more)
 
         try:
             yield keep
         finally:
-            self.held -= size
+            self._count(owner, -size)
+
+    def _count(self, key: Hashable, more: int) -> None:
+        self.held += more
+        if key is not None:
+            self._by_key[key] += more
+            if not self._by_key[key]:
+                del self._by_key[key]
+
+
+class Parsing:
+    """The parsing of all bodies: a slice of one of them at a time, and half of the time at most."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._owed = 0.0
+
+    async def feed(self, request: Request, reader: ObjectReader, part: bytes) -> None:
+        """Has a slice of a body parsed. Other tasks have their turn after it.
+
+        Raises:
+            TooLargeError: Parsing takes too long.
+        """
+        async with self._lock:
+            began = time.thread_time()
+            reader.feed(part)
+            spent = time.thread_time() - began
+            reader.seconds += spent
+            if reader.seconds > PARSE_SECONDS:
+                raise TooLargeError
+            self._owed += spent
+            if self._owed < PAUSE_SECONDS:
+                await asyncio.sleep(0)
+                return
+            pause, self._owed = self._owed, 0.0
+            with paused(request):
+                await asyncio.sleep(pause)
 
 
 def check_media_type(request: Request) -> None:
@@ -108,17 +160,17 @@ async def read_slices(request: Request, *, limit: int, seconds: float) -> AsyncI
 
 
 async def _next_part(request: Request, until: float) -> bytes:
-    time = asyncio.get_running_loop().time
+    now = asyncio.get_running_loop().time
     message: Message | None = None
     with paused(request):
         while message is None:
             try:
-                async with asyncio.timeout_at(min(until, time() + LOOK_SECONDS)):
+                async with asyncio.timeout_at(min(until, now() + LOOK_SECONDS)):
                     message = await request.receive()
             except TimeoutError as error:
                 if server_stops():
                     raise BusyError from error
-                if time() >= until:
+                if now() >= until:
                     raise SlowBodyError from error
     if message["type"] == "http.disconnect":
         raise ClientDisconnect
@@ -128,19 +180,29 @@ async def _next_part(request: Request, until: float) -> bytes:
     return part
 
 
-async def close_unread(request: Request, response: Response) -> None:
-    """Has the server close the connection behind an error, if the body is still being sent.
+async def drop_unread(request: Request) -> None:
+    """Drops what arrives of a body within a moment.
 
-    Otherwise a client could hold it for as long as it likes. What arrives within a moment is
-    dropped first: a client that is cut off while it sends may never see the error.
+    A client that is cut off while it sends may never see why it was refused.
     """
+    # A client that waits for a sign to go on would take the reading of it for one.
+    if _is_unread(request) and "expect" not in request.headers and await discard(request.receive):
+        request.scope[_READ] = True
+
+
+def close_unread(request: Request, response: Response) -> None:
+    """Has the server close the connection behind a response, if the body is still being sent.
+
+    Otherwise a client could hold it for as long as it likes.
+    """
+    if _is_unread(request):
+        response.headers["connection"] = "close"
+
+
+def _is_unread(request: Request) -> bool:
     headers = request.headers
     sent = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-    if not sent or _READ in request.scope:
-        return
-    # A client that waits for a sign to go on would take the reading of it for one.
-    if "expect" in headers or not await discard(request.receive):
-        response.headers["connection"] = "close"
+    return sent and _READ not in request.scope
 
 
 async def discard(receive: Receive) -> bool:

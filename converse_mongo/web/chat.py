@@ -32,7 +32,7 @@ from converse_mongo.web.models import (
 from converse_mongo.web.operations import Operations
 from converse_mongo.web.pages import replaced_behind
 from converse_mongo.web.prompts import without_replaced
-from converse_mongo.web.responses import NO_STORE, Json
+from converse_mongo.web.responses import NO_STORE, Json, in_turns
 from converse_mongo.web.streams import EventStream, Grant, grant_of
 from converse_mongo.web.ui_messages import (
     STREAM_HEADERS,
@@ -89,7 +89,7 @@ async def get_chat(context: WebContext, request: Request) -> Response:
     else:
         behind = await replaced_behind(conversation, context.access.roles, query.before)
         messages = [each for each in messages if str(each.id) not in behind]
-    shown = [ui_message(message, context.presenter) for message in messages]
+    shown = [ui_message(message, context.presenter) async for message in in_turns(messages)]
     response = Json(shown, omit_none=True)
     response.headers.update(headers)
     if query.before is None:

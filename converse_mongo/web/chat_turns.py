@@ -46,27 +46,25 @@ class ChatTurns:
     async def submit(self, body: ChatBody) -> Message:
         """Adds the last of the messages, and returns its answer.
 
+        A message that is stored already, by whichever of its ids, is only answered.
+
         Raises:
             RequestError: It has no text, or more than that.
-            ConflictError: It was sent before with another text, or is to change another one.
+            ConflictError: It was sent before with another text, or is to change another one, or
+                another one was sent since.
         """
-        if body.message_id is not None:
-            await self._check_same(body)
-        return await self._ask(body.messages)
-
-    async def _check_same(self, body: ChatBody) -> None:
-        """Checks that a message that is to be changed was not sent yet, or has the same text.
-
-        Raises:
-            ConflictError: It was sent, with another text or as another message.
-        """
-        last = body.messages[-1] if body.messages else None
-        name = last.get("id") if isinstance(last, dict) else None
-        stored = await self._find(body.message_id)
-        if stored is not None and (name != body.message_id or stored.role is not MessageRole.USER):
+        name = question_of(body.messages)["request_id"]
+        stored = await self._find(name)
+        if body.message_id not in (None, name) and await self._find(body.message_id) is not None:
             raise ConflictError(UNCHANGEABLE)
-        if stored is not None and not await self._has_text(stored, body.messages):
-            raise ConflictError(UNCHANGEABLE)
+        if stored is None:
+            return await self._ask(body.messages)
+        if stored.role is not MessageRole.USER or not await self._has_text(stored, body.messages):
+            raise ConflictError(OTHER_TEXT if body.message_id is None else UNCHANGEABLE)
+        behind = self._answers.is_asked_behind
+        if body.message_id is not None and await behind(self._conversation.id, stored.position):
+            raise ConflictError(UNCHANGEABLE)  # the page has dropped what came behind it
+        return await self._answer(stored)
 
     async def _ask(self, messages: list[Any], *, heed_stop: bool = True) -> Message:
         question = self._context.checked(QuestionBody, question_of(messages))

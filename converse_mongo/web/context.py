@@ -16,12 +16,13 @@ from converse_mongo.documents.messages import Message
 from converse_mongo.domain.owners import check_owner
 from converse_mongo.web.access import Access
 from converse_mongo.web.bodies import (
+    Parsing,
     Pending,
     check_media_type,
     kept_keys,
     read_slices,
 )
-from converse_mongo.web.errors import InternalError, RequestError
+from converse_mongo.web.errors import InternalError, RequestError, TooLargeError
 from converse_mongo.web.frames import Frames
 from converse_mongo.web.json_reader import ObjectReader
 from converse_mongo.web.limits import Limits, Slots
@@ -30,6 +31,9 @@ from converse_mongo.web.open_streams import StreamOptions, Streams
 from converse_mongo.web.pages import read_page
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.turns import Turns
+
+UNNAMED_BYTES = 64 * 1024
+"""The bytes of a body that are read before it names its conversation."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -46,8 +50,9 @@ class WebContext:
         stream_slots: How many each key has.
         frames: The frames of events.
         limits: How much clients may take.
-        parsing: Held while a slice of a body is parsed.
+        parsing: Parses bodies.
         pending: Counts what is kept of the bodies of the AI SDK that are being received.
+        unnamed: Counts what is kept of those that have not named their conversation yet.
         origins: Other sites whose pages may open a WebSocket.
         max_body_bytes: The largest body of a request.
         max_message_bytes: The largest text of a message, in bytes of UTF-8.
@@ -63,7 +68,8 @@ class WebContext:
     frames: Frames
     limits: Limits
     pending: Pending
-    parsing: asyncio.Lock
+    unnamed: Pending
+    parsing: Parsing
     origins: frozenset[str]
     max_body_bytes: int
     max_message_bytes: int
@@ -122,20 +128,23 @@ class WebContext:
         reader = ObjectReader(kept_keys(model), self.max_body_bytes)
         limit, seconds = self.max_body_bytes, self.limits.body_seconds
         async for each in read_slices(request, limit=limit, seconds=seconds):
-            await self._feed(reader, each)
+            await self.parsing.feed(request, reader, each)
         return await self._parsed(reader, model)
 
     async def chat_body(self, request: Request) -> tuple[Conversation, ChatBody]:
         """The body of a request of ``useChat``, and the conversation that it names.
 
         The owner is asked before it is read, and the conversation is authorized as soon as its id
-        was read, which the AI SDK sends first. Of the messages, only the last is kept.
+        was read, which the AI SDK sends first. Until then it is nobody's, so that little of it is
+        read. Of the messages, only the last is kept.
 
         Raises:
             UnknownError: The request has no owner, or may not see the conversation.
             NotFoundError: The conversation does not exist.
             InvalidIdError: This is not an id.
-            BusyError: Too many bytes of such bodies are kept.
+            TooLargeError: The id comes too late.
+            LimitError: Too many bytes of such bodies are kept for the key.
+            BusyError: Too many are kept in all.
 
         It also raises the errors of :meth:`body`. ``max_body_bytes`` is the most that is kept;
         ``Limits.chat_bytes`` the most that is read.
@@ -146,21 +155,30 @@ class WebContext:
         reader = ObjectReader(kept_keys(ChatBody), self.max_body_bytes, last_of="messages")
         limit, seconds = self.limits.chat_bytes, self.limits.body_seconds
         conversation: Conversation | None = None
-        with self.pending.body() as keep:
+        key: Hashable = None
+        received = 0
+        with self.pending.body() as keep, self.unnamed.body() as keep_unnamed:
             async for each in read_slices(request, limit=limit, seconds=seconds):
-                await self._feed(reader, each)
-                keep(reader.held)
+                await self.parsing.feed(request, reader, each)
+                received += len(each)
                 if conversation is None and (name := reader.get("id")) is not None:
                     known = self._validated(b'{"id":%b}' % name, ChatId)
                     conversation = await self.access.conversation(request, known.id)
+                    key = self.key(request, conversation)
+                    keep_unnamed(0, None)
+                if conversation is not None:
+                    keep(reader.held, key)
+                elif received > UNNAMED_BYTES:
+                    logger.warning(
+                        "A request of the AI SDK was refused: its first %d bytes do not have the "
+                        "id of the chat. Send it before the messages, as the AI SDK does",
+                        UNNAMED_BYTES,
+                    )
+                    raise TooLargeError
+                else:
+                    keep_unnamed(reader.held, None)
         body = await self._parsed(reader, ChatBody)
         return conversation or await self.access.conversation(request, body.id), body
-
-    async def _feed(self, reader: ObjectReader, part: bytes) -> None:
-        # One slice between two turns of all others, however many bodies there are.
-        async with self.parsing:
-            reader.feed(part)
-            await asyncio.sleep(0)
 
     async def _parsed(self, reader: ObjectReader, model: type[M]) -> M:
         kept = reader.end()

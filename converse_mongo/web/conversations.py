@@ -9,7 +9,6 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
-from converse_mongo.documents.listings import History
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.errors import NotFoundError
 from converse_mongo.domain.events import (
@@ -25,7 +24,7 @@ from converse_mongo.web.context import WebContext
 from converse_mongo.web.cursors import check_conversation_cursor, parse_cursor
 from converse_mongo.web.errors import UndecidedError, UnknownError
 from converse_mongo.web.operations import Operations
-from converse_mongo.web.responses import NO_STORE, frame
+from converse_mongo.web.responses import NO_STORE, Json, frame, in_turns
 from converse_mongo.web.streams import EventStream, Grant, grant_of, is_outage, log_cut
 
 ONE = "/conversations/{conversation}"
@@ -48,11 +47,16 @@ async def get_conversation(context: WebContext, request: Request) -> Conversatio
 
 
 @table("GET", f"{ONE}/messages", models.PageView, models.PageQuery)
-async def get_history(context: WebContext, request: Request) -> History:
+async def get_history(context: WebContext, request: Request) -> Response:
     """Reads a page of messages. Answers that were replaced come beside its ``limit``."""
     query = context.checked(models.PageQuery, request.query_params)
     conversation = await context.conversation(request)
-    return await context.history(conversation, query.limit, query.before)
+    page = await context.history(conversation, query.limit, query.before)
+    shown = [
+        models.MessageView.model_validate(message, context=context.presenter)
+        async for message in in_turns(page.messages)
+    ]
+    return Json({"messages": shown, "before": page.before, "cursor": page.cursor})
 
 
 @table("GET", MESSAGE, models.MessageView)

@@ -90,6 +90,8 @@ class ObjectReader:
         self._kept: bytearray | None = None
         """What was kept of the value that is being read; ``None`` if it is dropped."""
         self._from = 0
+        self.seconds = 0.0
+        """The processor time that reading has taken; the caller counts it."""
 
     @property
     def held(self) -> int:

@@ -4,11 +4,10 @@ from dataclasses import replace
 from typing import cast
 
 from converse_mongo.documents.conversations import Conversation
-from converse_mongo.documents.listings import History, Range, read_headers
+from converse_mongo.documents.listings import History, Range, listed_bytes, read_headers
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.types import MessageRole
-from converse_mongo.domain.validation import utf8_size
 from converse_mongo.web.models import replaced_id
 
 MAX_READS = 8
@@ -36,7 +35,7 @@ async def read_page(
         roles: The roles of the messages that browsers see.
         limit: The most messages that are not replaced.
         before: The ``before`` of the page behind it; ``None`` for the newest page.
-        max_bytes: The size of the texts at which it ends, in bytes of UTF-8. Only its first
+        max_bytes: The size of the texts and the metadata at which it ends, in bytes. Only its first
             message is beyond that.
     """
     newest = await conversation.history(limit, before, roles=roles, max_bytes=max_bytes)
@@ -45,7 +44,7 @@ async def read_page(
     for _ in range(MAX_READS - 1):
         replaced, complete = _replaced(messages)
         count = len(messages) - len(replaced)
-        left = max_bytes - sum(utf8_size(message.content) for message in messages)
+        left = max_bytes - sum(map(listed_bytes, messages))
         full = count > 0 and (got < asked or left <= 0)
         if before is None or full or (count >= limit and complete):
             break

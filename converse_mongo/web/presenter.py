@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -32,20 +32,27 @@ class Presenter:
         show_errors: Whether stored errors of failed messages and reasons of stops are for users.
         show_metadata: Picks what users may see of metadata; ``None`` for all that is not about
             errors, or all.
+        in_stream: Whether a stream has begun, which goes on without metadata that cannot be shown.
     """
 
     show_errors: bool
     show_metadata: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
+    in_stream: bool = False
 
     def event(self, event: Event) -> EventView:
         """An event, without its cursor and without the owner, whose name is the application's."""
-        return _EVENTS.validate_python(event, context=self)
+        return _EVENTS.validate_python(event, context=self.streaming)
+
+    @property
+    def streaming(self) -> "Presenter":
+        """This one, for a stream that has begun."""
+        return replace(self, in_stream=True)
 
     def metadata(self, metadata: Mapping[str, Any]) -> Any:
         """The metadata that users may see.
 
         Raises:
-            InternalError: ``show_metadata`` failed.
+            InternalError: ``show_metadata`` failed, and no stream has begun.
         """
         try:
             shown = (self.show_metadata or self._all)(metadata)
@@ -54,6 +61,8 @@ class Presenter:
             return mend_all(jsonable(shown))
         except Exception as error:
             logger.exception("show_metadata failed")
+            if self.in_stream:
+                return {}
             raise InternalError from error
 
     def _all(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -67,6 +68,9 @@ def sse_frame(data: bytes, *, event: str | None = None, cursor: str | None = Non
     return b"%bdata: %b\n\n" % (head.encode(), data)
 
 
+T = TypeVar("T")
+
+
 class Json(Response):
     """A JSON response that must not be stored by caches.
 
@@ -113,6 +117,13 @@ class Json(Response):
         yield {"type": "http.response.body", "body": part, "more_body": False}
 
 
+async def in_turns(values: Iterable[T]) -> AsyncIterator[T]:
+    """Yields each value after other tasks had their turn."""
+    for value in values:
+        await asyncio.sleep(0)
+        yield value
+
+
 async def drain(receive: Receive, seconds: float) -> None:
     """Waits until a client has taken all that was sent, and drops it if it does not in time.
 
@@ -147,10 +158,11 @@ def abort(receive: Receive) -> None:
 def json_slices(value: Any, *, omit_none: bool = False) -> Iterator[bytes]:
     """``value`` as JSON in slices, each of about :data:`SLICE_BYTES`; as :func:`one_line`.
 
-    What is not a long text is made at once with its neighbors.
+    What is not a long text is made at once with its neighbors; models in a list or a dictionary
+    are made one by one.
     """
     gathered = bytearray()
-    for each in _pieces(_plain(value, omit_none=omit_none)):
+    for each in _pieces(value, omit_none=omit_none):
         gathered += each
         if len(gathered) >= SLICE_BYTES:
             yield bytes(gathered)
@@ -163,7 +175,9 @@ def _plain(value: Any, *, omit_none: bool) -> Any:
     return to_jsonable_python(value, by_alias=True, exclude_none=omit_none, inf_nan_mode="null")
 
 
-def _pieces(value: Any) -> Iterator[bytes]:
+def _pieces(value: Any, *, omit_none: bool) -> Iterator[bytes]:
+    if isinstance(value, BaseModel):
+        value = _plain(value, omit_none=omit_none)
     if isinstance(value, str) and len(value) > SLICE_BYTES:
         yield b'"'
         for at in range(0, len(value), SLICE_BYTES):
@@ -173,14 +187,14 @@ def _pieces(value: Any) -> Iterator[bytes]:
         begin = b"{"
         for key, item in value.items():
             yield begin + one_line(key) + b":"
-            yield from _pieces(item)
+            yield from _pieces(item, omit_none=omit_none)
             begin = b","
         yield b"}"
     elif isinstance(value, list) and not all(map(_is_small, value)):
         begin = b"["
         for item in value:
             yield begin
-            yield from _pieces(item)
+            yield from _pieces(item, omit_none=omit_none)
             begin = b","
         yield b"]"
     else:
@@ -190,7 +204,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
 def _is_small(value: Any) -> bool:
     if isinstance(value, str):
         return len(value) < SMALL
-    return not isinstance(value, dict | list) or not value
+    return not isinstance(value, dict | list | BaseModel) or not value
 
 
 def error_response(error: Exception) -> Response:

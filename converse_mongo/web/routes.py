@@ -1,6 +1,5 @@
 """The routes of the web edge, for Starlette and FastAPI."""
 
-import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from converse_mongo.converse import Converse
 from converse_mongo.domain.errors import ConfigurationError, InvalidInputError
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.web.access import Access, Authorize, OwnerOf
-from converse_mongo.web.bodies import Pending, close_unread
+from converse_mongo.web.bodies import Parsing, Pending, close_unread, drop_unread
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import ONE
 from converse_mongo.web.deadlines import Deadline
@@ -131,8 +130,10 @@ def routes(
         stream_slots=Slots(limits.streams_per_key),
         frames=Frames(presenter),
         limits=limits,
-        pending=Pending(limits.pending_bytes),
-        parsing=asyncio.Lock(),
+        # No key takes all of it, and nobody without access takes any.
+        pending=Pending(limits.pending_bytes, max(limits.pending_bytes // 8, max_body_bytes)),
+        unnamed=Pending(limits.pending_bytes // 4),
+        parsing=Parsing(),
         origins=frozenset(each.rstrip("/") for each in origins),
         **sizes,
     )
@@ -174,7 +175,8 @@ def _route(context: WebContext, operation: Operation) -> Route:
             response = Response(status_code=400)  # nobody reads it
         except Exception as error:  # noqa: BLE001 - it is logged there
             response = error_response(error)
-            await close_unread(request, response)
+            await drop_unread(request)
+        close_unread(request, response)
         if isinstance(response, Json):
             response.send_timeout = context.streams.send_timeout
         return response

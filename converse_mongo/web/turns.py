@@ -122,7 +122,7 @@ class Turns:
         key: Hashable = None,
         meanwhile: Meanwhile = "refuse",
     ) -> Message:
-        """Starts the answer to a question that has none, or finds the one that it has.
+        """Starts the answer to a question that has none, or finds the newest that it has.
 
         Takes and raises what :meth:`ask` does.
 
@@ -133,6 +133,8 @@ class Turns:
         name = _answer_to(question)
         answer = await self._find(conversation, name)
         if answer is not None:
+            while instead := await self._find(conversation, _instead_of(answer.id)):
+                answer = instead
             return await self._adopt(conversation, answer)
         return await self._begin(
             conversation,

@@ -64,9 +64,9 @@ async def ui_frames(
         since: The index of the first part to send. ``None`` for a client that does not count: it
             cannot continue, and learns that it was cut off.
     """
-    first = since or 0
+    first, presenter = since or 0, context.presenter.streaming
     if first == 0:
-        shown = context.presenter.metadata(metadata) or None
+        shown = presenter.metadata(metadata) or None
         start = UiPart(type="start", message_id=str(message_id), message_metadata=shown)
         yield context.streams.opening + _frame(start)
     else:
@@ -90,7 +90,7 @@ async def ui_frames(
         return
     if text and first <= _FIRST_DELTA:
         yield _begun(_delta(text), first)
-    parts = _closing(end, context.presenter, has_text=bool(text), counts=since is not None)
+    parts = _closing(end, presenter, has_text=bool(text), counts=since is not None)
     behind = _count(end.chunk_count or len(text[:1]))
     yield b"".join(map(_frame, parts[max(first - behind, 0) :] or [_LAST])) + DONE
 
@@ -105,7 +105,8 @@ def ui_tail(header: MessageHeader, presenter: Presenter, text: str = "") -> int:
     behind = _count(header.next_sequence or len(text[:1]))
     if not header.status.is_final:
         return behind - 1
-    return behind + len(_closing(header.ended(), presenter, has_text=bool(text), counts=True)) - 1
+    end = _closing(header.ended(), presenter.streaming, has_text=bool(text), counts=True)
+    return behind + len(end) - 1
 
 
 def _count(chunks: int) -> int:

@@ -36,6 +36,11 @@ async def say(site: Site, conversation: Any, text: str = "Hello", **more: Any) -
     return found
 
 
+def ui_question(text: str, name: str = "m1") -> dict[str, Any]:
+    """A user message as the AI SDK sends it."""
+    return {"id": name, "role": "user", "parts": [{"type": "text", "text": text}]}
+
+
 async def wait_for_end(site: Site, message_id: str) -> Message:
     async with asyncio.timeout(20):
         async for _ in site.converse.watch_message(message_id):

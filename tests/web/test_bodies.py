@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from converse_mongo.web import BusyError, Limits
-from converse_mongo.web.bodies import Pending
+from converse_mongo.web.bodies import Parsing, Pending
+from converse_mongo.web.errors import LimitError, TooLargeError
 from converse_mongo.web.json_reader import ObjectReader
 from tests.web.conftest import STRANGER, MakeSite, Site, owner, read_all
 from tests.web.test_access import ABSENT
@@ -266,13 +269,103 @@ async def test_refusal__keeps_a_connection_whose_body_has_ended(site: Site) -> N
 def test_pending__counts_what_is_kept() -> None:
     pending = Pending(100)
     with pending.body() as one, pending.body() as other:
-        one(60)
-        one(30)
-        other(70)
+        one(60, None)
+        one(30, None)
+        other(70, None)
         with pytest.raises(BusyError):
-            one(31)
+            one(31, None)
         assert pending.held == 100
     assert pending.held == 0
+
+
+def test_pending__gives_a_key_its_share_alone() -> None:
+    pending = Pending(100, 50)
+    with pending.body() as one, pending.body() as other, pending.body() as theirs:
+        one(30, "ada")
+        other(20, "ada")
+        for more in (one, other):
+            with pytest.raises(LimitError):
+                more(31, "ada")
+        theirs(50, "eve")
+        assert pending.held == 100
+    with pending.body() as again:
+        again(50, "ada")
+    assert pending.held == 0
+
+
+async def test_strangers__take_nothing_from_those_with_access(make_site: MakeSite) -> None:
+    site = await make_site(limits=Limits(pending_bytes=100_000, body_seconds=60))
+    conversation = await site.conversation()
+    nameless = b'{"messages":["'
+    async with AsyncExitStack() as stack:
+        begun = [
+            await stack.enter_async_context(
+                sending(site, "/chat", nameless, b"x" * 20_000, user="nobody")
+            )
+            for _ in range(2)
+        ]
+        # They fill what there is for them, so that one is refused.
+        heads = [asyncio.create_task(head_of(reader)) for reader, _ in begun]
+        (refused,), (other,) = await asyncio.wait(
+            heads, timeout=40, return_when=asyncio.FIRST_COMPLETED
+        )
+        assert (await refused).startswith("HTTP/1.1 503")
+        other.cancel()
+        site.model.say("Hello", None)
+        body = {"id": str(conversation.id), "messages": [question("x" * 30_000)]}
+        assert (await site.http.post("/chat", json=body)).status_code == 200
+
+
+async def test_chat__that_does_not_begin_with_its_id_is_soon_refused(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    nameless = b'{"messages":[' + b'"x",' * 20_000
+    async with sending(site, "/chat", nameless, user="nobody") as (reader, _):
+        assert await status_of(reader) == 413
+    assert "Send it before the messages" in caplog.text
+    conversation = await site.conversation()
+    site.model.say("Hello", None)
+    late = {"messages": [question("x" * 20_000)], "id": str(conversation.id)}
+    assert (await site.http.post("/chat", json=late)).status_code == 200
+
+
+async def test_success__closes_a_connection_whose_body_does_not_end(site: Site) -> None:
+    path = f"/api/conversations/{(await site.conversation()).id}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    head = f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: ada\r\n"
+    writer.write(f"{head}content-length: 1000\r\n\r\nx".encode())
+    async with asyncio.timeout(20):
+        assert (await head_of(reader)).startswith("HTTP/1.1 200")
+        await reader.read()  # until it is closed
+    writer.close()
+
+
+class Slow:
+    """A reader, each of whose slices takes the processor a while."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.seconds = 0.0
+
+    def feed(self, part: bytes) -> None:
+        self.now += len(part) / 1000
+
+
+async def test_parsing__leaves_half_of_the_time_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow: Any = Slow()
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(time, "thread_time", lambda: slow.now)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    parsing, request = Parsing(), Request({"type": "http"})
+    for size in (2, 2, 2, 10, 1):
+        await parsing.feed(request, slow, b"x" * size)
+    assert pauses == pytest.approx([0, 0, 0.006, 0.01, 0])
+    with pytest.raises(TooLargeError):
+        await parsing.feed(request, slow, b"x" * 5000)
 
 
 def test_reader__holds_only_what_may_be_the_last_message() -> None:

@@ -109,6 +109,17 @@ async def test_chat__shows_no_replaced_answer_on_an_older_page(make_site: MakeSi
     assert texts == ["bb", "Hi"]
 
 
+async def test_pages__end_at_their_size_also_by_metadata(make_site: MakeSite) -> None:
+    site = await make_site(limits=Limits(page_bytes=3000))
+    conversation = await site.conversation()
+    for number in range(4):
+        await conversation.create_user_message(f"{number}", {"sources": ["x" * 1000]})
+    for path in (f"/conversations/{conversation.id}/messages", f"/chat/{conversation.id}"):
+        page = (await site.http.get(path)).json()
+        messages = page["messages"] if isinstance(page, dict) else page
+        assert len(messages) == 2
+
+
 async def test_history__that_was_cut_has_a_cursor_for_older_streams(converse: Converse) -> None:
     conversation = await converse.start_conversation()
     older = await conversation.start_streaming_assistant()

@@ -213,6 +213,24 @@ async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:
     assert await conversation.messages() == []
 
 
+async def test_chat__of_a_stored_question_only_answers_it(site: Site) -> None:
+    conversation = await site.conversation()
+    stored = await conversation.create_user_message("Hi")
+    site.model.say("Hello", None)
+    name = str(stored.id)
+    for more in ({}, {}, {"messageId": name}):
+        body = {"messages": [question("Hi", name)], **more}
+        assert text_of(await ask(site, conversation, body)) == "Hello"
+    site.model.say("Indeed", None)
+    assert text_of(await ask(site, conversation, {"messages": [question("Ho", "m2")]})) == "Indeed"
+    # The same again, long after; but not as an edit, which would drop what came since.
+    again = {"messages": [question("Hi", name)]}
+    assert text_of(await ask(site, conversation, again)) == "Hello"
+    edit = {"id": str(conversation.id), **again, "messageId": name}
+    assert (await site.http.post("/chat", json=edit)).status_code == 409
+    assert await contents(conversation) == ["Hi", "Hello", "Ho", "Indeed"]
+
+
 async def test_chat__a_message_that_was_sent_is_not_changed(site: Site) -> None:
     conversation = await site.conversation()
     site.model.say("Yes", None)
@@ -482,7 +500,7 @@ async def test_regenerate__knows_a_text_that_a_hook_changed(
         answer = await regenerate(site, conversation, messages=messages)
         assert f"Again {number}" in answer.text, answer.text
     sent = await ask(site, conversation, {"messages": page[:1], "messageId": "q0"})
-    assert text_of(sent) == "About My PIN is 4711"  # what it was answered with
+    assert text_of(sent) == "Again 1"
     other = [question("My PIN is 4712", "q0")]
     assert (await regenerate(site, conversation, messages=other)).status_code == 409
     assert await contents(conversation) == ["My PIN is ****", "Again 1"]
