@@ -1,7 +1,7 @@
 """Answers: the ones that are being written, turns to begin one, and stops that come early."""
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import Any, NamedTuple
@@ -45,6 +45,16 @@ class Turn:
 
     def __init__(self, seconds: float) -> None:
         self._ends = time.monotonic() + seconds
+        self.stops: list[Mapping[str, Any]] = []
+        """The stops that came in the meantime, once the turn has ended."""
+
+    def stop_of(self, message_ids: Collection[ObjectId | None]) -> EarlyStop | None:
+        """Returns a stop of everything, or of one of some messages, if one came."""
+        for stop in self.stops:
+            named = stop["message_ids"]
+            if named is None or not set(named).isdisjoint(message_ids):
+                return EarlyStop(stop["reason"])
+        return None
 
     @property
     def is_over(self) -> bool:
@@ -143,6 +153,7 @@ class Answers:
         """Waits for the turn to begin an answer: of all processes, one has it at a time.
 
         Who has the turn can look at what is being written, and add a message before another does.
+        Afterwards the turn has the stops that came in the meantime: they did not find the message.
         If its process dies, the turn is over once a lease has passed, by the server's clock.
 
         Raises:
@@ -156,7 +167,18 @@ class Answers:
         finally:
             # If this fails, the turn ends by itself.
             with suppress(PyMongoError, ConverseError), deadlines.fresh(END_SECONDS):
-                await self._change(conversation_id, updates.end_turn(conversation_id, holder))
+                turn.stops = await self._end_turn(conversation_id, holder)
+
+    async def _end_turn(
+        self, conversation_id: ObjectId, holder: ObjectId
+    ) -> list[Mapping[str, Any]]:
+        ended: Any = await self._collections.call(
+            self._collections.conversations.find_one_and_update,
+            *updates.end_turn(conversation_id, holder),
+            {"answer_turn.stops": 1},
+            what=f"begin an answer in conversation {conversation_id}",
+        )
+        return [] if ended is None else ended.get("answer_turn", {}).get("stops", [])
 
     async def _take_turn(self, conversation_id: ObjectId, holder: ObjectId) -> None:
         change = updates.take_turn(conversation_id, holder)
@@ -187,6 +209,26 @@ class Answers:
             await self._change(conversation_id, updates.end_turn(conversation_id, turn["holder"]))
 
     # Stops that come early
+
+    async def stop_turn(
+        self,
+        conversation_id: ObjectId,
+        message_ids: Sequence[ObjectId] | None,
+        reason: str | None,
+    ) -> None:
+        """Asks whoever is beginning an answer to stop it as soon as it has begun.
+
+        Look for the answer afterwards: it may have been begun meanwhile.
+
+        Args:
+            conversation_id: The conversation.
+            message_ids: Only if it has, answers or replaces one of these; ``None`` for any.
+            reason: Stored with the answer.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        await self._change(conversation_id, updates.stop_turn(conversation_id, message_ids, reason))
 
     async def stop_early(
         self, conversation_id: ObjectId, message_id: ObjectId, reason: str | None

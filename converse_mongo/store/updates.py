@@ -269,6 +269,18 @@ def end_turn(conversation_id: ObjectId, holder: ObjectId) -> tuple[Document, Doc
     return {"_id": conversation_id, "answer_turn.holder": holder}, {"$unset": {"answer_turn": ""}}
 
 
+def stop_turn(
+    conversation_id: ObjectId, message_ids: Sequence[ObjectId] | None, reason: str | None
+) -> tuple[Document, Document]:
+    """Notes for whoever has the turn that its answer is to stop: any, or one of some messages."""
+    ids = None if message_ids is None else list(message_ids)
+    stops = {"$each": [{"message_ids": ids, "reason": reason}], "$slice": -EARLY_STOPS_KEPT}
+    return (
+        {"_id": conversation_id, "answer_turn.holder": {"$ne": None}},
+        {"$push": {"answer_turn.stops": stops}},
+    )
+
+
 def stop_early(
     conversation_id: ObjectId, message_id: ObjectId, reason: str | None
 ) -> tuple[Document, Document]:

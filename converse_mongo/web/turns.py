@@ -241,23 +241,28 @@ class Turns:
         Returns:
             The answers, with their status.
         """
+        answers = conversation.store().answers
         if request_id is None:
+            await answers.stop_turn(conversation.id, None, reason)
             running = await self.streaming(conversation)
             return await self._request_stops(conversation, running, reason)
         question = question_id(conversation, request_id)
         if ObjectId.is_valid(request_id):
             key = ObjectId(request_id)
-            state = await conversation.store().answers.state(conversation.id, key)
+            state = await answers.state(conversation.id, key)
             if state is not None and state.role is MessageRole.ASSISTANT:
+                await answers.stop_turn(conversation.id, [key], reason)
                 return await self._request_stops(conversation, [state], reason)
             if state is not None:
                 question = key
+        known = [each.message_id for each in await self.answers_to(conversation, question)]
+        early = answer_id(conversation, question)
+        await answers.stop_turn(conversation.id, [question, early, *known], reason)
         found = await self.answers_to(conversation, question)
         if all(each.status.is_final for each in found):
             found += await self._running_after(conversation, question)
         if not found:
-            early = answer_id(conversation, question)
-            await conversation.store().answers.stop_early(conversation.id, early, reason)
+            await answers.stop_early(conversation.id, early, reason)
             found = await self.answers_to(conversation, question)
             if not found:
                 return [(early, MessageStatus.CANCELLED)]
@@ -312,9 +317,10 @@ class Turns:
                     await self._check_last(conversation, replaced, meanwhile)
                 await self._make_way(conversation, meanwhile, replaced)
                 message = await add()
-            if turn.is_over and message.is_streaming:
-                # Others may have begun since.
-                await message.request_stop()
+            stop = turn.stop_of({message.id, question, replaced})
+            if message.is_streaming and (turn.is_over or stop is not None):
+                # Others may have begun since, or somebody who did not find it wanted it stopped.
+                await message.request_stop(None if stop is None else stop.reason)
                 await message.refresh()
             return message
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pymongo
@@ -22,6 +22,7 @@ from converse_mongo import (
 from converse_mongo.driver.collections import collection_of
 from converse_mongo.store import answers
 from converse_mongo.web import BusyError, Generations, Limits
+from converse_mongo.web import turns as turns_module
 from converse_mongo.web.errors import ConflictError, LimitError
 from converse_mongo.web.turns import Turns
 from tests.conftest import Commands, Facade
@@ -215,6 +216,58 @@ async def test_answer__that_took_longer_than_its_turn_to_begin_is_cancelled(
         _, answer = await turns.ask(conversation, "Hello?")
     assert answer is not None
     assert (answer.status, model.asked) == (MessageStatus.CANCELLED, [])
+
+
+@pytest.mark.parametrize(
+    ("begun", "named", "wins"),
+    [
+        ("ask", None, True),
+        ("ask", "second", True),
+        ("ask", "first", False),
+        ("retry", None, True),
+        ("retry", "first", True),
+        ("retry", "the answer", True),
+        ("retry", "second", False),
+    ],
+)
+async def test_stop__while_an_answer_waits_for_the_one_before_it(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch, begun: str, named: str | None, wins: bool
+) -> None:
+    """However slow another process is to end the one before."""
+    monkeypatch.setattr(turns_module, "STOP_SECONDS", 2 * SOON)
+    converse: Converse = await facade()
+    conversation = await converse.start_conversation()
+    writes, may_end = asyncio.Event(), asyncio.Event()
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        async with message.writer():
+            writes.set()
+            await may_end.wait()
+
+    model = Model()
+    model.say(None)
+    async with Generations(respond, grace=0.05) as slow, a_process(model) as turns:
+        await Turns(slow, Limits()).ask(conversation, "First", "first")
+        await writes.wait()
+        (old,) = await turns.streaming(conversation)
+
+        async def begin() -> Message | None:
+            if begun == "retry":
+                return await turns.retry(conversation, old.message_id, meanwhile="stop")
+            return (await turns.ask(conversation, "Second", "second", meanwhile="stop"))[1]
+
+        async with asyncio.timeout(SOON), asyncio.TaskGroup() as tasks:
+            beginning, stored = tasks.create_task(begin()), cast(Any, {})
+            while "answer_turn" not in stored:
+                stored = await conversation.store().conversations.find_one({"_id": conversation.id})
+            name = str(old.message_id) if named == "the answer" else named
+            await turns.stop(conversation, "enough", name)
+            may_end.set()
+        answer = beginning.result()
+        assert answer is not None
+        assert (answer.status is MessageStatus.CANCELLED) == wins
+        if wins:
+            assert (answer.stop_reason, model.asked) == ("enough", [])
 
 
 async def test_chat__stops_the_answer_that_runs_and_keeps_its_text(site: Site) -> None:

@@ -52,6 +52,7 @@ const DEFAULT_PATIENCE = 60_000;
  * @property {string | null} question The id of the message that was sent last.
  * @property {boolean} over Whether its answer was received to its end.
  * @property {boolean} stopped Whether the answer is to stop as soon as it has an id.
+ * @property {boolean} sending Whether a message is being sent, or another answer asked for.
  */
 
 /**
@@ -95,7 +96,7 @@ export class ConverseTransport {
     });
     /** @param {string} name */
     const header = (name) => headers?.get(name) ?? null;
-    if (before === null) {
+    if (before === null && !this.#chats.get(chatId)?.sending) {
       this.#chats.set(chatId, { ...newState(), resume: header("x-converse-resume") });
     }
     const older = header("x-converse-before");
@@ -113,7 +114,7 @@ export class ConverseTransport {
    */
   async sendMessages({ chatId, messages, trigger, messageId, abortSignal, headers, body }) {
     const last = messages.slice(-1);
-    const state = { ...newState(), question: last[0]?.id ?? null };
+    const state = { ...newState(), question: last[0]?.id ?? null, sending: true };
     this.#chats.set(chatId, state);
     const options = withHeaders(this.#options, headers);
     // It is not aborted, so that a stop finds the answer also while it is being requested.
@@ -127,7 +128,10 @@ export class ConverseTransport {
       state.run = run;
       if (state.stopped) await this.#stop(chatId, state);
     });
-    sent.catch(() => {}); // reported below, if somebody still waits
+    const sentOrNot = () => {
+      state.sending = false;
+    };
+    sent.then(sentOrNot, sentOrNot); // an error is reported below, if somebody still waits
     await Promise.race([sent, aborted(abortSignal)]);
     return this.#follow(options, state, abortSignal);
   }
@@ -230,7 +234,7 @@ export class ConverseTransport {
 
 /** @returns {ChatState} */
 function newState() {
-  return { resume: null, run: null, question: null, over: false, stopped: false };
+  return { resume: null, run: null, question: null, over: false, stopped: false, sending: false };
 }
 
 /**
