@@ -12,7 +12,7 @@ pytest.importorskip("schemathesis", reason="comes with python -m nox -s browser"
 from tests.chat.conftest import Browser, MakeChat
 from tests.web.fuzzing import find_server_errors, with_known_ids
 
-EXAMPLES = 25
+EXAMPLES = 12
 
 
 @pytest_asyncio.fixture

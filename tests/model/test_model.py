@@ -16,7 +16,7 @@ from tests.model.bugs import BUGS, Bug
 from tests.model.machine import HASTY, Protocol
 from tests.model.world import simulate
 
-EXAMPLES = 600 if THOROUGH in os.environ else 60
+EXAMPLES = 600 if THOROUGH in os.environ else 40
 STEPS = 30
 EXAMPLES_FOR_A_BUG = 3000
 """At the most: most bugs show in fewer than a hundred."""

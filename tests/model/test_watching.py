@@ -113,7 +113,7 @@ BUGS: list[Plant] = [
 ]
 
 
-RARE = (deletion_leaves_the_route,)
+RARE = (deletion_leaves_the_route, older_read_is_taken_by_a_conversation)
 """Bugs that take many runs to show."""
 
 

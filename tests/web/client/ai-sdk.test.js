@@ -135,6 +135,27 @@ test("a stop names the question, and the answer once it has an id", async () => 
   assert.deepEqual(requests[2].body, { messageId: RUN.split("_")[2] });
 });
 
+test("a page that is loaded meanwhile does not make it forget the question", async () => {
+  let release;
+  const held = new Promise((resolve) => {
+    answers.push(async (response) => {
+      resolve();
+      await new Promise((go) => (release = go));
+      stream([])(response);
+    });
+  });
+  const sent = transport.sendMessages({ ...sending, messages: [question] });
+  await held;
+  answers.push(json([], 200, { "x-converse-resume": "0" }), json({ stopped: [] }));
+  await transport.load(ID);
+  await transport.stop(ID);
+  assert.deepEqual(requests[2].body, { messageId: "q1" });
+  answers.push(json({ stopped: [] }), stream([{ type: "finish" }]));
+  release();
+  await read(await sent);
+  assert.deepEqual(requests[3].body, { messageId: RUN.split("_")[2] });
+});
+
 test("errors are sentences for users", async () => {
   answers.push(refuse(409, "conflict", "An answer is being written."));
   const sent = transport.sendMessages({ ...sending, messages: [question] });

@@ -38,6 +38,7 @@
  * @property {string | null} question The id of the message that was sent last.
  * @property {boolean} over Whether its answer was received to its end.
  * @property {boolean} stopped Whether the answer is to stop as soon as it has an id.
+ * @property {boolean} sending Whether a message is being sent, or another answer asked for.
  */
 /**
  * The transport of some chats. It sends the last message alone, continues a broken stream behind
@@ -168,4 +169,8 @@ export type ChatState = {
      * Whether the answer is to stop as soon as it has an id.
      */
     stopped: boolean;
+    /**
+     * Whether a message is being sent, or another answer asked for.
+     */
+    sending: boolean;
 };
