@@ -98,7 +98,7 @@ const transports = {
 const transport = transports[kind]();
 
 async function load(before = null) {
-  const limit = 3; // so that a few messages are several pages
+  const limit = 4; // so that a few messages are several pages
   if (kind === "converse") return await transport.load(id, { limit, before });
   const query = new URLSearchParams({ limit, ...(before === null ? {} : { before }) });
   const response = await browse(`${api}/${id}?${query}`, { headers });

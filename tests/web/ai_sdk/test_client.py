@@ -278,7 +278,7 @@ async def test_page__reads_the_history_in_pages_that_hidden_messages_do_not_fill
         await conversation.add_assistant_message(f"answer {number}", {"replaces": str(old.id)})
         wanted += [("user", f"question {number}"), ("assistant", f"answer {number}")]
     async with client(site, conversation, "resume", transport=transport) as page:
-        assert texts(await page.end()) == wanted[-3:]
+        assert texts(await page.end()) == wanted[-4:]
     async with client(site, conversation, "older", "resume", transport=transport) as page:
         assert texts(await page.end()) == wanted
 
