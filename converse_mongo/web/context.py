@@ -32,8 +32,9 @@ from converse_mongo.web.pages import read_page
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.turns import Turns
 
-UNNAMED_BYTES = 64 * 1024
-"""The bytes of a body that are read before it names its conversation."""
+UNNAMED_BYTES = 1024 * 1024
+"""The bytes of a body that are read before it names its conversation, where nobody was asked who
+sends it."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -135,8 +136,8 @@ class WebContext:
         """The body of a request of ``useChat``, and the conversation that it names.
 
         The owner is asked before it is read, and the conversation is authorized as soon as its id
-        was read, which the AI SDK sends first. Until then it is nobody's, so that little of it is
-        read. Of the messages, only the last is kept.
+        was read, which the AI SDK sends first. Until then, without an owner, little of it is read.
+        Of the messages, only the last is kept.
 
         Raises:
             UnknownError: The request has no owner, or may not see the conversation.
@@ -149,13 +150,13 @@ class WebContext:
         It also raises the errors of :meth:`body`. ``max_body_bytes`` is the most that is kept;
         ``Limits.chat_bytes`` the most that is read.
         """
+        key: Hashable = None
         if self.access.has_owner:
-            await self.access.owner(request)
+            key = await self.access.owner(request)
         check_media_type(request)
         reader = ObjectReader(kept_keys(ChatBody), self.max_body_bytes, last_of="messages")
         limit, seconds = self.limits.chat_bytes, self.limits.body_seconds
         conversation: Conversation | None = None
-        key: Hashable = None
         received = 0
         with self.pending.body() as keep, self.unnamed.body() as keep_unnamed:
             async for each in read_slices(request, limit=limit, seconds=seconds):
@@ -164,9 +165,10 @@ class WebContext:
                 if conversation is None and (name := reader.get("id")) is not None:
                     known = self._validated(b'{"id":%b}' % name, ChatId)
                     conversation = await self.access.conversation(request, known.id)
-                    key = self.key(request, conversation)
                     keep_unnamed(0, None)
-                if conversation is not None:
+                    if not self.access.has_owner:
+                        key = self.key(request, conversation)
+                if conversation is not None or self.access.has_owner:
                     keep(reader.held, key)
                 elif received > UNNAMED_BYTES:
                     logger.warning(

@@ -319,7 +319,7 @@ async def test_strangers__take_nothing_from_those_with_access(make_site: MakeSit
 async def test_chat__that_does_not_begin_with_its_id_is_soon_refused(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    nameless = b'{"messages":[' + b'"x",' * 20_000
+    nameless = b'{"messages":[' + b'"x",' * 300_000
     async with sending(site, "/chat", nameless, user="nobody") as (reader, _):
         assert await status_of(reader) == 413
     assert "Send it before the messages" in caplog.text
