@@ -14,7 +14,7 @@ import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 
-DEMO = [sys.executable, "-m", "converse_mongo.tools.cli", "demo"]
+DEMO = [sys.executable, "-m", "converse_mongo", "demo"]
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "CONVERSE_URI"},
     "PYTHONUTF8": "1",
