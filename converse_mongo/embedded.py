@@ -113,7 +113,7 @@ class EmbeddedServer:
         if not self._has_any_port:
             _check_port(self.port)
         if self._storage_path is not None:
-            _make_private(self._storage_path)
+            make_private(self._storage_path)
         log = self._log = self._log or tempfile.TemporaryFile()  # noqa: SIM115 - read on failure
         for left in reversed(range(_TRIES)):
             self._process = subprocess.Popen(  # noqa: S603
@@ -233,7 +233,7 @@ class EmbeddedServer:
             self._log = None
 
 
-def _make_private(path: Path) -> None:
+def make_private(path: Path) -> None:
     """Makes a directory for its user alone; closes one that others can read, if it is for data.
 
     Whoever reads the data of the server reads all conversations.

@@ -299,6 +299,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     needed = "fastapi", "openai", "uvicorn", "websockets"
     _need("chat", *needed, *(["secantus"] if uri is None else []))
     from converse_mongo.domain.errors import ConfigurationError
+    from converse_mongo.embedded import make_private
     from converse_mongo.tools import servers, terminal
 
     if uri is not None:
@@ -307,6 +308,8 @@ def _serve(arguments: argparse.Namespace) -> int:
                 "--data is for the embedded server: pass it without --uri and CONVERSE_URI."
             )
         servers.check_server(uri)
+    elif arguments.data is not None:
+        make_private(arguments.data)  # the rest takes seconds to import
     sockets = servers.listen(arguments.host, arguments.port)
     terminal.log()
     from converse_mongo.tools.chat.server import serve

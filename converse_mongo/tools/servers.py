@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import warnings
 from pathlib import Path
 
 from pymongo import MongoClient
@@ -26,13 +27,15 @@ def check_server(uri: str) -> None:
         raise ConfigurationError("This URI is not valid: it must begin with mongodb://.")
     milliseconds = int(SELECTION_SECONDS * 1000)
     try:
-        client: MongoClient[dict[str, object]] = MongoClient(
-            uri,
-            appname="converse-mongo",
-            serverSelectionTimeoutMS=milliseconds,
-            connectTimeoutMS=milliseconds,
-            socketTimeoutMS=milliseconds,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of options; the client of the command has them, too
+            client: MongoClient[dict[str, object]] = MongoClient(
+                uri,
+                appname="converse-mongo",
+                serverSelectionTimeoutMS=milliseconds,
+                connectTimeoutMS=milliseconds,
+                socketTimeoutMS=milliseconds,
+            )
     except (PyMongoError, ValueError, TypeError) as error:
         reason = clients.safe_reason(error, uri)
         raise ConfigurationError(f"This URI or an option is not valid: {reason}") from error
@@ -72,7 +75,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
     except (OSError, UnicodeError) as error:
         for each in sockets:
             each.close()
-        reason = getattr(error, "strerror", None) or error
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while ")[0]
         raise ConfigurationError(
             f"The port {port} of {host} cannot be used: {reason}. Pass another --port or --host."
         ) from error

@@ -20,7 +20,7 @@ ENVIRONMENT = {
     "PYTHONUTF8": "1",
 }
 FAST = ("--tokens-per-second", "2000")
-SECONDS = 60
+SECONDS = 110
 TEXT = "Grüße, 世界! 🎉\r\n\n  two  spaces,\ttabs and a last line without an end"
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,21 @@ def test_demo__without_its_packages_says_what_to_install(
 def test_install_command__works_in_a_clone_and_names_the_installed_driver() -> None:
     names = "motor,chat" if driver_name() == "motor" else "chat"
     assert install_command("chat").startswith(f'python -m pip install ".[{names}]" ')
+
+
+def test_documentation__installs_in_a_way_that_works_from_a_clone() -> None:
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("converse_mongo/**/*.md")]
+    known = {*project["optional-dependencies"]}
+    for page in pages:
+        text = page.read_text("utf-8")
+        assert "converse-mongo[" not in text, page
+        for names in re.findall(r'pip install .*"\.\[(.*?)\]"', text):
+            assert {*names.split(",")} <= known, page
+    for name, requirements in project["optional-dependencies"].items():
+        # The driver is the user's own choice.
+        assert name == "motor" or not re.search("motor|beanie", " ".join(requirements))
 
 
 ABSENT = "mongodb://127.0.0.1:9/x"
