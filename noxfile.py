@@ -15,23 +15,23 @@ nox.options.sessions = ["tests", "system", "lint", "types", "imports", "docs"]
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+
+
 def extras(*names: str) -> list[str]:
-    """The requirements of extras, with those of the extras that they include, but no driver."""
+    """The requirements of extras, with those of the extras that they include."""
     found = []
     for name in names:
-        for requirement in PROJECT["project"]["optional-dependencies"][name]:
+        for requirement in EXTRAS[name]:
             included = re.fullmatch(r"converse-mongo\[(.+)\]", requirement)
-            if included is None:
-                found.append(requirement)
-            else:
-                found += extras(*(each for each in included[1].split(",") if each != "motor"))
+            found += extras(*included[1].split(",")) if included else [requirement]
     return list(dict.fromkeys(found))
 
 
 DRIVERS = {
     # What the users of each driver install, and what the tests need beside it.
-    "motor": [".[demo,web]", "mongomock-motor>=0.0.36"],
-    "pymongo": [".", "beanie>=2", *extras("demo", "web")],
+    "motor": [".[motor,demo,web]", "mongomock-motor>=0.0.36"],
+    "pymongo": [".[demo,web]", "beanie>=2"],
 }
 
 
@@ -88,19 +88,15 @@ def lowest(session: nox.Session, driver: str) -> None:
     session.install("uv>=0.9")
     scratch = Path(session.create_tmp())
     constraints, wanted = scratch / f"{driver}.txt", scratch / f"{driver}.in"
-    of_driver = {"motor": PROJECT["project"]["optional-dependencies"]["motor"]}
-    others = [name for name in PROJECT["project"]["optional-dependencies"] if name != "motor"]
-    package = [*PROJECT["project"]["dependencies"], *extras(*others)]
-    package += of_driver.get(driver, ["beanie>=2"])
-    wanted.write_text("\n".join(package))
+    chosen = extras(*(name for name in EXTRAS if name != "motor"))
+    chosen += extras("motor") if driver == "motor" else ["beanie>=2"]
+    wanted.write_text("\n".join([*PROJECT["project"]["dependencies"], *chosen]))
     session.run(
         *("uv", "pip", "compile", str(wanted), "--quiet"),
         *("--resolution", "lowest-direct", "--python-version", PYTHON),
         *("--output-file", str(constraints)),
     )
-    session.install(
-        *(*DRIVERS[driver], *extras(*others), *group("test")), "--constraint", str(constraints)
-    )
+    session.install(*(*DRIVERS[driver], *chosen, *group("test")), "--constraint", str(constraints))
     # The newest of what the tests use must still run with the oldest of what the package uses.
     session.run("uv", "pip", "check", "--python", str(Path(session.bin) / "python"))
     arguments = [*EACH_DRIVER, "tests/web", "tests/chat", *PARALLEL]

@@ -1,152 +1,23 @@
 """AI conversations in MongoDB, stored while they stream and watched live."""
 
-from importlib.metadata import version
+from importlib import import_module
 
-from converse_mongo.converse import Converse
-from converse_mongo.documents.conversations import DOCUMENT_MODELS, Conversation
-from converse_mongo.documents.listings import History, MessageList
-from converse_mongo.documents.messages import Message
-from converse_mongo.documents.pages import MessageChunkPage
-from converse_mongo.domain.chunks import ChunkLog, MessageChunk
-from converse_mongo.domain.errors import (
-    ChunksNotLoadedError,
-    ConfigurationError,
-    ConversationNotFoundError,
-    ConverseClosedError,
-    ConverseError,
-    GenerationConflictError,
-    InvalidContentError,
-    InvalidCursorError,
-    InvalidIdError,
-    InvalidInputError,
-    InvalidMetadataError,
-    MessageNotFoundError,
-    MessageNotStreamingError,
-    MessageTooLargeError,
-    NotFoundError,
-    ProtectedFieldError,
-    StoreUnavailableError,
-    StreamStoppedError,
-    TransactionAbortedError,
-    TransactionsUnavailableError,
-    WatchError,
-    WriterError,
-    WriterExistsError,
-    WriterFailedError,
-    WriterFencedError,
-)
-from converse_mongo.domain.events import (
-    ChunkReceived,
-    ConversationCreated,
-    ConversationDeleted,
-    ConversationEvent,
-    ConversationUpdated,
-    Event,
-    FinalEvent,
-    MessageCancelled,
-    MessageCompleted,
-    MessageCreated,
-    MessageEvent,
-    MessageFailed,
-    MessageUpdated,
-    OwnerEvent,
-)
-from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.metadata import MAX_METADATA_BYTES
-from converse_mongo.domain.owners import Owner
-from converse_mongo.domain.types import (
-    Granularity,
-    MessageRole,
-    MessageStatus,
-    Retention,
-    WatchMode,
-)
-from converse_mongo.domain.validation import (
-    MAX_APPEND_BYTES,
-    MAX_APPEND_CHUNKS,
-    MAX_CHUNK_BYTES,
-    MAX_CONTENT_BYTES,
-    MAX_REASON_BYTES,
-)
-from converse_mongo.store import Transaction
-from converse_mongo.watching.hub import WatchStatistics
-from converse_mongo.watching.owner_watcher import OwnerWatcher
-from converse_mongo.watching.watcher import Watcher
-from converse_mongo.writing.writer import MessageWriter, WriterStatistics
+TYPE_CHECKING = False  # as in typing, which takes longer to import than all else here
 
-__version__ = version("converse-mongo")
+if TYPE_CHECKING:
+    from converse_mongo.names import *  # noqa: F403
+    from converse_mongo.names import __all__ as __all__
+    from converse_mongo.names import __version__ as __version__
+else:
+    # On first use: the commands import this package, too, and Beanie takes a second to import.
+    def __getattr__(name: str) -> object:
+        if not name.startswith("__") or name in ("__all__", "__version__"):
+            names = import_module("converse_mongo.names")
+            public = {each: getattr(names, each) for each in names.__all__}
+            globals().update(public, __all__=names.__all__)
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-HubStatistics = WatchStatistics
-"""The former name of :class:`WatchStatistics`."""
-
-__all__ = [
-    "DOCUMENT_MODELS",
-    "MAX_APPEND_BYTES",
-    "MAX_APPEND_CHUNKS",
-    "MAX_CHUNK_BYTES",
-    "MAX_CONTENT_BYTES",
-    "MAX_METADATA_BYTES",
-    "MAX_REASON_BYTES",
-    "ChunkLog",
-    "ChunkReceived",
-    "ChunksNotLoadedError",
-    "ConfigurationError",
-    "Conversation",
-    "ConversationCreated",
-    "ConversationDeleted",
-    "ConversationEvent",
-    "ConversationNotFoundError",
-    "ConversationUpdated",
-    "Converse",
-    "ConverseClosedError",
-    "ConverseError",
-    "Event",
-    "FinalEvent",
-    "GenerationConflictError",
-    "Granularity",
-    "History",
-    "HubStatistics",
-    "InvalidContentError",
-    "InvalidCursorError",
-    "InvalidIdError",
-    "InvalidInputError",
-    "InvalidMetadataError",
-    "Lease",
-    "Message",
-    "MessageCancelled",
-    "MessageChunk",
-    "MessageChunkPage",
-    "MessageCompleted",
-    "MessageCreated",
-    "MessageEvent",
-    "MessageFailed",
-    "MessageList",
-    "MessageNotFoundError",
-    "MessageNotStreamingError",
-    "MessageRole",
-    "MessageStatus",
-    "MessageTooLargeError",
-    "MessageUpdated",
-    "MessageWriter",
-    "NotFoundError",
-    "Owner",
-    "OwnerEvent",
-    "OwnerWatcher",
-    "ProtectedFieldError",
-    "Retention",
-    "StoreUnavailableError",
-    "StreamStoppedError",
-    "Transaction",
-    "TransactionAbortedError",
-    "TransactionsUnavailableError",
-    "WatchError",
-    "WatchMode",
-    "WatchStatistics",
-    "Watcher",
-    "WriterError",
-    "WriterExistsError",
-    "WriterFailedError",
-    "WriterFencedError",
-    "WriterStatistics",
-    "__version__",
-]
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

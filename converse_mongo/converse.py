@@ -201,7 +201,8 @@ class Converse:
                 ) from error
             if isinstance(error, PyMongoError) and failures.is_transient(error):
                 raise StoreUnavailableError(
-                    f"MongoDB cannot be reached ({error}): check that it runs, and the URI."
+                    f"MongoDB cannot be reached ({failures.reason(error)}): check that it runs, "
+                    "and the URI."
                 ) from error
             raise
         # Watchers show only what no failover can roll back, as a change stream does (which has no

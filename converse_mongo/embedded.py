@@ -1,7 +1,7 @@
 """The embedded server: SecantusDB in a separate process, for demonstrations and tests.
 
 SecantusDB implements MongoDB's wire protocol, change streams included. It is beta software under
-the GPL-2.0, comes with the ``demo`` extra only, and is never imported here. In production use a
+the GPL-2.0, comes with the ``embedded`` extra only, and is never imported here. In production use a
 MongoDB replica set.
 """
 
@@ -21,6 +21,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from converse_mongo.domain.errors import ConfigurationError, ConverseError
+from converse_mongo.driver.installed import install_command
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError"]
 
@@ -32,14 +33,26 @@ _OPLOG_ENTRIES = 5_000
 
 _DATA_FILE = "WiredTiger"
 """A file in each data directory."""
+_DATA_ERROR = "WiredTigerError"
+"""In its output if it cannot use the data directory."""
 
-# Runs in the child before it becomes the server: on Linux, it ends with its parent.
-_LAUNCH = """
+REPLICA_SET = "rs0"
+"""The name of the replica set that it reports to be, as in the URIs of the documentation."""
+
+# Runs in the child before it becomes the server: on Linux, it ends with its parent. SecantusDB has
+# no option for the name of its replica set.
+_LAUNCH = f"""
 import runpy, sys
 if sys.platform == "linux":
     import ctypes, signal
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+import secantus.cli
+class Server(secantus.cli.SecantusDBServer):
+    def __init__(self, **options):
+        name = options.pop("replica_set_name", None) and "{REPLICA_SET}"
+        super().__init__(replica_set_name=name, **options)
+secantus.cli.SecantusDBServer = Server
 runpy.run_module("secantus", run_name="__main__", alter_sys=True)
 """
 
@@ -49,29 +62,36 @@ class EmbeddedServerError(ConverseError):
 
 
 class EmbeddedServer:
-    """A server process on the loopback interface, on a free port.
+    """A server process on the loopback interface, on a free port, as the replica set ``rs0``.
 
     Args:
         storage_path: A directory for the data; ``None`` for memory only. It is made for its user
             alone, with its parents.
         arguments: More arguments of ``python -m secantus``.
+        port: The port to listen on; ``None`` for any that is free.
 
     Raises:
         ConfigurationError: SecantusDB is not installed.
     """
 
-    def __init__(self, storage_path: Path | None = None, *, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        storage_path: Path | None = None,
+        *,
+        arguments: Sequence[str] = (),
+        port: int | None = None,
+    ) -> None:
         if importlib.util.find_spec("secantus") is None:
             raise ConfigurationError(
-                "The embedded server needs SecantusDB: "
-                "python -m pip install 'converse-mongo[demo]'. "
-                "Or give the URI of a MongoDB replica set."
+                f"The embedded server needs SecantusDB: {install_command('embedded')}. "
+                "Or pass the URI of a MongoDB replica set."
             )
         self._storage_path = storage_path
         self._arguments = list(arguments)
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
-        self.port = free_port()
+        self._has_any_port = port is None
+        self.port = free_port() if port is None else port
 
     @property
     def uri(self) -> str:
@@ -87,11 +107,13 @@ class EmbeddedServer:
         """Starts it and waits until it answers; after :meth:`stop`, on the same port and data.
 
         Raises:
-            EmbeddedServerError: It exited or did not answer in time; the message has its output. Or
-                the data directory is not for its user alone, and cannot be made so.
+            EmbeddedServerError: It exited or did not answer in time; a note has its output. Or the
+                port is not free, or the data directory is in use, or not for its user alone.
         """
+        if not self._has_any_port:
+            _check_port(self.port)
         if self._storage_path is not None:
-            _make_private(self._storage_path)
+            make_private(self._storage_path)
         log = self._log = self._log or tempfile.TemporaryFile()  # noqa: SIM115 - read on failure
         for left in reversed(range(_TRIES)):
             self._process = subprocess.Popen(  # noqa: S603
@@ -114,13 +136,36 @@ class EmbeddedServer:
                 self.stop()
                 raise
             self.stop()
-            if left and self._storage_path is None:
+            if self._refused_data():
+                break
+            if left and self._storage_path is None and self._has_any_port:
                 self.port = free_port()  # another process may have taken the port
-        log.seek(0)
-        raise EmbeddedServerError(
-            f"SecantusDB did not start on port {self.port}:\n"
-            + log.read()[-2000:].decode(errors="replace")
-        )
+        raise self._failure()
+
+    def _output(self) -> str:
+        if self._log is None:
+            return ""
+        self._log.seek(0)
+        return self._log.read()[-4000:].decode(errors="replace")
+
+    def _refused_data(self) -> bool:
+        return self._storage_path is not None and _DATA_ERROR in self._output()
+
+    def _failure(self) -> EmbeddedServerError:
+        output = self._output()
+        last = (output.strip().splitlines() or ["it did not answer in time"])[-1]
+        if not self._refused_data():
+            why = f"SecantusDB did not start on port {self.port}: {last}"
+        elif "already being managed" in output:
+            why = f"The data directory {self._storage_path} is in use by another server."
+        else:
+            why = (
+                f"The data directory {self._storage_path} cannot be used "
+                f"({last.rpartition(': ')[2]}): pass an empty one."
+            )
+        error = EmbeddedServerError(why)
+        error.add_note(output)
+        return error
 
     def _wait_until_it_answers(self) -> bool:
         deadline = time.monotonic() + START_SECONDS
@@ -166,6 +211,11 @@ class EmbeddedServer:
                 return True
         return False
 
+    def wait(self) -> None:
+        """Waits until the process has ended."""
+        if self._process is not None:
+            self._process.wait()
+
     def kill(self) -> None:
         """Ends the process with SIGKILL, like a crash."""
         process, self._process = self._process, None
@@ -183,7 +233,7 @@ class EmbeddedServer:
             self._log = None
 
 
-def _make_private(path: Path) -> None:
+def make_private(path: Path) -> None:
     """Makes a directory for its user alone; closes one that others can read, if it is for data.
 
     Whoever reads the data of the server reads all conversations.
@@ -212,6 +262,15 @@ def _make_private(path: Path) -> None:
     except OSError as error:
         raise EmbeddedServerError(
             f"The data directory {path} cannot be used: {error.strerror}."
+        ) from error
+
+
+def _check_port(port: int) -> None:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise EmbeddedServerError(
+            f"The port {port} of 127.0.0.1 cannot be used: {os.strerror(error.errno or 0)}."
         ) from error
 
 

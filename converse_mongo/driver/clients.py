@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 
 from converse_mongo.domain.errors import ConfigurationError
 from converse_mongo.driver.closing import CLOSE_SECONDS, in_thread
-from converse_mongo.driver.installed import SPEAKS_MOTOR
+from converse_mongo.driver.installed import SPEAKS_MOTOR, install_command
 
 logger = logging.getLogger("converse_mongo")
 
@@ -166,10 +166,10 @@ def _check_client(client: Client) -> None:
     if speaks_pymongo and SPEAKS_MOTOR:
         raise ConfigurationError(
             f"Beanie {version('beanie')} uses Motor, and this client is PyMongo's "
-            "AsyncMongoClient: install 'beanie>=2', or pass an AsyncIOMotorClient."
+            "AsyncMongoClient: python -m pip install 'beanie>=2', or pass an AsyncIOMotorClient."
         )
     if not speaks_pymongo and not SPEAKS_MOTOR:
         raise ConfigurationError(
             f"Beanie {version('beanie')} uses PyMongo's AsyncMongoClient, and this client is "
-            "Motor's: install 'converse-mongo[motor]', or pass an AsyncMongoClient."
+            f"Motor's: {install_command('motor')}, or pass an AsyncMongoClient."
         )

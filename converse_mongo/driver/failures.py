@@ -1,5 +1,6 @@
 """Failures: the meaning of a driver's error for the call that raised it, and for people."""
 
+import re
 from collections.abc import Iterator
 
 from bson.errors import BSONError
@@ -56,6 +57,8 @@ _TOO_LARGE_CODES = frozenset({10334, 17419})
 # 286), an invalidation, a change of shards (222, 234, 346, 348, 351), a large event.
 _LOST_STREAM_CODES = frozenset({222, 234, 260, 280, 286, 346, 348, 351, 401, 10334})
 
+_TIMEOUTS = re.compile(r" ?\(configured timeouts: [^)]*\)")
+
 
 def refuses_change_streams(error: BaseException) -> bool:
     """Returns whether a new change stream would be refused with the same error.
@@ -100,6 +103,14 @@ def is_aborted(error: BaseException) -> bool:
         or isinstance(error, DuplicateKeyError)
         or (isinstance(error, OperationFailure) and error.code in _ABORTED_CODES)
     )
+
+
+def reason(error: BaseException) -> str:
+    """Returns the driver's message as one line, without its dumps of the topology and the reply."""
+    text = _TIMEOUTS.sub("", str(error))
+    for rest in (", full error:", ", Timeout:"):
+        text = text.partition(rest)[0]
+    return " ".join(text.split()) or type(error).__name__
 
 
 def words_for(error: BaseException) -> str | None:

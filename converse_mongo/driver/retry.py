@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from converse_mongo.domain.errors import StoreUnavailableError
 from converse_mongo.driver.deadlines import bounded, remaining
-from converse_mongo.driver.failures import is_transient
+from converse_mongo.driver.failures import is_transient, reason
 
 logger = logging.getLogger("converse_mongo")
 
@@ -82,7 +82,7 @@ async def call(
         except Exception as error:
             if not (repeat and is_transient(error)):
                 raise
-            logger.warning("Could not %s (%s); retrying", what, error)
+            logger.warning("Could not %s (%s); retrying", what, reason(error))
         async for retried in AsyncRetrying(
             retry=retry_if_exception(is_transient), wait=_pause, stop=is_over, reraise=True
         ):
@@ -95,14 +95,15 @@ async def call(
             raise
         if not repeat:
             raise StoreUnavailableError(
-                f"Could not {what}: MongoDB did not answer ({error}). It may or may not have been "
-                "done, and was not retried, since it might be done twice: read what is stored."
+                f"Could not {what}: MongoDB did not answer ({reason(error)}). It may or may not "
+                "have been done, and was not retried, since it might be done twice: read what is "
+                "stored."
             ) from error
         timed_out = remaining() is None or time.monotonic() >= began + timeout
         limit = f"for {timeout:g} seconds" if timed_out else "before the caller's deadline"
         raise StoreUnavailableError(
-            f"Could not {what}: MongoDB did not answer {limit} ({error}). Acknowledged writes are "
-            "stored; this call may or may not have been done."
+            f"Could not {what}: MongoDB did not answer {limit} ({reason(error)}). Acknowledged "
+            "writes are stored; this call may or may not have been done."
         ) from error
     raise AssertionError("unreachable")
 

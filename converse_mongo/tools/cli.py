@@ -1,30 +1,21 @@
-"""The command line: ``converse-mongo demo``, ``serve``, ``tail`` and ``doctor``."""
+"""The command line: ``converse-mongo demo``, ``serve``, ``server``, ``tail`` and ``doctor``.
+
+Each command imports what it needs after its arguments are known to be good.
+"""
 
 import argparse
-import asyncio
 import importlib.util
-import json
 import math
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
-from pymongo.errors import PyMongoError
+from converse_mongo.tools.signals import INTERRUPTED, terminable
+from converse_mongo.tools.terminal import one_line
 
-from converse_mongo.converse import Converse
-from converse_mongo.domain.errors import ConfigurationError, ConverseError
-from converse_mongo.domain.events import (
-    ChunkReceived,
-    MessageCancelled,
-    MessageEvent,
-    MessageFailed,
-)
-from converse_mongo.tools.signals import terminable
-
-SELECTION_SECONDS = 5.0
-INTERRUPTED = 130
 PIPE_CLOSED = 141
 
 
@@ -37,41 +28,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The arguments are invalid, or a signal ended the command.
     """
-    arguments = _parser().parse_args(argv)
     # Show characters that the terminal's encoding lacks as escapes.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    parser = _parser()
+    arguments = parser.parse_args(argv)
     try:
-        with terminable():
-            code: int = arguments.run(arguments)
+        if "run" not in arguments:
+            parser.print_help()
+            return 0
+        code: int = arguments.run(arguments)
         sys.stdout.flush()
-    except (ConverseError, PyMongoError) as error:
-        sys.stderr.write(f"converse-mongo: {' '.join(str(error).split())}\n")
-        return 2
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # Python flushes standard output again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except Exception as error:
+        if (reason := _reason(error)) is None:
+            raise
+        sys.stderr.write(f"converse-mongo: {one_line(reason)}\n")
+        return 2
     return code
+
+
+def _reason(error: Exception) -> str | None:
+    """Returns the text of an error of MongoDB or of this library; of others, ``None``."""
+    from pymongo.errors import PyMongoError
+
+    from converse_mongo.domain.errors import ConverseError
+    from converse_mongo.driver import failures
+
+    if isinstance(error, PyMongoError):
+        return failures.reason(error)
+    return str(error) if isinstance(error, ConverseError) else None
 
 
 # Arguments
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"converse-mongo: {one_line(message)} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="converse-mongo",
         description="AI conversations in MongoDB, stored while they stream and watched live.",
     )
     parser.add_argument(
         "--version", action="version", version=f"converse-mongo {version('converse-mongo')}"
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
     _add_serve(commands)
+    _add_server(commands)
     _add_tail(commands)
     _add_doctor(commands)
     return parser
@@ -80,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 Commands = argparse._SubParsersAction  # noqa: SLF001 - argparse gives it no public name
 
 
-def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
+def _add_demo(commands: "Commands[_Parser]") -> None:
     parser = commands.add_parser(
         "demo",
         help="stream a text in one process and watch it in others",
@@ -89,9 +103,13 @@ def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
         "resumes. Exits with 0 if all texts are equal, else with 1.",
         epilog="Without --text it streams redirected standard input, or else a sample.",
     )
-    _add_server(parser, "default: CONVERSE_URI, else a temporary embedded server")
+    _add_uri(parser, "default: CONVERSE_URI, else a temporary embedded server")
     parser.add_argument(
-        "--database", default="converse_demo", metavar="NAME", help="default: %(default)s"
+        "--database",
+        type=_given,
+        default="converse_demo",
+        metavar="NAME",
+        help="default: %(default)s",
     )
     parser.add_argument(
         "--text", metavar="FILE", help="the text to stream, in UTF-8; - for standard input"
@@ -106,24 +124,22 @@ def _add_demo(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.set_defaults(run=_demo)
 
 
-def _add_serve(commands: "Commands[argparse.ArgumentParser]") -> None:
+def _add_serve(commands: "Commands[_Parser]") -> None:
     parser = commands.add_parser(
         "serve",
         help="serve a chat for browsers",
         description="Serves the chat. Without OPENAI_API_KEY, a built-in text answers.",
     )
-    _add_server(parser, "default: CONVERSE_URI, else a temporary embedded server")
+    _add_uri(parser, "default: CONVERSE_URI, else a temporary embedded server")
     parser.add_argument(
-        "--database", metavar="NAME", help="default: CONVERSE_DATABASE, else converse_chat"
+        "--database",
+        type=_given,
+        metavar="NAME",
+        help="default: CONVERSE_DATABASE, else converse_chat",
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIRECTORY",
-        help="the data directory of the embedded server; default: in memory",
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    _add_data(parser)
+    parser.add_argument("--host", type=_given, default="127.0.0.1", help="default: %(default)s")
+    _add_port(parser, 8000)
     parser.add_argument(
         "--allow-host",
         action="append",
@@ -135,7 +151,19 @@ def _add_serve(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.set_defaults(run=_serve)
 
 
-def _add_tail(commands: "Commands[argparse.ArgumentParser]") -> None:
+def _add_server(commands: "Commands[_Parser]") -> None:
+    parser = commands.add_parser(
+        "server",
+        help="run the embedded server alone",
+        description="Runs the embedded server until Ctrl-C, as the replica set rs0 on 127.0.0.1, "
+        "to try the examples of the documentation without a MongoDB. In production, use MongoDB.",
+    )
+    _add_data(parser)
+    _add_port(parser, 27017)
+    parser.set_defaults(run=_server)
+
+
+def _add_tail(commands: "Commands[_Parser]") -> None:
     parser = commands.add_parser(
         "tail",
         help="follow a message",
@@ -143,7 +171,7 @@ def _add_tail(commands: "Commands[argparse.ArgumentParser]") -> None:
         "is completed, with 1 if it failed or was cancelled.",
     )
     parser.add_argument("message_id", metavar="MESSAGE_ID")
-    _add_server(parser, "default: CONVERSE_URI")
+    _add_uri(parser, "default: CONVERSE_URI")
     _add_database(parser)
     parser.add_argument(
         "--after", type=int, metavar="N", help="start after this sequence; default: at the start"
@@ -154,28 +182,58 @@ def _add_tail(commands: "Commands[argparse.ArgumentParser]") -> None:
     parser.set_defaults(run=_tail)
 
 
-def _add_doctor(commands: "Commands[argparse.ArgumentParser]") -> None:
+def _add_doctor(commands: "Commands[_Parser]") -> None:
     parser = commands.add_parser(
         "doctor",
         help="check a server and this installation",
         description="Checks a server and this installation, and suggests fixes. It changes "
         "nothing. Exits with 1 if a check failed, else with 0.",
     )
-    _add_server(parser, "default: CONVERSE_URI")
+    _add_uri(parser, "default: CONVERSE_URI")
     _add_database(parser)
     parser.set_defaults(run=_doctor)
 
 
-def _add_server(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--uri", help=f"the MongoDB server; {default}")
+def _add_uri(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--uri", type=_given, help=f"the MongoDB server; {default}")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        type=_path,
+        metavar="DIRECTORY",
+        help="the data directory of the embedded server; default: in memory",
+    )
+
+
+def _add_port(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument("--port", type=_port, default=default, help="default: %(default)s")
 
 
 def _add_database(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--database",
+        type=_given,
         metavar="NAME",
         help="default: CONVERSE_DATABASE, else the database in the URI",
     )
+
+
+def _given(value: str) -> str:
+    if not value:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return value
+
+
+def _path(value: str) -> Path:
+    return Path(_given(value))
+
+
+def _port(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and int(value) <= 65535):
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, got {value!r}")
+    return int(value)
 
 
 def _speed(value: str) -> float:
@@ -188,9 +246,15 @@ def _speed(value: str) -> float:
     return speed
 
 
+def _uri(arguments: argparse.Namespace) -> str | None:
+    return arguments.uri or os.environ.get("CONVERSE_URI") or None
+
+
 def _required_uri(arguments: argparse.Namespace) -> str:
-    uri: str | None = arguments.uri or os.environ.get("CONVERSE_URI")
-    if not uri:
+    uri = _uri(arguments)
+    if uri is None:
+        from converse_mongo.domain.errors import ConfigurationError
+
         raise ConfigurationError("No server given: pass --uri mongodb://... or set CONVERSE_URI.")
     return uri
 
@@ -199,91 +263,94 @@ def _database(arguments: argparse.Namespace) -> str | None:
     return arguments.database or os.environ.get("CONVERSE_DATABASE") or None
 
 
-# Commands
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    uri = arguments.uri or os.environ.get("CONVERSE_URI") or None
-    _need("demo", ["rich"] if uri else ["rich", "secantus"])
-    from converse_mongo.tools.demo import app
-
-    return app.run(uri, arguments.database, arguments.text, arguments.tokens_per_second)
-
-
-def _serve(arguments: argparse.Namespace) -> int:
-    uri = arguments.uri or os.environ.get("CONVERSE_URI") or None
-    needed = ["fastapi", "openai", "uvicorn", "websockets"]
-    _need("chat", needed if uri else [*needed, "secantus"])
-    from converse_mongo.tools.chat.server import serve
-
-    serve(
-        uri,
-        arguments.host,
-        arguments.port,
-        database=arguments.database,
-        data=arguments.data,
-        allowed_hosts=arguments.allow_host,
-    )
-    return 0
-
-
-def _need(extra: str, names: Sequence[str]) -> None:
+def _need(extra: str, *names: str) -> None:
     """Checks that the packages of an extra are installed.
 
     Raises:
         ConfigurationError: One is missing.
     """
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        from converse_mongo.domain.errors import ConfigurationError
+        from converse_mongo.driver.installed import install_command
+
         raise ConfigurationError(
-            f"This command needs {' and '.join(missing)}: "
-            f"python -m pip install 'converse-mongo[{extra}]'"
+            f"This command needs {' and '.join(missing)}: {install_command(extra)}"
         )
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
-    from converse_mongo.tools import doctor
+# Commands. They end at once on Ctrl-C until they are terminable.
 
-    return asyncio.run(doctor.run(_required_uri(arguments), _database(arguments), sys.stdout.write))
+
+def _demo(arguments: argparse.Namespace) -> int:
+    uri = _uri(arguments)
+    _need("demo", "rich", *(["secantus"] if uri is None else []))
+    from converse_mongo.tools.servers import check_server
+
+    if uri is not None:
+        check_server(uri)
+    from converse_mongo.tools.demo import app
+
+    with terminable():
+        return app.run(uri, arguments.database, arguments.text, arguments.tokens_per_second)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    uri = _uri(arguments)
+    needed = "fastapi", "openai", "uvicorn", "websockets"
+    _need("chat", *needed, *(["secantus"] if uri is None else []))
+    from converse_mongo.domain.errors import ConfigurationError
+    from converse_mongo.embedded import make_private
+    from converse_mongo.tools import servers, terminal
+
+    if uri is not None:
+        if arguments.data is not None:
+            raise ConfigurationError(
+                "--data is for the embedded server: pass it without --uri and CONVERSE_URI."
+            )
+        servers.check_server(uri)
+    elif arguments.data is not None:
+        make_private(arguments.data)  # the rest takes seconds to import
+    sockets = servers.listen(arguments.host, arguments.port)
+    terminal.log()
+    from converse_mongo.tools.chat.server import serve
+
+    with terminable():
+        return serve(
+            uri,
+            sockets,
+            arguments.host,
+            servers.location(uri, arguments.data),
+            database=arguments.database,
+            data=arguments.data,
+            allowed_hosts=arguments.allow_host,
+        )
+
+
+def _server(arguments: argparse.Namespace) -> int:
+    _need("embedded", "secantus")
+    from converse_mongo.tools import servers
+
+    with terminable():
+        return servers.run_embedded(arguments.data, arguments.port)
 
 
 def _tail(arguments: argparse.Namespace) -> int:
-    return asyncio.run(_follow(arguments))
+    uri, database = _required_uri(arguments), _database(arguments)
+    from converse_mongo.tools import servers
+
+    servers.check_server(uri)
+    from converse_mongo.tools import tail
+
+    with terminable():
+        return tail.run(uri, database, arguments.message_id, arguments.after, arguments.json)
 
 
-async def _follow(arguments: argparse.Namespace) -> int:
-    async with (
-        Converse(
-            _required_uri(arguments),
-            _database(arguments),
-            create_indexes=False,  # this command only reads
-            client_options={"serverSelectionTimeoutMS": int(SELECTION_SECONDS * 1000)},
-        ) as converse,
-        converse.watch_message(arguments.message_id, arguments.after) as events,
-    ):
-        write = _write_json if arguments.json else _write_text
-        async for event in events:
-            write(event)
-            if isinstance(event, MessageFailed):
-                sys.stderr.write(f"converse-mongo: the message failed: {event.error}\n")
-                return 1
-            if isinstance(event, MessageCancelled):
-                why = f": {event.reason}" if event.reason else ""
-                sys.stderr.write(f"converse-mongo: the message was cancelled{why}\n")
-                return 1
-    return 0
+def _doctor(arguments: argparse.Namespace) -> int:
+    uri = _required_uri(arguments)
+    from converse_mongo.tools import doctor
 
-
-def _write_json(event: MessageEvent) -> None:
-    sys.stdout.write(json.dumps(event.to_dict(), ensure_ascii=False) + "\n")
-    sys.stdout.flush()
-
-
-def _write_text(event: MessageEvent) -> None:
-    if isinstance(event, ChunkReceived):
-        sys.stdout.write(event.chunk.content)
-    elif sys.stdout.isatty():
-        sys.stdout.write("\n")  # so that the shell's prompt starts a line
-    sys.stdout.flush()
+    with terminable():
+        return doctor.run(uri, _database(arguments))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The doctor: checks a server and this installation, and suggests fixes. It only reads."""
 
+import asyncio
 import platform
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TextIO
 
 from pymongo import IndexModel, ReadPreference
 from pymongo.errors import OperationFailure, PyMongoError
@@ -18,11 +20,13 @@ from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.errors import ConfigurationError
 from converse_mongo.driver import change_streams, clients, failures, installed, servers
 from converse_mongo.store.indexes import list_indexes
+from converse_mongo.tools.servers import SELECTION_SECONDS
+from converse_mongo.tools.terminal import colored, one_line, wrapped
 from converse_mongo.watching.changes import pipeline
 
-SELECTION_SECONDS = 5.0
 SHORT_OPLOG_HOURS = 1.0
 _SECONDS_PER_HOUR = 3600
+_INDENT = 22  # the level, the subject and the spaces behind each
 
 
 class Level(StrEnum):
@@ -49,25 +53,50 @@ class Finding:
     text: str
     advice: str | None = None
 
-    def __str__(self) -> str:
-        line = f"{self.level:<4}  {self.subject:<14}  {self.text}"
-        return f"{line}\n{'':<22}-> {self.advice}" if self.advice else line
+    def write(self, stream: TextIO) -> None:
+        """Writes it for people: wrapped at words and in color where the stream is a terminal."""
+        indent = f"{'':<{_INDENT}}"
+        text = wrapped(one_line(self.text), indent, stream)
+        level = colored(self.level, stream) + " " * (4 - len(self.level))
+        stream.write(f"{level}  {one_line(self.subject):<14}  {text}\n")
+        if self.advice:
+            stream.write(f"{indent}-> {wrapped(self.advice, f'{indent}   ', stream)}\n")
+        stream.flush()
 
 
 ok, warn, fail = (partial(Finding, level) for level in Level)
 
 
-async def run(uri: str, database: str | None, write: Callable[[str], object]) -> int:
-    """Writes a line for each finding, and returns 1 if a check failed, else 0."""
+class UnreachableError(Exception):
+    """Ends the checks; the finding of it was yielded before."""
+
+
+def run(uri: str, database: str | None) -> int:
+    """Prints each finding.
+
+    Returns:
+        0; 1 if a check failed; or 2 if the server cannot be reached, so that it was not checked.
+    """
+    return asyncio.run(_run(uri, database))
+
+
+async def _run(uri: str, database: str | None) -> int:
     failed = False
-    async for finding in examine(uri, database):
-        write(f"{finding}\n")
-        failed = failed or finding.level is Level.FAIL
+    try:
+        async for finding in examine(uri, database):
+            finding.write(sys.stdout)
+            failed = failed or finding.level is Level.FAIL
+    except UnreachableError:
+        return 2
     return 1 if failed else 0
 
 
 async def examine(uri: str, database_name: str | None) -> AsyncIterator[Finding]:
-    """Yields the findings. It skips checks that need a server if none can be reached."""
+    """Yields the findings.
+
+    Raises:
+        UnreachableError: After the finding that the URI is not valid, or that no server answers.
+    """
     for finding in check_installation(installed.driver_versions()):
         yield finding
     try:
@@ -81,7 +110,7 @@ async def examine(uri: str, database_name: str | None) -> AsyncIterator[Finding]
     except (PyMongoError, ValueError, TypeError) as error:
         reason = clients.safe_reason(error, uri)
         yield fail("server", reason, "Correct the URI: mongodb://HOST:PORT/DATABASE")
-        return
+        raise UnreachableError from None
     try:
         async for finding in _examine_server(client, database_name):
             yield finding
@@ -97,7 +126,7 @@ async def _examine_server(
         build = await client.admin.command("buildInfo")
     except PyMongoError as error:
         yield _unreachable(error)
-        return
+        raise UnreachableError from None
     yield check_version(build)
     yield check_topology(hello)
     try:
@@ -113,7 +142,7 @@ async def _examine_server(
         except PyMongoError as error:
             yield fail(
                 check.__name__.removeprefix("_check_").replace("_", " "),
-                _reason(error),
+                failures.reason(error),
                 "Check the server, and that the user of the URI may read this database",
             )
 
@@ -126,15 +155,7 @@ def check_installation(versions: Mapping[str, str]) -> Iterable[Finding]:
     yield ok("python", platform.python_version())
     packages = {"converse-mongo": version("converse-mongo"), **versions}
     installed = ", ".join(f"{name} {number}" for name, number in packages.items())
-    if "motor" in versions:
-        yield warn(
-            "packages",
-            installed,
-            "Works today. Support for Motor ends in 2027: to move to PyMongo Async, install "
-            "'beanie>=2' without Motor; code that uses converse_mongo stays unchanged",
-        )
-    else:
-        yield ok("packages", installed)
+    yield ok("packages", installed)
 
 
 def check_version(build: Mapping[str, Any]) -> Finding:
@@ -226,7 +247,7 @@ async def _check_change_streams(database: clients.Database) -> AsyncIterator[Fin
             raise
         yield warn(
             "change streams",
-            f"unavailable: {_reason(error)}",
+            f"unavailable: {failures.reason(error)}",
             _advice_on_refusal(error, await servers.has_change_streams(database)),
         )
     else:
@@ -293,7 +314,7 @@ async def _check_oplog(database: clients.Database) -> AsyncIterator[Finding]:
     except OperationFailure as error:
         yield warn(
             "oplog",
-            f"not readable: {_reason(error)}",
+            f"not readable: {failures.reason(error)}",
             "Ask your administrator for rs.printReplicationInfo(): the window should be hours",
         )
         return
@@ -311,7 +332,8 @@ async def _check_write_concern(database: clients.Database) -> AsyncIterator[Find
         defaults = await database.client.admin.command("getDefaultRWConcern")
     except OperationFailure as error:
         yield ok(
-            "write concern", f"acknowledged; the server's default cannot be read ({_reason(error)})"
+            "write concern",
+            f"acknowledged; the server's default cannot be read: {failures.reason(error)}",
         )
         return
     yield check_default_concern(defaults.get("defaultWriteConcern", {}), "the server's default")
@@ -319,18 +341,10 @@ async def _check_write_concern(database: clients.Database) -> AsyncIterator[Find
 
 def _unreachable(error: PyMongoError) -> Finding:
     if isinstance(error, OperationFailure):
-        return fail("server", _reason(error), "Check the user and the password in the URI")
+        return fail("server", failures.reason(error), "Check the user and the password in the URI")
     return fail(
         "server",
-        f"no answer within {SELECTION_SECONDS:.0f} s: {_reason(error)}",
+        f"no answer within {SELECTION_SECONDS:.0f} s: {failures.reason(error)}",
         "Is MongoDB running? Check host, port and firewall. To try the library without a server: "
         "converse-mongo demo",
     )
-
-
-def _reason(error: Exception) -> str:
-    """The driver's message, without its dump of the topology and of the reply."""
-    text = str(error)
-    for rest in (", full error:", ", Timeout:", " (configured timeouts:"):
-        text = text.partition(rest)[0]
-    return " ".join(text.split())

@@ -1,17 +1,29 @@
 """Signals: SIGTERM and SIGHUP end a command as Ctrl-C does, with everything cleaned up."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def end_at_once() -> None:
+    """Makes Ctrl-C end the process at once and in silence, while there is nothing to clean up.
+
+    A KeyboardInterrupt in an import prints a traceback, or becomes another error.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP interrupt the block as SIGINT does.
+    """Lets SIGINT interrupt the block with a KeyboardInterrupt, and SIGTERM and SIGHUP as it does.
 
     Raises:
-        SystemExit: One of them was received. The exit code is the one that shells show for it.
+        SystemExit: SIGTERM or SIGHUP was received. The exit code is what shells show for it.
     """
     received = 0
 
@@ -23,13 +35,13 @@ def terminable() -> Iterator[None]:
             handler = signal.default_int_handler
         handler(signal.SIGINT, frame)
 
-    numbers = [signal.SIGTERM]
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: interrupt}
     if hasattr(signal, "SIGHUP"):  # not on Windows
-        numbers.append(signal.SIGHUP)
+        handlers[signal.SIGHUP] = interrupt
     before = {
-        number: signal.signal(number, interrupt)
-        for number in numbers
-        if signal.getsignal(number) is not signal.SIG_IGN  # nohup
+        number: signal.signal(number, handler)
+        for number, handler in handlers.items()
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup, and "&" in a script
     }
     try:
         yield

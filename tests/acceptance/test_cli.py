@@ -3,14 +3,17 @@
 import asyncio
 import json
 import os
+import pty
+import re
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -31,7 +34,7 @@ Facade = Callable[..., Any]
 
 async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "converse_mongo.tools.cli", *arguments),
+        *(sys.executable, "-m", "converse_mongo", *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -122,7 +125,7 @@ async def test_tail__into_a_closed_pipe_ends_quietly(converse: Converse, server_
     await message.append_chunk("first")
     reading, writing = os.pipe()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "converse_mongo.tools.cli", "tail", str(message.id)),
+        *(sys.executable, "-m", "converse_mongo", "tail", str(message.id)),
         *server(converse, server_uri),
         stdout=writing,
         stderr=asyncio.subprocess.PIPE,
@@ -165,6 +168,46 @@ async def test_command__without_a_server_asks_for_one(command: str) -> None:
     assert "CONVERSE_URI" in errors
 
 
+EVIL = "\x1b]52;c;eA==\x07\x1b[2J\x9b31m\x7f\u202eback\r"
+STEERING = set("\x1b\x07\x9b\x7f\u202e\r")
+
+
+async def test_tail__does_not_let_a_text_steer_the_terminal(
+    converse: Converse, server_uri: str
+) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    await message.append_chunk(f"text\n{EVIL}")
+    await message.fail_streaming(EVIL)
+    to = server(converse, server_uri)
+    # Anything but a terminal gets what is stored.
+    code, output, errors = await run("tail", str(message.id), *to)
+    assert (code, output) == (1, f"text\n{EVIL}")
+    assert STEERING.isdisjoint(errors)
+
+    _, output, _ = await run("tail", str(message.id), *to, "--json")
+    assert STEERING.isdisjoint(output)
+    assert json.loads(output.splitlines()[0])["chunk"]["content"] == f"text\n{EVIL}"
+
+    ours, its = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "converse_mongo", "tail", str(message.id), *to),
+        stdout=its,
+        stderr=its,
+        env=ENVIRONMENT,
+    )
+    os.close(its)
+    shown = b""
+    with suppress(OSError):  # the terminal is gone with the process
+        while data := await asyncio.wait_for(asyncio.to_thread(os.read, ours, 4096), SECONDS):
+            shown += data
+    os.close(ours)
+    assert await process.wait() == 1
+    text = shown.decode().replace("\r\n", "\n")  # the terminal itself makes these
+    assert STEERING.isdisjoint(text)
+    assert text.startswith("text\n␛]52;c;eA==␇␛[2J\\x9b31m␡\\u202eback␍")
+
+
 # serve
 
 
@@ -174,7 +217,7 @@ async def test_serve__serves_the_chat_until_it_is_ended(
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         # Elsewhere, it is the installed package and what that has with it.
-        *(sys.executable, "-m", "converse_mongo.tools.cli", "serve", "--port", str(port)),
+        *(sys.executable, "-m", "converse_mongo", "serve", "--port", str(port)),
         *server(converse, server_uri),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -293,6 +336,71 @@ async def test_serve__ends_in_time_whatever_clients_and_mongodb_do(
             assert (await converse.get_message(answer["id"])).is_cancelled
 
 
+async def test_ctrl_c__during_the_imports_ends_in_silence() -> None:
+    process = await asyncio.create_subprocess_exec(
+        # It tells of each module that is imported.
+        *(sys.executable, "-X", "importtime", "-m", "converse_mongo", "serve", "--port", "0"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(SECONDS):
+        while b" beanie.odm" not in (line := await process.stderr.readline()):
+            assert line, "it ended"
+    process.send_signal(signal.SIGINT)
+    code, _, errors = await finish(process)
+    assert code == 130
+    assert [line for line in errors.splitlines() if not line.startswith("import time:")] == []
+
+
+async def test_ctrl_c__ends_the_chat_with_130_and_in_silence(
+    converse: Converse, server_uri: str
+) -> None:
+    async with serving(server_uri, converse.database_name) as (process, http):
+        begun = (await http.post("/api/conversations", json={})).json()["id"]
+        path = f"/api/conversations/{begun}/messages"
+        answer = (await http.post(path, json={"content": "/fail"})).json()["answer"]
+        assert process.stderr is not None
+        async with asyncio.timeout(SECONDS):
+            model, data, stop, failure = [
+                (await process.stderr.readline()).decode() for _ in "1234"
+            ]
+        process.send_signal(signal.SIGINT)
+        assert await finish(process) == (130, "", "")
+    assert model.startswith("Model: a built-in text")
+    assert data == f"Data: at {urlsplit(server_uri).netloc}\n"
+    assert "Ctrl-C" in stop
+    assert answer["id"] in failure
+
+
+async def test_server__runs_as_the_examples_expect_it() -> None:
+    process = await start("server", "--port", "0")
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(SECONDS):
+            shown = (await process.stdout.readline()).decode()
+        uri = shown.split()[-1]
+        assert re.fullmatch(r"mongodb://localhost:\d+/\?replicaSet=rs0", uri)
+        async with Converse(uri, "test_server") as converse:
+            assert converse.watch_mode == "change_stream"
+        port = str(urlsplit(uri).port)
+        assert await run("server", "--port", port) == (
+            2,
+            "",
+            f"converse-mongo: The port {port} of 127.0.0.1 cannot be used: "
+            "Address already in use.\n",
+        )
+        process.send_signal(signal.SIGINT)
+        code, output, errors = await finish(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert (code, errors) == (130, "")
+    assert "in memory" in output
+
+
 async def test_serve__refuses_other_names_on_the_loopback_interface(
     converse: Converse, server_uri: str
 ) -> None:
@@ -363,6 +471,8 @@ async def test_doctor__warns_that_a_standalone_is_polled(
 
 async def test_doctor__says_what_to_do_about_a_server_that_does_not_answer() -> None:
     code, output, _ = await run("doctor", "--uri", f"mongodb://127.0.0.1:{free_port()}/test")
-    assert code == 1
-    assert "fail  server" in output
+    assert code == 2
+    (line,) = [line for line in output.splitlines() if line.startswith("fail  server")]
+    assert "Connection refused" in line
+    assert "Topology" not in output
     assert "Is MongoDB running" in output

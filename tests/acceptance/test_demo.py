@@ -14,13 +14,13 @@ import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 
-DEMO = [sys.executable, "-m", "converse_mongo.tools.cli", "demo"]
+DEMO = [sys.executable, "-m", "converse_mongo", "demo"]
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "CONVERSE_URI"},
     "PYTHONUTF8": "1",
 }
 FAST = ("--tokens-per-second", "2000")
-SECONDS = 60
+SECONDS = 110
 TEXT = "Grüße, 世界! 🎉\r\n\n  two  spaces,\ttabs and a last line without an end"
 
 

@@ -75,10 +75,10 @@ async def test_reference__describes_every_field_and_index(converse: Converse) ->
             assert f"`{index.document['name']}`" in page
 
 
-@pytest.mark.parametrize("command", ["", "demo", "serve", "tail", "doctor"])
+@pytest.mark.parametrize("command", ["", "demo", "serve", "server", "tail", "doctor"])
 def test_reference__shows_the_help_of_the_command_line(command: str) -> None:
     shown = subprocess.run(
-        [sys.executable, "-m", "converse_mongo.tools.cli", *command.split(), "--help"],
+        [sys.executable, "-m", "converse_mongo", *command.split(), "--help"],
         env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1"},
         capture_output=True,
         text=True,

@@ -2,8 +2,15 @@
 
 import asyncio
 import importlib.util
+import io
+import re
 import signal
+import socket
+import subprocess
+import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,17 +18,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import IndexModel
 
+from converse_mongo.driver.installed import driver_name, install_command
 from converse_mongo.tools import cli
 from converse_mongo.tools.demo.recording import Recording, Seen, StoredMessage, Viewer
 from converse_mongo.tools.demo.texts import tokenise
 from converse_mongo.tools.doctor import (
+    Finding,
     Level,
     check_default_concern,
+    check_installation,
     check_oplog_window,
     check_topology,
     missing_indexes,
 )
 from converse_mongo.tools.signals import terminable
+from converse_mongo.tools.terminal import printable
 
 # Tokens
 
@@ -225,8 +236,140 @@ def test_demo__without_its_packages_says_what_to_install(
     without(package)
     assert cli.main(["demo"]) == 2
     errors = capsys.readouterr().err
-    assert "python -m pip install 'converse-mongo[demo]'" in errors
+    assert install_command("demo") in errors
     assert errors.count("\n") == 1
+
+
+def test_install_command__works_in_a_clone_and_names_the_installed_driver() -> None:
+    names = "motor,chat" if driver_name() == "motor" else "chat"
+    assert install_command("chat").startswith(f'python -m pip install ".[{names}]" ')
+
+
+def test_documentation__installs_in_a_way_that_works_from_a_clone() -> None:
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("converse_mongo/**/*.md")]
+    known = {*project["optional-dependencies"]}
+    for page in pages:
+        text = page.read_text("utf-8")
+        assert "converse-mongo[" not in text, page
+        for names in re.findall(r'pip install .*"\.\[(.*?)\]"', text):
+            assert {*names.split(",")} <= known, page
+    for name, requirements in project["optional-dependencies"].items():
+        # The driver is the user's own choice.
+        assert name == "motor" or not re.search("motor|beanie", " ".join(requirements))
+
+
+ABSENT = "mongodb://127.0.0.1:9/x"
+ID = "0123456789abcdef01234567"
+
+
+def test_command__without_arguments_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: converse-mongo")
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ("serve --uri nonsense", "must begin with mongodb://"),
+        ("serve --uri mongodb://", "This URI or an option is not valid"),
+        ("serve --uri mongodb://user:hunter2@/x@host", "percent-encoded"),
+        (f"serve --uri {ABSENT}", "MongoDB cannot be reached (127.0.0.1:9: "),
+        (f"demo --uri {ABSENT}", "MongoDB cannot be reached (127.0.0.1:9: "),
+        (f"tail {ID} --uri {ABSENT}", "MongoDB cannot be reached (127.0.0.1:9: "),
+        ("serve --port 99999", "must be a number from 0 to 65535"),
+        ("serve --port x", "must be a number from 0 to 65535"),
+        ("serve --host nowhere.invalid", "The port 8000 of nowhere.invalid cannot be used"),
+        ("serve --port BUSY", "cannot be used: Address already in use"),
+        ("serve --port 0 --data FILE", "cannot be used: Not a directory"),
+        ("serve --port 0 --data", "expected one argument"),
+        (f"serve --data FILE --uri {ABSENT}", "--data is for the embedded server"),
+        ("server --port BUSY", "cannot be used: Address already in use"),
+        ("server --data FILE/x", "cannot be used: Not a directory"),
+        ("demo --nonsense", "unrecognized arguments"),
+        ("nonsense", "invalid choice"),
+    ],
+)
+def test_command__with_bad_input_says_why_in_one_line(
+    command: str,
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("CONVERSE_URI", raising=False)
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = str(busy.getsockname()[1])
+        command = command.replace("BUSY", port).replace("FILE", str(tmp_path / "file"))
+        try:
+            code: object = cli.main(command.split())
+        except SystemExit as exited:  # of the parser
+            code = exited.code
+    shown = capsys.readouterr()
+    assert (code, shown.out) == (2, "")
+    assert complaint in shown.err
+    assert shown.err.startswith("converse-mongo: ")
+    assert shown.err.count("\n") == 1
+    assert "Topology" not in shown.err
+    assert "hunter2" not in shown.err
+
+
+def test_version__imports_no_odm() -> None:
+    code = "import sys; from converse_mongo.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code, "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith("converse-mongo ")
+    assert "converse_mongo.tools.cli" in done.stderr
+    assert not re.search(r"beanie|pymongo|pydantic|rich", done.stderr)
+
+
+# Terminals
+
+
+@given(st.text())
+def test_printable__leaves_nothing_that_steers_a_terminal(text: str) -> None:
+    steering = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+    assert not re.search(steering, printable(text))
+    if not re.search(steering, text):
+        assert printable(text) == text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_finding__is_wrapped_at_words_and_colored_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    finding = Finding(Level.WARN, "oplog", "word " * 20 + "\x1b[2J", "advice " * 20)
+    terminal, pipe = Terminal(), io.StringIO()
+    finding.write(terminal)
+    finding.write(pipe)
+    lines = terminal.getvalue().splitlines()
+    assert lines[0].startswith("\x1b[33mwarn\x1b[0m  oplog")
+    assert all(len(re.sub("\x1b\\[\\d+m", "", line)) <= 60 for line in lines)
+    assert set(" ".join(lines[1:]).split()) == {"word", "->", "advice", "␛[2J"}
+    assert pipe.getvalue().count("\n") == 2
+    assert "\x1b" not in pipe.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    finding.write(plain := Terminal())
+    assert "\x1b" not in plain.getvalue()
+
+
+def test_installation__that_the_readme_recommends_is_fine() -> None:
+    versions = {"beanie": "1.30.0", "motor": "3.7.1"}
+    assert {each.level for each in check_installation(versions)} == {Level.OK}
 
 
 @pytest.mark.parametrize("speed", ["0", "-1", "nan", "inf", "fast"])

@@ -113,7 +113,7 @@ class OpenAIModel:
 class Responder:
     """Stores the answers of a model.
 
-    A failure is logged with its traceback. The message stores a sentence for users, and the name of
+    A failure is logged. The message stores a sentence for users, and the name of
     the error in its metadata.
     """
 
@@ -146,7 +146,9 @@ class Responder:
         except WRITER_ERRORS:
             raise
         except Exception as error:
-            logger.exception("Message %s could not be answered", message.id)
+            # A failure that the chat knows of needs no traceback.
+            trace = not isinstance(error, AnswerError)
+            logger.error("Message %s could not be answered: %s", message.id, error, exc_info=trace)
             metadata["error_type"] = type(error).__name__
             raise AnswerError(sentence_for(error)) from None
         finally:

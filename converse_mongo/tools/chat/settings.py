@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
+from converse_mongo import ConfigurationError
+
 DATABASE = "converse_chat"
 MODEL = "gpt-4o-mini"
 LEASE = 30.0
@@ -52,8 +54,12 @@ class Settings:
             hosts: The names under which it is served, beside those in CHAT_HOSTS.
 
         Raises:
-            ValueError: CHAT_LEASE is not a number.
+            ConfigurationError: CHAT_LEASE is not a number.
         """
+        try:
+            lease = float(os.environ.get("CHAT_LEASE") or LEASE)
+        except ValueError as error:
+            raise ConfigurationError(f"CHAT_LEASE must be a number of seconds: {error}.") from error
         named = os.environ.get("CHAT_HOSTS", "").split(",")
         return cls(
             uri=uri,
@@ -61,6 +67,6 @@ class Settings:
             api_key=os.environ.get("OPENAI_API_KEY") or None,
             base_url=os.environ.get("OPENAI_BASE_URL") or None,
             model=os.environ.get("CHAT_MODEL") or MODEL,
-            lease=float(os.environ.get("CHAT_LEASE") or LEASE),
+            lease=lease,
             hosts=(*hosts, *filter(None, map(str.strip, named))),
         )

@@ -1,9 +1,11 @@
 """The programs of the child processes. They report in lines of JSON on standard output.
 
-``write DATABASE TOKENS_PER_SECOND`` starts a message, and then waits for its text on
-standard input, as an application waits for a model: viewers can attach before the first token.
-``view DATABASE MESSAGE_ID [AFTER]`` watches a message. The server is in ``CONVERSE_URI``: it may
-hold a password, and every user of a machine sees command lines.
+Each imports what it needs, and then reads its arguments as a line of JSON from standard input: a
+URI may hold a password, and every user of a machine sees command lines. They begin with it and the
+database. ``write`` also takes the tokens per second. It starts a message, and then waits for its
+text on standard input, as an application waits for a model: viewers can attach before the first
+token. At the end it reads the message back. ``view`` also takes the id of a message, and optionally
+a sequence to begin after, and watches it.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ from pymongo.errors import PyMongoError
 from converse_mongo.converse import Converse
 from converse_mongo.domain.errors import ConverseError
 from converse_mongo.domain.events import ChunkReceived
+from converse_mongo.driver import failures
 from converse_mongo.tools.demo.texts import tokenise
 from converse_mongo.tools.signals import terminable
 
@@ -27,7 +30,7 @@ def _tell(*report: Any) -> None:
     sys.stdout.flush()
 
 
-async def _write(converse: Converse, tokens_per_second: str) -> None:
+async def _write(converse: Converse, tokens_per_second: float) -> None:
     conversation = await converse.start_conversation(
         title="The demonstration", metadata={"provider": "demo"}, owner=("user", "demo")
     )
@@ -38,16 +41,19 @@ async def _write(converse: Converse, tokens_per_second: str) -> None:
         text = await asyncio.to_thread(sys.stdin.buffer.read)
         start = time.monotonic()
         for number, token in enumerate(tokenise(text.decode())):
-            due = start + number / float(tokens_per_second)
+            due = start + number / tokens_per_second
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             _tell("written", number, time.time())
             await writer.write(token)
         writer.metadata["finish_reason"] = "stop"
     _tell("finished")
+    stored = await converse.get_message(message.id)
+    chunks = [(chunk.sequence, chunk.content) async for chunk in stored.iter_chunks()]
+    _tell("stored", stored.status.value, stored.content, chunks)
 
 
-async def _view(converse: Converse, message_id: str, after: str | None = None) -> None:
-    async with converse.watch_message(message_id, int(after) if after else None) as events:
+async def _view(converse: Converse, message_id: str, after: int | None = None) -> None:
+    async with converse.watch_message(message_id, after) as events:
         _tell("watching", time.time(), converse.watch_mode.replace("_", " "))
         async for event in events:
             received_at = time.time()
@@ -57,10 +63,10 @@ async def _view(converse: Converse, message_id: str, after: str | None = None) -
                 _tell("ended", event.type)
 
 
-async def _run(program: str, database: str, *arguments: str) -> None:
+async def _run(program: str, uri: str, database: str, *arguments: Any) -> None:
     options = {"serverSelectionTimeoutMS": 5000}
     run = _write if program == "write" else _view
-    async with Converse(os.environ["CONVERSE_URI"], database, client_options=options) as converse:
+    async with Converse(uri, database, client_options=options) as converse:
         await run(converse, *arguments)
 
 
@@ -68,11 +74,12 @@ def main() -> None:
     """Runs a program as the whole of a child process."""
     try:
         with terminable():
-            asyncio.run(_run(*sys.argv[1:]))
+            if line := sys.stdin.buffer.readline():  # else the parent is gone
+                asyncio.run(_run(sys.argv[1], *json.loads(line)))
     except BrokenPipeError:  # the parent is gone
         os._exit(1)  # an orderly exit would flush what nobody reads
     except (ConverseError, PyMongoError) as error:
-        _tell("failed", str(error))
+        _tell("failed", failures.reason(error))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """The screen of a demonstration: a live picture in a terminal, plain lines elsewhere; a table."""
 
+import re
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markdown import Markdown
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
 from converse_mongo.tools.demo.recording import Recording
+from converse_mongo.tools.terminal import printable
 
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-"""Control characters as pictures of themselves: a text must not steer the terminal."""
+_FENCE = re.compile(r"^(?:```|~~~)", re.MULTILINE)
 
 
 class Screen:
@@ -28,7 +31,8 @@ class Screen:
 
     def note(self, line: str) -> None:
         """Shows what just happened."""
-        self._console.print(f"* {line}", style="dim", markup=False, soft_wrap=True)
+        wraps = not self._console.is_terminal  # a file has no width
+        self._console.print(f"* {line}", style="dim", markup=False, soft_wrap=wraps)
 
     def grow(self, content: str) -> None:
         """Shows more text; plain text is shown line by line."""
@@ -53,25 +57,47 @@ class Screen:
     def _picture(self) -> RenderableType:
         height = max(3, min(16, self._console.height - 12))  # beside notes and progress
         width = max(10, self._console.width - 4)
-        recent = self._text[-height * width :]  # what cannot be visible need not be wrapped
-        lines = Text(recent.translate(_VISIBLE)).wrap(self._console, width)[-height:]
-        panel = Panel(Text("\n").join(lines), title="as viewer 1 sees it", height=height + 2)
+        recent = _last_blocks(printable(self._text), height * width)
+        # Links as text: a terminal would open what a text names.
+        page = Markdown(recent, hyperlinks=False)
+        lines = self._console.render_lines(page, self._console.options.update(width=width))
+        shown = [
+            # Again: Markdown has escapes for characters.
+            Segment(printable(segment.text), segment.style)
+            for line in lines[-height:]
+            for segment in (*line, Segment.line())
+        ]
+        panel = Panel(Segments(shown), title="as viewer 1 sees it", height=height + 2)
         recording = self._recording
         state = "done" if recording.finished else "streaming"
         processes = [("writer", len(recording.sent_at), state)]
         processes += [(each.name, len(each.seen), each.state) for each in recording.viewers]
         rows = Table.grid(padding=(0, 2))
         for name, count, state in processes:
-            bar = ProgressBar(recording.total, count, width=max(10, width // 3))
+            bar = ProgressBar(recording.total, count, width=max(8, width // 3))
             style = {"done": "green", "killed": "red"}.get(state, "yellow")
             rows.add_row(name, bar, f"{count} / {recording.total}", Text(state, style))
         return Group(panel, rows)
 
 
+def _last_blocks(text: str, length: int) -> str:
+    """Returns the end of a Markdown text, from the begin of a block on, in about this length.
+
+    What cannot be visible need not be rendered twelve times a second.
+    """
+    if len(text) <= length:
+        return text
+    begin = text.rfind("\n\n", max(len(text) - 2 * length, 0), len(text) - length)
+    if begin < 0:  # one long block
+        return text[-length:]
+    opened = len(_FENCE.findall(text, 0, begin)) % 2
+    return ("```" if opened else "") + text[begin:]
+
+
 def print_verdict(console: Console, recording: Recording) -> None:
     """Prints a table of what each viewer received, and the differences, if there are any."""
     table = Table("", "how", title="What each viewer received", title_justify="left")
-    for heading in ("chunks", "text equal", "p50 ms", "p99 ms"):
+    for heading in ("chunks", "equal", "p50 ms", "p99 ms"):
         table.add_column(heading, justify="right")
     verdict = recording.verdict()
     equal = {name: Text("NO" if wrong else "yes") for name, wrong in verdict.items()}

@@ -1,0 +1,152 @@
+"""The public names, which the package has as its own once one of them is used."""
+
+from importlib.metadata import version
+
+from converse_mongo.converse import Converse
+from converse_mongo.documents.conversations import DOCUMENT_MODELS, Conversation
+from converse_mongo.documents.listings import History, MessageList
+from converse_mongo.documents.messages import Message
+from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.domain.chunks import ChunkLog, MessageChunk
+from converse_mongo.domain.errors import (
+    ChunksNotLoadedError,
+    ConfigurationError,
+    ConversationNotFoundError,
+    ConverseClosedError,
+    ConverseError,
+    GenerationConflictError,
+    InvalidContentError,
+    InvalidCursorError,
+    InvalidIdError,
+    InvalidInputError,
+    InvalidMetadataError,
+    MessageNotFoundError,
+    MessageNotStreamingError,
+    MessageTooLargeError,
+    NotFoundError,
+    ProtectedFieldError,
+    StoreUnavailableError,
+    StreamStoppedError,
+    TransactionAbortedError,
+    TransactionsUnavailableError,
+    WatchError,
+    WriterError,
+    WriterExistsError,
+    WriterFailedError,
+    WriterFencedError,
+)
+from converse_mongo.domain.events import (
+    ChunkReceived,
+    ConversationCreated,
+    ConversationDeleted,
+    ConversationEvent,
+    ConversationUpdated,
+    Event,
+    FinalEvent,
+    MessageCancelled,
+    MessageCompleted,
+    MessageCreated,
+    MessageEvent,
+    MessageFailed,
+    MessageUpdated,
+    OwnerEvent,
+)
+from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.metadata import MAX_METADATA_BYTES
+from converse_mongo.domain.owners import Owner
+from converse_mongo.domain.types import (
+    Granularity,
+    MessageRole,
+    MessageStatus,
+    Retention,
+    WatchMode,
+)
+from converse_mongo.domain.validation import (
+    MAX_APPEND_BYTES,
+    MAX_APPEND_CHUNKS,
+    MAX_CHUNK_BYTES,
+    MAX_CONTENT_BYTES,
+    MAX_REASON_BYTES,
+)
+from converse_mongo.store import Transaction
+from converse_mongo.watching.hub import WatchStatistics
+from converse_mongo.watching.owner_watcher import OwnerWatcher
+from converse_mongo.watching.watcher import Watcher
+from converse_mongo.writing.writer import MessageWriter, WriterStatistics
+
+__version__ = version("converse-mongo")
+
+HubStatistics = WatchStatistics
+"""The former name of :class:`WatchStatistics`."""
+
+__all__ = [
+    "DOCUMENT_MODELS",
+    "MAX_APPEND_BYTES",
+    "MAX_APPEND_CHUNKS",
+    "MAX_CHUNK_BYTES",
+    "MAX_CONTENT_BYTES",
+    "MAX_METADATA_BYTES",
+    "MAX_REASON_BYTES",
+    "ChunkLog",
+    "ChunkReceived",
+    "ChunksNotLoadedError",
+    "ConfigurationError",
+    "Conversation",
+    "ConversationCreated",
+    "ConversationDeleted",
+    "ConversationEvent",
+    "ConversationNotFoundError",
+    "ConversationUpdated",
+    "Converse",
+    "ConverseClosedError",
+    "ConverseError",
+    "Event",
+    "FinalEvent",
+    "GenerationConflictError",
+    "Granularity",
+    "History",
+    "HubStatistics",
+    "InvalidContentError",
+    "InvalidCursorError",
+    "InvalidIdError",
+    "InvalidInputError",
+    "InvalidMetadataError",
+    "Lease",
+    "Message",
+    "MessageCancelled",
+    "MessageChunk",
+    "MessageChunkPage",
+    "MessageCompleted",
+    "MessageCreated",
+    "MessageEvent",
+    "MessageFailed",
+    "MessageList",
+    "MessageNotFoundError",
+    "MessageNotStreamingError",
+    "MessageRole",
+    "MessageStatus",
+    "MessageTooLargeError",
+    "MessageUpdated",
+    "MessageWriter",
+    "NotFoundError",
+    "Owner",
+    "OwnerEvent",
+    "OwnerWatcher",
+    "ProtectedFieldError",
+    "Retention",
+    "StoreUnavailableError",
+    "StreamStoppedError",
+    "Transaction",
+    "TransactionAbortedError",
+    "TransactionsUnavailableError",
+    "WatchError",
+    "WatchMode",
+    "WatchStatistics",
+    "Watcher",
+    "WriterError",
+    "WriterExistsError",
+    "WriterFailedError",
+    "WriterFencedError",
+    "WriterStatistics",
+    "__version__",
+]
