@@ -27,6 +27,8 @@ async def run(setting: Setting) -> list[Figure]:
             database=database,
             change_streams=False,
             poll_interval=3600,
+            # With another, what is due is merged in the background.
+            retention="keep",
             client_options={"event_listeners": [traffic]},
         ) as converse,
     ):

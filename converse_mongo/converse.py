@@ -22,7 +22,14 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.events import ConversationEvent, Event, FinalEvent, MessageEvent
 from converse_mongo.domain.owners import Owner, check_owner
-from converse_mongo.domain.types import IdLike, MessageStatus, Metadata, Retention, WatchMode
+from converse_mongo.domain.types import (
+    DEFAULT_RETENTION,
+    IdLike,
+    MessageStatus,
+    Metadata,
+    Retention,
+    WatchMode,
+)
 from converse_mongo.domain.validation import (
     check_count,
     check_reason,
@@ -87,9 +94,10 @@ class Converse:
             time.
         idle_timeout: The same for a message that streams without a writer, from each append on, and
             at first from when it is read; ``None`` for never.
-        retention: The fate of the chunks of messages started here, after the end: ``"keep"``;
-            ``"compact"``, to merge them at once and keep the text; or a ``timedelta``, to merge
-            them later, which needs a process that sweeps.
+        retention: When the chunks of messages started here are merged to save space: a
+            ``timedelta`` after the end, by default a day; ``"compact"``, at the end; or ``"keep"``,
+            never. Text, sequences and metadata stay. What is due is merged in the background while
+            such messages are started.
         sweep_interval: Seconds between two sweeps in the background, each of which ends orphans and
             merges chunks that are due; ``None`` for no sweeps. One process that sweeps is enough,
             more do no harm.
@@ -115,7 +123,7 @@ class Converse:
         retry_timeout: float = 30.0,
         lease: float = 30.0,
         idle_timeout: float | None = 600.0,
-        retention: Retention = "keep",
+        retention: Retention = DEFAULT_RETENTION,
         sweep_interval: float | None = None,
         client_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -454,6 +462,9 @@ class Converse:
     async def compact_due(self) -> int:
         """Merges the chunks of all messages whose ``retention`` is over; returns their number.
 
+        This also happens in the background, every ten minutes at most, while messages are started
+        whose chunks are to be merged.
+
         Raises:
             StoreUnavailableError: MongoDB did not answer.
         """
@@ -657,9 +668,12 @@ class _Parts:
 
     async def aclose(self, timeout: float) -> None:  # noqa: ASYNC109 - writers then give up
         self._store.closing = True
-        if self.sweeping is not None:
-            self.sweeping.cancel()
-            await asyncio.wait({self.sweeping}, timeout=closing.CLOSE_SECONDS)
+        background = self.sweeping, self._store.recovery.tending
+        tasks = {task for task in background if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=closing.CLOSE_SECONDS)
         try:
             try:
                 await self._store.aclose(timeout)

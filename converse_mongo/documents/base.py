@@ -64,6 +64,7 @@ RESERVED = frozenset(
     {
         "answer_turn",
         "chunk_lengths",
+        "chunk_metadata",
         "compact_at",
         "compacted",
         "early_stops",

@@ -220,7 +220,8 @@ class Conversation(StoredDocument, Document):
 
         Raises the errors of :meth:`create_message`.
         """
-        kept = self.store().options.retention if retention is None else check_retention(retention)
+        store = self.store()
+        kept = store.options.retention if retention is None else check_retention(retention)
         message = self._make(
             role,
             metadata,
@@ -229,7 +230,10 @@ class Conversation(StoredDocument, Document):
             retention=kept,
             generation_id=generation_id,
         )
-        return await self._add(message)
+        message = await self._add(message)
+        if kept is not None:
+            store.recovery.tend()
+        return message
 
     async def _add(self, message: Message) -> Message:
         """Stores a new message, or finds the one with the same ``generation_id``."""

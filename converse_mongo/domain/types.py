@@ -16,6 +16,9 @@ IdLike: TypeAlias = str | ObjectId
 Retention: TypeAlias = Literal["keep", "compact"] | timedelta
 """The fate of the chunks of an ended message: kept, or merged, at once or later."""
 
+DEFAULT_RETENTION: Retention = timedelta(days=1)
+"""Viewers that come back within hours read few chunks; the years after that take little space."""
+
 Granularity: TypeAlias = Literal["flush", "token"]
 """A writer makes a chunk of all that it stores in one write, or of each token."""
 

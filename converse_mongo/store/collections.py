@@ -17,7 +17,8 @@ from converse_mongo.domain.errors import (
     MessageTooLargeError,
 )
 from converse_mongo.domain.metadata import is_addressable
-from converse_mongo.domain.types import MessageRole
+from converse_mongo.domain.types import DEFAULT_RETENTION, MessageRole
+from converse_mongo.domain.validation import check_retention
 from converse_mongo.driver import collections, retry
 from converse_mongo.driver.collections import Collection
 from converse_mongo.driver.failures import is_too_large
@@ -47,7 +48,7 @@ class Options:
     retry_timeout: float = 30.0
     lease: float = 30.0
     idle_timeout: float | None = 600.0
-    retention: float | None = None
+    retention: float | None = check_retention(DEFAULT_RETENTION)
 
 
 class WriteQueue:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import bson
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from converse_mongo.domain.errors import ConverseError, WatchError
@@ -150,8 +151,9 @@ class Pages:
     async def compact(self, state: MessageHeader) -> bool:
         """Merges the chunks of an ended message; returns whether they are gone.
 
-        The text and the lengths of its chunks stay, so that watchers resume as before. A text of
-        more than ``MAX_CONTENT_BYTES`` is too large for a document, so its chunks stay.
+        The text, and the lengths and metadata of its chunks, stay, so that watchers resume as
+        before. If text and metadata take more than ``MAX_CONTENT_BYTES``, they are too large for a
+        document, so the chunks stay.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds; it is done later.
@@ -164,9 +166,12 @@ class Pages:
             if [chunk["sequence"] for chunk in chunks] != list(range(state.next_sequence)):
                 return False  # just merged by another process, or modified outside the library
             end_id: Any = state.end_id
-            match, update = updates.compact(key, end_id, chunks)
-            messages, _ = await self._durable()
-            await collections.call(messages.update_one, match, update, what=what)
+            match, update = updates.compact(key, end_id, chunks, state.retention)
+            kept = {"metadata": update["$set"].get("chunk_metadata", ())}
+            possible = state.content_bytes + len(bson.encode(kept)) <= MAX_CONTENT_BYTES
+            if possible:
+                messages, _ = await self._durable()
+                await collections.call(messages.update_one, match, update, what=what)
         if possible and not await self._delete_merged(key, state):
             return False  # a failover rolled the end back, or may do so
         await collections.call(

@@ -46,7 +46,7 @@ SAVE = {"conversation_id": 1, "save_mark": 1, "revision": 1, "position": 1, "rol
 
 Collections: TypeAlias = tuple[Collection, Collection, Collection]
 
-_MERGED = {"content": 1, "chunk_lengths": 1, "completed_at": 1}
+_MERGED = {"content": 1, "chunk_lengths": 1, "chunk_metadata": 1, "completed_at": 1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import Context
 from typing import Any
 
 from bson import ObjectId
@@ -21,6 +22,8 @@ logger = logging.getLogger("converse_mongo")
 ROUNDS = 5
 """The most looks: two, and more if a call failed meanwhile."""
 MARGIN_SECONDS = 0.01
+TEND_SECONDS = 600.0
+"""The least time between two merges in the background, in seconds."""
 
 
 async def pause(seconds: float) -> None:
@@ -35,6 +38,8 @@ class Recovery:
         self._collections = collections
         self._leases = leases
         self._pages = pages
+        self._next_tending = 0.0
+        self.tending: asyncio.Task[None] | None = None
 
     async def recover_stale(self, *, complete_partial: bool = False) -> list[FinalEvent]:
         """Ends all messages whose lease has expired, and returns their final events.
@@ -76,6 +81,7 @@ class Recovery:
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
+        self._next_tending = asyncio.get_running_loop().time() + TEND_SECONDS
         compacted = 0
         async for state in self._each(self._collections.reader.to_compact, now()):
             try:
@@ -94,6 +100,27 @@ class Recovery:
                 yield state
             if after is None:
                 return
+
+    def tend(self) -> None:
+        """Merges the chunks that are due in the background, unless that was done a moment ago.
+
+        Who starts messages whose chunks are to be merged calls it, so that the database stays small
+        without a sweeper, and processes that only read write nothing.
+        """
+        store, running = self._collections, self.tending is not None and not self.tending.done()
+        moment = asyncio.get_running_loop().time()
+        if running or moment < self._next_tending or store.closing or store.session is not None:
+            return
+        self.tending = asyncio.create_task(
+            self._tend(), name="converse_mongo-tend", context=Context()
+        )
+
+    async def _tend(self) -> None:
+        try:
+            await self.compact_due()
+        except Exception:
+            # The next one does what this one did not.
+            logger.warning("Chunks that are due were not merged; it is tried again", exc_info=True)
 
     async def sweep(self, interval: float) -> None:
         """Does both every ``interval`` seconds until the store is closed."""

@@ -15,7 +15,7 @@ from bson import ObjectId
 from converse_mongo.domain.chunks import MessageChunk, StoredChunk, text_of
 from converse_mongo.domain.headers import pages_of
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.lengths import encode_lengths
+from converse_mongo.domain.lengths import encode_lengths, encode_metadata
 from converse_mongo.domain.metadata import is_addressable, storable
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES
@@ -23,6 +23,7 @@ from converse_mongo.domain.validation import MAX_LIVE_BYTES
 Document: TypeAlias = dict[str, Any]
 
 APPENDS_KEPT = 32
+APPENDS_KEPT_SECONDS = 3600.0
 EARLY_STOPS_KEPT = 32
 
 _HEARTBEAT: Document = {"lease.renewed_at": True}
@@ -356,33 +357,36 @@ def fill(
 
 
 def compact(
-    key: Mapping[str, Any], end_id: ObjectId, chunks: Sequence[StoredChunk]
+    key: Mapping[str, Any],
+    end_id: ObjectId,
+    chunks: Sequence[StoredChunk],
+    retention: float | None = None,
 ) -> tuple[Document, Document]:
-    """Replaces the chunks of an ended message by its text and their lengths.
+    """Replaces the chunks of an ended message by its text, their lengths and their metadata.
 
-    The ids of the last appends stay, for writers whose answer was lost: they ask within seconds. It
-    matches once, since the chunks that are read of a merged message do not have those ids.
+    The ids of the last appends stay, for writers whose answer was lost: they ask within seconds, so
+    after a ``retention`` of an hour nobody does. It matches once, since the chunks that are read of
+    a merged message do not have those ids.
     """
     appends = [
         {"append_id": chunk["append_id"], "sequence": chunk["sequence"]}
         for chunk in chunks
         if "append_id" in chunk
     ]
-    return (
-        {**key, "end_id": end_id, "compacted": {"$ne": True}},
-        {
-            "$set": {
-                "content": text_of(chunks),
-                "chunk_lengths": encode_lengths([chunk["content"] for chunk in chunks]),
-                "recent_appends": appends[-APPENDS_KEPT:],
-                "chunks": [],
-                "chunk_bytes": 0,
-                "page_start": len(chunks),
-                "compacted": True,
-                "metadata.chunks": len(chunks),
-            }
-        },
-    )
+    fields: Document = {
+        "content": text_of(chunks),
+        "chunk_lengths": encode_lengths([chunk["content"] for chunk in chunks]),
+        "chunks": [],
+        "chunk_bytes": 0,
+        "page_start": len(chunks),
+        "compacted": True,
+        "metadata.chunks": len(chunks),
+    }
+    if retention is None or retention < APPENDS_KEPT_SECONDS:
+        fields["recent_appends"] = appends[-APPENDS_KEPT:]
+    if runs := encode_metadata(chunks):
+        fields["chunk_metadata"] = runs
+    return {**key, "end_id": end_id, "compacted": {"$ne": True}}, {"$set": fields}
 
 
 def finish_compaction(key: Mapping[str, Any]) -> tuple[Document, Document]:

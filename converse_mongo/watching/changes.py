@@ -52,7 +52,7 @@ SHORTENED: list[dict[str, Any]] = [
         "$project": {
             f"{_UPDATED}.{name}": 0
             for name in (
-                *("content", "chunk_lengths", "recent_appends"),
+                *("content", "chunk_lengths", "chunk_metadata", "recent_appends"),
                 *("chunk_bytes", "content_bytes", "page_start", "compact_at", "compacted"),
             )
         }

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ TIMEOUT = 60.0
 
 FENCE = re.compile(r"^```(?P<language>[\w{}-]*)[^\n]*\n(?P<body>.*?)^```[ \t]*$", re.M | re.S)
 NAME = re.compile(r"# ([\w-]+\.py)\n")
-BEFORE_OUTPUT = re.compile(r"\s*(It prints:)?\s*")
+BEFORE_OUTPUT = re.compile(r"\s*(It prints(, for example)?:)?\s*")
 URI = re.compile(r"mongodb://localhost:27017/?(\?replicaSet=rs0)?(?=[\"'])")
 DATABASE = re.compile(r"""(database=f?["']|get_database\(["'])""")
 
@@ -75,6 +75,7 @@ class Runner:
     directory: Path
     uri: str
     prefix: str
+    extra: dict[str, str] = field(default_factory=dict)
 
     def write(self, block: Block) -> Path:
         code = URI.sub(lambda _: self.uri, block.code)
@@ -108,6 +109,7 @@ class Runner:
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
+            **self.extra,
             "CONVERSE_URI": self.uri,
             "PYTHONIOENCODING": "utf-8",
             "PYTHONPATH": str(ROOT),

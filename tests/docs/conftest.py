@@ -1,13 +1,34 @@
 """What runs the programs of the documentation, on the server of the tests."""
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import uvicorn
 from pymongo import MongoClient
 
-from tests.docs.blocks import Runner
+from tests.chat.fake_openai import KEY, Fake
+from tests.docs.blocks import TIMEOUT, Runner
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[dict[str, str]]:
+    """A server like OpenAI's, in a thread; the environment with which the SDK finds it."""
+    config = uvicorn.Config(Fake().app, host="127.0.0.1", port=0, log_config=None)
+    server = uvicorn.Server(config)
+    serving = threading.Thread(target=server.run, daemon=True)
+    serving.start()
+    until = time.monotonic() + TIMEOUT
+    while not server.started:
+        assert time.monotonic() < until, "the provider did not start"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1"}
+    server.should_exit = True
+    serving.join(TIMEOUT)
 
 
 @pytest.fixture

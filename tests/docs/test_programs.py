@@ -34,7 +34,11 @@ def test_docs__have_programs() -> None:
 
 
 @pytest.mark.parametrize("block", FOR_ALL, ids=str)
-def test_program__runs_as_printed(block: Block, runner: Runner) -> None:
+def test_program__runs_as_printed(
+    block: Block, runner: Runner, request: pytest.FixtureRequest
+) -> None:
+    if "openai" in block.code:
+        runner.extra = request.getfixturevalue("provider")
     arguments = []
     if feeder := FED_BY.get(block.name):
         arguments = runner.run(find_program(block.page, feeder)).splitlines()[:1]
