@@ -7,23 +7,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from converse_mongo.documents.views import Presentation
 from converse_mongo.domain.events import Event
-from converse_mongo.domain.jsonable import jsonable
-from converse_mongo.domain.surrogates import mend_all
 from converse_mongo.web.errors import InternalError
 from converse_mongo.web.models import EventView
 
 logger = logging.getLogger("converse_mongo")
 
-PRIVATE_ERROR = "The answer could not be completed."
-SAFE_ERRORS = frozenset({"interrupted"})
-"""Errors that the library itself stores, for an orphan."""
-
 _EVENTS: TypeAdapter[EventView] = TypeAdapter(EventView)
 
 
-@dataclass(frozen=True, slots=True)
-class Presenter:
+@dataclass(frozen=True)
+class Presenter(Presentation):
     """The context in which views are made.
 
     Attributes:
@@ -48,14 +43,14 @@ class Presenter:
             shown = self.show_metadata(metadata)
             if not isinstance(shown, Mapping):
                 raise TypeError(f"it returned an object of the type {type(shown).__name__}")
-            return mend_all(jsonable(shown))
+            return super().metadata(shown)
         except Exception as error:
             logger.exception("show_metadata failed")
             raise InternalError from error
 
     def error(self, error: str) -> str:
         """The error that users may see."""
-        return error if self.show_errors or error in SAFE_ERRORS else PRIVATE_ERROR
+        return error if self.show_errors else super().error(error)
 
     def reason(self, reason: str | None) -> str | None:
         """The reason of a stop that users may see."""

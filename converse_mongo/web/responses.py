@@ -101,6 +101,8 @@ class Json(Response):
             await asyncio.sleep(0)  # the server takes note of it
         else:
             await drain(receive, self.send_timeout)
+        if self.background is not None:  # of a dependency of FastAPI
+            await self.background()
 
     async def _messages(self) -> AsyncIterator[Message]:
         head = {"status": self.status_code, "headers": self.raw_headers}

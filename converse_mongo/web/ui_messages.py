@@ -27,7 +27,8 @@ from converse_mongo.web.responses import frame
 from converse_mongo.web.streams import log_cut
 
 STREAM_HEADERS = {"x-vercel-ai-ui-message-stream": "v1"}
-DONE = b"data: [DONE]\n\n"
+DONE_DATA = "[DONE]"
+DONE = f"data: {DONE_DATA}\n\n".encode()
 
 CUT_OFF = "The connection was ended by the server. Reload to go on."
 

@@ -82,7 +82,7 @@ async def everything(site: Site) -> str:
     found: list[Any] = []
     for model in (site.converse.conversation_model, site.converse.message_model):
         stored = await model.find_all().to_list()
-        found += [each.model_dump(mode="json") for each in stored]
+        found += [each.model_dump() for each in stored]
     return json.dumps(found, sort_keys=True, default=str)
 
 
