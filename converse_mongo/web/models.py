@@ -32,12 +32,14 @@ from converse_mongo.documents.views import (
     View,
 )
 from converse_mongo.domain.types import MessageRole, MessageStatus
-from converse_mongo.web.errors import TooLargeError
+from converse_mongo.web.errors import TOO_LONG, TooLargeError
 
 MAX_ID_BYTES = 200
 MAX_REASON_BYTES = 1000
 MAX_PAGE = 200
 MAX_CURSOR_LENGTH = 4096
+
+BLANK = "blank"
 
 
 # Requests
@@ -45,7 +47,7 @@ MAX_CURSOR_LENGTH = 4096
 
 def _not_blank(value: str) -> str:
     if not value.strip():
-        raise PydanticCustomError("blank", "Text must not be empty")
+        raise PydanticCustomError(BLANK, "Text must not be empty")
     return value
 
 
@@ -55,7 +57,8 @@ def _at_most(limit: int | None = None, name: str | None = None) -> AfterValidato
     def check(value: str, info: ValidationInfo) -> str:
         largest: Any = info.context if limit is None else limit
         if len(value.encode()) > largest:
-            raise TooLargeError(f"{name or info.field_name} is larger than {largest} bytes.")
+            detail = f"{name or info.field_name} is larger than {largest} bytes."
+            raise TooLargeError(TOO_LONG if limit is None else None, detail=detail)
         return value
 
     return AfterValidator(check)
@@ -170,10 +173,11 @@ class StoppedView(View):
 
 
 class ErrorView(View):
-    """An error: a code for programs, a sentence for people."""
+    """An error: a code for programs, a sentence for users, and a detail for developers."""
 
     code: str
     message: str
+    detail: str | None = None
 
 
 class ErrorBody(View):

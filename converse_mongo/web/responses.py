@@ -17,7 +17,13 @@ from converse_mongo.domain.errors import (
     StoreUnavailableError,
 )
 from converse_mongo.domain.surrogates import mend_all
-from converse_mongo.web.errors import BusyError, InternalError, RequestError, UnknownError
+from converse_mongo.web.errors import (
+    OUTDATED,
+    BusyError,
+    InternalError,
+    RequestError,
+    UnknownError,
+)
 from converse_mongo.web.models import ErrorBody, ErrorView
 
 logger = logging.getLogger("converse_mongo")
@@ -202,7 +208,8 @@ def error_response(error: Exception) -> Response:
     to try again later.
     """
     known = _of_request(error)
-    response = Json(ErrorBody(error=ErrorView(code=known.code, message=str(known))), known.status)
+    view = ErrorView(code=known.code, message=str(known), detail=known.detail)
+    response = Json(ErrorBody(error=view), known.status, omit_none=True)
     if known.retry_after is not None:
         response.headers["retry-after"] = str(known.retry_after)
     return response
@@ -215,7 +222,9 @@ def _of_request(error: Exception) -> RequestError:
         case NotFoundError() | InvalidIdError():
             return UnknownError()
         case InvalidCursorError():
-            return RequestError("after: The stream cannot go on from there. Load it anew.")
+            return RequestError(
+                OUTDATED, detail="after: The stream cannot go on from there. Load it anew."
+            )
         case StoreUnavailableError():
             logger.warning("A request was not answered: %s", error)
             return BusyError()

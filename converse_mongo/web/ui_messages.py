@@ -20,7 +20,7 @@ from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.context import WebContext
-from converse_mongo.web.errors import RequestError
+from converse_mongo.web.errors import EMPTY, RequestError
 from converse_mongo.web.models import UiMessage, UiPart
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.responses import frame
@@ -195,13 +195,13 @@ def question_of(messages: list[Any]) -> dict[str, Any]:
     """
     last = messages[-1] if messages else None
     if not isinstance(last, dict) or last.get("role") != "user":
-        raise RequestError(_NO_TEXT)
+        raise RequestError(EMPTY, detail=_NO_TEXT)
     parts, name = last.get("parts"), last.get("id")
     if not isinstance(parts, list):
-        raise RequestError(_NO_TEXT)
+        raise RequestError(EMPTY, detail=_NO_TEXT)
     content = "\n".join(text for text in map(_text_of, parts) if text)
     if not content.strip():
-        raise RequestError(_NO_TEXT)
+        raise RequestError(EMPTY, detail=_NO_TEXT)
     return {"content": content, "request_id": name if isinstance(name, str) and name else None}
 
 
