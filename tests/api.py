@@ -13,10 +13,16 @@ from pydantic import BaseModel
 import converse_mongo
 import converse_mongo.embedded
 import converse_mongo.web
+import converse_mongo.web.fastapi
 
 __all__ = ["describe"]
 
-MODULES = (converse_mongo, converse_mongo.web, converse_mongo.embedded)
+MODULES = (
+    converse_mongo,
+    converse_mongo.web,
+    converse_mongo.web.fastapi,
+    converse_mongo.embedded,
+)
 OURS = "converse_mongo."
 PREFIX = re.compile(r"\b(?:[a-z_]+\.)+(?=\w)")
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, cast
 
 import bson
 from beanie import Document, PydanticObjectId
@@ -16,15 +16,22 @@ from bson.errors import BSONError
 from pydantic import (
     BaseModel,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
     PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
+    model_serializer,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 from pymongo import IndexModel
 
 from converse_mongo.documents.tracking import ChangeTracker
+from converse_mongo.documents.views import View
 from converse_mongo.domain.errors import (
     ConfigurationError,
     ConversationNotFoundError,
@@ -102,6 +109,10 @@ class StoredDocument(_Base):
     """The store of the ``Converse`` that made this class."""
     _library_settings: ClassVar[Any] = None
     """The ``Settings`` of the library's own class."""
+    _view: ClassVar[type[View]]
+    """Its JSON."""
+    _library_fields: ClassVar[frozenset[str]] = frozenset()
+    """The fields of the library's own class."""
     _kind: ClassVar[str]
     """The document's name in error messages."""
     _missing_error: ClassVar[type[MessageNotFoundError] | type[ConversationNotFoundError]]
@@ -164,6 +175,8 @@ class StoredDocument(_Base):
             ConfigurationError: A field has a name that the library reserves.
         """
         super().__pydantic_init_subclass__(**kwargs)
+        if "_view" in cls.__dict__:
+            cls._library_fields = frozenset(cls.model_fields)
         names = {each for name in cls.model_fields for each in (name, cls._path(name))}
         if taken := names & RESERVED:
             raise ConfigurationError(
@@ -189,6 +202,64 @@ class StoredDocument(_Base):
             own.indexes = [*library.indexes, *added]
             encoders = getattr(library, "bson_encoders", {})
             own.bson_encoders = {**encoders, **getattr(own, "bson_encoders", {})}
+
+    # JSON
+
+    @classmethod
+    def _added_fields(cls) -> list[str]:
+        """Returns the names of the fields that the application has added in a subclass."""
+        return [name for name in cls.model_fields if name not in cls._library_fields]
+
+    @classmethod
+    def _hidden_fields(cls) -> list[str]:
+        """Returns the names of the fields that a subclass excludes."""
+        return [name for name, declared in cls.model_fields.items() if declared.exclude]
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _as_json(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Makes the JSON: the view, and the fields that the application has added."""
+        if self.id is None:  # it is not stored yet
+            return cast(dict[str, Any], handler(self))
+        asked: Any = {"include": info.include, "exclude": info.exclude}
+        found = self._view.model_validate(self).model_dump(
+            mode="json", exclude_none=info.exclude_none, **asked
+        )
+        if added := self._added_fields():
+            dumped = handler(self)
+            for name in added:
+                for key in (name, self._path(name)):
+                    if key in dumped:
+                        found[key] = dumped[key]
+        for name in self._hidden_fields():
+            found.pop(name, None)
+        return found
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Describes the JSON."""
+        if handler.mode != "serialization":
+            return handler(schema)
+        view = handler(cls._view.__pydantic_core_schema__)
+        added, hidden = cls._added_fields(), cls._hidden_fields()
+        if not added and not hidden:
+            return view
+        found = handler.resolve_ref_schema(view)
+        properties = {
+            **found["properties"],
+            **{cls._path(name): handler(_adapter(cls, name).core_schema) for name in added},
+        }
+        for name in hidden:
+            properties.pop(cls._path(name), None)
+        return {
+            **found,
+            "title": cls.__name__,
+            "properties": properties,
+            "required": list(properties),
+        }
 
     # Changes of this copy
 

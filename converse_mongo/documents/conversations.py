@@ -27,6 +27,7 @@ from converse_mongo.documents.listings import (
 )
 from converse_mongo.documents.messages import Message, generated_id, has_text, load_message
 from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.documents.views import ConversationView
 from converse_mongo.domain.chunks import UtcDatetime
 from converse_mongo.domain.errors import (
     ConversationNotFoundError,
@@ -111,6 +112,7 @@ class Conversation(StoredDocument, Document):
     message_model: ClassVar[type[Message]] = Message
 
     _kind = "conversation"
+    _view = ConversationView
     _missing_error = ConversationNotFoundError
     _untracked = frozenset({"revision_id", "updated_at"})
     _mappings = frozenset({"metadata", "context"})

@@ -16,6 +16,7 @@ from pymongo import IndexModel
 
 from converse_mongo.documents.base import GIVEN_ONCE, JsonableDict, Protected, StoredDocument
 from converse_mongo.documents.own_writes import OwnWrites
+from converse_mongo.documents.views import MessageView
 from converse_mongo.domain.chunks import NO_METADATA, ChunkLog, MessageChunk, Piece, UtcDatetime
 from converse_mongo.domain.errors import (
     InvalidInputError,
@@ -143,6 +144,7 @@ class Message(StoredDocument, Document):
 
     _untracked = frozenset({"revision_id", "chunks", "updated_at", "lease"})
     _kind = "message"
+    _view = MessageView
     _missing_error = MessageNotFoundError
 
     conversation_model: ClassVar[type[Document]]

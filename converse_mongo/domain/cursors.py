@@ -10,6 +10,8 @@ from converse_mongo.domain.errors import InvalidCursorError
 
 NOW = "now"
 """As ``after`` of ``watch_conversation``: start behind everything stored."""
+ENDED = "end"
+"""In the place of a sequence of a message: its end was received as well."""
 
 _COUNT = r"(?:0|[1-9][0-9]{0,17})"
 _FORM = re.compile(rf"([0-9a-f]{{24}})\.({_COUNT})((?:\.{_COUNT}-{_COUNT})*)")
@@ -91,3 +93,10 @@ class ConversationCursor:
         """Returns the cursor behind the end of an open message."""
         still_open = {key: value for key, value in self.open.items() if key != position}
         return ConversationCursor(self.conversation_id, self.end, still_open)
+
+
+def message_cursor(message_id: object, chunk_count: int, *, ended: bool) -> str | None:
+    """The cursor behind the first ``chunk_count`` chunks of a message; ``None`` for its start."""
+    if ended:
+        return f"{message_id}.{ENDED}"
+    return f"{message_id}.{chunk_count - 1}" if chunk_count else None

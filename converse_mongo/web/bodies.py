@@ -144,7 +144,7 @@ async def read_slices(request: Request, *, limit: int, seconds: float) -> AsyncI
         SlowBodyError: It was not received in time.
         BusyError: The server is stopping.
     """
-    too_large = TooLargeError(f"The body is larger than {limit} bytes.")
+    too_large = TooLargeError(detail=f"The body is larger than {limit} bytes.")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > limit:
         raise too_large

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import Range, read_headers
+from converse_mongo.documents.views import replaced_id
 from converse_mongo.domain.cursors import NOW
 from converse_mongo.domain.events import MessageCreated
 from converse_mongo.domain.headers import MessageHeader
@@ -20,14 +21,16 @@ from converse_mongo.domain.types import MessageRole
 from converse_mongo.domain.validation import now
 from converse_mongo.web.chat_turns import ChatTurns
 from converse_mongo.web.context import WebContext
+from converse_mongo.web.conversations import stop_answers
 from converse_mongo.web.errors import UnknownError
 from converse_mongo.web.models import (
     ChatBody,
     ChatPageQuery,
+    ChatStopsBody,
     ChatStreamQuery,
+    StoppedView,
     UiMessage,
     UiPart,
-    replaced_id,
 )
 from converse_mongo.web.operations import Operations
 from converse_mongo.web.pages import replaced_behind
@@ -35,6 +38,7 @@ from converse_mongo.web.prompts import without_replaced
 from converse_mongo.web.responses import NO_STORE, Json, in_turns
 from converse_mongo.web.streams import EventStream, Grant, grant_of
 from converse_mongo.web.ui_messages import (
+    DONE_DATA,
     STREAM_HEADERS,
     first_chunk,
     ui_frames,
@@ -59,12 +63,22 @@ MAX_ANSWERS = 32
 
 _MAX_DIGITS = 16
 _RUN = re.compile(r"run_([0-9a-f]{24})_([0-9a-f]{24})")
+_STREAM_HEADERS = {
+    **dict.fromkeys(STREAM_HEADERS, "The version of the protocol"),
+    RUN_ID: "The run id of the answer, by which it can be resumed",
+}
 _TALK = frozenset({MessageRole.USER, MessageRole.ASSISTANT})
 
 table = Operations()
 
 
-@table("GET", ONE, list[UiMessage], ChatPageQuery)
+@table(
+    *("GET", ONE, list[UiMessage], ChatPageQuery),
+    headers={
+        BEFORE: "The `before` of the page before this one; without it there is none",
+        RESUME: "The `resume` of the stream of what the newest page lacks",
+    },
+)
 async def get_chat(context: WebContext, request: Request) -> Response:
     """Reads a page of messages, by default the newest.
 
@@ -127,7 +141,12 @@ def _cookie(conversation: Conversation) -> str:
     return f"converse-resume-{conversation.id}"
 
 
-@table("POST", "/chat", UiPart, ChatBody, streams=True)
+@table(
+    *("POST", "/chat", UiPart, ChatBody),
+    streams=True,
+    last_data=DONE_DATA,
+    headers=_STREAM_HEADERS,
+)
 async def chat(context: WebContext, request: Request) -> Response:
     """Adds a user message, or starts another answer, and streams the answer.
 
@@ -148,6 +167,9 @@ async def chat(context: WebContext, request: Request) -> Response:
     *("GET", f"{ONE}/stream", UiPart, ChatStreamQuery),
     streams=True,
     may_be_over=True,
+    last_data=DONE_DATA,
+    patterns={"conversation": f"^([0-9a-f]{{24}}|{_RUN.pattern})$"},
+    headers={**_STREAM_HEADERS, TAIL: "The index of the last part, if `startIndex` was given"},
 )
 async def resume_chat(context: WebContext, request: Request) -> Response:
     """Streams the answer that a page lacks, from its start. Without one the status is 204.
@@ -187,6 +209,13 @@ async def resume_chat(context: WebContext, request: Request) -> Response:
         since=first,
         headers=headers,
     )
+
+
+@table("POST", f"{ONE}/stop", StoppedView, ChatStopsBody)
+async def stop_chat(context: WebContext, request: Request) -> dict[str, Any]:
+    """Stops answers that are being written: all of a chat, or that to the message ``messageId``."""
+    stopped: dict[str, Any] = await stop_answers(context, request)
+    return stopped
 
 
 async def _lacking(

@@ -12,6 +12,7 @@ from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.errors import (
+    OUTDATED,
     ConflictError,
     NotAnsweredError,
     UnknownError,
@@ -20,7 +21,6 @@ from converse_mongo.web.models import ChatBody, QuestionBody
 from converse_mongo.web.turns import OTHER_TEXT
 from converse_mongo.web.ui_messages import question_of
 
-OUTDATED = "This page is not up to date. Reload it."
 UNCHANGEABLE = "A message that was sent cannot be changed: send another one."
 NOT_LAST = "Only the last answer can be regenerated."
 

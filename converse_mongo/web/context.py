@@ -22,11 +22,11 @@ from converse_mongo.web.bodies import (
     kept_keys,
     read_slices,
 )
-from converse_mongo.web.errors import InternalError, RequestError, TooLargeError
+from converse_mongo.web.errors import EMPTY, InternalError, RequestError, TooLargeError
 from converse_mongo.web.frames import Frames
 from converse_mongo.web.json_reader import ObjectReader
 from converse_mongo.web.limits import Limits, Slots
-from converse_mongo.web.models import ChatBody, ChatId
+from converse_mongo.web.models import BLANK, ChatBody, ChatId
 from converse_mongo.web.open_streams import StreamOptions, Streams
 from converse_mongo.web.pages import read_page
 from converse_mongo.web.presenter import Presenter
@@ -209,6 +209,8 @@ class WebContext:
 def _explained(error: ValidationError) -> RequestError:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     if first["type"] == "json_invalid":
-        return RequestError("The body is not valid JSON.")
+        return RequestError(detail="The body is not valid JSON.")
     name = ".".join(map(str, first["loc"])) or "body"
-    return RequestError(f"{name}: {first['msg']}.")
+    detail = f"{name}: {first['msg']}."
+    is_empty = (first["type"], name) == (BLANK, "content")
+    return RequestError(EMPTY if is_empty else None, detail=detail)

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
+from converse_mongo.documents.views import ConversationView, MessageView
 from converse_mongo.domain.errors import NotFoundError
 from converse_mongo.domain.events import (
     ConversationDeleted,
@@ -40,7 +41,7 @@ logger = logging.getLogger("converse_mongo")
 # Reading
 
 
-@table("GET", ONE, models.ConversationView)
+@table("GET", ONE, ConversationView)
 async def get_conversation(context: WebContext, request: Request) -> Conversation:
     """Reads a conversation."""
     return await context.conversation(request)
@@ -53,13 +54,13 @@ async def get_history(context: WebContext, request: Request) -> Response:
     conversation = await context.conversation(request)
     page = await context.history(conversation, query.limit, query.before)
     shown = [
-        models.MessageView.model_validate(message, context=context.presenter)
+        MessageView.model_validate(message, context=context.presenter)
         async for message in in_turns(page.messages)
     ]
     return Json({"messages": shown, "before": page.before, "cursor": page.cursor})
 
 
-@table("GET", MESSAGE, models.MessageView)
+@table("GET", MESSAGE, MessageView)
 async def get_message(context: WebContext, request: Request) -> Message:
     """Reads a message."""
     return await context.message(request, await context.conversation(request))
@@ -240,7 +241,6 @@ async def stop_answer(context: WebContext, request: Request) -> dict[str, Any]:
 
 
 @table("POST", f"{ONE}/stop", models.StoppedView, models.StopsBody)
-@table("POST", "/chat/{conversation}/stop", models.StoppedView, models.StopsBody)
 async def stop_answers(context: WebContext, request: Request) -> dict[str, Any]:
     """Stops answers that are being written: all of a conversation, or that to one question."""
     conversation = await context.conversation(request)

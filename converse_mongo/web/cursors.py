@@ -8,23 +8,13 @@ import re
 
 from bson import ObjectId
 
-from converse_mongo.domain.cursors import NOW
+from converse_mongo.domain.cursors import ENDED, NOW, message_cursor
 from converse_mongo.domain.errors import InvalidCursorError
 from converse_mongo.domain.events import ChunkReceived, Event, FinalEvent
 from converse_mongo.web.errors import UnknownError
 
-ENDED = "end"
-"""In the place of a sequence: the end was received as well."""
-
 _MESSAGE_CURSOR = re.compile(r"([0-9a-f]{24})\.([0-9]{1,18}|end)")
 _CONVERSATION_CURSOR = re.compile(r"([0-9a-f]{24})\..*", re.DOTALL)
-
-
-def message_cursor(message_id: object, chunk_count: int, *, ended: bool) -> str | None:
-    """The cursor behind the first ``chunk_count`` chunks of a message; ``None`` for its start."""
-    if ended:
-        return f"{message_id}.{ENDED}"
-    return f"{message_id}.{chunk_count - 1}" if chunk_count else None
 
 
 def event_cursor(event: Event) -> str | None:

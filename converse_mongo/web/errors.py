@@ -1,8 +1,16 @@
-"""Errors of requests: a status code, a code for programs, and a sentence for people."""
+"""Errors of requests: a status code, a code for programs, a sentence for users, and a detail.
+
+The sentence is shown to the user of a chat. The detail is for the developer whose program sent the
+request: it names fields, bytes and headers.
+"""
 
 from typing import ClassVar
 
 from converse_mongo.domain.errors import ConverseError
+
+EMPTY = "The message is empty."
+TOO_LONG = "The message is too long."
+OUTDATED = "This page is not up to date. Reload it."
 
 
 class RequestError(ConverseError):
@@ -12,6 +20,13 @@ class RequestError(ConverseError):
     code: ClassVar[str] = "invalid_request"
     retry_after: ClassVar[int | None] = None
     """Seconds after which the client may try again."""
+    detail: str | None = None
+    """What is wrong, for a developer."""
+
+    def __init__(self, message: str | None = None, *, detail: str | None = None) -> None:
+        super().__init__(message)
+        if detail is not None:
+            self.detail = detail
 
 
 class UnknownError(RequestError):
@@ -47,10 +62,11 @@ class TooLargeError(RequestError):
 
 
 class MediaTypeError(RequestError):
-    """Send JSON with the content type application/json."""
+    """The request is invalid."""
 
     status = 415
     code = "unsupported_media_type"
+    detail = "Send JSON with the content type application/json."
 
 
 class LimitError(RequestError):

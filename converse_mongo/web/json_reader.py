@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 from pydantic_core import from_json
 
-from converse_mongo.web.errors import RequestError, TooLargeError
+from converse_mongo.web.errors import TOO_LONG, RequestError, TooLargeError
 
 MAX_DEPTH = 128
 MAX_ATOM = 1024
@@ -112,13 +112,13 @@ class ObjectReader:
         """
         self.feed(b"\n", final=True)
         if self._open or self._rest:
-            raise RequestError(_INVALID)
+            raise RequestError(detail=_INVALID)
         kept = b",".join(b'"%b":%b' % (key.encode(), raw) for key, raw in self._members.items())
         values = 0
         for found in _COUNTED.finditer(kept):
             values += found[0][0] != _QUOTE
             if values > MAX_VALUES:
-                raise TooLargeError(f"The body has more than {MAX_VALUES} values.")
+                raise TooLargeError(detail=f"The body has more than {MAX_VALUES} values.")
         return b"{%b}" % kept
 
     def feed(self, data: bytes, *, final: bool = False) -> None:
@@ -131,7 +131,7 @@ class ObjectReader:
         try:
             self._utf8.decode(data, final)
         except UnicodeDecodeError as error:
-            raise RequestError("The body is not valid UTF-8.") from error
+            raise RequestError(detail="The body is not valid UTF-8.") from error
         data = self._rest + data
         at = self._from = 0
         while at < len(data) and (then := self._read(data, at)) >= 0:
@@ -155,7 +155,7 @@ class ObjectReader:
             return self._leave(data, at)
         if not self._open and begin != _OBJECT:
             is_value = begin in b'["-0123456789tfn'
-            raise RequestError("body: Input should be an object." if is_value else _INVALID)
+            raise RequestError(detail="body: Input should be an object." if is_value else _INVALID)
         if begin in b'"[{':
             is_list = self._begin(begin, at) if self._open else True
             pattern = _A_STRING if is_deep else _A_VALUE
@@ -169,7 +169,7 @@ class ObjectReader:
         if end == len(data) and end - at <= MAX_ATOM:
             return -1
         if end - at > MAX_ATOM or _A_SCALAR.fullmatch(data, at, end) is None:
-            raise RequestError(_INVALID)
+            raise RequestError(detail=_INVALID)
         self._begin(begin, at)
         return self._finish(data, end)
 
@@ -185,7 +185,7 @@ class ObjectReader:
         if is_first and data[at] == _OBJECT_END:
             return self._leave(data, at)
         if data[at] != _QUOTE:
-            raise RequestError(_INVALID)
+            raise RequestError(detail=_INVALID)
         found = _A_STRING.match(data, at)
         if found is None:
             if is_member and len(data) - at <= MAX_KEY:
@@ -197,7 +197,7 @@ class ObjectReader:
         if is_member:
             self._key = _text(found[0])
             if self._key in self._members:
-                raise RequestError(f"{self._key}: It was sent twice.")
+                raise RequestError(detail=f"{self._key}: It was sent twice.")
         self._read = self._read_colon
         return found.end()
 
@@ -206,7 +206,7 @@ class ObjectReader:
         if at == len(data):
             return at
         if data[at] != _COLON:
-            raise RequestError(_INVALID)
+            raise RequestError(detail=_INVALID)
         self._read, self._is_first = self._read_value, False
         return at + 1
 
@@ -220,7 +220,7 @@ class ObjectReader:
             self._read = self._read_colon
             return end + 1
         if not _PART_OF_ESCAPE.fullmatch(data, end):
-            raise RequestError(_INVALID)
+            raise RequestError(detail=_INVALID)
         return end if end > at else -1
 
     def _read_comma(self, data: bytes, at: int) -> int:
@@ -238,7 +238,7 @@ class ObjectReader:
     def _read_end(self, data: bytes, at: int) -> int:
         at = _end(_SPACES, data, at)
         if at < len(data):
-            raise RequestError(_INVALID)
+            raise RequestError(detail=_INVALID)
         return at
 
     # Values
@@ -255,7 +255,7 @@ class ObjectReader:
 
     def _enter(self, begin: int, at: int) -> int:
         if len(self._open) >= MAX_DEPTH:
-            raise RequestError("The body is nested too deeply.")
+            raise RequestError(detail="The body is nested too deeply.")
         self._open.append(begin)
         self._is_first = True
         self._read = self._read_value if begin == _ARRAY else self._read_key
@@ -263,7 +263,7 @@ class ObjectReader:
 
     def _leave(self, data: bytes, at: int) -> int:
         if data[at] != (_ARRAY_END if self._open[-1] == _ARRAY else _OBJECT_END):
-            raise RequestError(_INVALID)
+            raise RequestError(detail=_INVALID)
         self._open.pop()
         if self._in_list and len(self._open) == 1:
             self._end_list(at + 1)
@@ -271,7 +271,9 @@ class ObjectReader:
 
     def _end_list(self, at: int) -> None:
         if self._is_large:
-            raise TooLargeError(f"The last message is larger than {self._limit} bytes.")
+            raise TooLargeError(
+                TOO_LONG, detail=f"The last message is larger than {self._limit} bytes."
+            )
         self._kept, self._from = bytearray(b"[" + self._last + b"]"), at
         self._in_list = False
 
@@ -295,7 +297,7 @@ class ObjectReader:
         self._from = at
         if sum(map(len, self._members.values())) + len(self._kept) > self._limit:
             if not self._in_list:
-                raise TooLargeError(f"The body is larger than {self._limit} bytes.")
+                raise TooLargeError(detail=f"The body is larger than {self._limit} bytes.")
             self._kept, self._is_large = None, True  # unless it is not the last one
 
 

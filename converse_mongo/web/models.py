@@ -1,35 +1,45 @@
 """The models of the wire: bodies, queries, responses and events, for validation and OpenAPI.
 
 Views are read from the attributes of stored documents and of events. Their validation context is a
-:class:`converse_mongo.web.presenter.Presenter`, which says what users may see.
+:class:`converse_mongo.web.presenter.Presenter`, which says what users may see. The views of the
+documents themselves are in :mod:`converse_mongo.documents.views`.
 """
 
-from collections.abc import Callable
-from datetime import datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
     WithJsonSchema,
-    computed_field,
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from converse_mongo.documents.views import (
+    ChunkMetadata,
+    Count,
+    Error,
+    Id,
+    MessageView,
+    Metadata,
+    Reason,
+    Replaces,
+    Time,
+    View,
+)
 from converse_mongo.domain.types import MessageRole, MessageStatus
-from converse_mongo.web.cursors import message_cursor
-from converse_mongo.web.errors import TooLargeError
+from converse_mongo.web.errors import TOO_LONG, TooLargeError
 
 MAX_ID_BYTES = 200
 MAX_REASON_BYTES = 1000
 MAX_PAGE = 200
 MAX_CURSOR_LENGTH = 4096
+
+BLANK = "blank"
 
 
 # Requests
@@ -37,7 +47,7 @@ MAX_CURSOR_LENGTH = 4096
 
 def _not_blank(value: str) -> str:
     if not value.strip():
-        raise PydanticCustomError("blank", "Text must not be empty")
+        raise PydanticCustomError(BLANK, "Text must not be empty")
     return value
 
 
@@ -47,7 +57,8 @@ def _at_most(limit: int | None = None, name: str | None = None) -> AfterValidato
     def check(value: str, info: ValidationInfo) -> str:
         largest: Any = info.context if limit is None else limit
         if len(value.encode()) > largest:
-            raise TooLargeError(f"{name or info.field_name} is larger than {largest} bytes.")
+            detail = f"{name or info.field_name} is larger than {largest} bytes."
+            raise TooLargeError(TOO_LONG if limit is None else None, detail=detail)
         return value
 
     return AfterValidator(check)
@@ -82,6 +93,14 @@ class StopsBody(StopBody):
 
     request_id: Annotated[
         _RequestId | None, Field(validation_alias=AliasChoices("request_id", "messageId"))
+    ] = None
+
+
+class ChatStopsBody(StopsBody):
+    """A request to stop answers: all, or that to the message that a page names by its id."""
+
+    request_id: Annotated[
+        _RequestId | None, Field(validation_alias=AliasChoices("messageId", "request_id"))
     ] = None
 
 
@@ -120,80 +139,7 @@ class OwnerQuery(BaseModel):
 # Responses and events
 
 
-def replaced_id(metadata: Any) -> str | None:
-    """The id of the answer that the message with this metadata replaces."""
-    found = metadata.get("replaces")
-    return found if isinstance(found, str) else None
-
-
-def _by_presenter(method: Callable[[Any, Any], Any]) -> BeforeValidator:
-    return BeforeValidator(lambda value, info: method(info.context, value))
-
-
-_OBJECT = WithJsonSchema({"type": "object"})
-_Count: TypeAlias = Annotated[int, Field(ge=0)]
-_Id: TypeAlias = Annotated[
-    str, BeforeValidator(str), WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]{24}$"})
-]
-_Time: TypeAlias = Annotated[
-    str,
-    BeforeValidator(datetime.isoformat),
-    WithJsonSchema({"type": "string", "format": "date-time"}),
-]
-_Metadata: TypeAlias = Annotated[
-    Any, _by_presenter(lambda presenter, value: presenter.metadata(value)), _OBJECT
-]
-_ChunkMetadata: TypeAlias = Annotated[
-    Any, _by_presenter(lambda presenter, value: presenter.metadata(value) if value else {}), _OBJECT
-]
-_Error: TypeAlias = Annotated[str, _by_presenter(lambda presenter, value: presenter.error(value))]
-_Reason: TypeAlias = Annotated[
-    str | None, _by_presenter(lambda presenter, value: presenter.reason(value))
-]
-_Replaces: TypeAlias = Annotated[
-    str | None, BeforeValidator(replaced_id), Field(validation_alias="metadata")
-]
-
-
-class _View(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
-
-class ConversationView(_View):
-    """A conversation, without its context, which is for the model."""
-
-    id: _Id
-    title: str | None
-    metadata: _Metadata
-    created_at: _Time
-    updated_at: _Time
-
-
-class MessageView(_View):
-    """A message with its text so far. ``cursor`` is where its stream continues."""
-
-    id: _Id
-    conversation_id: _Id
-    position: _Count
-    role: MessageRole
-    status: MessageStatus
-    content: str
-    chunk_count: Annotated[_Count, Field(validation_alias="next_sequence")]
-    metadata: _Metadata
-    replaces: _Replaces
-    error: _Error | None
-    stop_reason: _Reason
-    created_at: _Time
-    completed_at: _Time | None
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def cursor(self) -> str | None:
-        """The cursor to pass to the stream of the message; ``None`` for its start."""
-        return message_cursor(self.id, self.chunk_count, ended=self.status.is_final)
-
-
-class PageView(_View):
+class PageView(View):
     """A page of history. Only the newest has a cursor, where the stream continues."""
 
     messages: list[MessageView]
@@ -201,7 +147,7 @@ class PageView(_View):
     cursor: str | None
 
 
-class RetryView(_View):
+class RetryView(View):
     """The new answer, if this process generates one."""
 
     answer: MessageView | None
@@ -213,59 +159,60 @@ class QuestionView(RetryView):
     message: MessageView
 
 
-class StatusView(_View):
+class StatusView(View):
     """The status of a message after a stop was requested."""
 
-    id: _Id
+    id: Id
     status: MessageStatus
 
 
-class StoppedView(_View):
+class StoppedView(View):
     """The answers that were asked to stop."""
 
     stopped: list[StatusView]
 
 
-class ErrorView(_View):
-    """An error: a code for programs, a sentence for people."""
+class ErrorView(View):
+    """An error: a code for programs, a sentence for users, and a detail for developers."""
 
     code: str
     message: str
+    detail: str | None = None
 
 
-class ErrorBody(_View):
+class ErrorBody(View):
     """The body of a response that reports an error."""
 
     error: ErrorView
 
 
-class _OfConversation(_View):
-    conversation_id: _Id
+class _OfConversation(View):
+    conversation_id: Id
 
 
 class _OfMessage(_OfConversation):
-    message_id: _Id
+    message_id: Id
     role: MessageRole
 
 
-class _Chunk(_View):
-    sequence: _Count
+class _Chunk(View):
+    sequence: Count
     content: str
-    created_at: _Time
-    metadata: _ChunkMetadata
+    created_at: Time
+    metadata: ChunkMetadata
 
 
 class _ConversationCreated(_OfConversation):
     type: Literal["conversation.created"]
     title: str | None
-    metadata: _Metadata
-    created_at: _Time
+    metadata: Metadata
+    created_at: Time
 
 
 class _ConversationUpdated(_OfConversation):
     type: Literal["conversation.updated"]
     title: str | None
-    metadata: _Metadata
+    metadata: Metadata
     revision: int
 
 
@@ -275,12 +222,12 @@ class _ConversationDeleted(_OfConversation):
 
 class _MessageCreated(_OfMessage):
     type: Literal["message.created"]
-    position: _Count
+    position: Count
     streaming: bool
     content: str
-    metadata: _Metadata
-    replaces: _Replaces
-    created_at: _Time
+    metadata: Metadata
+    replaces: Replaces
+    created_at: Time
 
 
 class _ChunkReceived(_OfMessage):
@@ -294,9 +241,9 @@ class _MessageUpdated(_OfMessage):
 
 
 class _MessageEnded(_OfMessage):
-    chunk_count: _Count
-    metadata: _Metadata
-    completed_at: _Time
+    chunk_count: Count
+    metadata: Metadata
+    completed_at: Time
 
 
 class _MessageCompleted(_MessageEnded):
@@ -305,15 +252,15 @@ class _MessageCompleted(_MessageEnded):
 
 class _MessageFailed(_MessageEnded):
     type: Literal["message.failed"]
-    error: _Error
+    error: Error
 
 
 class _MessageCancelled(_MessageEnded):
     type: Literal["message.cancelled"]
-    reason: _Reason
+    reason: Reason
 
 
-class StreamOpened(_View):
+class StreamOpened(View):
     """The first event of the stream of an owner: from here on nothing is missed."""
 
     type: Literal["stream.opened"] = "stream.opened"

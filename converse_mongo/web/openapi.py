@@ -1,6 +1,5 @@
 """The OpenAPI description of the routes, to be merged into that of an application."""
 
-import inspect
 import re
 from typing import Any, Literal
 
@@ -10,7 +9,10 @@ from converse_mongo.web import chat, conversations
 from converse_mongo.web.models import ErrorBody
 from converse_mongo.web.operations import Operation
 
+NOTHING_LEFT = "Nothing is left to stream"
+
 _NAMES = re.compile(r"{(\w+)}")
+_ID = "^[0-9a-f]{24}$"
 
 
 def openapi_paths(prefix: str = "", *, owner: bool = False) -> dict[str, Any]:
@@ -35,44 +37,53 @@ def all_operations(*, owner: bool) -> list[Operation]:
 
 
 def _described(operation: Operation) -> dict[str, Any]:
-    summary, *_ = (inspect.getdoc(operation.endpoint) or "").partition(".")
-    errors = {
-        "400": "Invalid",
-        "404": "Not found",
-        "500": "Failed",
-        "503": "Unavailable: try again",
-    }
-    if operation.method == "POST":
-        errors |= {"408": "Not received in time", "409": "Not possible now"}
-        errors |= {"413": "Too large", "415": "Not JSON", "501": "Answers are not available here"}
-    if operation.method == "POST" or operation.streams:
-        errors["429"] = "Too much is in progress: try again"
+    summary, description = operation.summary
     error = _json(_schema(ErrorBody, "serialization"))
     responses: dict[str, Any] = {
-        status: {"description": description, **error} for status, description in errors.items()
+        str(status): {"description": meaning, **error}
+        for status, meaning in operation.errors.items()
     }
-    answer = _schema(operation.answer, "serialization")
-    responses[str(operation.status)] = {
-        "description": summary,
-        **(_events(answer) if operation.streams else _json(answer)),
-    }
+    responses[str(operation.status)] = {"description": summary, **answer_content(operation)}
     if operation.may_be_over:
-        responses["204"] = {"description": "Nothing is left to stream"}
-    found = {
+        responses["204"] = {"description": NOTHING_LEFT}
+    return {
         "summary": summary,
+        **({"description": description} if description else {}),
         "tags": ["conversations"],
-        "parameters": _parameters(operation),
         "responses": responses,
+        **request_of(operation),
     }
+
+
+def request_of(operation: Operation) -> dict[str, Any]:
+    """The parameters and the body of an operation."""
+    found: dict[str, Any] = {"parameters": _parameters(operation)}
     if operation.method == "POST":
-        found["requestBody"] = _json(_schema(operation.accepts, "validation"))
+        body = _json(_schema(operation.accepts, "validation"))
+        found["requestBody"] = {**body, "required": True}
+    return found
+
+
+def answer_content(operation: Operation) -> dict[str, Any]:
+    """The content of a response that is not an error, and its headers."""
+    answer = _schema(operation.answer, "serialization")
+    found = _events(answer, operation.last_data) if operation.streams else _json(answer)
+    if operation.headers:
+        found["headers"] = {
+            name: {"description": meaning, "schema": {"type": "string"}}
+            for name, meaning in operation.headers.items()
+        }
     return found
 
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
-    name = {"type": "string", "pattern": "^[0-9a-f]{24}$"}
     found: list[dict[str, Any]] = [
-        {"name": each, "in": "path", "required": True, "schema": name}
+        {
+            "name": each,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "pattern": operation.patterns.get(each, _ID)},
+        }
         for each in _NAMES.findall(operation.path)
     ]
     if operation.method == "GET" and operation.accepts is not None:
@@ -87,11 +98,14 @@ def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"content": {"application/json": {"schema": schema}}}
 
 
-def _events(data: dict[str, Any]) -> dict[str, Any]:
+def _events(data: dict[str, Any], last_data: str | None) -> dict[str, Any]:
     """A stream of events, whose data JSON Schema can describe, and OpenAPI 3.1 cannot."""
+    description = "Server-sent events; the data of each is JSON."
+    if last_data is not None:
+        description += f" The data of the last one is {last_data}, which is not JSON."
     schema = {
         "type": "string",
-        "description": "Server-sent events; the data of each is JSON.",
+        "description": description,
         "contentMediaType": "application/json",
         "contentSchema": data,
     }
@@ -110,7 +124,11 @@ def _schema(model: Any, mode: Literal["validation", "serialization"]) -> dict[st
             return value
         if "$ref" in value:
             return inlined(definitions[value["$ref"]])
-        return {key: inlined(each) for key, each in value.items() if key != "discriminator"}
+        return {
+            key: inlined(each)
+            for key, each in value.items()
+            if key != "discriminator" and (key, each) != ("default", None)
+        }
 
     found: dict[str, Any] = inlined(schema)
     return found

@@ -1,7 +1,8 @@
 """Operations: endpoints with their paths and models, from which routes and OpenAPI are made."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
@@ -23,6 +24,9 @@ class Operation:
         status: The status of a response that is not an error.
         streams: Whether the response is a stream of server-sent events.
         may_be_over: Whether there may be nothing left to stream.
+        last_data: The data of the last event of a stream, if that is not JSON.
+        patterns: The patterns of names in the path that are not ids.
+        headers: The headers of the response that clients may read, and what they mean.
     """
 
     endpoint: Endpoint
@@ -33,6 +37,33 @@ class Operation:
     status: int = 200
     streams: bool = False
     may_be_over: bool = False
+    last_data: str | None = None
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its name among the operations."""
+        return self.endpoint.__name__
+
+    @property
+    def summary(self) -> tuple[str, str]:
+        """A line that describes it, and what else is to be said, in Markdown."""
+        first, _, rest = (inspect.getdoc(self.endpoint) or "").partition("\n\n")
+        summary, _, more = " ".join(first.split()).partition(".")
+        parts = [more.strip(), *(" ".join(each.split()) for each in rest.split("\n\n"))]
+        return summary, "\n\n".join(each for each in parts if each).replace("``", "`")
+
+    @property
+    def errors(self) -> dict[int, str]:
+        """The statuses of its errors, and what they mean."""
+        found = {400: "Invalid", 404: "Not found", 500: "Failed", 503: "Unavailable: try again"}
+        if self.method == "POST":
+            found |= {408: "Not received in time", 409: "Not possible now"}
+            found |= {413: "Too large", 415: "Not JSON", 501: "Answers are not available here"}
+        if self.method == "POST" or self.streams:
+            found[429] = "Too much is in progress: try again"
+        return found
 
 
 class Operations(list[Operation]):

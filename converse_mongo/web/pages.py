@@ -6,9 +6,9 @@ from typing import cast
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import History, Range, listed_bytes, read_headers
 from converse_mongo.documents.messages import Message
+from converse_mongo.documents.views import replaced_id
 from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.types import MessageRole
-from converse_mongo.web.models import replaced_id
 
 MAX_READS = 8
 """The most reads for a page. A page that would take more has fewer messages."""

@@ -7,25 +7,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from converse_mongo.documents.views import Presentation, as_json
 from converse_mongo.domain.events import Event
-from converse_mongo.domain.jsonable import jsonable
-from converse_mongo.domain.surrogates import mend_all
 from converse_mongo.web.errors import InternalError
 from converse_mongo.web.models import EventView
 
 logger = logging.getLogger("converse_mongo")
 
-PRIVATE_ERROR = "The answer could not be completed."
-INTERNAL = frozenset({"error_type", "unstored"})
-"""Keys of metadata that name classes of the application."""
-SAFE_ERRORS = frozenset({"interrupted"})
-"""Errors that the library itself stores, for an orphan."""
-
 _EVENTS: TypeAdapter[EventView] = TypeAdapter(EventView)
 
 
-@dataclass(frozen=True, slots=True)
-class Presenter:
+@dataclass(frozen=True)
+class Presenter(Presentation):
     """The context in which views are made.
 
     Attributes:
@@ -55,24 +48,21 @@ class Presenter:
             InternalError: ``show_metadata`` failed, and no stream has begun.
         """
         try:
-            shown = (self.show_metadata or self._all)(metadata)
+            if self.show_metadata is None:
+                return as_json(metadata) if self.show_errors else super().metadata(metadata)
+            shown = self.show_metadata(metadata)
             if not isinstance(shown, Mapping):
                 raise TypeError(f"it returned an object of the type {type(shown).__name__}")
-            return mend_all(jsonable(shown))
+            return as_json(shown)
         except Exception as error:
             logger.exception("show_metadata failed")
             if self.in_stream:
                 return {}
             raise InternalError from error
 
-    def _all(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self.show_errors:
-            return metadata
-        return {key: value for key, value in metadata.items() if key not in INTERNAL}
-
     def error(self, error: str) -> str:
         """The error that users may see."""
-        return error if self.show_errors or error in SAFE_ERRORS else PRIVATE_ERROR
+        return error if self.show_errors else super().error(error)
 
     def reason(self, reason: str | None) -> str | None:
         """The reason of a stop that users may see."""

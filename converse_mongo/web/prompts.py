@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterable
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
+from converse_mongo.documents.views import replaced_id
 from converse_mongo.domain.errors import InvalidInputError
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import check_count
-from converse_mongo.web.models import replaced_id
 
 PROMPT_ROLES = (MessageRole.SYSTEM, MessageRole.USER, MessageRole.ASSISTANT)
 

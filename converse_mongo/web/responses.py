@@ -18,7 +18,13 @@ from converse_mongo.domain.errors import (
     StoreUnavailableError,
 )
 from converse_mongo.domain.surrogates import mend_all
-from converse_mongo.web.errors import BusyError, InternalError, RequestError, UnknownError
+from converse_mongo.web.errors import (
+    OUTDATED,
+    BusyError,
+    InternalError,
+    RequestError,
+    UnknownError,
+)
 from converse_mongo.web.models import ErrorBody, ErrorView
 
 logger = logging.getLogger("converse_mongo")
@@ -105,6 +111,8 @@ class Json(Response):
             await asyncio.sleep(0)  # the server takes note of it
         else:
             await drain(receive, self.send_timeout)
+        if self.background is not None:  # of a dependency of FastAPI
+            await self.background()
 
     async def _messages(self) -> AsyncIterator[Message]:
         head = {"status": self.status_code, "headers": self.raw_headers}
@@ -214,7 +222,8 @@ def error_response(error: Exception) -> Response:
     to try again later.
     """
     known = _of_request(error)
-    response = Json(ErrorBody(error=ErrorView(code=known.code, message=str(known))), known.status)
+    view = ErrorView(code=known.code, message=str(known), detail=known.detail)
+    response = Json(ErrorBody(error=view), known.status, omit_none=True)
     if known.retry_after is not None:
         response.headers["retry-after"] = str(known.retry_after)
     return response
@@ -228,7 +237,7 @@ def _of_request(error: Exception) -> RequestError:
             return UnknownError()
         case InvalidCursorError():
             return RequestError(
-                "after: The stream cannot continue from there. Load the conversation again."
+                OUTDATED, detail="after: The stream cannot continue from there. Start without it."
             )
         case StoreUnavailableError():
             logger.warning("A request was not answered: %s", error)

@@ -139,7 +139,7 @@ def routes(
     )
     return [
         *(_route(context, each) for each in all_operations(owner=owner is not None)),
-        WebSocketRoute(f"{ONE}/socket", Socket(context)),
+        WebSocketRoute(f"{ONE}/socket", Socket(context), name="socket"),
     ]
 
 
@@ -181,4 +181,4 @@ def _route(context: WebContext, operation: Operation) -> Route:
             response.send_timeout = context.streams.send_timeout
         return response
 
-    return Route(operation.path, endpoint, methods=[operation.method])
+    return Route(operation.path, endpoint, methods=[operation.method], name=operation.name)

@@ -374,6 +374,8 @@ class EventStream(Response):
             await error_response(error)(scope, receive, send)
         finally:
             await self._frames.aclose()
+        if self.background is not None:  # of a dependency of FastAPI
+            await self.background()
 
 
 @contextmanager

@@ -20,14 +20,15 @@ from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.context import WebContext
-from converse_mongo.web.errors import RequestError
+from converse_mongo.web.errors import EMPTY, RequestError
 from converse_mongo.web.models import UiMessage, UiPart
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.responses import frame
 from converse_mongo.web.streams import log_cut
 
 STREAM_HEADERS = {"x-vercel-ai-ui-message-stream": "v1"}
-DONE = b"data: [DONE]\n\n"
+DONE_DATA = "[DONE]"
+DONE = f"data: {DONE_DATA}\n\n".encode()
 
 CUT_OFF = "The connection was ended by the server. Reload the page to continue."
 
@@ -203,13 +204,13 @@ def question_of(messages: list[Any]) -> dict[str, Any]:
     """
     last = messages[-1] if messages else None
     if not isinstance(last, dict) or last.get("role") != "user":
-        raise RequestError(_NO_TEXT)
+        raise RequestError(EMPTY, detail=_NO_TEXT)
     parts, name = last.get("parts"), last.get("id")
     if not isinstance(parts, list):
-        raise RequestError(_NO_TEXT)
+        raise RequestError(EMPTY, detail=_NO_TEXT)
     content = "\n".join(text for text in map(_text_of, parts) if text)
     if not content.strip():
-        raise RequestError(_NO_TEXT)
+        raise RequestError(EMPTY, detail=_NO_TEXT)
     return {"content": content, "request_id": name if isinstance(name, str) and name else None}
 
 

@@ -1,4 +1,4 @@
-"""The page on FastAPI is true: its service runs as printed, under uvicorn."""
+"""The pages on FastAPI and on browsers are true: pasted in order, they are a service and a page."""
 
 import asyncio
 import subprocess
@@ -7,49 +7,89 @@ from pathlib import Path
 
 import httpx
 
-from converse_mongo import Converse
 from converse_mongo.embedded import free_port
-from tests.docs.blocks import DOCS, Runner, find_program
-from tests.web.conftest import read_events
+from examples.fastapi_chat import create_app
+from tests.docs.blocks import Runner
+from tests.docs.service import CHAT_SERVICE, PAGE, paste_service
+from tests.web.conftest import read_events, serving
 
 
-async def test_service__of_the_page_answers(runner: Runner, tmp_path: Path) -> None:
-    runner.write(find_program(DOCS / "howto" / "fastapi.md", "chat_service.py"))
+async def test_pages__pasted_in_order_are_a_service(runner: Runner, tmp_path: Path) -> None:
+    paste_service(runner)
     port = free_port()
     service = await asyncio.to_thread(
         subprocess.Popen,
         [
-            *(sys.executable, "-m", "uvicorn", "chat_service:app", "--host", "127.0.0.1"),
-            *("--port", str(port), "--log-level", "warning"),
+            *(sys.executable, "-m", "uvicorn", f"{CHAT_SERVICE.removesuffix('.py')}:app"),
+            *("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"),
         ],
         cwd=tmp_path,
         env=runner.environment,
     )
+    address = f"http://127.0.0.1:{port}"
     try:
         async with (
             asyncio.timeout(60),
-            Converse(runner.uri, database=f"{runner.prefix}chat") as converse,
-            httpx.AsyncClient(headers={"authorization": "ada"}, timeout=30) as http,
+            httpx.AsyncClient(base_url=address, timeout=30) as http,
+            httpx.AsyncClient(base_url=address, timeout=30) as eve,
         ):
-            conversation = await converse.start_conversation(owner=("user", "ada"))
-            base = f"http://127.0.0.1:{port}/api/conversations/{conversation.id}"
             while True:
                 try:
-                    assert (await http.get(base)).status_code == 200
+                    assert (await http.get("/conversations")).status_code == 401
                     break
                 except httpx.ConnectError:
                     await asyncio.sleep(0.05)
-            await http.post(f"{base}/messages", json={"content": "Hello"})
+            await http.post("/login", json={"name": "ada"})
+            await eve.post("/login", json={"name": "eve"})
+            begun = (await http.post("/conversations")).json()
+            assert (await http.get("/conversations")).json() == [begun]
+            assert (await eve.get("/conversations")).json() == []
+            path = f"/conversations/{begun['id']}"
+            for prefix in ("/api", "/mounted", "/revocable", "/all"):
+                assert (await http.get(prefix + path)).json() == begun
+                assert (await eve.get(prefix + path)).status_code == 404
+            await http.post(f"/api{path}/messages", json={"content": "Hello"})
             text = ""
-            async with http.stream("GET", f"{base}/events") as stream:
+            async with http.stream("GET", f"/api{path}/events") as stream:
                 async for sent in read_events(stream):
                     if sent.event == "chunk.received":
                         text += sent.data["chunk"]["content"]
                     if sent.event == "message.completed":
                         break
             assert text == "You said: Hello"
-            stranger = await http.get(base, headers={"authorization": "eve"})
-            assert stranger.status_code == 404
+            async with http.stream("GET", "/all/events") as stream:
+                assert (await anext(read_events(stream))).event == "stream.opened"
+            async with http.stream("GET", f"/revocable{path}/events") as stream:
+                assert (await http.post("/logout")).status_code == 204
+                async for _ in read_events(stream):
+                    pass  # it ends
+            assert (await http.get(f"/api{path}")).status_code == 401
+            assert (await http.get("/")).text == PAGE
+            assert (await http.get("/client/index.js")).status_code == 200
+            paths = (await http.get("/openapi.json")).json()["paths"]
+            assert "/api/conversations/{conversation}/messages" in paths
     finally:
         service.terminate()
         assert await asyncio.to_thread(service.wait, 30) in (0, -15)
+
+
+async def test_example__serves_a_page_and_what_it_asks_for(runner: Runner) -> None:
+    app = create_app(runner.uri)
+    async with (
+        asyncio.timeout(60),
+        serving(app) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http,
+    ):
+        assert "/client/index.js" in (await http.get("/")).text
+        assert (await http.get("/api/conversations")).status_code == 401
+        assert (await http.post("/api/login", json={"name": "ada"})).status_code == 204
+        begun = (await http.post("/api/conversations", json={"title": "Hello"})).json()
+        assert begun["title"] == "Hello"
+        assert begun in (await http.get("/api/conversations")).json()
+        path = f"/api/conversations/{begun['id']}"
+        answer = (await http.post(f"{path}/messages", json={"content": "Hi"})).json()["answer"]
+        async with http.stream("GET", f"{path}/messages/{answer['id']}/events") as stream:
+            events = [each async for each in read_events(stream)]
+        assert events[-1].event == "message.completed"
+        text = "".join(each.data["chunk"]["content"] for each in events[:-1])
+        assert text == "You said: Hi "

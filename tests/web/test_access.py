@@ -83,7 +83,7 @@ async def everything(site: Site) -> str:
     found: list[Any] = []
     for model in (site.converse.conversation_model, site.converse.message_model):
         stored = await model.find_all().to_list()
-        found += [each.model_dump(mode="json") for each in stored]
+        found += [each.model_dump() for each in stored]
     return json.dumps(found, sort_keys=True, default=str)
 
 
@@ -144,7 +144,7 @@ async def test_cursor__that_is_none_is_explained(site: Site, cursor: str) -> Non
         answer = await site.http.get(path, params={"after": cursor})
         assert answer.status_code in (400, 404)
         if answer.status_code == 400:
-            assert "after" in answer.json()["error"]["message"]
+            assert "after" in answer.json()["error"]["detail"]
 
 
 @pytest.mark.parametrize("number", [1, 2**31 - 1, 2**31, 10**18 - 1])
@@ -161,7 +161,7 @@ async def test_cursor__that_was_made_up_is_a_400(
     ):
         answer = await site.http.get(path, params={"after": cursor})
         assert answer.status_code == 400
-        assert answer.json()["error"]["message"].startswith("after: ")
+        assert answer.json()["error"]["detail"].startswith("after: ")
     assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
 
 
@@ -210,7 +210,7 @@ async def test_body__without_an_end_is_read_up_to_the_limit(make_site: MakeSite)
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("body", "detail"),
     [
         ("{}", "content: Field required."),
         ("[]", "body: Input should be an object."),
@@ -220,11 +220,13 @@ async def test_body__without_an_end_is_read_up_to_the_limit(make_site: MakeSite)
         ('{"content": "x", "request_id": []}', "request_id: Input should be a valid string."),
     ],
 )
-async def test_body__that_is_invalid_is_explained(site: Site, body: str, message: str) -> None:
+async def test_body__that_is_invalid_is_explained(site: Site, body: str, detail: str) -> None:
     conversation = await site.conversation()
     path, json_sent = f"/conversations/{conversation.id}/messages", "application/json"
     answer = await site.http.post(path, content=body, headers={"content-type": json_sent})
-    assert answer.json() == {"error": {"code": "invalid_request", "message": message}}
+    message = "The message is empty." if "empty" in detail else "The request is invalid."
+    error = {"code": "invalid_request", "message": message, "detail": detail}
+    assert answer.json() == {"error": error}
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ async def test_query__of_the_history_is_checked(site: Site, query: str) -> None:
     conversation = await site.conversation()
     answer = await site.http.get(f"/conversations/{conversation.id}/messages?{query}")
     assert answer.status_code == 400
-    assert query.partition("=")[0] in answer.json()["error"]["message"]
+    assert query.partition("=")[0] in answer.json()["error"]["detail"]
 
 
 # Functions of the application

@@ -130,7 +130,8 @@ async def test_chat__takes_a_long_history_and_a_short_message(make_site: MakeSit
     for last, word in ((question("y" * 90_000), "last message"), (question("y" * 101), "100")):
         answer = await site.http.post("/chat", json={**body, "messages": [*history, last]})
         assert answer.status_code == 413
-        assert word in answer.json()["error"]["message"]
+        assert answer.json()["error"]["message"] == "The message is too long."
+        assert word in answer.json()["error"]["detail"]
 
 
 @pytest.mark.parametrize("announced", [False, True])

@@ -14,6 +14,7 @@ from tests.web.conftest import MakeSite, Site, owner, read_all, read_events
 from tests.web.helpers import say, wait_for_end
 
 NAMED = re.compile(r"{(\w+)}")
+JSON = "application/json"
 
 
 @pytest.mark.parametrize("owner", [False, True])
@@ -100,3 +101,37 @@ async def test_answers__fit_their_description(site: Site, absent: bool) -> None:
             assert (response.status_code == 404) == absent
             schema = described[str(response.status_code)]["content"]["application/json"]["schema"]
             jsonschema.validate(response.json(), schema)
+
+
+async def test_streams_of_the_ai_sdk__fit_their_description(site: Site) -> None:
+    paths = openapi_paths()
+    conversation = await site.conversation()
+    asked = {"id": "q", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}
+    body = {"id": str(conversation.id), "messages": [asked]}
+    site.model.say("Hi", None)
+    async with site.http.stream("POST", "/chat", json=body) as stream:
+        sent, headers = await read_all(stream), stream.headers
+    run = headers["x-workflow-run-id"]
+    resume = "/chat/{conversation}/stream"
+    async with site.http.stream("GET", f"/chat/{run}/stream", params={"startIndex": 0}) as stream:
+        again, tail = await read_all(stream), stream.headers
+    for path, method, parts, told in (
+        ("/chat", "post", sent, headers),
+        (resume, "get", again, tail),
+    ):
+        described = paths[path][method]["responses"]["200"]
+        schema = described["content"]["text/event-stream"]["schema"]
+        assert len(parts) > 3
+        for part in parts[:-1]:
+            jsonschema.validate(part.data, schema["contentSchema"])
+        assert parts[-1].data == "[DONE]"
+        assert "The data of the last one is [DONE], which is not JSON." in schema["description"]
+        assert set(described["headers"]) <= set(told)
+    jsonschema.validate(body, paths["/chat"]["post"]["requestBody"]["content"][JSON]["schema"])
+    [named] = [each for each in paths[resume]["get"]["parameters"] if each["in"] == "path"]
+    for name in (run, str(conversation.id)):
+        jsonschema.validate(name, named["schema"])
+    page = paths["/chat/{conversation}"]["get"]["responses"]["200"]["headers"]
+    assert set(page) == {"x-converse-before", "x-converse-resume"}
+    stop = paths["/chat/{conversation}/stop"]["post"]["requestBody"]["content"][JSON]["schema"]
+    assert set(stop["properties"]) == {"messageId", "reason"}

@@ -97,8 +97,8 @@ class Guard:
         if changes and connection.scope["type"] == "http":
             media_type = connection.headers.get("content-type", "").partition(";")[0].strip()
             if media_type.lower() != "application/json":
-                message = "Send JSON with the content type application/json."
-                raise Refusal(415, "unsupported_media_type", message)
+                wanted = "Send JSON with the content type application/json."
+                raise Refusal(415, "unsupported_media_type", explained=wanted)
 
 
 class Body:
@@ -129,7 +129,7 @@ class Body:
             Refusal: It is too large, or there must be none.
         """
         if not (self._complete or self._allowed):
-            raise Refusal(400, "invalid_request", "This request cannot have a body.")
+            raise Refusal(400, "invalid_request", explained="This request cannot have a body.")
         if self._announced > self._bounds.size:
             raise self._too_large()
 

@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed"}
+INVALID = "The request is invalid."
 SENTENCES = {404: "Not found.", 405: "The request is not possible here."}
 
 
@@ -20,22 +21,24 @@ class Refusal(HTTPException):
         status: The HTTP status.
         code: A code for programs.
         message: A sentence for users.
+        explained: What is wrong, for a developer.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(
+        self, status: int, code: str, message: str = INVALID, *, explained: str | None = None
+    ) -> None:
         super().__init__(status, message)
         self.code = code
+        self.explained = explained
 
 
 def refused(error: HTTPException) -> JSONResponse:
     """Returns the response for a refusal, or for one of FastAPI or Starlette."""
     status = error.status_code
     if isinstance(error, Refusal):
-        code, message = error.code, error.detail
-    else:
-        code = CODES.get(status, "refused")
-        message = SENTENCES.get(status, "The request is invalid.")
-    return _response(status, code, message, error.headers)
+        return _response(status, error.code, error.detail, error.headers, error.explained)
+    code = CODES.get(status, "refused")
+    return _response(status, code, SENTENCES.get(status, INVALID), error.headers)
 
 
 async def on_refusal(_: Request, error: Exception) -> JSONResponse:
@@ -49,9 +52,9 @@ async def on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return _response(422, "invalid_request", "The body is not valid JSON.")
+        return _response(422, "invalid_request", INVALID, detail="The body is not valid JSON.")
     name = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return _response(422, "invalid_request", f"{name}: {first['msg']}.")
+    return _response(422, "invalid_request", INVALID, detail=f"{name}: {first['msg']}.")
 
 
 async def on_invalid_input(_: Request, __: Exception) -> JSONResponse:
@@ -71,7 +74,13 @@ async def on_error(_: Request, __: Exception) -> JSONResponse:
 
 
 def _response(
-    status: int, code: str, message: str, headers: Mapping[str, str] | None = None
+    status: int,
+    code: str,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    detail: str | None = None,
 ) -> JSONResponse:
-    told = {"error": {"code": code, "message": message}}
-    return JSONResponse(told, status, {"cache-control": "no-store", **(headers or {})})
+    told = {"code": code, "message": message}
+    if detail is not None:
+        told["detail"] = detail
+    return JSONResponse({"error": told}, status, {"cache-control": "no-store", **(headers or {})})

@@ -198,7 +198,7 @@ async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:
         ({"messages": []}, 400, "messages"),
         ({"messages": "x"}, 400, "messages"),
         ({"messages": [{"role": "assistant", "parts": []}]}, 400, "messages"),
-        ({"messages": [{"role": "user", "parts": [{"type": "file"}]}]}, 400, "messages"),
+        ({"messages": [{"role": "user", "parts": [{"type": "file"}]}]}, 400, "in messages"),
         ({"messages": [{"role": "user", "parts": "x"}]}, 400, "messages"),
         ({"messages": good, "trigger": "explode"}, 400, "trigger"),
         ({"messages": [question("x" * 300_000)]}, 413, "The message is larger"),
@@ -209,7 +209,8 @@ async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:
     ):
         answer = await site.http.post("/chat", json={"id": str(conversation.id), **body})
         assert answer.status_code == status, body
-        assert word in answer.json()["error"]["message"]
+        error = answer.json()["error"]
+        assert word in error.get("detail", error["message"])
     assert await conversation.messages() == []
 
 
