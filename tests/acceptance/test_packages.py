@@ -21,6 +21,8 @@ STRAYS = (
     "converse_mongo/tools/chat/static/.DS_Store",
     "converse_mongo/tools/chat/static/app.js.map",
     "converse_mongo/tools/chat/static/app.js~",
+    "converse_mongo/tools/chat/static/vendor/markdown-it.js.map",
+    "converse_mongo/tools/chat/static/vendor/node_modules/thing/index.js",
     "converse_mongo/tools/chat/secrets.json",
     "converse_mongo/tools/demo/notes.md",
     "converse_mongo/web/client/node_modules/.package-lock.json",

@@ -288,13 +288,13 @@ class Tab:
         return messages
 
     def shown_text(self) -> str:
-        """The last answer as it stands in the page, with each blank."""
+        """The last answer as it stands in the page, with each blank but those at its end."""
         return self.text.evaluate("(node) => node.textContent") or ""
 
     def expect_end(self, status: str, text: str, *, tokens: int | None = None) -> dict[str, Any]:
         """Waits until the last answer has ended; the page and the store must have this text."""
         expect(self.answer).to_have_attribute("data-status", status)
-        assert self.shown_text() == text
+        assert self.shown_text() == text.rstrip()
         stored = self.stored()[-1]
         assert (stored["role"], stored["status"]) == ("assistant", status)
         assert stored["content"] == text

@@ -182,7 +182,7 @@ def test_screen_reader__finds_its_way_in_the_page(tab: Tab) -> None:
         - list "Messages":
           - listitem:
             - heading "You" [level=2]
-            - text: What is MongoDB?
+            - paragraph: What is MongoDB?
           - listitem:
             - heading "Answer" [level=2]
             - paragraph: It is a database for documents.

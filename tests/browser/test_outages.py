@@ -61,13 +61,13 @@ def test_offline__is_said_and_nothing_is_missing(
     shoot(tab, "offline")
     # The service goes on without this reader: it has stored what the page has not got.
     until(lambda: "w19 " in tab.stored(chat.address)[-1]["content"])
-    assert tab.shown_text() == "".join(tokens[:10])
+    assert tab.shown_text() == "".join(tokens[:10]).rstrip()
 
     line.come_back()
     tab.page.context.set_offline(False)
     expect(tab.connection).to_have_text("")
     expect(tab.text).to_contain_text("w19")
-    assert tab.shown_text() == "".join(tokens[:20])
+    assert tab.shown_text() == "".join(tokens[:20]).rstrip()
     assert len(streams.asked) > 1
     assert first not in streams.asked[1:]  # it went on from where it was
     model.go_on(20)
@@ -147,11 +147,11 @@ def test_killed_process__leaves_an_answer_that_can_be_given_again(
 
     chat.kill()
     expect(tab.connection).to_have_text("Reconnecting")
-    assert tab.shown_text() == "".join(tokens[:10])
+    assert tab.shown_text() == "".join(tokens[:10]).rstrip()
     shoot(tab, "reconnecting")
     chat.start()
     expect(tab.connection).to_have_text("")
-    assert tab.shown_text() == "".join(tokens[:10])
+    assert tab.shown_text() == "".join(tokens[:10]).rstrip()
     # Nobody knows yet that the writer is gone, and not only slow.
     tab.expect_end("failed", "".join(tokens[:10]))
     expect(tab.error).to_have_text(INTERRUPTED)

@@ -53,6 +53,17 @@ async def test_first_question__becomes_the_title(browser: Browser) -> None:
 def test_title__is_cut_between_words() -> None:
     assert title_for("word " * 40) == "word " * 11 + "word…"
     assert title_for("x" * 100) == "x" * 59 + "…"
+    for question, title in {
+        "# A **bold** `title`\nof two lines": "A bold title of two lines",
+        "```python\nprint(1)\n```\n- why?": "print(1) why?",
+        "[a link](https://example.org) ![image](x.png) ~~gone~~": "a link image gone",
+        "\u202eevil\u202c\x07 a\u2028b \u2066c": "evil a b c",
+        "2 * 3 * 4 = snake_case_name": "2 * 3 * 4 = snake_case_name",
+        "\U0001f469\u200d\U0001f467 family": "\U0001f469\u200d\U0001f467 family",
+        "\u200b": "New conversation",
+        "***": "New conversation",
+    }.items():
+        assert title_for(question) == title
 
 
 async def test_model__is_told_what_was_said_and_not_what_failed(
@@ -82,9 +93,11 @@ async def test_stop__closes_the_connection_to_the_model_and_keeps_the_text(
 ) -> None:
     conversation = await browser.begin()
     answer = await browser.say(conversation, "Tell me slowly")
+    assert [each["writing"] for each in await browser.listed()] == [[answer["id"]]]
     chat.fake.go_on.release()
     await stop_at_a_chunk(browser, conversation, answer["id"])
     await chat.fake.left.wait()
+    assert [each["writing"] for each in await browser.listed()] == [[]]
     address = f"/api/conversations/{conversation}/messages/{answer['id']}"
     stopped = (await browser.http.get(address)).json()
     assert (stopped["status"], stopped["content"]) == ("cancelled", ANSWER[0])
@@ -315,6 +328,8 @@ async def test_title__can_be_given_and_is_kept(browser: Browser) -> None:
     begun = await browser.http.post("/api/conversations", json={"title": " Databases "})
     await browser.ask(begun.json()["id"], "What is MongoDB?")
     assert [each["title"] for each in await browser.listed()] == ["Databases"]
+    begun = await browser.http.post("/api/conversations", json={"title": "# A\u202e\n**b**\x07"})
+    assert begun.json()["title"] == "A b"
     too_long = await browser.http.post("/api/conversations", json={"title": "x" * 201})
     assert too_long.status_code == 422
 
@@ -329,6 +344,8 @@ async def test_title__can_be_given_and_is_kept(browser: Browser) -> None:
         ("/app.js", "text/javascript"),
         ("/messages.js", "text/javascript"),
         ("/text.js", "text/javascript"),
+        ("/markdown.js", "text/javascript"),
+        ("/vendor/markdown-it.js", "text/javascript"),
         ("/style.css", "text/css"),
         ("/icon.svg", "image/svg+xml"),
         ("/client/index.js", "text/javascript"),
@@ -356,7 +373,7 @@ async def test_page__has_no_inline_script_or_style(browser: Browser) -> None:
     assert "<style" not in page
     assert "style=" not in page
     assert page.count("<script") == page.count('<script type="module" src=') == 1
-    for path in ("/app.js", "/messages.js", "/text.js"):
+    for path in ("/app.js", "/messages.js", "/text.js", "/markdown.js"):
         assert "innerHTML" not in (await browser.http.get(path)).text
 
 
@@ -366,6 +383,7 @@ def assert_strict(response: httpx.Response) -> None:
     assert "script-src 'self';" in policy
     assert "frame-ancestors 'none'" in policy
     assert "unsafe" not in policy
+    assert "require-trusted-types-for 'script'; trusted-types dompurify" in policy
     assert response.headers["x-content-type-options"] == "nosniff"
 
 

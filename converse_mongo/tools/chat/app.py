@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pymongo
+from beanie import PydanticObjectId
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
@@ -14,11 +15,19 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Router
 from starlette.staticfiles import StaticFiles
 
-from converse_mongo import Conversation, Converse, InvalidInputError, StoreUnavailableError
+from converse_mongo import (
+    Conversation,
+    Converse,
+    InvalidInputError,
+    MessageRole,
+    MessageStatus,
+    StoreUnavailableError,
+)
 from converse_mongo.tools.chat import refusals
 from converse_mongo.tools.chat.guard import Bounds, Guard
 from converse_mongo.tools.chat.hosts import Hosts
 from converse_mongo.tools.chat.model import Responder, open_model
+from converse_mongo.tools.chat.prompts import title_for
 from converse_mongo.tools.chat.security import SecurityHeaders
 from converse_mongo.tools.chat.settings import Settings
 from converse_mongo.tools.chat.users import User, Visitor, authorize, owner
@@ -40,6 +49,14 @@ class NewConversation(BaseModel):
     """The body of a request that starts a conversation."""
 
     title: str | None = Field(default=None, max_length=200)
+
+
+class Writing(BaseModel):
+    """What the list of conversations needs of an answer that is being written."""
+
+    id: PydanticObjectId = Field(alias="_id")
+    conversation_id: PydanticObjectId
+    role: MessageRole
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -88,15 +105,28 @@ def create_app(settings: Settings) -> FastAPI:
     async def list_conversations(user: User, response: Response) -> dict[str, Any]:
         response.headers["cache-control"] = "no-store"
         with pymongo.timeout(limits.request_seconds):
-            owned = converse.conversations(("user", user), limit=MAX_LISTED)
-            return {"conversations": [_described(each) async for each in owned]}
+            owned = [each async for each in converse.conversations(("user", user), MAX_LISTED)]
+            writing = converse.message_model.find(
+                {
+                    "conversation_id": {"$in": [each.id for each in owned]},
+                    "status": MessageStatus.STREAMING.value,
+                },
+                projection_model=Writing,
+            )
+            answers: dict[Any, list[str]] = {}
+            async for each in writing:
+                if each.role is MessageRole.ASSISTANT:
+                    answers.setdefault(each.conversation_id, []).append(str(each.id))
+        described = [_described(each) | {"writing": answers.get(each.id, [])} for each in owned]
+        return {"conversations": described}
 
     @app.post("/api/conversations", status_code=201)
     async def start_conversation(
         user: User, response: Response, new: NewConversation | None = None
     ) -> dict[str, Any]:
         response.headers["cache-control"] = "no-store"
-        title = (new.title or "").strip() or None if new is not None else None
+        named = (new.title or "").strip() if new is not None else ""
+        title = title_for(named) if named else None
         with pymongo.timeout(limits.request_seconds):
             begun = await converse.start_conversation(title=title, owner=("user", user))
         return _described(begun)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 SYSTEM_PROMPT = (
     "You are a helpful assistant in a chat. Answer in the language of the user, to the point. "
-    "You may use paragraphs, lists, bold text, inline code and fenced code blocks."
+    "You may use Markdown, with tables, task lists and fenced code blocks that name their language."
 )
 
 WRITER_ERRORS = StreamStoppedError, WriterError, MessageNotStreamingError, ConverseClosedError

@@ -1,5 +1,7 @@
 """The prompt of a conversation, and its title."""
 
+import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +11,19 @@ from converse_mongo.web import prompt_messages
 MAX_MESSAGES = 60
 MAX_CHARACTERS = 60_000
 MAX_TITLE = 60
+MAX_READ = 1000
+"""The part of a question that its title is made of."""
+UNTITLED = "New conversation"
+JOINERS = "\u200c\u200d"
+"""These join letters of some scripts, and emoji."""
+MARKS = (
+    (re.compile(r"(?m)^\s*(?:`{3,}|~{3,}).*$"), ""),
+    (re.compile(r"(?m)^\s*(?:[-*_]\s*){3,}$"), ""),
+    (re.compile(r"(?m)^\s*(?:#{1,6}\s|>\s?|[-*+]\s(?:\[[ xX]\]\s)?|\d{1,9}[.)]\s)+"), ""),
+    (re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)"), r"\1"),
+    (re.compile(r"(?<!\w)(\*{1,3}|_{1,3}|~~|`+)(?=\S)([^*_~`]+?)(?<=\S)\1(?!\w)"), r"\2"),
+)
+"""The marks of Markdown that are taken out of titles, and what stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +60,20 @@ async def name_conversation(conversation: Conversation, said: list[Said]) -> Non
 
 
 def title_for(question: str) -> str:
-    """Shortens a question to one line, between words."""
-    line = " ".join(question.split())
+    """Shortens a question to one line of plain text, between words."""
+    text = "".join(map(_visible, question[:MAX_READ]))
+    for mark, kept in MARKS:
+        text = mark.sub(kept, text)
+    line = " ".join(text.split())
     if len(line) <= MAX_TITLE:
-        return line
+        return line or UNTITLED
     head = line[:MAX_TITLE].rpartition(" ")[0] or line[: MAX_TITLE - 1]
     return head.rstrip(" ,;:.") + "…"
+
+
+def _visible(character: str) -> str:
+    """Leaves out what has no shape of its own, such as overrides of the direction of a text."""
+    category = unicodedata.category(character)
+    if category in ("Cc", "Zl", "Zp"):
+        return "\n" if character in "\n\r\u2028\u2029" else " "
+    return "" if category in ("Cf", "Cs", "Co") and character not in JOINERS else character

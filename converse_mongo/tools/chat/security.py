@@ -13,8 +13,9 @@ POLICY = "; ".join(
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
-        # Text never becomes markup: the browser itself refuses innerHTML and the like.
+        # The browser itself refuses innerHTML and the like, but for what the sanitizer has made.
         "require-trusted-types-for 'script'",
+        "trusted-types dompurify",
     )
 )
 

@@ -7,6 +7,7 @@ import { element } from "./text.js";
 const SESSION = "/api/me";
 const PAGE_SIZE = 50;
 const NEAR_END = 48;
+const REST = 3; // the time between two drawings, as a multiple of what they take
 const NARROW = matchMedia("(max-width: 760px)");
 const ID = /^#([0-9a-f]{24})$/;
 const SUGGESTIONS = [
@@ -25,13 +26,15 @@ let chat = null; // the result of openConversation
 let unsubscribe = () => {};
 let shownId = null; // the conversation in the address
 let conversations = [];
-const writing = new Map(); // message to conversation, of answers that started while we watched
+const writing = new Map(); // message to conversation, of all answers that are being written
 let loading = false; // whether the list is being loaded
 let again = false; // whether it is already out of date
 let watch = null; // of all conversations, while the page is visible
 let following = true; // whether the reader is at the end
 let busy = false; // whether a conversation is being created
-let drawing = 0;
+let met = false; // whether the service has been described
+let drawing = false; // whether the page is about to be drawn
+let rested = 0; // when it may be drawn again
 
 const list = new MessageList(at("messages"), {
   retry: (message) => act(() => chat.retry(message.id), "Another answer could not be requested."),
@@ -72,12 +75,19 @@ function fromAddress() {
 
 function drawSoon() {
   if (drawing) return;
-  // Browsers do not draw hidden pages, but the title and announcements must still be updated.
-  const later = document.hidden ? (draw) => setTimeout(draw, 250) : requestAnimationFrame;
-  drawing = later(() => {
-    drawing = 0;
+  drawing = true;
+  const drawNow = () => {
+    drawing = false;
+    const began = performance.now();
     draw();
-  });
+    // Whatever it costs, the page has most of the time for its reader.
+    const now = performance.now();
+    rested = now + REST * (now - began);
+  };
+  // Browsers do not draw hidden pages, but the title and announcements must still be updated.
+  if (document.hidden) setTimeout(drawNow, 250);
+  else if (rested < performance.now()) requestAnimationFrame(drawNow);
+  else setTimeout(() => requestAnimationFrame(drawNow), rested - performance.now());
 }
 
 function draw() {
@@ -94,7 +104,7 @@ function draw() {
   drawConnection(snapshot);
   drawComposer();
   drawTitle();
-  if (following) scrollToEnd();
+  follow();
   drawJump();
 }
 
@@ -129,8 +139,13 @@ function scrollToEnd() {
   scroller.scrollTop = scroller.scrollHeight;
 }
 
+/** Keeps the end in view while the reader is there; a page without messages begins at its top. */
+function follow() {
+  if (following && at("empty").hidden) scrollToEnd();
+}
+
 function drawJump() {
-  at("jump").hidden = following || atEnd();
+  at("jump").hidden = following || atEnd() || !at("empty").hidden;
 }
 
 let lastTop = 0;
@@ -142,9 +157,7 @@ scroller.addEventListener("scroll", () => {
   drawJump();
 }, { passive: true });
 
-new ResizeObserver(() => {
-  if (following) scrollToEnd();
-}).observe(scroller);
+new ResizeObserver(follow).observe(scroller);
 
 at("jump").addEventListener("click", () => {
   following = true;
@@ -180,6 +193,7 @@ function drawComposer() {
     send.hidden = writes;
     if (focused) question.focus();
   }
+  if (!writes) at("wait").textContent = "";
   send.disabled = busy || lost || question.value.trim() === "";
   question.disabled = lost;
 }
@@ -190,7 +204,11 @@ function fit() {
 }
 
 async function submit(text) {
-  if (busy || streaming() || text.trim() === "") return;
+  if (busy || text.trim() === "") return;
+  if (streaming()) {
+    at("wait").textContent = "Wait until the answer ends, or stop it. Then send your message.";
+    return;
+  }
   complain(null);
   following = true;
   if (chat === null) {
@@ -276,7 +294,12 @@ async function loadConversations() {
     do {
       again = false;
       const listed = await request("/api/conversations");
-      if (!again) ({ conversations } = listed);
+      if (again) continue;
+      ({ conversations } = listed);
+      writing.clear();
+      for (const { id, writing: answers } of conversations) {
+        for (const answer of answers) writing.set(answer, id);
+      }
     } while (again);
   } catch {
     // The shown list is older, but still valid.
@@ -298,8 +321,8 @@ function followConversations() {
       url: "/api",
       fetch: sendRequest,
       onOpened: () => {
-        writing.clear();
         loadConversations();
+        if (met) beginSession().then(describeModel, () => {}); // it may be another service by now
       },
       onEvent: takeNews,
     });
@@ -499,23 +522,28 @@ document.addEventListener("visibilitychange", () => {
   followConversations();
 });
 
+/** Says who answers, and what can be asked. */
+function describeModel({ model, canned }) {
+  const text = `Answers: ${model}`;
+  if (at("model").textContent === text) return;
+  at("model").textContent = text;
+  at("commands").hidden = !canned;
+  suggest(canned ? [...SUGGESTIONS.slice(0, 2), ...OFFLINE_COMMANDS] : SUGGESTIONS);
+}
+
 async function begin() {
   fitSidebar();
   suggest(SUGGESTIONS);
   draw();
   try {
     // This must come first: all other requests need the session.
-    const me = await beginSession();
-    at("model").textContent = `Answers: ${me.model}`;
-    if (me.canned) {
-      at("commands").hidden = false;
-      suggest([...SUGGESTIONS.slice(0, 2), ...OFFLINE_COMMANDS]);
-    }
+    describeModel(await beginSession());
   } catch (error) {
     complain(sentence(error));
   }
   followConversations();
   await loadConversations();
+  met = true;
   fromAddress();
   question.focus();
 }

@@ -1,6 +1,6 @@
 /** Shows the messages of a conversation, and updates them while they stream. */
 
-import { copyButton, element, showText } from "./text.js";
+import { Text, copyButton, element } from "./text.js";
 
 const INTERRUPTED = "The answer stopped because the process that wrote it is gone. Try again.";
 const ENDS = new Set(["completed", "failed", "cancelled"]);
@@ -75,7 +75,8 @@ class MessageView {
     this.message = null;
     const who = message.role === "user" ? "You" : "Answer";
     this.typing = typing();
-    this.text = element("div", { className: "text" });
+    this.markdown = new Text();
+    this.text = this.markdown.node;
     this.error = element("p", { className: "error" });
     this.facts = element("span", { className: "facts" });
     this.retry = this.button("Try again", () => actions.retry(this.message));
@@ -116,14 +117,12 @@ class MessageView {
     const { status, content, role } = message;
     const streams = status === "streaming";
     const answer = role === "assistant";
-    if (before?.content !== content) {
-      if (answer) showText(this.text, content);
-      else this.text.textContent = content;
+    if (before?.content !== content || before.status !== status) {
+      this.markdown.show(content, streams);
     }
     this.node.dataset.status = status;
     this.text.hidden = content === "";
     this.typing.hidden = !(answer && streams && content === "");
-    this.text.classList.toggle("growing", streams && content !== "");
 
     const error = errorOf(message);
     this.error.hidden = error === "";

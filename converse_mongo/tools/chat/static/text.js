@@ -1,84 +1,6 @@
-/**
- * Renders text as nodes: paragraphs, lists, headings and code, and no markup from the text itself.
- *
- * All text becomes text nodes, so there is no markup to escape. An answer is drawn repeatedly while
- * it grows; only the blocks that changed are created again.
- */
+/** Shows texts in elements, and keeps the nodes of what did not change while a text grows. */
 
-// Each of these matches in one way only, so that no text takes longer than its length: what follows
-// a mark is not part of the pattern, and inline marks are looked for one by one.
-const FENCE = /^ {0,3}(`{3,}|~{3,})/;
-const LANGUAGE = /^[\w+#.-]*/;
-const HEADING = /^(#{1,6})\s/;
-const BULLET = /^\s{0,3}[-*+]\s/;
-const NUMBER = /^\s{0,3}(\d{1,9})[.)]\s/;
-const MARK = /`+|\*\*|https?:\/\//g;
-const LINK = /[^\s<>"'`]*/y;
-const AFTER_LINK = ".,;:!?)]";
-
-/** Splits a text into blocks, each with its source. */
-function blocksOf(text) {
-  const lines = text.split("\n");
-  const blocks = [];
-  let index = 0;
-  const add = (kind, from, fields) => {
-    blocks.push({ kind, source: kind + lines.slice(from, index).join("\n"), ...fields });
-  };
-  while (index < lines.length) {
-    const from = index;
-    const line = lines[index];
-    const fence = fenceOf(line);
-    if (line.trim() === "") {
-      index += 1;
-    } else if (fence) {
-      const body = [];
-      index += 1;
-      while (index < lines.length && !isEnd(lines[index], fence.marks)) body.push(lines[index++]);
-      index += 1; // a fence that is still open extends to the end
-      add("code", from, { language: fence.language, text: body.join("\n") });
-    } else if (HEADING.test(line)) {
-      index += 1;
-      const [mark, marks] = HEADING.exec(line);
-      add("heading", from, { level: marks.length, text: line.slice(mark.length).trim() });
-    } else if (BULLET.test(line) || NUMBER.test(line)) {
-      const pattern = BULLET.test(line) ? BULLET : NUMBER;
-      const items = []; // each of lines
-      const start = pattern === NUMBER ? Number(NUMBER.exec(line)[1]) : 1;
-      while (index < lines.length) {
-        const next = lines[index];
-        const item = pattern.exec(next);
-        if (item) items.push([next.slice(item[0].length).trim()]);
-        else if (/^\s/.test(next) && next.trim() !== "") items.at(-1).push(next.trim());
-        else break;
-        index += 1;
-      }
-      const kind = pattern === BULLET ? "bullets" : "numbers";
-      add(kind, from, { items: items.map((each) => each.join("\n")), start });
-    } else {
-      while (index < lines.length && isPlain(lines[index])) index += 1;
-      add("paragraph", from, { text: lines.slice(from, index).join("\n") });
-    }
-  }
-  return blocks;
-}
-
-/** The marks and the language of a line that begins code; `null` of all others. */
-function fenceOf(line) {
-  const found = FENCE.exec(line);
-  if (!found) return null;
-  const rest = line.slice(found[0].length).trimStart();
-  return rest.includes("`") ? null : { marks: found[1], language: LANGUAGE.exec(rest)[0] };
-}
-
-function isEnd(line, fence) {
-  const trimmed = line.trim();
-  return trimmed.startsWith(fence) && trimmed.replaceAll(fence[0], "") === "";
-}
-
-function isPlain(line) {
-  return line.trim() !== "" && !fenceOf(line) && !HEADING.test(line) && !BULLET.test(line) &&
-    !NUMBER.test(line);
-}
+import { blocksOf, nodeOf, offsetOf } from "./markdown.js";
 
 /** Creates an element with properties and children. */
 export function element(name, properties = {}, ...children) {
@@ -87,139 +9,156 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
-/** Appends a text, with its code, strong text and links. */
-function inline(parent, text) {
-  const marks = [...text.matchAll(MARK)];
-  const closing = closingMarks(marks, text);
-  let from = 0;
-  marks.forEach((mark, index) => {
-    const at = mark.index;
-    if (at < from) return; // inside of what is shown already
-    const end = closing.get(index);
-    let node = null;
-    let until = end === undefined ? at : marks[end].index + marks[end][0].length;
-    if (mark[0].startsWith("http")) {
-      const address = linkAt(at, mark[0], text);
-      if (address === null) return;
-      const link = { href: address, textContent: address, target: "_blank" };
-      node = element("a", { ...link, rel: "noopener noreferrer nofollow" });
-      until = at + address.length;
-    } else if (end !== undefined) {
-      const inner = text.slice(at + mark[0].length, marks[end].index);
-      if (mark[0] === "**") node = inline(element("strong"), inner);
-      else node = element("code", { textContent: inner });
-    }
-    if (node === null) return;
-    parent.append(text.slice(from, at), node);
-    from = until;
-  });
-  parent.append(text.slice(from));
-  return parent;
-}
-
-/** The index of the mark that closes each mark of code and strong text, by the index of that. */
-function closingMarks(marks, text) {
-  const closing = new Map();
-  const later = new Map(); // the nearest mark behind, by what it closes
-  for (let index = marks.length - 1; index >= 0; index -= 1) {
-    const { 0: mark, index: at } = marks[index];
-    const end = later.get(mark);
-    if (mark === "**") {
-      const opens = /\S/.test(text.charAt(at + 2));
-      if (opens && end !== undefined && marks[end].index > at + 2) closing.set(index, end);
-      if (/\S/.test(text.charAt(at - 1))) later.set(mark, index);
-    } else if (mark[0] === "`") {
-      if (end !== undefined) closing.set(index, end);
-      later.set(mark, index);
-    }
-  }
-  return closing;
-}
-
-/** The address at an index, without what ends the sentence that it is in; `null` if it is empty. */
-function linkAt(at, scheme, text) {
-  LINK.lastIndex = at;
-  const address = LINK.exec(text)[0];
-  let end = address.length;
-  while (AFTER_LINK.includes(address[end - 1])) end -= 1;
-  return end > scheme.length ? address.slice(0, end) : null;
-}
-
-function nodeFor(block) {
-  switch (block.kind) {
-    case "code":
-      return codeBlock(block);
-    case "heading":
-      // The page has its own h1 and h2.
-      return inline(element(`h${Math.min(block.level + 2, 6)}`), block.text);
-    case "bullets":
-    case "numbers": {
-      const list = element(block.kind === "bullets" ? "ul" : "ol");
-      if (block.kind === "numbers") list.start = block.start;
-      list.append(...block.items.map((item) => inline(element("li"), item)));
-      return list;
-    }
-    default:
-      return inline(element("p"), block.text);
-  }
-}
-
-function codeBlock(block) {
-  const head = element("div", { className: "code-head" });
-  head.append(element("span", { textContent: block.language || "code" }));
-  const code = element("code", { textContent: block.text });
-  const copy = copyButton(() => code.textContent, "Copy code");
-  if (copy) head.append(copy);
-  // Wide code scrolls. Keyboard users can scroll it only if it is focusable.
-  const body = element("pre", { tabIndex: 0 }, code);
-  body.setAttribute("role", "group");
-  body.setAttribute("aria-label", "Code");
-  const node = element("div", { className: "code" }, head, body);
-  node.update = (next) => {
-    code.textContent = next.text;
-    head.firstChild.textContent = next.language || "code";
-  };
-  return node;
-}
-
 /** Creates a button that copies a text; returns `null` if the browser does not let pages copy. */
-export function copyButton(text, label = "Copy") {
+export function copyButton(text) {
   if (!navigator.clipboard) return null;
-  const button = element("button", { type: "button", className: "quiet", textContent: label });
-  let timer;
-  button.addEventListener("click", async () => {
-    let told = "Copied";
-    try {
-      await navigator.clipboard.writeText(text());
-    } catch {
-      told = "Could not copy";
-    }
-    button.textContent = told;
-    clearTimeout(timer);
-    timer = setTimeout(() => {
-      button.textContent = label;
-    }, 1500);
-  });
+  const button = element("button", { type: "button", className: "quiet", textContent: "Copy" });
+  button.addEventListener("click", () => copy(button, text()));
   return button;
 }
 
-/** Shows a text in an element, and keeps the blocks that did not change. */
-export function showText(parent, text) {
-  const blocks = blocksOf(text);
-  const shown = parent.shownBlocks ?? [];
-  blocks.forEach((block, index) => {
-    const before = shown[index];
-    if (before?.source === block.source) {
-      block.node = before.node;
-    } else if (before?.kind === "code" && block.kind === "code") {
-      block.node = before.node; // keeps its scroll position and its focus
-      block.node.update(block);
-    } else {
-      block.node = nodeFor(block);
-      if (before) before.node.replaceWith(block.node);
-      else parent.append(block.node);
+/** Copies a text, and says so on a button for a moment. */
+async function copy(button, text) {
+  let told = "Copied";
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    told = "Could not copy";
+  }
+  button.label ??= button.textContent;
+  button.textContent = told;
+  clearTimeout(button.timer);
+  button.timer = setTimeout(() => {
+    button.textContent = button.label;
+  }, 1500);
+}
+
+/**
+ * Markdown in an element, which may grow.
+ *
+ * Blocks that are complete are not parsed again, so that a token costs as much as the block that it
+ * is in, however long the text before it is.
+ */
+export class Text {
+  constructor() {
+    this.node = element("div", { className: "text" });
+    this.text = "";
+    this.blocks = []; // that are shown
+    this.begin();
+    this.node.addEventListener("click", ({ target }) => {
+      const button = target.closest(".copy-code");
+      if (button) copy(button, button.closest(".code").querySelector("code").textContent);
+    });
+  }
+
+  /** Forgets which blocks are complete, but not what is shown. */
+  begin() {
+    this.complete = 0; // the length of the complete blocks
+    this.count = 0; // how many there are
+    this.references = {}; // what they define
+  }
+
+  /**
+   * Shows a text.
+   *
+   * @param {string} source
+   * @param {boolean} growing Whether more may follow.
+   */
+  show(source, growing) {
+    const text = source.includes("\r") ? source.replace(/\r\n?/g, "\n") : source;
+    if (!text.startsWith(this.text.slice(0, this.complete))) this.begin();
+    this.text = text;
+    let rest = text.slice(this.complete);
+    let env = { references: { ...this.references } };
+    let blocks = blocksOf(rest, env, growing);
+    if (!growing && this.complete > 0 && Object.keys(env.references ?? {}).length > 0) {
+      // Links in complete blocks may be defined further down.
+      this.begin();
+      rest = text;
+      env = {};
+      blocks = blocksOf(rest, env, growing);
     }
-  });
-  for (const gone of shown.slice(blocks.length)) gone.node.remove();
-  parent.shownBlocks = blocks;
+    blocks.forEach((block, index) => this.put(this.count + index, block));
+    this.blocks.length = this.count + blocks.length;
+    while (this.node.childElementCount > blocks.length + this.count) this.node.lastChild.remove();
+    this.markTip(growing);
+    if (growing) this.complete += this.completeIn(rest, blocks, env);
+    else this.begin();
+  }
+
+  put(index, block) {
+    const before = this.blocks[index];
+    const node = this.node.children[index];
+    this.blocks[index] = block;
+    if (!node) {
+      this.node.append(nodeOf(block));
+    } else if (before.open !== block.open || block.open === "") {
+      if (before.open === block.open && before.parts[0] === block.parts[0]) return;
+      patch(node, nodeOf(block));
+    } else {
+      block.parts.forEach((part, at) => {
+        if (before.parts[at] === part) return;
+        const next = nodeOf(block, part);
+        if (node.children[at]) patch(node.children[at], next);
+        else node.append(next);
+      });
+      while (node.childElementCount > block.parts.length) node.lastElementChild.remove();
+    }
+  }
+
+  /** Marks where the next word will be. */
+  markTip(growing) {
+    this.tip?.removeAttribute("data-tip");
+    this.tip = null;
+    if (!growing) return;
+    let tip = this.node.lastElementChild;
+    while (tip?.matches("ul, ol, li, blockquote") && tip.lastElementChild) {
+      tip = tip.lastElementChild;
+    }
+    if (!tip?.matches("p, h3, h4, h5, h6")) return;
+    tip.dataset.tip = "";
+    this.tip = tip;
+  }
+
+  /** The length of the blocks that no further text can change. */
+  completeIn(rest, blocks, env) {
+    // The first two lines of the block behind them are complete: that is a block of its own.
+    const lines = rest.split("\n").length - 1;
+    const index = blocks.findLastIndex(({ line }) => line + 2 <= lines);
+    if (index < 1) return 0;
+    const length = offsetOf(blocks[index].line, rest);
+    this.count += index;
+    if (Object.keys(env.references ?? {}).length > 0) {
+      const known = { references: { ...this.references } };
+      blocksOf(rest.slice(0, length), known, false);
+      this.references = known.references;
+    }
+    return length;
+  }
+}
+
+/** Makes an element like another, and keeps its nodes as far as they are alike. */
+function patch(shown, next) {
+  if (shown.nodeName !== next.nodeName) {
+    shown.replaceWith(next);
+  } else if (shown.nodeType === Node.TEXT_NODE) {
+    const { data } = next;
+    // What is selected stays selected if the text only grows.
+    if (data.startsWith(shown.data)) shown.appendData(data.slice(shown.data.length));
+    else shown.data = data;
+  } else if (shown.localName !== "button") { // one may say that it has copied something
+    for (const { name } of [...shown.attributes]) {
+      if (!next.hasAttribute(name)) shown.removeAttribute(name);
+    }
+    for (const { name, value } of next.attributes) {
+      if (shown.getAttribute(name) !== value) shown.setAttribute(name, value);
+    }
+    const after = [...next.childNodes];
+    const before = [...shown.childNodes];
+    after.forEach((node, index) => {
+      if (before[index]) patch(before[index], node);
+      else shown.append(node);
+    });
+    for (const node of before.slice(after.length)) node.remove();
+  }
 }
