@@ -24,7 +24,9 @@ def check_server(uri: str) -> None:
         StoreUnavailableError: MongoDB does not answer within ``SELECTION_SECONDS``.
     """
     if not uri.startswith(("mongodb://", "mongodb+srv://")):
-        raise ConfigurationError("This URI is not valid: it must begin with mongodb:// or mongodb+srv://.")
+        raise ConfigurationError(
+            "This URI is not valid: it must begin with mongodb:// or mongodb+srv://."
+        )
     milliseconds = int(SELECTION_SECONDS * 1000)
     try:
         with warnings.catch_warnings():
