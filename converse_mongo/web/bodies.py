@@ -105,7 +105,7 @@ class Parsing:
             spent = time.thread_time() - began
             reader.seconds += spent
             if reader.seconds > PARSE_SECONDS:
-                raise TooLargeError
+                raise TooLargeError(detail="The body takes too long to parse.")
             self._owed += spent
             if self._owed < PAUSE_SECONDS:
                 await asyncio.sleep(0)

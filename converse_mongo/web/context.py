@@ -171,12 +171,10 @@ class WebContext:
                 if conversation is not None or self.access.has_owner:
                     keep(reader.held, key)
                 elif received > UNNAMED_BYTES:
-                    logger.warning(
-                        "A request of the AI SDK was refused: its first %d bytes do not have the "
-                        "id of the chat. Send it before the messages, as the AI SDK does",
-                        UNNAMED_BYTES,
+                    raise TooLargeError(
+                        detail=f"The first {UNNAMED_BYTES} bytes do not have the id of the chat: "
+                        "send it before the messages, as the AI SDK does."
                     )
-                    raise TooLargeError
                 else:
                     keep_unnamed(reader.held, None)
         body = await self._parsed(reader, ChatBody)

@@ -27,7 +27,7 @@ from converse_mongo import (
 )
 from converse_mongo.driver.installed import driver_name
 from converse_mongo.driver.servers import FIRST_MARK
-from converse_mongo.tools.doctor import examine
+from converse_mongo.tools.doctor import Level, examine
 from tests.conftest import Commands, Facade
 from tests.streams import assert_exact, collect
 
@@ -291,14 +291,14 @@ async def test_open__beside_the_indexes_of_an_earlier_version(
     )
     converse = await facade(name)
     await converse.create_indexes()
-    findings = [str(finding) async for finding in examine(server_uri, name)]
-    [told] = [finding for finding in findings if "only earlier versions use" in finding]
+    findings = [finding async for finding in examine(server_uri, name)]
+    [told] = [each for each in findings if "only earlier versions use" in each.text]
     assert (
         "messages has conversation_revision, conversation_saves, streaming, compact_at, which"
-        in told
+        in told.text
     )
-    assert told.startswith("warn")
-    assert any("messages has all" in finding for finding in findings)
+    assert told.level is Level.WARN
+    assert any("messages has all" in finding.text for finding in findings)
 
 
 def collection_scans(plan: Any) -> bool:

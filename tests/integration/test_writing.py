@@ -409,7 +409,8 @@ async def test_replace__is_refused(converse: Converse) -> None:
 
 
 async def test_shards__every_write_names_the_shard_key(facade: Facade, commands: Commands) -> None:
-    converse = await facade(client_options={"event_listeners": [commands]})
+    # Without the search for chunks to merge, which is one for all conversations.
+    converse = await facade(retention="keep", client_options={"event_listeners": [commands]})
     message = await start(converse)
     await message.append_chunk("a")
     await message.append_chunks(["b", "c"])

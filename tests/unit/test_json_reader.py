@@ -102,15 +102,19 @@ def test_list__is_read_to_its_last_element_however_large_the_others_are(size: in
     large = b'{"text":"' + b"x" * 3000 + b'"}'
     sent = b'{"id":"a","messages":[' + large + b',[[[[[1]]]]],{"n":1} ],"trigger":1}'
     assert read(sent, size, limit=100) == {"id": "a", "messages": [{"n": 1}]}
-    with pytest.raises(TooLargeError, match="last message"):
-        read(b'{"messages":[1,' + large + b"]}", size, limit=100)
-    with pytest.raises(TooLargeError, match="body"):
-        read(b'{"kept":' + large + b"}", size, limit=100)
+    for body, word in (
+        (b'{"messages":[1,' + large + b"]}", "last"),
+        (b'{"kept":' + large + b"}", "body"),
+    ):
+        with pytest.raises(TooLargeError) as caught:
+            read(body, size, limit=100)
+        assert word in str(caught.value.detail)
 
 
 def test_what_is_kept__has_a_bounded_number_of_values() -> None:
-    with pytest.raises(TooLargeError, match="values"):
+    with pytest.raises(TooLargeError) as caught:
         read(b'{"messages":[[' + b"1," * 30_000 + b"1]]}", 1000)
+    assert "values" in str(caught.value.detail)
     text = json.dumps({"messages": [{"text": "[1,2,3]," * 30_000}]}).encode()
     assert len(read(text, 1000)["messages"][0]["text"]) == 240_000
 
