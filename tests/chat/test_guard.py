@@ -432,11 +432,19 @@ async def test_body__that_is_invalid_is_never_a_server_error(
     assert await browser.listed() == []
 
 
-@pytest.mark.parametrize("title", ["", " ", "\x00", "\u2028", "a\nb", "x" * 200])
-async def test_title__that_is_text_is_taken(browser: Browser, title: str) -> None:
+@pytest.mark.parametrize(
+    ("title", "line"),
+    [
+        *(("", None), (" ", None), ("\u2028", None), ("\x00", "New conversation")),
+        *(("a\nb", "a b"), ("x" * 200, "x" * 49 + "…")),
+    ],
+)
+async def test_title__that_is_text_becomes_one_line(
+    browser: Browser, title: str, line: str | None
+) -> None:
     begun = await browser.http.post(OWN, json={"title": title})
     assert begun.status_code == 201
-    assert begun.json()["title"] == (title.strip() or None)
+    assert begun.json()["title"] == line
 
 
 def cookie_of(browser: Browser) -> dict[str, str]:
