@@ -18,6 +18,7 @@ from converse_mongo import ConfigurationError
 from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.tools.chat import app as chat_app
 from converse_mongo.tools.chat.hosts import Hosts, loopback_hosts
+from converse_mongo.tools.chat.prompts import MAX_TITLE
 from converse_mongo.web import Limits
 from tests.chat.conftest import Browser, Chat, MakeChat
 
@@ -436,7 +437,7 @@ async def test_body__that_is_invalid_is_never_a_server_error(
     ("title", "line"),
     [
         *(("", None), (" ", None), ("\u2028", None), ("\x00", "New conversation")),
-        *(("a\nb", "a b"), ("x" * 200, "x" * 49 + "…")),
+        *(("a\nb", "a b"), ("x" * 200, "x" * (MAX_TITLE - 1) + "…")),
     ],
 )
 async def test_title__that_is_text_becomes_one_line(
