@@ -103,22 +103,36 @@ def lowest(session: nox.Session, driver: str) -> None:
     session.run("python", "-m", "pytest", *(session.posargs or arguments))
 
 
-@nox.session(python=PYTHON)
-def browser(session: nox.Session) -> None:
-    """The chat in chromium, the client in JavaScript, the AI SDK, made-up requests.
+NPM = ("tests/web/client", "tests/web/ai_sdk", "tests/browser")
 
-    Needs node, npm and chromium; pictures of the chat are in build/screenshots afterwards.
-    """
-    session.install(*DRIVERS["motor"], *group("test"), *group("browser"))
-    for package in ("tests/web/client", "tests/web/ai_sdk", "tests/browser"):
+
+def prepare(session: nox.Session, *packages: str) -> None:
+    """Installs what tests need from npm, as the lock files say, and builds a page of the AI SDK."""
+    for package in packages:
         with session.chdir(package):
             session.run("npm", "ci", "--no-audit", "--no-fund", external=True)
+    with session.chdir("tests/web/ai_sdk"):
+        session.run("npm", "run", "build", external=True)
+
+
+@nox.session(venv_backend="none")
+def client(session: nox.Session) -> None:
+    """The client in JavaScript: its types and its tests. Needs node and npm."""
+    prepare(session, *NPM)
     with session.chdir("tests/web/client"):
         session.run("npm", "run", "types", external=True)
         session.run("npm", "test", external=True)
     session.run("git", "diff", "--exit-code", "--", "converse_mongo/web/client", external=True)
-    with session.chdir("tests/web/ai_sdk"):
-        session.run("npm", "run", "build", external=True)
+
+
+@nox.session(python=PYTHON)
+def browser(session: nox.Session) -> None:
+    """The chat in chromium, the AI SDK's client, made-up requests.
+
+    Needs node, npm and chromium; pictures of the chat are in build/screenshots afterwards.
+    """
+    session.install(*DRIVERS["motor"], *group("test"), *group("browser"))
+    prepare(session, *(each for each in NPM if not Path(each, "node_modules").is_dir()))
     # Two processes: what drives a browser here is not asynchronous, and the rest is.
     with_node = [f"tests/web/{name}.py" for name in ("test_client", "ai_sdk/test_client")]
     made_up = ["tests/web/test_fuzz.py", "tests/chat/test_fuzz.py"]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from playwright.sync_api import BrowserContext, expect
 
-from tests.browser.site import Chat, Complaints, Model, Tab
+from tests.browser.site import Chat, Complaints, Model, Tab, until
 
 FORM = """<form id="form" action="{address}/api/conversations" method="post"></form>
 <form id="plain" action="{address}/api/conversations" method="post" enctype="text/plain">
@@ -51,6 +51,7 @@ def test_page__begins_a_new_session_when_its_cookie_is_gone(
     # The conversation belongs to a user who is gone.
     expect(tab.messages.last).to_contain_text("This could not be sent.")
     expect(tab.titles).to_have_count(0)
+    until(lambda: bool(tab.page.context.cookies()))
     after = tab.page.context.cookies()
     assert [each["name"] for each in after] == ["chat_session"]
     assert after[0]["value"] != before[0]["value"]

@@ -12,7 +12,7 @@ pytest.importorskip("schemathesis", reason="comes with python -m nox -s browser"
 from tests.chat.conftest import Browser, MakeChat
 from tests.web.fuzzing import find_server_errors, with_known_ids
 
-EXAMPLES = 12
+EXAMPLES = 8
 
 
 @pytest_asyncio.fixture

@@ -11,7 +11,7 @@ from converse_mongo.web import openapi_paths
 from tests.web.conftest import MakeSite
 from tests.web.fuzzing import find_server_errors, with_known_ids
 
-EXAMPLES = 12
+EXAMPLES = 8
 
 
 @pytest.mark.timeout(400)
