@@ -48,8 +48,13 @@ async def run(*arguments: str, **environment: str) -> tuple[int | None, str, str
 
 
 async def finish(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
-    async with asyncio.timeout(SECONDS):
-        output, errors = await process.communicate()
+    try:
+        async with asyncio.timeout(SECONDS):
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     return process.returncode, output.decode(), errors.decode()
 
 

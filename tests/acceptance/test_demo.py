@@ -34,9 +34,6 @@ def run_demo(*arguments: str, text: bytes = b"") -> subprocess.CompletedProcess[
 
 
 def start_demo(*arguments: str) -> subprocess.Popen[str]:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # So it is in what a shell starts in the background, and children would inherit that.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [*DEMO, *arguments],
         stdin=subprocess.DEVNULL,
