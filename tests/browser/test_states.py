@@ -100,6 +100,7 @@ def test_states__are_shown_on_each_screen(
     tab.page.get_by_role("button", name="New chat").click()
     states.show("list")
     tab.titles.first.click()
+    expect(tab.text).to_have_text("It is a")  # it is loaded, and so known to be answered
     tab.question.fill("Next")
     tab.question.press("Enter")
     expect(tab.page.get_by_text("Wait until the answer ends")).to_be_visible()
