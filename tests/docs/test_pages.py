@@ -28,6 +28,19 @@ def test_block__compiles_and_imports_what_there_is(block: Block) -> None:
             assert not missing, f"{block} imports {missing}"
 
 
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_block__writes_no_reasoning_into_an_answer(block: Block) -> None:
+    """The metadata of a chunk do not keep its text out of the answer."""
+    writes = [
+        node
+        for node in ast.walk(ast.parse(block.code))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"append_chunk", "append_chunks", "pipe", "write"}
+    ]
+    assert not [each for each in writes if "reasoning" in ast.dump(each)]
+
+
 def test_reference__names_everything_public() -> None:
     pages = "\n".join(
         page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md")
