@@ -32,7 +32,7 @@ _READ = "converse_mongo.body_was_read"
 SLICE_BYTES = 4 * 1024
 """The bytes that are parsed before other requests have their turn: some milliseconds at worst."""
 PARSE_SECONDS = 5.0
-"""The processor time for which a body may be parsed; 30 MiB of small parts take a second."""
+"""The processor time for which a body may be parsed."""
 PAUSE_SECONDS = 0.005
 """The time of parsing after which as long a pause follows. Loops do not measure shorter ones."""
 
@@ -60,11 +60,11 @@ class Pending:
             same. ``None`` has no share. Raises :class:`BusyError` if all are too many, and
             :class:`LimitError` if those of the key are.
         """
-        size, owner = 0, cast(Hashable, None)
+        size, whose = 0, cast(Hashable, None)
 
-        def keep(total: int, key: Hashable = None) -> None:
-            nonlocal size, owner
-            more, owner = total - size, key
+        def keep(total: int, key: Hashable) -> None:
+            nonlocal size, whose
+            more, whose = total - size, key
             if more > 0 and self.held + more > self._limit:
                 logger.warning("A body was refused: %d bytes of others are kept", self.held - size)
                 raise BusyError
@@ -76,7 +76,7 @@ class Pending:
         try:
             yield keep
         finally:
-            self._count(owner, -size)
+            self._count(whose, -size)
 
     def _count(self, key: Hashable, more: int) -> None:
         self.held += more

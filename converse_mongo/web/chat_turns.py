@@ -131,10 +131,12 @@ class ChatTurns:
         if body.message_id not in (None, name):
             raise UnknownError
         newest = await self._turns.last(self._conversation)
-        if newest is not None and newest.role is MessageRole.USER:
-            is_that_one = await self._has_text(newest, body.messages)
-            if is_that_one:  # the page does not know its id
-                return await self._answer(newest)
+        if (
+            newest is not None
+            and newest.role is MessageRole.USER
+            and await self._has_text(newest, body.messages)
+        ):  # the page does not know its id
+            return await self._answer(newest)
         return await self._ask(body.messages, heed_stop=False)
 
     async def _answer(self, question: MessageHeader) -> Message:

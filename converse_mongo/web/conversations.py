@@ -132,11 +132,11 @@ async def _owner_frames(
     # From here on nothing is missed: now is the time to list the conversations.
     opened = models.StreamOpened()
     yield context.streams.opening + frame(opened, event=opened.type)
-    known = _Known(context, request)
+    known, presenter = _Known(context, request), context.presenter.streaming
     with log_cut():
         async for event in watcher:
             if context.access.shows_event(event) and await known.shows(event):
-                yield frame(context.presenter.event(event), event=event.type)
+                yield frame(presenter.event(event), event=event.type)
 
 
 class _Known:

@@ -34,7 +34,7 @@ class Presenter(Presentation):
 
     def event(self, event: Event) -> EventView:
         """An event, without its cursor and without the owner, whose name is the application's."""
-        return _EVENTS.validate_python(event, context=self.streaming)
+        return _EVENTS.validate_python(event, context=self)
 
     @property
     def streaming(self) -> "Presenter":

@@ -128,7 +128,7 @@ def routes(
         streams=options,
         open_streams=streams or Streams(),
         stream_slots=Slots(limits.streams_per_key),
-        frames=Frames(presenter),
+        frames=Frames(presenter.streaming),
         limits=limits,
         # No key takes all of it, and nobody without access takes any.
         pending=Pending(limits.pending_bytes, max(limits.pending_bytes // 8, max_body_bytes)),

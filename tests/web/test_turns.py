@@ -552,13 +552,19 @@ async def test_stop__names_the_answer_in_many_ways(make_site: MakeSite) -> None:
         assert running.is_streaming
 
 
-async def test_stop__of_a_question_stops_the_answer_that_it_has_now(site: Site) -> None:
-    conversation = await site.conversation()
+async def retried(site: Site, conversation: Conversation) -> tuple[str, str]:
+    """Asks the question ``r``, and again once it was answered; returns the ids of the answers."""
     first = (await say(site, conversation, request_id="r"))["answer"]["id"]
     site.model.say("bad", None)
     await wait_for_end(site, first)
     path = f"/conversations/{conversation.id}/messages/{first}/retry"
     second = (await site.http.post(path, json={})).json()["answer"]["id"]
+    return first, second
+
+
+async def test_stop__of_a_question_stops_the_answer_that_it_has_now(site: Site) -> None:
+    conversation = await site.conversation()
+    _, second = await retried(site, conversation)
     assert [each["id"] for each in await stop(site, conversation, request_id="r")] == [second]
     assert (await wait_for_end(site, second)).status is MessageStatus.CANCELLED
 
@@ -842,11 +848,7 @@ async def test_stop__of_a_question_finds_an_answer_whose_predecessor_was_deleted
     site: Site,
 ) -> None:
     conversation = await site.conversation()
-    first = (await say(site, conversation, request_id="r"))["answer"]["id"]
-    site.model.say("bad", None)
-    await wait_for_end(site, first)
-    path = f"/conversations/{conversation.id}/messages/{first}/retry"
-    second = (await site.http.post(path, json={})).json()["answer"]["id"]
+    first, second = await retried(site, conversation)
     await (await site.converse.get_message(first)).delete()
     assert [each["id"] for each in await stop(site, conversation, request_id="r")] == [second]
     assert (await wait_for_end(site, second)).status is MessageStatus.CANCELLED

@@ -41,6 +41,19 @@ function stream(parts, run = RUN) {
   };
 }
 
+/** Holds the next request: it has come once `held` is resolved, and is answered by `release`. */
+function hold() {
+  let release;
+  const held = new Promise((resolve) => {
+    answers.push(async (response) => {
+      resolve();
+      await new Promise((go) => (release = go));
+      stream([])(response);
+    });
+  });
+  return { held, release: () => release() };
+}
+
 async function read(parts) {
   const found = [];
   for await (const part of parts) found.push(part.type);
@@ -106,14 +119,7 @@ test("the last message is sent alone, and a broken stream goes on behind what ca
 });
 
 test("a stop names the question, and the answer once it has an id", async () => {
-  let release;
-  const held = new Promise((resolve) => {
-    answers.push(async (response) => {
-      resolve();
-      await new Promise((go) => (release = go));
-      stream([])(response);
-    });
-  });
+  const { held, release } = hold();
   const leaving = new AbortController();
   const abortSignal = leaving.signal;
   const sent = transport.sendMessages({ ...sending, messages: [question], abortSignal });
@@ -136,14 +142,7 @@ test("a stop names the question, and the answer once it has an id", async () => 
 });
 
 test("a page that is loaded meanwhile does not make it forget the question", async () => {
-  let release;
-  const held = new Promise((resolve) => {
-    answers.push(async (response) => {
-      resolve();
-      await new Promise((go) => (release = go));
-      stream([])(response);
-    });
-  });
+  const { held, release } = hold();
   const sent = transport.sendMessages({ ...sending, messages: [question] });
   await held;
   answers.push(json([], 200, { "x-converse-resume": "0" }), json({ stopped: [] }));
