@@ -312,6 +312,25 @@ async def test_metadata__names_no_class_where_errors_are_not_shown(
     assert metadata == (whole if shown else {"model": "m", "chunks": 0})
 
 
+@pytest.mark.parametrize("shown", [False, True])
+async def test_stop__has_its_reason_where_errors_are_shown(
+    make_site: MakeSite, shown: bool
+) -> None:
+    site = await make_site(show_errors=shown)
+    conversation = await site.conversation()
+    message = await conversation.start_streaming_assistant()
+    await message.append_chunk("part")
+    await message.cancel_streaming("flagged by a rule")
+    path = f"/conversations/{conversation.id}/messages"
+    run = f"run_{conversation.id}_{message.id}"
+    told = [
+        (await site.http.get(each)).text
+        for each in (path, f"{path}/{message.id}", f"{path}/{message.id}/events")
+    ]
+    told.append((await site.http.get(f"/chat/{run}/stream")).text)
+    assert ["flagged by a rule" in each for each in told] == [shown] * len(told)
+
+
 async def test_numbers__that_json_lacks_become_null(site: Site) -> None:
     conversation = await site.conversation()
     await conversation.create_user_message("Hi", {"cost": float("nan")})
