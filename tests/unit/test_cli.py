@@ -286,7 +286,7 @@ def test_command__without_arguments_prints_its_help(capsys: pytest.CaptureFixtur
         ("serve --port 0 --data", "expected one argument"),
         (f"serve --data FILE --uri {ABSENT}", "--data is for the embedded server"),
         ("server --port BUSY", "cannot be used: Address already in use"),
-        ("server --data FILE/x", "cannot be used: Not a directory"),
+        ("server --port 0 --data FILE/x", "cannot be used: Not a directory"),
         ("demo --nonsense", "unrecognized arguments"),
         ("nonsense", "invalid choice"),
     ],
