@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
@@ -62,6 +63,8 @@ E = TypeVar("E", bound=Event)
 
 SOCKET_TIMEOUT_MS = 30_000
 OPEN_SECONDS = 30.0
+# PyMongo's words, and those of asyncio, which Motor leaves it to.
+_OTHER_LOOP = re.compile("event loop|different loop", re.IGNORECASE)
 """The time limit of binding the documents, once a server was found."""
 
 
@@ -203,7 +206,7 @@ class Converse:
         except BaseException as error:
             if owns_client:
                 await clients.close_client(client)
-            if isinstance(error, RuntimeError) and "event loop" in str(error).lower():
+            if isinstance(error, RuntimeError) and _OTHER_LOOP.search(str(error)):
                 raise ConfigurationError(
                     f"This client belongs to another event loop ({error}): make one for each loop."
                 ) from error

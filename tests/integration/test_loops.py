@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import threading
-import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -20,9 +19,12 @@ from converse_mongo import (
     ConverseClosedError,
     Message,
 )
-from converse_mongo.driver.clients import open_client
+from converse_mongo.driver.clients import close_client, open_client
 from tests.conftest import USES_MOTOR
 from tests.streams import SOON
+
+# A client of PyMongo Async whose loop is dead cannot be closed in order.
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed AsyncMongoClient:ResourceWarning")
 
 FEED = "ThreadChangeStream" if USES_MOTOR else "TaskChangeStream"
 
@@ -33,10 +35,7 @@ def name(server_uri: str) -> Iterator[str]:
     yield made
     with MongoClient[dict[str, Any]](server_uri) as client:
         client.drop_database(made)
-    # A client of PyMongo Async whose loop is dead cannot be closed in order.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+    gc.collect()  # while its warnings are ignored
 
 
 async def talk(converse: Converse) -> tuple[Conversation, Message]:
@@ -198,9 +197,17 @@ def test_client__of_another_loop(server_uri: str, name: str) -> None:
         await client.admin.command("ping")
         return client
 
-    client = asyncio.run(make())
-    with pytest.raises(ConfigurationError, match="belongs to another event loop"):
-        asyncio.run(in_this_loop(lambda: Converse(client, database=name).open()))
+    def refuse(client: Any) -> None:
+        with pytest.raises(ConfigurationError, match="belongs to another event loop"):
+            asyncio.run(in_this_loop(lambda: Converse(client, database=name).open()))
+
+    with asyncio.Runner() as loop_of_the_client:
+        client = loop_of_the_client.run(make())
+        try:
+            refuse(client)
+        finally:
+            loop_of_the_client.run(close_client(client))
+    refuse(asyncio.run(make()))
 
 
 def test_fork__says_that_it_was_opened_before(
