@@ -23,8 +23,8 @@ from converse_mongo.driver.clients import close_client, open_client
 from tests.conftest import USES_MOTOR
 from tests.streams import SOON
 
-# A client of PyMongo Async whose loop is dead cannot be closed in order.
-pytestmark = pytest.mark.filterwarnings("ignore:Unclosed AsyncMongoClient:ResourceWarning")
+# A client whose loop is dead cannot be closed in order.
+pytestmark = pytest.mark.filterwarnings("ignore:Unclosed .*MongoClient:ResourceWarning")
 
 FEED = "ThreadChangeStream" if USES_MOTOR else "TaskChangeStream"
 
