@@ -108,7 +108,9 @@ class Commands(monitoring.CommandListener):
         pass
 
     def named(self, name: str) -> list[dict[str, Any]]:
-        return [command for sent, command in self.sent if sent == name]
+        """Those with a name, but no ``find`` that only asks for the time of the server."""
+        commands = [command for sent, command in self.sent if sent == name]
+        return [each for each in commands if name != "find" or "filter" in each]
 
     def change_streams(self) -> list[dict[str, Any]]:
         return [

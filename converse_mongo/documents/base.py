@@ -419,12 +419,22 @@ class StoredDocument(_Base):
             StoreUnavailableError: MongoDB did not answer.
             ConverseClosedError: The facade was closed.
         """
-        with self._through_store(kwargs) as options:
+        with self._through_store(kwargs, self._deletable()) as options:
             return await super().delete(*args, **options)
 
+    def _deletable(self) -> dict[str, Any]:
+        """Returns the filter of a deletion."""
+        return self._own_key()
+
     @contextmanager
-    def _through_store(self, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _through_store(
+        self, options: dict[str, Any], key: Mapping[str, Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Sends the writes of Beanie in the block through the store, by the whole key.
+
+        Args:
+            options: The options of Beanie's call.
+            key: The filter, if it is another.
 
         Yields:
             The options of Beanie's call, with the session of a transaction.
@@ -441,7 +451,7 @@ class StoredDocument(_Base):
                 raise self._missing_error(self._own_id())
             return done
 
-        with routed(self._own_key(), send):
+        with routed(key or self._own_key(), send):
             yield {**options, "session": session} if session else options
 
     def _load(self, stored: dict[str, Any]) -> None:

@@ -356,10 +356,19 @@ class Message(StoredDocument, Document):
         return self
 
     async def delete(self, *args: Any, **kwargs: Any) -> Any:
-        """Deletes the message, as Beanie does, and its pages."""
+        """Deletes the message, as Beanie does, and its pages.
+
+        Raises:
+            UnknownFormatError: A later version wrote to the message, and knows what else it has.
+            StoreUnavailableError: MongoDB did not answer.
+            ConverseClosedError: The facade was closed.
+        """
         deleted = await super().delete(*args, **kwargs)
         await self.store().paging.delete(self._own_key())
         return deleted
+
+    def _deletable(self) -> dict[str, Any]:
+        return updates.known(self._own_key())
 
     # Chunks by hand
 

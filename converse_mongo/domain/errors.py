@@ -101,6 +101,23 @@ class MessageNotStreamingError(ConverseError):
         self.status = status
 
 
+class UnknownFormatError(ConverseError):
+    """A later version of converse_mongo wrote to the message; nothing was changed.
+
+    Attributes:
+        message_id: The message.
+        format: The format of the message, which this version does not know.
+    """
+
+    def __init__(self, message_id: ObjectId, found: object) -> None:
+        super().__init__(
+            f"Message {message_id} has the format {found!r}, which this version of converse_mongo "
+            "does not know: upgrade it here, too. Nothing was changed."
+        )
+        self.message_id = message_id
+        self.format = found
+
+
 class MessageTooLargeError(ConverseError):
     """The metadata and fields of a message exceed the size of a document."""
 

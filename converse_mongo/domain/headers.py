@@ -8,6 +8,7 @@ from typing import Any
 from bson import ObjectId
 
 from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.errors import UnknownFormatError
 from converse_mongo.domain.events import (
     ChunkReceived,
     FinalEvent,
@@ -19,6 +20,19 @@ from converse_mongo.domain.events import (
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import aware, restored
 from converse_mongo.domain.types import MessageRole, MessageStatus
+
+FORMATS: tuple[int | None, ...] = (None,)
+"""The formats of messages that this version writes to; a message of text alone has none."""
+
+
+def check_format(message_id: ObjectId, found: object) -> None:
+    """Refuses a message that a later version wrote to, which may mean more than is known here.
+
+    Raises:
+        UnknownFormatError: The format is not known.
+    """
+    if found not in FORMATS:
+        raise UnknownFormatError(message_id, found)
 
 
 def message_key(
@@ -64,6 +78,7 @@ class MessageHeader:
     completed_at: datetime | None
     end_id: ObjectId | None
     compacted: bool
+    format: int | None
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "MessageHeader":
@@ -89,12 +104,18 @@ class MessageHeader:
             completed_at=aware(completed_at) if completed_at else None,
             end_id=stored.get("end_id"),
             compacted=bool(stored.get("compacted")),
+            format=stored.get("format"),
         )
 
     @property
     def key(self) -> dict[str, Any]:
         """The filter for this message."""
         return message_key(self.message_id, self.conversation_id, self.log_id)
+
+    @property
+    def is_known(self) -> bool:
+        """True if this version may write to the message."""
+        return self.format in FORMATS
 
     @property
     def streamed(self) -> bool:

@@ -1,5 +1,6 @@
 """Answers: the ones that are being written, turns to begin one, and stops that come early."""
 
+import logging
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -14,6 +15,7 @@ from converse_mongo.domain.errors import (
     ConverseError,
     MessageNotFoundError,
     StoreUnavailableError,
+    UnknownFormatError,
 )
 from converse_mongo.domain.headers import HEADER, MessageHeader
 from converse_mongo.domain.metadata import aware
@@ -22,6 +24,8 @@ from converse_mongo.driver import deadlines
 from converse_mongo.store import updates
 from converse_mongo.store.collections import Collections, back_off
 from converse_mongo.store.leases import Leases
+
+logger = logging.getLogger("converse_mongo")
 
 END_SECONDS = 2.0
 """The time in which a turn is ended, also where the deadline of the caller has passed."""
@@ -90,8 +94,12 @@ class Answers:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         for state in await self._streaming(conversation_id):
-            with suppress(MessageNotFoundError):
+            try:
                 await self._leases.request_stop(state.key, reason)
+            except MessageNotFoundError:
+                pass
+            except UnknownFormatError as error:
+                logger.warning("Message %s was not stopped: %s", state.message_id, error)
 
     async def _streaming(self, conversation_id: ObjectId) -> list[MessageHeader]:
         match = {"conversation_id": conversation_id, "status": MessageStatus.STREAMING.value}

@@ -21,7 +21,7 @@ from converse_mongo.domain.errors import (
     WriterFencedError,
 )
 from converse_mongo.domain.events import ChunkReceived
-from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.headers import MessageHeader, check_format
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES, now
@@ -118,6 +118,7 @@ class Appends:
             WriterFencedError: There is another writer, or another message with this id; nothing
                 was stored.
             StreamStoppedError: A stop was requested; nothing was stored.
+            UnknownFormatError: A later version wrote to the message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds; has the append id.
         """
         wanted = _Append(key, pieces, append_id or ObjectId(), claim, now())
@@ -264,6 +265,7 @@ class Appends:
                 raise StreamStoppedError(message_id, found.get("stop_reason"))
         if status.is_final:
             raise MessageNotStreamingError(message_id, status)
+        check_format(message_id, found.get("format"))
         return cast(Mapping[str, Any], found)
 
     async def _read_back(
@@ -326,6 +328,7 @@ def refuse_overtaken(state: MessageHeader, key: Mapping[str, Any], lease: Lease)
     Raises:
         WriterFencedError: Another writer took over, or another message has the id.
         MessageNotStreamingError: The message has ended.
+        UnknownFormatError: A later version wrote to the message.
     """
     if state.log_id != key["log_id"]:
         raise replaced(state.message_id)
@@ -333,3 +336,4 @@ def refuse_overtaken(state: MessageHeader, key: Mapping[str, Any], lease: Lease)
         raise fenced(state.message_id, state.status)
     if state.status.is_final:
         raise MessageNotStreamingError(state.message_id, state.status)
+    check_format(state.message_id, state.format)

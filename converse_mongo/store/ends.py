@@ -16,7 +16,7 @@ from converse_mongo.domain.errors import (
     MessageNotStreamingError,
     StoreUnavailableError,
 )
-from converse_mongo.domain.headers import HEADER, MessageHeader, with_chunk_count
+from converse_mongo.domain.headers import HEADER, MessageHeader, check_format, with_chunk_count
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, MAX_SECONDS, now
 from converse_mongo.driver.failures import is_too_large
@@ -81,6 +81,7 @@ class Ends:
             MessageNotStreamingError: Another call ended the message first.
             MessageNotFoundError: The message does not exist.
             WriterFencedError: There is another writer, or another message with this id.
+            UnknownFormatError: A later version wrote to the message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         self._collections.check_keys(end.metadata)
@@ -98,6 +99,7 @@ class Ends:
                     refuse_overtaken(state, key, lease)
                 if state.status.is_final:
                     raise MessageNotStreamingError(key["_id"], state.status)
+                check_format(key["_id"], state.format)
                 # A failover rolled back the write that was first, or the end itself.
                 attempt += 1
                 await back_off(attempt)

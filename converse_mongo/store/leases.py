@@ -24,7 +24,7 @@ from converse_mongo.domain.errors import (
     MessageNotStreamingError,
     WriterExistsError,
 )
-from converse_mongo.domain.headers import HEADER, MessageHeader
+from converse_mongo.domain.headers import HEADER, MessageHeader, check_format
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.store import updates
@@ -89,6 +89,7 @@ class Leases:
             WriterFencedError: Another writer took over meanwhile.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: The message does not exist.
+            UnknownFormatError: A later version wrote to the message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         holder = ObjectId()
@@ -112,6 +113,7 @@ class Leases:
             WriterFencedError: Yet another writer took over meanwhile.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: The message does not exist.
+            UnknownFormatError: A later version wrote to the message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         state, holder, taken = await self._look(key), ObjectId(), False
@@ -194,6 +196,7 @@ class Leases:
             raise fenced(state.message_id, state.status)
         if state.status.is_final:
             raise MessageNotStreamingError(state.message_id, state.status)
+        check_format(state.message_id, state.format)
 
     # Stops
 
@@ -210,6 +213,7 @@ class Leases:
 
         Raises:
             MessageNotFoundError: The message does not exist.
+            UnknownFormatError: A later version wrote to the message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         if "conversation_id" not in key:
@@ -218,6 +222,7 @@ class Leases:
         state = await self._look(key)
         if state.status.is_final:
             return state
+        check_format(state.message_id, state.format)
         if state.lease.holder is None:
             # Appends by hand are not notified, and may continue.
             return await self._settle(state, updates.same_writer(state.lease)) or state
@@ -293,7 +298,7 @@ class Leases:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         lease = state.lease
-        if state.status.is_final or lease.duration is None:
+        if state.status.is_final or lease.duration is None or not state.is_known:
             return state
         if lease.renewed_at is None:
             await self._collections.call(

@@ -16,7 +16,7 @@ import bson
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from converse_mongo.domain.errors import ConverseError, WatchError
-from converse_mongo.domain.headers import MessageHeader, pages_of
+from converse_mongo.domain.headers import MessageHeader, check_format, pages_of
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_BYTES, PAGE_CHUNKS
 from converse_mongo.driver import collections, retry, servers
 from converse_mongo.store import updates
@@ -90,7 +90,7 @@ class Pages:
         messages, pages = await self._durable()
         found = await call(
             messages.find_one,
-            key,
+            updates.known(key),
             {"page_start": 1, "chunks": 1, "chunk_bytes": 1},
             what=what,
         )
@@ -160,6 +160,8 @@ class Pages:
         """
         collections, key = self._collections, state.key
         what = f"merge the chunks of message {state.message_id}"
+        if not state.is_known:
+            return False  # a process of the later version does it
         possible = state.end_id is not None and state.content_bytes <= MAX_CONTENT_BYTES
         if possible and not state.compacted:
             chunks = await collections.call(collections.reader.stored_chunks, key, what=what)
@@ -195,7 +197,19 @@ class Pages:
         return True
 
     async def delete(self, key: Mapping[str, Any]) -> None:
-        """Deletes the pages of a deleted message."""
+        """Deletes the pages of a deleted message.
+
+        Raises:
+            UnknownFormatError: It was not deleted, since a later version wrote to it.
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        left: Any = await self._collections.call(
+            self._collections.messages.find_one,
+            *(key, {"format": 1}),
+            what=f"read message {key['_id']}",
+        )
+        if left is not None:
+            check_format(key["_id"], left.get("format"))
         await self._collections.call(
             self._collections.pages.delete_many,
             pages_of(key),

@@ -2,7 +2,9 @@
 
 Each filter carries ``conversation_id``, the shard key, so that a sharded cluster sends the write to
 one shard. It carries ``log_id``, so that it never matches another message with the same id: see
-``headers.message_key``. Each also has the conditions under which the write is still correct.
+``headers.message_key``. Each also has the conditions under which the write is still correct. One of
+them is a known format: in a rolling deployment an older process must not write to what a later
+version has written, since it cannot know what that means.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,7 @@ from typing import Any, TypeAlias
 from bson import ObjectId
 
 from converse_mongo.domain.chunks import MessageChunk, StoredChunk, text_of
-from converse_mongo.domain.headers import pages_of
+from converse_mongo.domain.headers import FORMATS, pages_of
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.lengths import encode_lengths, encode_metadata
 from converse_mongo.domain.metadata import is_addressable, storable
@@ -35,8 +37,13 @@ def any_log(key: Mapping[str, Any]) -> Document:
     return {name: value for name, value in key.items() if name != "log_id"}
 
 
+def known(key: Mapping[str, Any]) -> Document:
+    """Matches the message while it has a format that this version knows."""
+    return {**key, "format": {"$in": list(FORMATS)}}
+
+
 def _streaming(key: Mapping[str, Any]) -> Document:
-    return {**key, "status": MessageStatus.STREAMING.value}
+    return {**known(key), "status": MessageStatus.STREAMING.value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,7 @@ def append(
 
 def find_append(append_id: ObjectId) -> Document:
     """Returns the projection that explains why an append did not match."""
-    state = ("status", "next_sequence", "chunk_bytes", "page_start", "log_id", "lease")
+    state = ("status", "next_sequence", "chunk_bytes", "page_start", "log_id", "lease", "format")
     stop = ("stop_requested_at", "stop_reason")
     append = {"$elemMatch": {"append_id": append_id}}
     return dict.fromkeys((*state, *stop), 1) | {"chunks": append, "recent_appends": append}
@@ -142,7 +149,7 @@ def trim(
     late one, changes nothing.
     """
     return (
-        {**key, "page_start": first},
+        {**known(key), "page_start": first},
         {
             "$set": {"page_start": next_sequence},
             "$pull": {"chunks": {"sequence": {"$lt": next_sequence}}},
@@ -353,7 +360,7 @@ def fill(
     fields: Document = {"metadata.chunks": chunk_count}
     if content is not None:
         fields["content"] = content
-    return {**key, "end_id": end_id}, {"$set": fields}
+    return {**known(key), "end_id": end_id}, {"$set": fields}
 
 
 def compact(
@@ -386,12 +393,12 @@ def compact(
         fields["recent_appends"] = appends[-APPENDS_KEPT:]
     if runs := encode_metadata(chunks):
         fields["chunk_metadata"] = runs
-    return {**key, "end_id": end_id, "compacted": {"$ne": True}}, {"$set": fields}
+    return {**known(key), "end_id": end_id, "compacted": {"$ne": True}}, {"$set": fields}
 
 
 def finish_compaction(key: Mapping[str, Any]) -> tuple[Document, Document]:
     """Marks a message as having nothing left to merge."""
-    return dict(key), {"$unset": {"compact_at": ""}}
+    return known(key), {"$unset": {"compact_at": ""}}
 
 
 # Saves and positions

@@ -16,6 +16,7 @@ from converse_mongo.domain.errors import (
     InvalidIdError,
     NotFoundError,
     StoreUnavailableError,
+    UnknownFormatError,
 )
 from converse_mongo.domain.surrogates import mend_all
 from converse_mongo.web.errors import (
@@ -239,7 +240,7 @@ def _of_request(error: Exception) -> RequestError:
             return RequestError(
                 OUTDATED, detail="after: The stream cannot continue from there. Start without it."
             )
-        case StoreUnavailableError():
+        case StoreUnavailableError() | UnknownFormatError():
             logger.warning("A request was not answered: %s", error)
             return BusyError()
         case ConverseClosedError(was_opened=True):

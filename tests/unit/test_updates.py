@@ -7,7 +7,7 @@ import pytest
 from bson import ObjectId
 
 from converse_mongo.domain.chunks import MessageChunk
-from converse_mongo.domain.headers import message_key
+from converse_mongo.domain.headers import FORMATS, message_key
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES
@@ -20,7 +20,8 @@ KEY = message_key(ObjectId(), ObjectId(), ObjectId())
 LEASE = Lease(epoch=2, holder=HOLDER, renewed_at=AT, duration=30.0)
 HELD = {"lease.epoch": 2, "lease.holder": HOLDER}
 NO_WRITER = {"$in": [0, None]}
-STREAMING = {**KEY, "status": "streaming"}
+KNOWN = {**KEY, "format": {"$in": list(FORMATS)}}
+STREAMING = {**KNOWN, "status": "streaming"}
 HEARTBEAT = {"$currentDate": {"lease.renewed_at": True}}
 CHUNKS = [MessageChunk(3, "ab", AT), MessageChunk(4, "", AT, {"n": 1})]
 
@@ -66,7 +67,7 @@ def test_page__is_named_by_what_it_holds() -> None:
 
 def test_trim__matches_only_the_message_that_begins_with_the_page() -> None:
     assert updates.trim(KEY, 3, 5, 100) == (
-        {**KEY, "page_start": 3},
+        {**KNOWN, "page_start": 3},
         {
             "$set": {"page_start": 5},
             "$pull": {"chunks": {"sequence": {"$lt": 5}}},
@@ -163,8 +164,12 @@ def test_end__with_keys_that_no_path_names_takes_everything_for_a_literal() -> N
     assert stage["$set"]["lease.epoch"] == {"$add": [{"$ifNull": ["$lease.epoch", 0]}, 1]}
 
 
+def test_finish_compaction__leaves_what_a_later_version_wrote() -> None:
+    assert updates.finish_compaction(KEY) == (KNOWN, {"$unset": {"compact_at": ""}})
+
+
 def test_fill__belongs_to_one_end() -> None:
-    match = {**KEY, "end_id": ID}
+    match = {**KNOWN, "end_id": ID}
     assert updates.fill(KEY, ID, 2, "ab") == (
         match,
         {"$set": {"metadata.chunks": 2, "content": "ab"}},
@@ -174,7 +179,7 @@ def test_fill__belongs_to_one_end() -> None:
 
 def test_compact__keeps_the_text_and_the_last_appends() -> None:
     match, update = updates.compact(KEY, ID, stored())
-    assert match == {**KEY, "end_id": ID, "compacted": {"$ne": True}}
+    assert match == {**KNOWN, "end_id": ID, "compacted": {"$ne": True}}
     kept = update["$set"]
     assert (kept["content"], kept["chunk_lengths"]) == ("ab", b"\x02\x00")
     assert kept["recent_appends"] == [{"append_id": ID, "sequence": 3}]
