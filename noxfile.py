@@ -59,9 +59,14 @@ def group(name: str) -> list[str]:
 
 # What a driver or a Python can change; all else is the session "system".
 EACH_DRIVER = [
-    *("tests/unit", "tests/integration", "tests/app"),
+    *("tests/integration", "tests/app"),
     "tests/docs/test_programs.py::test_program_of_a_driver__runs_as_printed",
 ]
+UNITS = {
+    "motor": ["tests/unit"],
+    # The others are of modules that no driver reaches.
+    "pymongo": [f"tests/unit/test_{name}.py" for name in ("change_streams", "cli", "driver")],
+}
 
 
 @nox.session(python=PYTHONS)
@@ -69,7 +74,8 @@ EACH_DRIVER = [
 def tests(session: nox.Session, driver: str) -> None:
     """The library's tests, with each driver and each Python that is there."""
     session.install(*DRIVERS[driver], *group("test"))
-    session.run("python", "-m", "pytest", *(session.posargs or [*EACH_DRIVER, *PARALLEL]))
+    arguments = [*UNITS[driver], *EACH_DRIVER, *PARALLEL]
+    session.run("python", "-m", "pytest", *(session.posargs or arguments))
 
 
 @nox.session(python=PYTHON)
@@ -99,7 +105,7 @@ def lowest(session: nox.Session, driver: str) -> None:
     session.install(*(*DRIVERS[driver], *chosen, *group("test")), "--constraint", str(constraints))
     # The newest of what the tests use must still run with the oldest of what the package uses.
     session.run("uv", "pip", "check", "--python", str(Path(session.bin) / "python"))
-    arguments = [*EACH_DRIVER, "tests/web", "tests/chat", *PARALLEL]
+    arguments = ["tests/unit", *EACH_DRIVER, "tests/web", "tests/chat", *PARALLEL]
     session.run("python", "-m", "pytest", *(session.posargs or arguments))
 
 

@@ -153,7 +153,7 @@ async def test_take_over__of_a_live_writer_in_another_process(
     process.start()
     receive = asyncio.to_thread
     try:
-        for _ in range(15):
+        for _ in range(8):
             message = await start(converse)
             pipe.send(str(message.id))
             assert await receive(pipe.recv) == "writing"

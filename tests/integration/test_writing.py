@@ -69,13 +69,13 @@ async def write_many(
 
 
 async def test_sequences__fifty_writers_and_twenty_watchers(converse: Converse) -> None:
-    await write_many([converse], await start(converse), writers=50, chunks=6, watchers=20)
+    await write_many([converse], await start(converse), writers=50, chunks=3, watchers=20)
 
 
 async def test_sequences__writers_that_do_not_know_each_other(facade: Facade) -> None:
     first = await facade()
     facades = [first, *[await facade(first.database_name) for _ in range(4)]]
-    await write_many(facades, await start(first), writers=10, chunks=15, watchers=10)
+    await write_many(facades, await start(first), writers=10, chunks=8, watchers=10)
 
 
 # 2. Acknowledged is stored
@@ -230,7 +230,7 @@ async def test_end__append_complete_and_fail_race(facade: Facade) -> None:
     facades = [await facade()]
     facades.append(await facade(facades[0].database_name))
     conversation = await facades[0].start_conversation()
-    for turn in range(60):
+    for turn in range(30):
         message = await conversation.start_streaming_assistant()
         copies = [await facades[number % 2].get_message(message.id) for number in range(4)]
 
