@@ -1,0 +1,299 @@
+"""The reducer: what the chunks of a message say, as parts.
+
+A chunk without ``part`` and ``event`` is text of the answer. All others are events of parts, or
+deltas of them. A part's number is the sequence of the chunk that begins it, so that log order is
+part order. The reducer is total: no log makes it raise. What names a part that is not there is
+void, and so is what has the wrong type.
+
+The same rules are in ``web/client/parts.js``; ``tests/model/part_logs.json`` has logs for both.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Self, TypeAlias, TypeGuard
+
+from converse_mongo.domain.metadata import restored
+
+Record: TypeAlias = dict[str, Any]
+"""A part in JSON or BSON types: ``part`` (its number), ``kind`` and ``fields``; ``text`` of a text,
+of reasoning and of a tool's input; ``parent``, ``closed`` and ``redacted`` where they apply."""
+
+TEXT, REASONING, TOOL_CALL, DATA = "text", "reasoning", "tool_call", "data"
+KINDS_WITH_TEXT = frozenset({TEXT, REASONING, TOOL_CALL})
+
+
+class _Place(NamedTuple):
+    """What tells data that replace each other from others."""
+
+    parent: int | None
+    name: str
+    id: str
+
+
+class _Part:
+    """A part that grows. Its text stays in pieces, since joining each time would be quadratic."""
+
+    __slots__ = ("closed", "fields", "kind", "number", "parent", "pieces", "redacted")
+
+    def __init__(self, number: int, kind: str, parent: int | None, fields: dict[str, Any]) -> None:
+        self.number = number
+        self.kind = kind
+        self.parent = parent
+        self.fields = fields
+        self.pieces: list[str] = []
+        self.closed = False
+        self.redacted: str | bool = False
+
+    def record(self) -> Record:
+        record: Record = {"part": self.number, "kind": self.kind, "fields": dict(self.fields)}
+        if self.parent is not None:
+            record["parent"] = self.parent
+        if self.kind in KINDS_WITH_TEXT:
+            record["text"] = "".join(self.pieces)
+        if self.closed:
+            record["closed"] = True
+        if self.redacted:
+            record["redacted"] = self.redacted
+        return record
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        part = cls(record["part"], record["kind"], record.get("parent"), dict(record["fields"]))
+        if record.get("text"):
+            part.pieces.append(record["text"])
+        part.closed = record.get("closed", False)
+        part.redacted = record.get("redacted", False)
+        return part
+
+    @property
+    def place(self) -> _Place | None:
+        name, own_id = self.fields.get("name"), self.fields.get("id")
+        if self.kind != DATA or not isinstance(name, str) or not isinstance(own_id, str):
+            return None
+        return _Place(self.parent, name, own_id)
+
+    @property
+    def is_settled(self) -> bool:
+        """True if nothing more can become of it, other than its redaction."""
+        return bool(self.redacted) or (self.closed and self.kind != TOOL_CALL)
+
+    def set(self, new: Mapping[str, Any]) -> None:
+        """Replaces the named fields."""
+        fixed = {"kind", "name", "id"} if self.kind == DATA and self.fields else {"kind"}
+        fields = {name: value for name, value in new.items() if name not in fixed}
+        if self.kind == TOOL_CALL:
+            self._keep_outcome(fields)
+            self._keep_answer(fields)
+        self.fields |= fields
+
+    def redact(self, reason: object) -> None:
+        """Drops the content.
+
+        Data keep what tells them from others, so that what replaces them is dropped as well.
+        """
+        self.redacted = reason if isinstance(reason, str) and reason else True
+        kept = {} if self.place is None else {"name": self.place.name, "id": self.place.id}
+        self.fields, self.pieces = kept, []
+
+    def _keep_outcome(self, fields: dict[str, Any]) -> None:
+        """A call has one outcome; a preliminary one comes before it, and each replaces the last."""
+        if "output" not in fields and "error" not in fields:
+            fields.pop("preliminary", None)
+            return
+        if fields.get("preliminary") is not True:
+            fields.pop("preliminary", None)
+        elif has_outcome(self.fields):
+            for name in ("output", "error", "preliminary"):
+                fields.pop(name, None)
+            return
+        for name in ("output", "error", "preliminary"):
+            self.fields.pop(name, None)
+        if "error" in fields:
+            fields.pop("output", None)
+
+    def _keep_answer(self, fields: dict[str, Any]) -> None:
+        """Of two answers to one request the first counts."""
+        before, after = self.fields.get("approval"), fields.get("approval")
+        if not isinstance(after, Mapping):
+            fields.pop("approval", None)
+        elif (
+            isinstance(before, Mapping)
+            and isinstance(before.get("approved"), bool)
+            and before.get("id") == after.get("id")
+        ):
+            fields.pop("approval")
+
+
+def has_outcome(fields: Mapping[str, Any]) -> bool:
+    """Returns whether a tool call has its final output or its error."""
+    return ("output" in fields or "error" in fields) and fields.get("preliminary") is not True
+
+
+class PartLog:
+    """The state that the chunks of a message lead to.
+
+    Attributes:
+        next_sequence: The sequence of the next chunk.
+        open: The number of the text part that the next text of the answer continues, or ``None``.
+        metadata: What the log adds to the metadata of the message.
+    """
+
+    __slots__ = ("_at", "_parts", "metadata", "next_sequence", "open")
+
+    def __init__(self) -> None:
+        self.next_sequence = 0
+        self.open: int | None = None
+        self.metadata: dict[str, Any] = {}
+        self._parts: dict[int, _Part] = {}
+        self._at: dict[_Place, int] = {}
+
+    @classmethod
+    def of(cls, chunks: Iterable[Mapping[str, Any]]) -> Self:
+        """Returns the state behind stored chunks."""
+        log = cls()
+        for chunk in chunks:
+            log.add(chunk)
+        return log
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Mapping[str, Any]) -> Self:
+        """Returns the state of a :meth:`snapshot`."""
+        log = cls()
+        log.next_sequence, log.open = snapshot["next_sequence"], snapshot.get("open")
+        log.metadata = dict(snapshot.get("metadata", {}))
+        for record in snapshot["parts"]:
+            part = log._parts[record["part"]] = _Part.from_record(record)
+            if part.place is not None:
+                log._at[part.place] = part.number
+        return log
+
+    def snapshot(self) -> dict[str, Any]:
+        """Returns the state in JSON or BSON types, to go on from with the rest of the chunks."""
+        snapshot: dict[str, Any] = {"next_sequence": self.next_sequence, "parts": self.records()}
+        if self.open is not None:
+            snapshot["open"] = self.open
+        if self.metadata:
+            snapshot["metadata"] = dict(self.metadata)
+        return snapshot
+
+    def records(self) -> list[Record]:
+        """Returns the parts, in order."""
+        return [part.record() for part in self._parts.values()]
+
+    def text(self) -> str:
+        """Returns the text of the answer."""
+        texts = (each for each in self._parts.values() if each.kind == TEXT and each.parent is None)
+        return "".join([piece for part in texts for piece in part.pieces])
+
+    def kind_of(self, number: int) -> str | None:
+        """Returns the kind of a part; ``None`` if there is none with this number."""
+        part = self._parts.get(number)
+        return part and part.kind
+
+    def add(self, chunk: Mapping[str, Any]) -> int | None:
+        """Adds the next chunk, as it is stored.
+
+        Returns:
+            The number of the part that it belongs to; ``None`` if it belongs to none, or is void.
+        """
+        sequence: int = chunk["sequence"]
+        self.next_sequence = sequence + 1
+        event = chunk.get("event")
+        if event is None:
+            part = chunk.get("part")
+            return self._add_text(sequence, chunk) if part is None else self._add_delta(part, chunk)
+        stored = chunk.get("fields")
+        fields = restored(stored) if isinstance(stored, Mapping) else {}
+        if event == "start":
+            return self._start(sequence, chunk.get("parent"), fields)
+        if event == "reset":
+            self._reset(fields.get("from"))
+        elif event == "metadata":
+            self.metadata |= fields
+        elif event in ("set", "end", "redact"):
+            return self._change(chunk.get("part"), event, fields)
+        return None
+
+    def _add_text(self, sequence: int, chunk: Mapping[str, Any]) -> int | None:
+        text = chunk["content"]
+        if not text:
+            return None
+        if self.open is None:
+            self._parts[sequence] = _Part(sequence, TEXT, None, {})
+            self.open = sequence
+        self._parts[self.open].pieces.append(text)
+        return self.open
+
+    def _add_delta(self, number: object, chunk: Mapping[str, Any]) -> int | None:
+        part, delta = self._find(number), chunk.get("delta")
+        if part is None or part.is_settled or part.kind not in KINDS_WITH_TEXT:
+            return None
+        if part.kind == TEXT and part.parent is None:
+            return None  # text of the answer is content, so that older readers have it
+        if isinstance(delta, str) and delta:
+            part.pieces.append(delta)
+        return part.number
+
+    def _start(self, sequence: int, parent: object, fields: dict[str, Any]) -> int | None:
+        kind = fields.pop("kind", None)
+        if not isinstance(kind, str) or fields.get("transient") is True:
+            return None
+        above: int | None = None
+        if parent is not None:
+            call = self._find(parent)
+            if call is None or call.kind != TOOL_CALL:
+                return None
+            above = call.number
+        else:
+            self._close_text()
+        part = _Part(sequence, kind, above, {})
+        part.set(fields)  # while it has none, all of them
+        place = part.place
+        if place is not None and place in self._at:
+            replaced = self._parts[self._at[place]]
+            if not replaced.redacted:
+                replaced.fields = part.fields
+            return replaced.number
+        self._parts[sequence] = part
+        if place is not None:
+            self._at[place] = sequence
+        if kind == TEXT and above is None:
+            self.open = sequence
+        return sequence
+
+    def _change(self, number: object, event: str, fields: dict[str, Any]) -> int | None:
+        part = self._find(number)
+        if part is None or part.redacted:
+            return None
+        if event == "redact":
+            part.redact(fields.get("reason"))
+        elif part.is_settled:
+            return None
+        else:
+            part.set(fields)
+        if event != "set":
+            part.closed = True
+            if self.open == part.number:
+                self.open = None
+        return part.number
+
+    def _reset(self, first: object) -> None:
+        """Voids the parts that are numbered from ``first`` on; those before keep what they got."""
+        if not _is_number(first):
+            return
+        self._close_text()
+        for number in [each for each in self._parts if each >= first]:
+            place = self._parts.pop(number).place
+            if place is not None:
+                del self._at[place]
+
+    def _close_text(self) -> None:
+        if self.open is not None:
+            self._parts[self.open].closed = True
+            self.open = None
+
+    def _find(self, number: object) -> _Part | None:
+        return self._parts.get(number) if _is_number(number) else None
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
