@@ -187,7 +187,7 @@ class PartLog:
     def kind_of(self, number: int) -> str | None:
         """Returns the kind of a part; ``None`` if there is none with this number."""
         part = self._parts.get(number)
-        return part and part.kind
+        return None if part is None else part.kind
 
     def add(self, chunk: Mapping[str, Any]) -> int | None:
         """Adds the next chunk, as it is stored.
