@@ -15,9 +15,12 @@ from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.metadata import aware, restored, storable
 from converse_mongo.domain.validation import CHUNK_OVERHEAD, utf8_size
 
+PART_OVERHEAD = 96
+"""The size of the fields that tell a chunk of a part, without their values, in bytes."""
+
 StoredChunk: TypeAlias = dict[str, Any]
-"""A chunk as stored: sequence, content, created_at, metadata if it has some, and append_id on the
-first chunk of each append."""
+"""A chunk as stored: sequence, content, created_at, metadata if it has some, append_id on the first
+chunk of each append, and the fields of a :class:`PartChunk`."""
 
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
@@ -32,7 +35,7 @@ def stored_size(content_size: int, metadata: Mapping[str, Any]) -> int:
 
 
 def text_of(chunks: Iterable[StoredChunk]) -> str:
-    """Joins the contents of chunks."""
+    """Joins the contents of chunks: the text of a message without parts."""
     return "".join([chunk["content"] for chunk in chunks])
 
 
@@ -66,11 +69,13 @@ class MessageChunk:
     created_at: datetime
     metadata: Mapping[str, Any] = field(default_factory=lambda: NO_METADATA, hash=False)
 
-    @classmethod
-    def from_stored(cls, stored: Mapping[str, Any]) -> "MessageChunk":
-        """Returns the chunk in a stored document."""
+    @staticmethod
+    def from_stored(stored: Mapping[str, Any]) -> "MessageChunk":
+        """Returns the chunk in a stored document, which may be a :class:`PartChunk`."""
+        if "part" in stored or "event" in stored:
+            return PartChunk.from_stored_part(stored)
         metadata = stored.get("metadata")
-        return cls(
+        return MessageChunk(
             stored["sequence"],
             stored["content"],
             aware(stored["created_at"]),
@@ -117,6 +122,85 @@ def _chunk(
 ) -> MessageChunk:
     read_only = MappingProxyType(metadata) if metadata else NO_METADATA
     return MessageChunk(sequence, content, created_at, read_only)
+
+
+@dataclass(frozen=True, slots=True)
+class PartChunk(MessageChunk):
+    """A chunk that is no text of the answer: an event of a part, or a delta of its text.
+
+    Its ``content`` is empty, so that a reader that knows only text does not take it for the answer.
+
+    Attributes:
+        part: The number of the part: the sequence of the chunk that began it. ``None`` for a
+            ``start``, whose own sequence is the number, and for events of the whole message.
+        event: ``start``, ``set``, ``end``, ``redact``, ``reset`` or ``metadata``; ``None`` for a
+            delta.
+        fields: The fields of an event; read-only.
+        delta: The text of a delta.
+        parent: For a ``start``, the number of the tool call whose sub-agent began the part.
+    """
+
+    part: int | None = None
+    event: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=lambda: NO_METADATA, hash=False)
+    delta: str = ""
+    parent: int | None = None
+
+    @classmethod
+    def from_stored_part(cls, stored: Mapping[str, Any]) -> "PartChunk":
+        """Returns the chunk in a stored document."""
+        metadata, fields, delta = (stored.get(each) for each in ("metadata", "fields", "delta"))
+        return cls(
+            stored["sequence"],
+            stored["content"],
+            aware(stored["created_at"]),
+            MappingProxyType(restored(metadata)) if metadata else NO_METADATA,
+            stored.get("part"),
+            stored.get("event"),
+            MappingProxyType(restored(fields)) if isinstance(fields, Mapping) else NO_METADATA,
+            delta if isinstance(delta, str) else "",
+            stored.get("parent"),
+        )
+
+    def to_stored(self) -> StoredChunk:
+        """Returns the chunk as it is stored."""
+        stored = MessageChunk.to_stored(self)
+        if self.part is not None:
+            stored["part"] = self.part
+        if self.event is not None:
+            stored["event"] = self.event
+        if self.fields:
+            stored["fields"] = storable(self.fields)
+        if self.delta:
+            stored["delta"] = self.delta
+        if self.parent is not None:
+            stored["parent"] = self.parent
+        return stored
+
+    @property
+    def stored_size(self) -> int:
+        """A close upper bound of its size in a document, in bytes."""
+        size = stored_size(self.content_size, self.metadata) + PART_OVERHEAD
+        fields = len(bson.encode(storable(self.fields))) if self.fields else 0
+        return size + utf8_size(self.delta) + fields
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the chunk in JSON types."""
+        found = MessageChunk.to_dict(self)
+        stored = self.to_stored()
+        for name in ("part", "event", "delta", "parent"):
+            if name in stored:
+                found[name] = stored[name]
+        if self.fields:
+            found["fields"] = jsonable(self.fields)
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _part_chunk, (self.to_stored(),)
+
+
+def _part_chunk(stored: StoredChunk) -> PartChunk:
+    return PartChunk.from_stored_part(stored)
 
 
 def _to_stored(chunk: object) -> StoredChunk:
