@@ -3,7 +3,15 @@
 import copy
 import hashlib
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from functools import partial
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
@@ -19,6 +27,7 @@ from converse_mongo.documents.own_writes import OwnWrites
 from converse_mongo.documents.views import MessageView
 from converse_mongo.domain.chunks import NO_METADATA, ChunkLog, MessageChunk, Piece, UtcDatetime
 from converse_mongo.domain.errors import (
+    ChunksNotLoadedError,
     InvalidInputError,
     MessageNotFoundError,
     ProtectedFieldError,
@@ -33,23 +42,23 @@ from converse_mongo.domain.headers import (
 )
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import check_metadata
+from converse_mongo.domain.part_events import AnyPiece, PartEvent, PartPiece, pieces_of
+from converse_mongo.domain.part_log import PartLog, restored_records
+from converse_mongo.domain.parts import Part, TextPart, ToolCallPart, parts_of
 from converse_mongo.domain.types import Granularity, MessageRole, MessageStatus, Metadata
 from converse_mongo.domain.validation import (
-    CHUNK_OVERHEAD,
     EPOCH,
     MAX_APPEND_BYTES,
     MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
     MAX_CONTENT_BYTES,
     PAGE_CHUNKS,
-    check_chunk_contents,
     check_content,
     check_error,
     check_reason,
     check_sequence,
     now,
     object_id,
-    utf8_size,
 )
 from converse_mongo.driver.failures import words_for
 from converse_mongo.driver.servers import FIRST_MARK
@@ -76,6 +85,8 @@ SUPERSEDED_INDEXES = {
 """Name to key of the indexes of earlier versions. A changed index gets a new name and a new key:
 MongoDB refuses an index with the name, or the key, of another with other options."""
 
+
+_OF_PARTS = frozenset({"format", "part_bytes", "part_records"})
 
 _AT_THE_START = Protected("pass it when you start the message")
 _BY_APPENDS = Protected("use append_chunk")
@@ -108,6 +119,9 @@ class Message(StoredDocument, Document):
             versions.
         chunk_bytes: An upper bound of the size of the embedded chunks, in bytes.
         content_bytes: The size of the streamed text, in bytes of UTF-8.
+        part_bytes: An upper bound of the size of all else in the chunks, in bytes.
+        part_records: The parts in stored form, for :attr:`parts`.
+        format: ``None`` for a message of text alone, 2 for one with parts.
         metadata: The metadata of the application; an ended stream adds the number of ``chunks``.
         error: The reason of a failure, or ``None``.
         stop_reason: The reason of a stop, or ``None``.
@@ -131,6 +145,9 @@ class Message(StoredDocument, Document):
     log_id: Annotated[PydanticObjectId | None, GIVEN_ONCE] = None
     chunk_bytes: Annotated[int, _BY_APPENDS] = 0
     content_bytes: Annotated[int, _BY_APPENDS] = 0
+    part_bytes: Annotated[int, _BY_APPENDS] = 0
+    part_records: Annotated[list[dict[str, Any]] | None, _BY_APPENDS] = Field(None, alias="parts")
+    format: Annotated[int | None, _BY_APPENDS] = None
     metadata: JsonableDict = Field(default_factory=dict)
     error: Annotated[str | None, Protected("use fail_streaming")] = None
     stop_reason: Annotated[str | None, Protected("use request_stop or cancel_streaming")] = None
@@ -203,6 +220,42 @@ class Message(StoredDocument, Document):
     def is_cancelled(self) -> bool:
         """True if it was stopped."""
         return self.status is MessageStatus.CANCELLED
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts, in order, as far as this copy knows.
+
+        A message of text alone has one :class:`TextPart`, or none if it is empty.
+
+        Raises:
+            ChunksNotLoadedError: They are derived from chunks that this copy does not have.
+        """
+        if self.format is None:
+            return [TextPart(self.content)] if self.content else []
+        if self.part_records is not None:
+            records = restored_records(self.part_records)
+        else:
+            log = self._own_writes.log_of(self.__dict__)
+            if log is None:
+                raise ChunksNotLoadedError
+            records = log.records()
+        return parts_of(records, ended=not self.is_streaming)
+
+    @property
+    def unfinished_calls(self) -> list[ToolCallPart]:
+        """The tool calls without an outcome; their ``state`` says how far they are.
+
+        Raises:
+            ChunksNotLoadedError: As :attr:`parts` does.
+        """
+        calls = [part for part in self.parts if isinstance(part, ToolCallPart)]
+        return [call for call in calls if not call.is_finished]
+
+    def __iter__(self) -> Generator[tuple[str, Any], None, None]:
+        """Yields the fields. Those of parts are stored only where there are parts."""
+        for name, value in super().__iter__():
+            if value or name not in _OF_PARTS:
+                yield name, value
 
     # Reading
 
@@ -375,7 +428,7 @@ class Message(StoredDocument, Document):
     async def append_chunk(
         self, content: str, metadata: Metadata | None = None, *, append_id: ObjectId | None = None
     ) -> MessageChunk:
-        """Appends one chunk; when it returns, the chunk is stored.
+        """Appends one chunk of text; when it returns, the chunk is stored.
 
         Args:
             content: The text, at most ``MAX_CHUNK_BYTES`` in UTF-8.
@@ -394,40 +447,49 @@ class Message(StoredDocument, Document):
         return (await self._append([Piece(content, checked, size)], append_id))[0]
 
     async def append_chunks(
-        self, contents: Iterable[str], *, append_id: ObjectId | None = None
+        self,
+        contents: Iterable[str | Part | PartEvent],
+        *,
+        append_id: ObjectId | None = None,
     ) -> list[MessageChunk]:
         """Appends a chunk for each of ``contents``, in as few atomic writes as limits allow.
+
+        Events of parts are checked by themselves only: whether a part of another append is there
+        would take a read. What names no living part is void.
 
         One atomic write has at most ``MAX_APPEND_CHUNKS`` chunks and ``MAX_APPEND_BYTES``; more are
         split into several writes, one after the other. If one of them fails, those before it are
         stored: the ``appended`` of the error is the number of their contents.
 
         Args:
-            contents: Texts, each at most ``MAX_CHUNK_BYTES`` in UTF-8.
+            contents: Texts, each at most ``MAX_CHUNK_BYTES`` in UTF-8; parts, which are one or more
+                chunks each; and events of parts.
             append_id: The ``append_id`` of a :class:`StoreUnavailableError`, to retry with the
                 ``contents`` that begin at its ``appended``.
 
         Raises the errors of :meth:`append_chunk`; nothing is written if one of ``contents`` is
         invalid.
         """
-        checked = check_chunk_contents(contents)
+        pieces = pieces_of(contents)
         appended: list[MessageChunk] = []
         try:
-            for batch in _batches(checked):
-                pieces = [Piece(text, NO_METADATA, utf8_size(text)) for text in batch]
-                appended += await self._append(pieces, append_id)
+            for batch in _batches(pieces):
+                appended += await self._append(batch, append_id)
                 append_id = None
         except StoreUnavailableError as error:
             error.appended = len(appended)
             raise
         return appended
 
-    async def _append(self, pieces: list[Piece], append_id: ObjectId | None) -> list[MessageChunk]:
+    async def _append(
+        self, pieces: Sequence[AnyPiece], append_id: ObjectId | None
+    ) -> list[MessageChunk]:
         if append_id is not None:
             append_id = object_id(append_id, "append")
         store, private = self.store(), self._private()
         queue, key = self._own_queue(store), self._own_key()
-        chunks = await store.appends.append(queue, key, pieces, append_id)
+        has_parts = any(isinstance(piece, PartPiece) for piece in pieces)
+        chunks = await store.appends.append(queue, key, pieces, append_id, has_parts=has_parts)
         own_writes: OwnWrites = private["_own_writes"]
         if store.session is not None:
             own_writes.unconfirmed = True
@@ -656,7 +718,7 @@ class Message(StoredDocument, Document):
             self._own_key(),
             end,
             retention=self.retention,
-            known=self._own_writes.known_text(self.__dict__),
+            known=self._own_writes.known(self.__dict__),
             lease=lease,
             end_id=end_id,
         )
@@ -678,7 +740,9 @@ class Message(StoredDocument, Document):
             data = {**data, "chunks": ChunkLog.not_loaded()}
         elif isinstance(chunks, list) and chunks and not data.get("content"):
             log = ChunkLog(chunks)
-            data = {**data, "chunks": log, "content": log.text()}
+            has_parts = data.get("format") is not None
+            text = PartLog.of(chunks).text() if has_parts else log.text()
+            data = {**data, "chunks": log, "content": text}
         if data.get("end_id") is not None:
             data = {**data, "metadata": with_chunk_count(data.get("metadata") or {}, count)}
         return data
@@ -775,16 +839,16 @@ def generated_id(conversation_id: ObjectId, generation_id: str) -> PydanticObjec
     return PydanticObjectId(digest[:12])
 
 
-def _batches(contents: list[str]) -> Iterator[list[str]]:
-    """Splits ``contents`` into atomic appends."""
-    batch: list[str] = []
+def _batches(pieces: Sequence[AnyPiece]) -> Iterator[list[AnyPiece]]:
+    """Splits ``pieces`` into atomic appends."""
+    batch: list[AnyPiece] = []
     size = 0
-    for content in contents:
-        cost = utf8_size(content) + CHUNK_OVERHEAD
+    for piece in pieces:
+        cost = piece.stored_size
         if batch and (size + cost > MAX_APPEND_BYTES or len(batch) == MAX_APPEND_CHUNKS):
             yield batch
             batch, size = [], 0
-        batch.append(content)
+        batch.append(piece)
         size += cost
     if batch:
         yield batch

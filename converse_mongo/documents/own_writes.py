@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from converse_mongo.documents.tracking import ChangeTracker
-from converse_mongo.domain.chunks import ChunkLog, MessageChunk
+from converse_mongo.domain.chunks import ChunkLog, MessageChunk, PartChunk
+from converse_mongo.domain.headers import PARTS_FORMAT
+from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_CHUNKS
-from converse_mongo.store import EndedMessage, WriteQueue
+from converse_mongo.store import EndedMessage, Known, WriteQueue
 
 Fields = dict[str, Any]
+
+_VOIDING = frozenset({"reset", "redact"})
 
 
 class OwnWrites:
@@ -22,19 +26,31 @@ class OwnWrites:
         queue: The queue of the message, once it is known.
         has_text: True if ``content`` has the whole text, though the chunks are not loaded.
         unconfirmed: True after appends of a transaction, which may not have been committed.
+        log: The parts, once the copy has written some; ``None`` for a message without parts, and
+            if they are too large to be kept.
+        text_from: The sequence of the first chunk with text, where the chunks are not loaded.
     """
 
-    __slots__ = ("has_text", "queue", "unconfirmed")
+    __slots__ = ("has_text", "log", "queue", "text_from", "unconfirmed")
 
     def __init__(self) -> None:
         self.queue: WriteQueue | None = None
         self.has_text = self.unconfirmed = False
+        self.log: PartLog | None = None
+        self.text_from: int | None = None
 
-    def known_text(self, fields: Fields) -> tuple[int, str] | None:
-        """Returns the number of chunks and their text, if the copy has all of them."""
+    def known(self, fields: Fields) -> Known | None:
+        """Returns the text and the parts, if the copy has all of them."""
         if self.unconfirmed or not (self.has_text or fields["chunks"].is_loaded):
             return None
-        return fields["next_sequence"], fields["content"]
+        return Known(fields["next_sequence"], fields["content"], self.log_of(fields))
+
+    def log_of(self, fields: Fields) -> PartLog | None:
+        """Returns the parts of the copy, if it has all of them."""
+        log: ChunkLog = fields["chunks"]
+        if self.log is None and fields["format"] is not None and log.is_loaded:
+            self.log = PartLog.of(log.stored)
+        return self.log
 
     def append(
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
@@ -44,8 +60,10 @@ class OwnWrites:
         if not (log.is_loaded and fields["status"] is MessageStatus.STREAMING):
             return
         if chunks[0].sequence == fields["next_sequence"]:  # else others appended in between
+            self._add_parts(fields, tracker, chunks)
             log.stored.extend([chunk.to_stored() for chunk in chunks])
             _add_text(fields, tracker, chunks, None)
+            self._take_back(fields, tracker, chunks)
 
     def write(self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]) -> None:
         """Adds the chunks of a writer, but keeps at most a page of them and the text that fits."""
@@ -55,11 +73,53 @@ class OwnWrites:
         self.has_text = True
         if chunks[0].sequence != fields["next_sequence"]:
             return
+        self._add_parts(fields, tracker, chunks)
         if log.is_loaded and fields["next_sequence"] + len(chunks) <= PAGE_CHUNKS:
             log.stored.extend([chunk.to_stored() for chunk in chunks])
-        else:
+        elif log.is_loaded:
+            with_text = (chunk["sequence"] for chunk in log.stored if chunk["content"])
+            self.text_from = next(with_text, None)
             fields["chunks"] = ChunkLog.not_loaded()
         _add_text(fields, tracker, chunks, MAX_CONTENT_BYTES)
+        self._take_back(fields, tracker, chunks)
+
+    def _add_parts(
+        self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
+    ) -> None:
+        """Adds chunks to the parts, if there are any or these are the first."""
+        if fields["format"] is None and not any(isinstance(each, PartChunk) for each in chunks):
+            return
+        log = self.log_of(fields)
+        if fields["format"] is None:
+            fields["format"] = tracker.remembered["format"] = PARTS_FORMAT
+            log = self.log = self._log_of_text(fields)
+        of_parts = [each for each in chunks if isinstance(each, PartChunk)]
+        fields["part_bytes"] += sum([each.stored_size for each in of_parts])
+        tracker.remembered["part_bytes"] = fields["part_bytes"]
+        if fields["part_bytes"] + fields["content_bytes"] > MAX_CONTENT_BYTES:
+            self.log = None  # if the chunks are loaded, it can be made again
+        elif log is not None:
+            for chunk in chunks:
+                log.add(chunk.to_stored())
+
+    def _log_of_text(self, fields: Fields) -> PartLog:
+        """Returns the log of chunks that are all text of the answer."""
+        log: ChunkLog = fields["chunks"]
+        if log.is_loaded:
+            return PartLog.of(log.stored)
+        text, first = fields["content"], self.text_from or 0
+        made = PartLog.of([{"sequence": first, "content": text}])
+        made.next_sequence = fields["next_sequence"]
+        return made
+
+    def _take_back(
+        self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
+    ) -> None:
+        """Takes text out of the copy that a chunk has voided."""
+        if any(isinstance(each, PartChunk) and each.event in _VOIDING for each in chunks):
+            log = self.log_of(fields)
+            fields["content"] = "" if log is None else log.text()
+            tracker.remembered["content"] = fields["content"]
 
     def end(self, fields: Fields, ended: EndedMessage) -> None:
         """Sets the fields that the end of the message changed."""
@@ -71,6 +131,8 @@ class OwnWrites:
             fields[name] = getattr(state, name)
         if ended.content is not None:
             fields["content"] = ended.content
+        fields["format"], fields["part_bytes"] = state.format, state.part_bytes
+        fields["part_records"] = ended.records
         if ended.chunks is not None:
             fields["chunks"] = ChunkLog(ended.chunks)
         elif fields["chunks"].is_loaded and len(fields["chunks"]) != state.next_sequence:

@@ -52,6 +52,11 @@ class Piece(NamedTuple):
     metadata: Mapping[str, Any]
     text_size: int
 
+    @property
+    def stored_size(self) -> int:
+        """A close upper bound of the size of the chunk in a document, in bytes."""
+        return stored_size(self.text_size, self.metadata)
+
 
 @dataclass(frozen=True, slots=True)
 class MessageChunk:

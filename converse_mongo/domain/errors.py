@@ -1,5 +1,7 @@
 """Errors: one root, and a class for each case that a caller can act on."""
 
+from typing import Any
+
 from bson import ObjectId
 
 from converse_mongo.domain.types import MessageStatus
@@ -196,8 +198,9 @@ class WriterFailedError(WriterError):
     """A writer gave up; its cause says why, and ``text`` holds the text that it could not store.
 
     Attributes:
-        unconfirmed: The chunks of its last write, which may or may not be stored.
-            ``append_chunks(error.unconfirmed, append_id=error.append_id)`` stores them once.
+        unconfirmed: The chunks of its last write, which may or may not be stored: texts, and events
+            of parts. ``append_chunks(error.unconfirmed, append_id=error.append_id)`` stores them
+            once.
         append_id: The id of that write, or ``None`` without one.
         unsent: The text behind it, which is not stored. ``text`` is all of it together.
     """
@@ -207,7 +210,7 @@ class WriterFailedError(WriterError):
 
     def __init__(self, message: str, message_id: ObjectId, text: str = "") -> None:
         super().__init__(message, message_id, text)
-        self.unconfirmed: list[str] = []
+        self.unconfirmed: list[Any] = []
 
 
 class TransactionsUnavailableError(ConfigurationError):

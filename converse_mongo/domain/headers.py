@@ -21,8 +21,11 @@ from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import aware, restored
 from converse_mongo.domain.types import MessageRole, MessageStatus
 
-FORMATS: tuple[int | None, ...] = (None,)
-"""The formats of messages that this version writes to; a message of text alone has none."""
+PARTS_FORMAT = 2
+"""The format of a message with parts. A message of text alone has none."""
+
+FORMATS: tuple[int | None, ...] = (None, PARTS_FORMAT)
+"""The formats of messages that this version writes to."""
 
 
 def check_format(message_id: ObjectId, found: object) -> None:
@@ -79,6 +82,7 @@ class MessageHeader:
     end_id: ObjectId | None
     compacted: bool
     format: int | None
+    part_bytes: int
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "MessageHeader":
@@ -105,12 +109,18 @@ class MessageHeader:
             end_id=stored.get("end_id"),
             compacted=bool(stored.get("compacted")),
             format=stored.get("format"),
+            part_bytes=stored.get("part_bytes", 0),
         )
 
     @property
     def key(self) -> dict[str, Any]:
         """The filter for this message."""
         return message_key(self.message_id, self.conversation_id, self.log_id)
+
+    @property
+    def has_parts(self) -> bool:
+        """True if its chunks are more than the text of the answer."""
+        return self.format is not None
 
     @property
     def is_known(self) -> bool:

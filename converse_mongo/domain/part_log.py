@@ -11,7 +11,7 @@ The same rules are in ``web/client/parts.js``; ``tests/model/part_logs.json`` ha
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Self, TypeAlias, TypeGuard
 
-from converse_mongo.domain.metadata import restored
+from converse_mongo.domain.metadata import restored, storable
 
 Record: TypeAlias = dict[str, Any]
 """A part in JSON or BSON types: ``part`` (its number), ``kind`` and ``fields``; ``text`` of a text,
@@ -121,6 +121,16 @@ class _Part:
             and before.get("id") == after.get("id")
         ):
             fields.pop("approval")
+
+
+def storable_records(records: Iterable[Record]) -> list[Record]:
+    """Returns records in the form for BSON; see :mod:`converse_mongo.domain.metadata`."""
+    return [{**record, "fields": storable(record["fields"])} for record in records]
+
+
+def restored_records(stored: Iterable[Mapping[str, Any]]) -> list[Record]:
+    """Reverses :func:`storable_records`."""
+    return [{**record, "fields": restored(record["fields"])} for record in stored]
 
 
 def has_outcome(fields: Mapping[str, Any]) -> bool:

@@ -1,6 +1,5 @@
 """Checks of arguments, made before anything is written."""
 
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TypeGuard, TypeVar
@@ -120,23 +119,6 @@ def _check_size(size: int, limit: int) -> int:
             "Nothing was written."
         )
     return size
-
-
-def check_chunk_contents(contents: object) -> list[str]:
-    """Returns the contents of chunks to append as a list, each of them checked.
-
-    Raises:
-        InvalidContentError: One of them cannot be stored, or ``contents`` is a plain string.
-    """
-    if isinstance(contents, str) or not isinstance(contents, Iterable):
-        raise InvalidContentError(
-            f"append_chunks requires an iterable of strings, not {type(contents).__name__}; "
-            "use append_chunk for one string. Nothing was written."
-        )
-    listed = list(contents)
-    for content in listed:
-        check_content(content, MAX_CHUNK_BYTES)
-    return listed
 
 
 def _is_int(value: object, least: int) -> TypeGuard[int]:

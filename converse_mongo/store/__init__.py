@@ -6,13 +6,14 @@ retried for ``retry_timeout`` seconds.
 """
 
 from converse_mongo.store.collections import Collections, Options, WriteQueue
-from converse_mongo.store.ends import EndedMessage
+from converse_mongo.store.ends import EndedMessage, Known
 from converse_mongo.store.store import Store
 from converse_mongo.store.transaction import Transaction, context_apart, open_transaction, store_now
 
 __all__ = [
     "Collections",
     "EndedMessage",
+    "Known",
     "Options",
     "Store",
     "Transaction",

@@ -23,6 +23,7 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.events import ChunkReceived
 from converse_mongo.domain.headers import MessageHeader, check_format
 from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.part_events import AnyPiece, is_chunk, numbered, part_size, settle
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES, now
 from converse_mongo.driver.failures import is_too_large
@@ -52,7 +53,8 @@ class _Append:
 
     Attributes:
         key: The message.
-        pieces: The texts that become a chunk each.
+        pieces: What becomes a chunk each.
+        has_parts: True if they are not all text of the answer.
         append_id: The id of the append.
         claim: The conditions of a writer.
         created_at: The date of the chunks.
@@ -60,10 +62,12 @@ class _Append:
         earliest: The sequence before which it cannot have been stored.
         text_size: The size of all text, in bytes of UTF-8.
         size: The size of the chunks in a document, in bytes.
+        part_size: The size of those that are no text of the answer.
     """
 
     key: Mapping[str, Any]
-    pieces: Sequence[Piece]
+    pieces: Sequence[AnyPiece]
+    has_parts: bool
     append_id: ObjectId
     claim: WriterClaim | None
     created_at: datetime
@@ -71,16 +75,30 @@ class _Append:
     earliest: int | None = None
     text_size: int = field(init=False)
     size: int = field(init=False)
+    part_size: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.text_size = sum([piece.text_size for piece in self.pieces])
-        self.size = sum([stored_size(piece.text_size, piece.metadata) for piece in self.pieces])
+        texts = self.texts
+        self.text_size = sum([piece.text_size for piece in texts])
+        self.size = sum([stored_size(piece.text_size, piece.metadata) for piece in texts])
+        if self.has_parts:
+            self.part_size = part_size(self.pieces)
+            self.size += self.part_size
+
+    @property
+    def texts(self) -> Sequence[Piece]:
+        """Those of the pieces that are text of the answer."""
+        if self.has_parts:
+            return [piece for piece in self.pieces if isinstance(piece, Piece)]
+        return cast(Sequence[Piece], self.pieces)
 
     def number(self, first: int) -> list[MessageChunk]:
         """Makes the chunks, from sequence ``first``."""
+        if self.has_parts:
+            return numbered(self.pieces, first, self.created_at)
         return [
             MessageChunk(sequence, content, self.created_at, metadata)
-            for sequence, (content, metadata, _) in enumerate(self.pieces, first)
+            for sequence, (content, metadata, _) in enumerate(self.texts, first)
         ]
 
 
@@ -95,21 +113,23 @@ class Appends:
         self,
         queue: WriteQueue,
         key: Mapping[str, Any],
-        pieces: Sequence[Piece],
+        pieces: Sequence[AnyPiece],
         append_id: ObjectId | None = None,
         claim: WriterClaim | None = None,
         *,
         again: bool = True,
+        has_parts: bool = False,
     ) -> list[MessageChunk]:
         """Appends one chunk for each of ``pieces``, all or none, and returns them.
 
         Args:
             queue: The queue of the message.
             key: The filter for the message.
-            pieces: Texts and metadata.
+            pieces: Texts with metadata, and events and deltas of parts.
             append_id: The id of this append, if the caller chose one.
             claim: The conditions of a writer.
             again: ``False`` if no append with that id was tried before.
+            has_parts: True if not all of the pieces are text of the answer.
 
         Raises:
             InvalidInputError: The pieces are too large for one write.
@@ -121,7 +141,7 @@ class Appends:
             UnknownFormatError: A later version wrote to the message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds; has the append id.
         """
-        wanted = _Append(key, pieces, append_id or ObjectId(), claim, now())
+        wanted = _Append(key, pieces, has_parts, append_id or ObjectId(), claim, now())
         if wanted.size > MAX_LIVE_BYTES:
             raise InvalidInputError(
                 f"Chunks of {wanted.size} bytes are over the limit of {MAX_LIVE_BYTES} bytes for "
@@ -136,6 +156,8 @@ class Appends:
                 f"{error} Retry it with append_id=ObjectId('{wanted.append_id}').",
                 wanted.append_id,
             ) from (error.__cause__ or error)
+        if has_parts:
+            settle(pieces, chunks)
         if self._pages.is_full(queue):
             await self._pages.seal_if_possible(queue, key)
         handlers = self._collections.handlers
@@ -210,6 +232,8 @@ class Appends:
             *(wanted.key, chunks, wanted.append_id, wanted.size, wanted.text_size),
             lease=claim.lease if claim else None,
             unless_stopped=claim is not None and claim.unless_stopped,
+            has_parts=wanted.has_parts,
+            part_size=wanted.part_size,
         )
         try:  # without a context manager, since this runs for each append
             result = await self._collections.call(
@@ -269,7 +293,7 @@ class Appends:
         return cast(Mapping[str, Any], found)
 
     async def _read_back(
-        self, key: Mapping[str, Any], first: int, pieces: Sequence[Piece]
+        self, key: Mapping[str, Any], first: int, pieces: Sequence[AnyPiece]
     ) -> list[MessageChunk]:
         """Reads the chunks of a stored append, from sequence ``first``."""
         chunks: list[MessageChunk] = []
@@ -286,7 +310,7 @@ class Appends:
                 break
             chunks += read[1]
         chunks = chunks[: len(pieces)]
-        if [chunk.content for chunk in chunks] != [piece.content for piece in pieces]:
+        if len(chunks) != len(pieces) or not all(map(is_chunk, pieces, chunks)):
             raise InvalidInputError(
                 f"The append_id belongs to another append, which message {key['_id']} has at "
                 f"sequence {first}: pass it with the same contents. Nothing was written."

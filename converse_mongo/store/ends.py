@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from bson import ObjectId
 from pymongo.errors import OperationFailure, PyMongoError
@@ -18,6 +18,7 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.headers import HEADER, MessageHeader, check_format, with_chunk_count
 from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.part_log import PartLog, Record
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, MAX_SECONDS, now
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
@@ -33,12 +34,28 @@ logger = logging.getLogger("converse_mongo")
 class EndedMessage:
     """A message right after its end: its header, its text, and its chunks if they were read.
 
-    The text is ``None`` if it could not be read, or is too large for a document.
+    The text is ``None`` if it could not be read, or is too large for a document. So are the records
+    of the parts; they are also ``None`` for a message without parts.
     """
 
     state: MessageHeader
     content: str | None
     chunks: list[StoredChunk] | None
+    records: list[Record] | None = None
+
+
+class Known(NamedTuple):
+    """What a caller knows of a message that it ends.
+
+    Attributes:
+        chunk_count: The number of chunks up to which it knows all.
+        text: The text of the answer.
+        log: The parts, if there are any.
+    """
+
+    chunk_count: int
+    text: str
+    log: PartLog | None = None
 
 
 class Ends:
@@ -55,7 +72,7 @@ class Ends:
         end: End,
         *,
         retention: float | None = None,
-        known: tuple[int, str] | None = None,
+        known: Known | None = None,
         lease: Lease | None = None,
         end_id: ObjectId | None = None,
     ) -> EndedMessage:
@@ -70,8 +87,7 @@ class Ends:
             key: The filter for the message.
             end: The end.
             retention: Seconds until the chunks are merged; ``None`` for never.
-            known: A chunk count and the text up to it, if the caller has them: if there are no more
-                chunks, the text is not read.
+            known: What the caller has of the message: if there are no more chunks, none are read.
             lease: The lease of a writer, to end the message only while it is the writer.
             end_id: The id of an end whose outcome is unknown, to retry the same one.
 
@@ -146,14 +162,17 @@ class Ends:
         stored: Any = await call(messages.find_one, updates.any_log(key), HEADER)
         return MessageHeader.from_stored(stored) if stored else None
 
-    async def _finish(self, state: MessageHeader, known: tuple[int, str] | None) -> EndedMessage:
+    async def _finish(self, state: MessageHeader, known: Known | None) -> EndedMessage:
         """Stores the text of an ended message, if it can: the end itself is already stored."""
-        content, chunks = None, None
+        content, chunks, records = None, None, None
+        if known is not None and (known.log is not None) != state.has_parts:
+            known = None
         try:
-            if state.content_bytes > MAX_CONTENT_BYTES:
+            if state.content_bytes + state.part_bytes > MAX_CONTENT_BYTES:
                 pass
-            elif known is not None and known[0] == state.next_sequence:
-                content = known[1]
+            elif known is not None and known.chunk_count == state.next_sequence:
+                content = known.text
+                records = None if known.log is None else known.log.records()
             else:
                 chunks = await self._collections.call(
                     self._collections.reader.stored_chunks,
@@ -161,11 +180,11 @@ class Ends:
                     what=f"read message {state.message_id}",
                 )
                 if [chunk["sequence"] for chunk in chunks] == list(range(state.next_sequence)):
-                    content = text_of(chunks)
+                    content, records = _read(chunks, has_parts=state.has_parts)
                 else:
                     logger.error("Message %s has chunks that are not in order", state.message_id)
                     chunks = None
-            await self._fill(state, content)
+            await self._fill(state, content, records)
             if state.retention == 0:
                 await self._pages.compact(state)
         except (PyMongoError, StoreUnavailableError, ConverseClosedError):
@@ -176,9 +195,11 @@ class Ends:
             )
         state = replace(state, metadata=with_chunk_count(state.metadata, state.next_sequence))
         await self._collections.handlers.publish(state.ended())
-        return EndedMessage(state, content, chunks)
+        return EndedMessage(state, content, chunks, records)
 
-    async def _fill(self, state: MessageHeader, content: str | None) -> None:
+    async def _fill(
+        self, state: MessageHeader, content: str | None, records: list[Record] | None
+    ) -> None:
         """Stores what readers would otherwise derive from the chunks."""
         key = state.key
         fill = partial(
@@ -188,9 +209,17 @@ class Ends:
         )
         end_id: Any = state.end_id
         try:
-            await fill(*updates.fill(key, end_id, state.next_sequence, content))
+            await fill(*updates.fill(key, end_id, state.next_sequence, content, records))
         except OperationFailure as error:
             if not is_too_large(error):
                 raise
             # Metadata and joined text do not fit into one document: the chunks are the text.
             await fill(*updates.fill(key, end_id, state.next_sequence, None))
+
+
+def _read(chunks: list[StoredChunk], *, has_parts: bool) -> tuple[str, list[Record] | None]:
+    """Returns the text that the chunks of a message make, and the records of its parts."""
+    if not has_parts:
+        return text_of(chunks), None
+    log = PartLog.of(chunks)
+    return log.text(), log.records()

@@ -163,6 +163,7 @@ class Pages:
         if not state.is_known:
             return False  # a process of the later version does it
         possible = state.end_id is not None and state.content_bytes <= MAX_CONTENT_BYTES
+        possible = possible and not state.has_parts
         if possible and not state.compacted:
             chunks = await collections.call(collections.reader.stored_chunks, key, what=what)
             if [chunk["sequence"] for chunk in chunks] != list(range(state.next_sequence)):

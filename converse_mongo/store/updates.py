@@ -15,12 +15,13 @@ from typing import Any, TypeAlias
 from bson import ObjectId
 
 from converse_mongo.domain.chunks import MessageChunk, StoredChunk, text_of
-from converse_mongo.domain.headers import FORMATS, pages_of
+from converse_mongo.domain.headers import FORMATS, PARTS_FORMAT, pages_of
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.lengths import encode_lengths, encode_metadata
 from converse_mongo.domain.metadata import is_addressable, storable
+from converse_mongo.domain.part_log import Record, storable_records
 from converse_mongo.domain.types import MessageRole, MessageStatus
-from converse_mongo.domain.validation import MAX_LIVE_BYTES
+from converse_mongo.domain.validation import MAX_LIVE_BYTES, utf8_size
 
 Document: TypeAlias = dict[str, Any]
 
@@ -75,6 +76,8 @@ def append(
     lease: Lease | None = None,
     *,
     unless_stopped: bool = False,
+    has_parts: bool = False,
+    part_size: int = 0,
 ) -> tuple[Document, Document]:
     """Pushes ``chunks``, numbered from the sequence that the message must still expect.
 
@@ -90,6 +93,8 @@ def append(
         text_size: The size of their text, in bytes of UTF-8.
         lease: The lease of the writer. It matches until another writer takes over.
         unless_stopped: True to store nothing after a stop was requested.
+        has_parts: True if a chunk is not text of the answer.
+        part_size: The size of those chunks, in bytes.
     """
     stored = [chunk.to_stored() for chunk in chunks]
     stored[0]["append_id"] = append_id
@@ -101,7 +106,7 @@ def append(
         match |= held_by(lease)
     if unless_stopped:
         match["stop_requested_at"] = None
-    return match, {
+    update: Document = {
         "$push": {"chunks": {"$each": stored}},
         "$inc": {
             "next_sequence": len(stored),
@@ -110,6 +115,10 @@ def append(
         },
         "$currentDate": _HEARTBEAT,
     }
+    if has_parts:
+        update["$set"] = {"format": PARTS_FORMAT}
+        update["$inc"]["part_bytes"] = part_size
+    return match, update
 
 
 def find_append(append_id: ObjectId) -> Document:
@@ -354,12 +363,20 @@ def end(
 
 
 def fill(
-    key: Mapping[str, Any], end_id: ObjectId, chunk_count: int, content: str | None
+    key: Mapping[str, Any],
+    end_id: ObjectId,
+    chunk_count: int,
+    content: str | None,
+    records: Sequence[Record] | None = None,
 ) -> tuple[Document, Document]:
-    """Stores the number of chunks and the joined text, which are known only after the end."""
+    """Stores what is known only after the end: the number of chunks, the text, and the parts."""
     fields: Document = {"metadata.chunks": chunk_count}
     if content is not None:
         fields["content"] = content
+    if records is not None:
+        fields["parts"] = storable_records(records)
+        # A reset has taken text back.
+        fields["content_bytes"] = utf8_size(content or "")
     return {**known(key), "end_id": end_id}, {"$set": fields}
 
 

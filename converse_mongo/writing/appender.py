@@ -319,6 +319,7 @@ class Appender:
                 self._append_id,
                 claim,
                 again=again,
+                has_parts=self.buffer.has_parts,
             )
         except StreamStoppedError:
             self._tried = again
@@ -343,7 +344,7 @@ class Appender:
 
     def _fail(self, error: Exception) -> None:
         unconfirmed, unsent = self.buffer.clear()
-        text = "".join(unconfirmed) + unsent
+        text = "".join([each for each in unconfirmed if isinstance(each, str)]) + unsent
         if isinstance(error, WriterFencedError):
             error.text = text
             self.failure = error

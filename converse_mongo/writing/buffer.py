@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from converse_mongo.domain.chunks import NO_METADATA, Piece
+from converse_mongo.domain.part_events import AnyPiece, PartPiece
 from converse_mongo.domain.surrogates import (
     REPLACEMENT,
     begins_with_second_half,
@@ -21,7 +22,7 @@ from converse_mongo.domain.validation import (
     utf8_size,
 )
 
-MAX_PARTS = 4096
+MAX_STRINGS = 4096
 
 
 class Run:
@@ -45,7 +46,7 @@ class Run:
     def add(self, content: str, text_size: int, tokens: int = 1) -> None:
         """Adds a token of ``text_size`` bytes, or the text of several tokens."""
         self._parts.append(content)
-        if len(self._parts) == MAX_PARTS:
+        if len(self._parts) == MAX_STRINGS:
             self._parts = [self.text]  # small strings take many times the memory of their text
         self.tokens += tokens
         self.text_size += text_size
@@ -54,6 +55,59 @@ class Run:
     def text(self) -> str:
         """The text of all tokens."""
         return "".join(self._parts)
+
+    @property
+    def stored_size(self) -> int:
+        """The size of the chunk, in bytes."""
+        return self.text_size + len(self.encoded) + CHUNK_OVERHEAD
+
+    def piece(self) -> Piece:
+        """Returns what becomes the chunk."""
+        return Piece(self.text, self.metadata, self.text_size)
+
+
+class PartRun:
+    """An event of a part, or adjacent deltas of one part, that become one chunk.
+
+    Attributes:
+        stored_size: The size of the chunk, in bytes.
+        tokens: The number of pieces.
+        text_size: 0, since it has no text of the answer.
+        text: Empty, likewise.
+    """
+
+    __slots__ = ("_deltas", "_piece", "stored_size", "tokens")
+
+    text_size = 0
+    text = ""
+
+    def __init__(self, piece: PartPiece, size: int) -> None:
+        self._piece = piece
+        self._deltas = [piece.delta]
+        self.stored_size = size
+        self.tokens = 1
+
+    def continues(self, piece: PartPiece) -> bool:
+        """Returns whether a piece is a delta of the same part."""
+        return piece.event is None is self._piece.event and piece.part is self._piece.part
+
+    def add(self, piece: PartPiece, size: int) -> None:
+        """Adds a delta of ``size`` bytes."""
+        self._deltas.append(piece.delta)
+        if len(self._deltas) == MAX_STRINGS:
+            self._deltas = ["".join(self._deltas)]
+        self.stored_size += size
+        self.tokens += 1
+
+    def piece(self) -> PartPiece:
+        """Returns what becomes the chunk."""
+        if len(self._deltas) > 1:
+            self._piece.delta = "".join(self._deltas)
+            self._deltas = [self._piece.delta]
+        return self._piece
+
+
+AnyRun: TypeAlias = Run | PartRun
 
 
 class _Addition(NamedTuple):
@@ -82,6 +136,7 @@ class TokenBuffer:
         stored: The number of confirmed tokens.
         replaced: The number of unpaired halves of characters.
         batch: The pieces of the write in flight, or of the last one.
+        has_parts: True if not all of them are text of the answer.
         in_flight: Its runs of tokens; empty without a write in flight.
         waits: The number of waits for room.
     """
@@ -90,15 +145,17 @@ class TokenBuffer:
         self._max_bytes = max_bytes
         self._wake = wake
         self._merges = merges
-        self._gathering: deque[Run] = deque()
+        self._gathering: deque[AnyRun] = deque()
         self._last: Run | None = None
+        self._last_part: PartRun | None = None
         self._gathering_bytes = self._in_flight_bytes = 0
         self._queue = asyncio.Lock()
         self._queued = 0
         self._waiters: list[asyncio.Future[None]] = []
         self._half: _Addition | None = None
-        self.in_flight: list[Run] = []
-        self.batch: list[Piece] = []
+        self.in_flight: list[AnyRun] = []
+        self.batch: list[AnyPiece] = []
+        self.has_parts = False
         self.accepted = self.stored = self.replaced = self.waits = 0
 
     def __bool__(self) -> bool:
@@ -177,10 +234,41 @@ class TokenBuffer:
             return False
         if run is None:
             run = self._last = Run(metadata, encoded)
+            self._last_part = None
             self._gathering.append(run)
         run.add(content, text_size, tokens)
         self.accepted += tokens
         self._gathering_bytes = gathering
+        if gathering == size or self._waiters or 2 * gathering >= self._max_bytes:
+            self._wake()
+        return True
+
+    def add_part(self, piece: PartPiece, *, in_turn: bool = False) -> bool:
+        """Adds an event or a delta of a part if there is room; returns whether there was.
+
+        Args:
+            piece: The event or the delta.
+            in_turn: True to go before the callers that wait for room.
+        """
+        if self._queued and not in_turn:
+            return False
+        self.end_half()
+        run, size = self._last_part, utf8_size(piece.delta)
+        if (
+            run is None
+            or not (self._merges and run.continues(piece))
+            or run.stored_size + size > MAX_CHUNK_BYTES
+        ):
+            run, size = None, piece.stored_size
+        if not self._has_room(size):
+            return False
+        if run is None:
+            self._last, self._last_part = None, PartRun(piece, size)
+            self._gathering.append(self._last_part)
+        else:
+            run.add(piece, size)
+        self.accepted += 1
+        gathering = self._gathering_bytes = self._gathering_bytes + size
         if gathering == size or self._waiters or 2 * gathering >= self._max_bytes:
             self._wake()
         return True
@@ -228,6 +316,12 @@ class TokenBuffer:
         """Returns the size that counts for a run beside its text."""
         return len(encoded) + CHUNK_OVERHEAD if encoded or not self._merges else 0
 
+    def _size_of(self, run: AnyRun) -> int:
+        """Returns the size that counts for a run."""
+        if isinstance(run, PartRun):
+            return run.stored_size
+        return run.text_size + self._cost_of_run(run.encoded)
+
     async def put(
         self,
         content: str,
@@ -247,12 +341,21 @@ class TokenBuffer:
             encoded: See there.
             check: Raises if no more may be added; called after each wait.
         """
+        await self._wait_for(
+            lambda: self.add(content, text_size, metadata, encoded, in_turn=True), check
+        )
+
+    async def put_part(self, piece: PartPiece, check: Callable[[], None]) -> None:
+        """Adds an event or a delta of a part when there is room, as :meth:`put` does."""
+        await self._wait_for(lambda: self.add_part(piece, in_turn=True), check)
+
+    async def _wait_for(self, add: Callable[[], bool], check: Callable[[], None]) -> None:
         self.waits += 1
         self._queued += 1
         try:
             async with self._queue:
                 check()
-                while not self.add(content, text_size, metadata, encoded, in_turn=True):
+                while not add():
                     await self.progress()
                     check()
         finally:
@@ -268,21 +371,22 @@ class TokenBuffer:
         """True if there are tokens in no write yet."""
         return bool(self._gathering)
 
-    def take(self) -> list[Piece]:
+    def take(self) -> list[AnyPiece]:
         """Puts in flight as many tokens as one append can hold, and returns the pieces."""
         total = 0
         while self._gathering and len(self.in_flight) < MAX_APPEND_CHUNKS:
             run = self._gathering[0]
-            total += run.text_size + len(run.encoded) + CHUNK_OVERHEAD
+            total += run.stored_size
             if total > MAX_APPEND_BYTES and self.in_flight:
                 break
             self.in_flight.append(self._gathering.popleft())
-            size = run.text_size + self._cost_of_run(run.encoded)
+            size = self._size_of(run)
             self._in_flight_bytes += size
             self._gathering_bytes -= size
         if not self._gathering:
-            self._last = None
-        self.batch = [Piece(run.text, run.metadata, run.text_size) for run in self.in_flight]
+            self._last = self._last_part = None
+        self.batch = [run.piece() for run in self.in_flight]
+        self.has_parts = any(isinstance(run, PartRun) for run in self.in_flight)
         return self.batch
 
     def confirm(self) -> int:
@@ -293,17 +397,18 @@ class TokenBuffer:
         self.wake_waiters()
         return size
 
-    def clear(self) -> tuple[list[str], str]:
-        """Drops everything; returns the chunks that were in flight, and the text behind them."""
-        chunks = [piece.content for piece in self.batch] if self.in_flight else []
+    def clear(self) -> tuple[list[str | PartPiece], str]:
+        """Drops everything; returns what was in flight, and the text behind it."""
+        batch = self.batch if self.in_flight else []
+        pieces = [each.content if isinstance(each, Piece) else each for each in batch]
         self.end_half()
         behind = "".join([run.text for run in self._gathering])
         self.in_flight.clear()
         self._gathering.clear()
-        self._last = None
+        self._last = self._last_part = None
         self._gathering_bytes = self._in_flight_bytes = 0
         self.wake_waiters()
-        return chunks, behind
+        return pieces, behind
 
     async def progress(self) -> None:
         """Requests a write, and waits until tokens were stored or dropped."""

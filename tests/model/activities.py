@@ -19,6 +19,7 @@ from converse_mongo.domain.headers import message_key
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.store.appends import WriterClaim
+from converse_mongo.store.ends import Known
 from converse_mongo.store.reads import Reader
 from converse_mongo.store.saves import Changes
 from converse_mongo.store.updates import End
@@ -216,7 +217,7 @@ def end(
                     key,
                     End(status, {"by": operation.label}, error),
                     retention=simulation.retention,
-                    known=(len(copy), "".join(copy)) if copy else None,
+                    known=Known(len(copy), "".join(copy)) if copy else None,
                     lease=lease,
                     end_id=end_id,
                 )

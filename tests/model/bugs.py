@@ -21,7 +21,7 @@ from converse_mongo.driver import collections
 from converse_mongo.store import appends, pages, updates
 from converse_mongo.store.appends import Appends
 from converse_mongo.store.collections import WriteQueue
-from converse_mongo.store.ends import Ends
+from converse_mongo.store.ends import Ends, Known
 from converse_mongo.store.leases import Leases
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.reads import Reader
@@ -309,8 +309,8 @@ def end_that_is_not_recognised(patch: pytest.MonkeyPatch) -> None:
 def end_with_the_text_of_a_copy(patch: pytest.MonkeyPatch) -> None:
     finish = Ends._finish
 
-    async def spoiled(self: Ends, state: MessageHeader, known: tuple[int, str] | None) -> Any:
-        return await finish(self, state, known and (state.next_sequence, known[1]))
+    async def spoiled(self: Ends, state: MessageHeader, known: Known | None) -> Any:
+        return await finish(self, state, known and Known(state.next_sequence, known.text))
 
     patch.setattr(Ends, "_finish", spoiled)
 

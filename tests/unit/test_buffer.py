@@ -12,7 +12,7 @@ from converse_mongo.domain.validation import (
     check_token,
 )
 from converse_mongo.writing.buffer import (
-    MAX_PARTS,
+    MAX_STRINGS,
     Run,
     TokenBuffer,
 )
@@ -155,13 +155,13 @@ async def test_put__tells_who_waits_that_no_more_is_taken() -> None:
 
 def test_run__takes_about_what_its_text_takes() -> None:
     run = Run({}, b"")
-    tokens = [f"{number:04d}" for number in range(3 * MAX_PARTS)]
+    tokens = [f"{number:04d}" for number in range(3 * MAX_STRINGS)]
     for token in tokens:
         run.add(token, 4)
     parts = run._parts
     held = sys.getsizeof(parts) + sum(map(sys.getsizeof, parts))
-    assert held < 4 * len(tokens) + 100 * MAX_PARTS
-    assert len(parts) < MAX_PARTS
+    assert held < 4 * len(tokens) + 100 * MAX_STRINGS
+    assert len(parts) < MAX_STRINGS
     assert run.text == "".join(tokens)
     assert (run.tokens, run.text_size) == (len(tokens), 4 * len(tokens))
 

@@ -33,6 +33,8 @@ class Copy:
             "chunks": ChunkLog([chunk.to_stored() for chunk in chunks(0, *contents)]),
             "next_sequence": len(contents),
             "chunk_bytes": 0,
+            "part_bytes": 0,
+            "format": None,
             "content_bytes": len("".join(contents)),
         }
         self.tracker.remember({name: self.fields[name] for name in self.fields if name != "chunks"})
@@ -63,7 +65,8 @@ class Copy:
 
     @property
     def known(self) -> tuple[int, str] | None:
-        return self.writes.known_text(self.fields)
+        found = self.writes.known(self.fields)
+        return None if found is None else (found.chunk_count, found.text)
 
     @property
     def unsaved(self) -> list[str]:

@@ -20,6 +20,7 @@ from converse_mongo.domain.metadata import (
     MAX_METADATA_DEPTH,
     check_metadata,
 )
+from converse_mongo.domain.part_events import pieces_of
 from converse_mongo.domain.types import MessageRole
 
 circular: dict[str, Any] = {}
@@ -57,13 +58,13 @@ def test_content__is_too_large() -> None:
 @pytest.mark.parametrize("contents", ["text", b"bytes", None, 5, ["a", None], [["a"]]])
 def test_contents__of_an_append(contents: object) -> None:
     with pytest.raises(InvalidContentError):
-        validation.check_chunk_contents(contents)
+        pieces_of(contents)
 
 
 def test_contents__are_a_list_in_the_end() -> None:
-    assert validation.check_chunk_contents(iter(["a", "b"])) == ["a", "b"]
+    assert [each.content for each in pieces_of(iter(["a", "b"]))] == ["a", "b"]
     with pytest.raises(InvalidContentError, match="split"):
-        validation.check_chunk_contents(["a", "x" * (validation.MAX_CHUNK_BYTES + 1)])
+        pieces_of(["a", "x" * (validation.MAX_CHUNK_BYTES + 1)])
 
 
 @pytest.mark.parametrize(
