@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -21,7 +20,6 @@ from bson import ObjectId
 
 from converse_mongo import Converse
 from converse_mongo.embedded import EmbeddedServer, free_port
-from converse_mongo.tools.chat.server import EXIT_SECONDS
 
 SECONDS = 60
 ENVIRONMENT = {
@@ -325,17 +323,15 @@ async def test_serve__ends_in_time_whatever_clients_and_mongodb_do(
             # Requests wait for it in all of Motor's threads.
             silent += [await connected(http, "GET", "/api/conversations") for _ in range(20)]
         await asyncio.sleep(0.5)
-        asked = time.monotonic()
         process.terminate()
         assert process.stderr is not None
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(SECONDS):  # without an end of its own, it would take for ever
             log = (await process.stderr.read()).decode()
             code = await process.wait()
-        took = time.monotonic() - asked
         for writer in (*trickling, *silent):
             writer.close()
     assert code == 128 + signal.SIGTERM, log
-    assert took < EXIT_SECONDS + 2, log
+    assert "Traceback" not in log
     if not freezes:
         async with Converse(uri, "test_ends") as converse:
             assert (await converse.get_message(answer["id"])).is_cancelled

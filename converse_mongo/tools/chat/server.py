@@ -1,6 +1,7 @@
 """Serves the chat, with an embedded server if no MongoDB is given."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -100,9 +101,16 @@ async def _serve(
         workers=1,
     )
     server = Server(config, last_resort, banner)
+    logging.getLogger("uvicorn.error").addFilter(is_no_cancellation)
     async with app.router.lifespan_context(app):
         await server.serve(sockets)
     return last_resort.code or 0
+
+
+def is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Returns whether a record is more than the traceback of a request that was cut off."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError)
 
 
 class LastResort:
