@@ -584,7 +584,7 @@ class Message(StoredDocument, Document):
 
     async def pipe(
         self,
-        tokens: AsyncIterable[str],
+        tokens: AsyncIterable[str | Part | PartEvent],
         metadata: Metadata | None = None,
         *,
         flush_interval: float = 0.04,
@@ -598,7 +598,7 @@ class Message(StoredDocument, Document):
         ``aclose``.
 
         Args:
-            tokens: Any asynchronous iterable of text.
+            tokens: Any asynchronous iterable of text, parts and events of parts.
             metadata: Merged into the metadata of the message when it completes. It is not stored if
                 the message fails or is stopped.
             flush_interval: As for :meth:`writer`, like the next two.

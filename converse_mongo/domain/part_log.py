@@ -212,7 +212,7 @@ class PartLog:
             part = chunk.get("part")
             return self._add_text(sequence, chunk) if part is None else self._add_delta(part, chunk)
         stored = chunk.get("fields")
-        fields = restored(stored) if isinstance(stored, Mapping) else {}
+        fields = dict(restored(stored)) if isinstance(stored, Mapping) else {}
         if event == "start":
             return self._start(sequence, chunk.get("parent"), fields)
         if event == "reset":

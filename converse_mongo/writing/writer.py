@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
@@ -31,11 +31,22 @@ from converse_mongo.domain.metadata import (
     keep_storable,
     storable,
 )
+from converse_mongo.domain.part_events import (
+    AnyPiece,
+    PartDelta,
+    PartEnd,
+    PartEvent,
+    PartPiece,
+    PartSet,
+    PartStart,
+)
+from converse_mongo.domain.parts import Part
 from converse_mongo.domain.types import MessageStatus, Metadata
 from converse_mongo.domain.validation import check_token
 from converse_mongo.driver.failures import words_for
 from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import Appender, WriterOptions, WriterTarget
+from converse_mongo.writing.parts import PartWriter
 from converse_mongo.writing.shielded import ShieldedTask
 
 logger = logging.getLogger("converse_mongo")
@@ -69,7 +80,7 @@ class WriterStatistics:
     replaced: int = 0
 
 
-class MessageWriter:
+class MessageWriter(PartWriter):
     """Stores the tokens of a generation loop in the background.
 
     Made by ``Message.writer`` and ``Message.resume_writer``, and used in ``async with``. A clean
@@ -105,6 +116,7 @@ class MessageWriter:
         completion: Metadata | None = None,
         take_over: bool = False,
     ) -> None:
+        super().__init__()
         self.metadata: dict[str, Any] = check_metadata(metadata)
         self._completion = check_metadata(completion)
         target.store.check_keys(self.metadata, self._completion)
@@ -130,8 +142,10 @@ class MessageWriter:
 
     # For the generation loop
 
-    async def write(self, token: str, metadata: Metadata | None = None) -> None:
-        """Accepts a token; returns at once unless the buffer is full.
+    async def write(self, token: str | Part | PartEvent, metadata: Metadata | None = None) -> None:
+        """Accepts a token of the answer, a part, or an event of a part.
+
+        It returns at once unless the buffer is full.
 
         In a loop that never awaits anything else, such as that of a synchronous SDK, it waits a
         moment so that earlier tokens are stored. If it is cancelled while it waits, the token was
@@ -142,7 +156,7 @@ class MessageWriter:
                 character at its end, a lone surrogate, waits for the next token; unpaired halves
                 are stored as U+FFFD.
             metadata: Metadata of this token: values that BSON can hold. Only tokens with equal
-                metadata become one chunk.
+                metadata become one chunk. Parts have none.
 
         Raises:
             InvalidInputError: The token or its metadata cannot be stored; it was not accepted.
@@ -159,13 +173,33 @@ class MessageWriter:
         buffer = self._buffer
         if metadata is None and isinstance(token, str) and buffer.extend(token):
             return
+        if isinstance(token, Part | PartStart | PartDelta | PartSet | PartEnd):
+            await self.write_part(token)
+            return
         size = check_token(token)
         checked, encoded = NO_METADATA, b""
         if metadata:
             checked = check_metadata(metadata, "chunk metadata")
             encoded = bson.encode(storable(checked))
-        if size and not buffer.add(token, size, checked, encoded):
+        if not size:
+            return
+        if self._growing is not None:
+            await self._end_growing()
+        if not buffer.add(token, size, checked, encoded):
             await buffer.put(token, size, checked, encoded, self._check)
+
+    async def put(self, pieces: Sequence[AnyPiece]) -> None:
+        """Accepts pieces of parts, as :meth:`write` accepts tokens."""
+        self._check()
+        if monotonic() >= self._turns.look_at:
+            await self._let_others_run()
+        buffer = self._buffer
+        for piece in pieces:
+            if isinstance(piece, PartPiece):
+                if not buffer.add_part(piece):
+                    await buffer.put_part(piece, self._check)
+            elif not buffer.add(piece.content, piece.text_size):
+                await buffer.put(piece.content, piece.text_size, NO_METADATA, b"", self._check)
 
     async def _let_others_run(self) -> None:
         """Lets the background task run if the generation loop never awaits anything."""
