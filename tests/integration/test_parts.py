@@ -1,0 +1,422 @@
+"""Parts: written with an answer, stored in its log, and the same for every reader."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pymongo.errors import AutoReconnect
+
+from converse_mongo import (
+    ChunkReceived,
+    Converse,
+    InvalidInputError,
+    Message,
+    MessageWriter,
+    StoreUnavailableError,
+    WriterFailedError,
+    WriterFencedError,
+)
+from converse_mongo.domain.part_events import PartDelta, PartEnd, PartEvent, PartSet, PartStart
+from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.parts import (
+    CustomPart,
+    DataPart,
+    FilePart,
+    Part,
+    ReasoningPart,
+    SourceDocumentPart,
+    SourceUrlPart,
+    StepPart,
+    TextPart,
+    ToolCallPart,
+    parts_of,
+)
+from converse_mongo.domain.validation import PAGE_CHUNKS
+from tests.conftest import Facade
+from tests.integration.helpers import Gate, fill, pages_of, raw, start
+from tests.streams import SOON, collect
+
+QUESTION = {"q": "mongo"}
+
+
+async def write_all(writer: MessageWriter) -> None:
+    """Writes parts of each kind, as an agent does."""
+    await writer.write("Let me look. ")
+    await writer.write_reasoning("The user ")
+    await writer.write_reasoning("wants …")
+    async with writer.step() as step:
+        call = await writer.start_tool_call("search", call_id="call_1", title="Search")
+        await call.input_delta('{"q": "mon')
+        await call.input_delta('go"}')
+        await call.set_input(QUESTION)
+        async with call.execution():
+            agent = call.nested()
+            await agent.write("I am ")
+            await agent.write("another.")
+            await agent.write_reasoning("Hm.")
+            await agent.write(SourceUrlPart("https://example.com/inner"))
+            await call.set_output({"hits": 1}, preliminary=True)
+            await call.set_output({"hits": 3})
+        step.usage, step.model, step.finish_reason = {"input": 7}, "a-model", "stop"
+    await writer.write("There ")
+    await writer.write("are three.")
+    await writer.write(SourceUrlPart("https://example.com", title="Example"))
+    await writer.write(SourceDocumentPart("A paper", "application/pdf", filename="a.pdf"))
+    await writer.write(FilePart("gridfs://1", "image/png", name="a.png", size=9))
+    await writer.write(DataPart("weather", {"c": 21}, id="w1"))
+    await writer.write(DataPart("weather", {"c": 22}, id="w1"))
+    await writer.write(DataPart("progress", 0.5, transient=True))
+    await writer.write(CustomPart("novel", shape="round"))
+
+
+def check_all(parts: list[Part]) -> None:
+    """Checks the parts that :func:`write_all` wrote."""
+    text, reasoning, step, call, inner, thought, link, answer, *rest = parts
+    source, document, file, data, custom = rest
+    assert isinstance(text, TextPart)
+    assert text.text == "Let me look. "
+    assert isinstance(reasoning, ReasoningPart)
+    assert (reasoning.text, reasoning.closed) == ("The user wants …", True)
+    assert isinstance(step, StepPart)
+    assert (step.usage, step.model, step.finish_reason) == ({"input": 7}, "a-model", "stop")
+    assert isinstance(call, ToolCallPart)
+    assert (call.name, call.call_id, call.title) == ("search", "call_1", "Search")
+    assert (call.text, call.input, call.output) == ('{"q": "mongo"}', QUESTION, {"hits": 3})
+    assert (call.state, call.started, call.is_preliminary) == ("output-available", True, False)
+    assert [(each.parent, each.text) for each in (inner, thought, link)] == [
+        (call.number, "I am another."),
+        (call.number, "Hm."),
+        (call.number, ""),
+    ]
+    assert [type(each) for each in (inner, thought)] == [TextPart, ReasoningPart]
+    assert isinstance(link, SourceUrlPart)
+    assert link.url == "https://example.com/inner"
+    assert isinstance(answer, TextPart)
+    assert answer.text == "There are three."
+    assert isinstance(source, SourceUrlPart)
+    assert (source.url, source.title) == ("https://example.com", "Example")
+    assert isinstance(document, SourceDocumentPart)
+    assert (document.title, document.media_type) == ("A paper", "application/pdf")
+    assert isinstance(file, FilePart)
+    assert (file.url, file.media_type, file.name, file.size) == (
+        *("gridfs://1", "image/png", "a.png", 9),
+    )
+    assert isinstance(data, DataPart)
+    assert (data.name, data.id, data.data) == ("weather", "w1", {"c": 22})
+    assert isinstance(custom, CustomPart)
+    assert (custom.kind, custom.fields["shape"]) == ("novel", "round")
+
+
+async def parts_seen(converse: Converse, message: Message) -> list[Part]:
+    """Returns the parts that a watcher sees, which starts now, up to the end."""
+    events = await collect(converse, message)
+    chunks = [event.chunk.to_stored() for event in events if isinstance(event, ChunkReceived)]
+    return parts_of(PartLog.of(chunks).records(), ended=True)
+
+
+@pytest.mark.parametrize("granularity", ["flush", "token"])
+async def test_writer__and_all_readers_have_the_same_parts(
+    facade: Facade, granularity: Any
+) -> None:
+    converse = await facade()
+    viewer = await facade(converse.database_name)
+    message = await start(converse)
+    live = asyncio.create_task(parts_seen(viewer, message))
+    async with message.writer(granularity=granularity) as writer:
+        await write_all(writer)
+        await writer.flush()
+        check_all(message.parts)
+        check_all((await viewer.get_message(message.id)).parts)
+    text = "Let me look. There are three."
+    async with asyncio.timeout(SOON):
+        check_all(await live)
+    check_all(await parts_seen(viewer, message))
+    check_all(message.parts)
+    read = await viewer.get_message(message.id)
+    listed = (await (await viewer.get_conversation(message.conversation_id)).messages())[0]
+    for each in (message, read, listed):
+        check_all(each.parts)
+        assert (each.content, each.format) == (text, 2)
+        assert each.content_bytes == len(text)
+    assert not listed.chunks.is_loaded
+
+
+async def test_text__alone_is_stored_as_ever(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        await writer.write("text")
+    stored = await raw(converse, message)
+    assert not {"format", "parts", "part_bytes"} & stored.keys()
+    assert stored["chunks"][0].keys() == {"sequence", "content", "created_at", "append_id"}
+    assert message.parts == [TextPart("text")]
+    conversation = await converse.get_conversation(message.conversation_id)
+    whole = await conversation.create_user_message("Hello")
+    assert not {"format", "parts", "part_bytes"} & (await raw(converse, whole)).keys()
+    assert (await conversation.create_system_message("")).parts == []
+
+
+async def test_call__is_stored_at_each_step_that_says_so(converse: Converse) -> None:
+    message = await start(converse)
+
+    async def state() -> Any:
+        (call,) = (await converse.get_message(message.id)).unfinished_calls
+        return call.state
+
+    async with message.writer(flush_interval=3600) as writer:
+        call = await writer.start_tool_call("search")
+        await writer.flush()
+        assert await state() == "input-streaming"
+        await call.set_input(None)
+        assert await state() == "input-available"
+        async with call.execution():
+            assert await state() == "running"
+            await call.set_output(1, preliminary=True)
+            await call.set_output(None)
+            read = await converse.get_message(message.id)
+            assert read.unfinished_calls == []
+            assert isinstance(read.parts[0], ToolCallPart)
+            assert (read.parts[0].state, read.parts[0].output) == ("output-available", None)
+            assert read.parts[0].number == call.number
+
+
+async def test_execution__stores_the_error_of_the_tool(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        call = await writer.start_tool_call("search")
+        await call.set_input({})
+        with pytest.raises(ValueError, match="no such page"):
+            async with call.execution():
+                raise ValueError("no such page")
+    (part,) = message.parts
+    assert isinstance(part, ToolCallPart)
+    assert (part.state, part.error) == ("output-error", "no such page")
+
+
+async def test_call__without_an_outcome_is_interrupted_by_the_end(converse: Converse) -> None:
+    message = await start(converse)
+    with pytest.raises(ZeroDivisionError):
+        async with message.writer() as writer:
+            call = await writer.start_tool_call("search")
+            await call.set_input({})
+            raise ZeroDivisionError
+    read = await converse.get_message(message.id)
+    assert [call.state for call in read.unfinished_calls] == ["interrupted"]
+    assert message.parts == read.parts
+
+
+async def test_take_over__knows_the_parts_and_goes_on_with_them(facade: Facade) -> None:
+    converse = await facade()
+    other = await facade(converse.database_name)
+    message = await start(converse)
+    with pytest.raises(WriterFencedError):
+        async with message.writer() as old:
+            await old.write("One ")
+            running = await old.start_tool_call("first", call_id="a")
+            await running.set_input(1)
+            waiting = await old.start_tool_call("second", call_id="b")
+            await waiting.set_input(2)
+            async with running.execution():
+                theirs = await other.get_message(message.id)
+                async with theirs.resume_writer() as new:
+                    await go_on(theirs, new)
+                async with waiting.execution():
+                    pytest.fail("another writer has it")
+    read = await converse.get_message(message.id)
+    assert theirs.parts == read.parts
+    assert (read.content, read.unfinished_calls) == ("One two", [])
+    assert [part.kind for part in read.parts] == ["text", "tool_call", "tool_call", "text"]
+    assert [part.kind for part in message.parts] == ["text", "tool_call", "tool_call"]
+
+
+async def go_on(message: Message, writer: MessageWriter) -> None:
+    """Does as the next writer what the one before left undone."""
+    calls = message.unfinished_calls
+    assert [(call.call_id, call.state) for call in calls] == [
+        ("a", "running"),
+        ("b", "input-available"),
+    ]
+    first, second = map(writer.continue_tool_call, calls)
+    await first.set_error("It is not known whether it ran.")
+    async with second.execution():
+        await second.set_output(4)
+    await writer.write("two")
+
+
+async def test_long_log__is_moved_to_pages_and_read_from_everywhere(facade: Facade) -> None:
+    converse = await facade()
+    viewer = await facade(converse.database_name)
+    message = await start(converse)
+    await fill(message, 3)
+    async with message.resume_writer(granularity="token") as writer:
+        for number in range(2 * PAGE_CHUNKS):
+            if number % 40 == 0:
+                await writer.write(DataPart("n", number, id="n"))
+            if number % 20 == 10:
+                await writer.write_reasoning("…")
+            await writer.write(f"{number} ")
+        await writer.flush()
+        live = (await viewer.get_message(message.id)).parts
+        assert message.parts == live
+    assert len(await pages_of(converse, message)) == 2
+    read = await viewer.get_message(message.id)
+    assert read.parts == message.parts == await parts_seen(viewer, message)
+    chunks = [chunk.to_stored() async for chunk in read.iter_chunks()]
+    middle = PartLog.of(chunks[:300])
+    async for event in viewer.watch_message(message.id, after=299):
+        if isinstance(event, ChunkReceived):
+            middle.add(event.chunk.to_stored())
+    assert parts_of(middle.records(), ended=True) == read.parts
+
+
+async def test_appends_by_hand__take_parts_and_events(converse: Converse) -> None:
+    message = await start(converse)
+    chunks = await message.append_chunks(
+        [
+            "Look: ",
+            PartStart(ToolCallPart("search", "c"), "call"),
+            PartDelta("call", "{"),
+            PartDelta("call", "}"),
+            PartEnd("call"),
+            PartSet("call", {"input": {}}),
+            ReasoningPart("Hm."),
+            "done",
+        ]
+    )
+    assert [chunk.sequence for chunk in chunks] == list(range(10))
+    await message.append_chunks([PartSet(1, {"output": 3}), PartDelta(1, " ")])
+    await message.append_chunks([PartSet(77, {"output": 3})])  # nobody knows of it: it is void
+    call = (await converse.get_message(message.id)).parts[1]
+    assert isinstance(call, ToolCallPart)
+    assert (call.text, call.input, call.output, call.state) == ("{} ", {}, 3, "output-available")
+    assert (await converse.get_message(message.id)).parts == message.parts
+    assert message.content == "Look: done"
+
+
+async def test_appends__of_two_at_once_name_their_own_parts(converse: Converse) -> None:
+    message = await start(converse)
+    copies = [await converse.get_message(message.id) for _ in range(4)]
+
+    async def write(number: int) -> None:
+        for turn in range(5):
+            name = f"{number}.{turn}"
+            await copies[number].append_chunks(
+                ["text", PartStart(ToolCallPart(name, name), "x"), PartDelta("x", name)]
+            )
+
+    await asyncio.gather(*map(write, range(4)))
+    calls = [p for p in (await converse.get_message(message.id)).parts if p.kind == "tool_call"]
+    assert len(calls) == 20
+    assert all(isinstance(call, ToolCallPart) and call.text == call.name for call in calls)
+
+
+REFUSED: dict[str, tuple[list[Any], str]] = {
+    "unknown key": ([PartDelta("call", "x")], "No part was begun with the key 'call'"),
+    "no number": ([PartDelta(-1, "x")], "No part was begun"),
+    "no text": ([PartStart(DataPart("n", 1), "d"), PartDelta("d", "x")], "has no text"),
+    "ended": (
+        [PartStart(ReasoningPart("a"), "r"), PartEnd("r"), PartDelta("r", "b")],
+        "has ended",
+    ),
+    "output first": (
+        [PartStart(ToolCallPart("t", "c"), "c"), PartSet("c", {"output": 1})],
+        "needs its input before its output",
+    ),
+    "no value": ([DataPart("n", {1, 2})], "the fields of a part"),
+    "too large": ([DataPart("n", "x" * 2**20)], "over the limit"),
+    "no part": ([object()], "Content must be str"),
+}
+
+
+@pytest.mark.parametrize(("contents", "words"), REFUSED.values(), ids=REFUSED)
+async def test_bad_input__is_refused_before_anything_is_written(
+    converse: Converse, contents: list[Any], words: str
+) -> None:
+    message = await start(converse)
+    with pytest.raises(InvalidInputError, match=words):
+        await message.append_chunks(["text", *contents])
+    assert (await raw(converse, message))["next_sequence"] == 0
+
+    async def stream() -> AsyncIterator[str | Part | PartEvent]:
+        for content in contents:
+            yield content
+
+    with pytest.raises(InvalidInputError, match=words):
+        await message.pipe(stream())
+    read = await converse.get_message(message.id)
+    assert read.is_failed
+    assert message.parts == read.parts
+
+
+async def test_part__that_is_stored_cannot_be_written_again(converse: Converse) -> None:
+    message = await start(converse)
+    await message.append_chunks([DataPart("n", 1)])
+    with pytest.raises(InvalidInputError, match="make a new one"):
+        await message.append_chunks(message.parts)
+
+
+async def test_pipe__takes_text_parts_and_events(converse: Converse) -> None:
+    message = await start(converse)
+
+    async def stream() -> AsyncIterator[str | Part | PartEvent]:
+        yield "One "
+        yield PartStart(ToolCallPart("t", "c"), "call")
+        yield PartDelta("call", "{}")
+        yield PartSet("call", {"input": {}, "output": 1})
+        yield "two"
+
+    await message.pipe(stream())
+    assert [part.kind for part in message.parts] == ["text", "tool_call", "text"]
+    assert message.parts == (await converse.get_message(message.id)).parts
+
+
+class Deaf(Gate):
+    """A collection whose appends are stored, and whose answers get lost."""
+
+    async def update_one(self, match: Any, update: Any) -> Any:
+        done = await super().update_one(match, update)
+        if self.failing and "$push" in update:
+            raise AutoReconnect("the answer is lost")
+        return done
+
+
+async def test_append__of_parts_whose_answer_was_lost_is_stored_once(facade: Facade) -> None:
+    converse = await facade(retry_timeout=0.1)
+    message = await start(converse)
+    gate = Deaf(converse)
+    gate.open.set()
+    contents: list[Any] = [
+        PartStart(ToolCallPart("t", "c"), "call"),
+        PartDelta("call", "{}"),
+        "text",
+    ]
+    gate.failing = True
+    with pytest.raises(StoreUnavailableError) as caught:
+        await message.append_chunks(contents)
+    gate.failing = False
+    for _ in range(2):
+        chunks = await message.append_chunks(contents, append_id=caught.value.append_id)
+        assert [chunk.sequence for chunk in chunks] == [0, 1, 2]
+    kinds = [part.kind for part in (await converse.get_message(message.id)).parts]
+    assert kinds == ["tool_call", "text"]
+    with pytest.raises(InvalidInputError, match="another append"):
+        await message.append_chunks(["a", "b", "c"], append_id=caught.value.append_id)
+
+
+async def test_writer__that_gives_up_gives_its_parts_back(facade: Facade) -> None:
+    converse = await facade(retry_timeout=0.1)
+    message = await start(converse)
+    gate = Gate(converse)
+    gate.open.set()
+    with pytest.raises(WriterFailedError) as caught:
+        async with message.writer() as writer:
+            gate.failing = True
+            await writer.write("text")
+            await writer.write(DataPart("n", 1))
+            await writer.flush()
+    gate.failing = False
+    error = caught.value
+    assert error.text == "text"
+    await message.append_chunks(error.unconfirmed, append_id=error.append_id)
+    kinds = [part.kind for part in (await converse.get_message(message.id)).parts]
+    assert kinds[0] == "text"
