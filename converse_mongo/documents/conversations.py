@@ -1,6 +1,6 @@
 """Conversations: ordered lists of messages."""
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
@@ -36,8 +36,11 @@ from converse_mongo.domain.errors import (
     InvalidInputError,
 )
 from converse_mongo.domain.events import ConversationCreated
+from converse_mongo.domain.headers import PARTS_FORMAT
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.owners import Owner, check_owner
+from converse_mongo.domain.part_events import whole
+from converse_mongo.domain.parts import Part
 from converse_mongo.domain.types import IdLike, MessageRole, MessageStatus, Metadata, Retention
 from converse_mongo.domain.validation import (
     check_choice,
@@ -176,6 +179,7 @@ class Conversation(StoredDocument, Document):
         metadata: Metadata | None = None,
         *,
         generation_id: str | None = None,
+        parts: Iterable[Part] = (),
         **fields: Any,
     ) -> Message:
         """Adds a whole message and returns it.
@@ -186,6 +190,8 @@ class Conversation(StoredDocument, Document):
             metadata: Values that BSON can hold.
             generation_id: Your id for it, such as that of a request. A second call with the same id
                 in this conversation returns the message of the first.
+            parts: The parts behind the content, such as files; with the text they take at most
+                ``MAX_CONTENT_BYTES``.
             fields: Fields that a subclass of :class:`Message` adds.
 
         Raises:
@@ -196,9 +202,11 @@ class Conversation(StoredDocument, Document):
             StoreUnavailableError: MongoDB did not answer.
         """
         check_content(content)
-        return await self._add(
-            self._make(role, metadata, fields, content=content, generation_id=generation_id)
-        )
+        own: dict[str, Any] = {"content": content, "generation_id": generation_id}
+        if listed := list(parts):
+            text, records = whole(content, listed)
+            own |= {"content": text, "parts": records, "format": PARTS_FORMAT}
+        return await self._add(self._make(role, metadata, fields, **own))
 
     async def start_streaming_message(
         self,

@@ -21,9 +21,23 @@ from converse_mongo.domain.chunks import (
 )
 from converse_mongo.domain.errors import InvalidContentError, InvalidInputError
 from converse_mongo.domain.metadata import check_metadata, storable
-from converse_mongo.domain.part_log import KINDS_WITH_TEXT, REASONING, TEXT, TOOL_CALL
+from converse_mongo.domain.part_log import (
+    KINDS_WITH_TEXT,
+    REASONING,
+    TEXT,
+    TOOL_CALL,
+    PartLog,
+    Record,
+    storable_records,
+)
 from converse_mongo.domain.parts import Part
-from converse_mongo.domain.validation import MAX_CHUNK_BYTES, check_content, utf8_size
+from converse_mongo.domain.validation import (
+    MAX_CHUNK_BYTES,
+    MAX_CONTENT_BYTES,
+    check_content,
+    now,
+    utf8_size,
+)
 
 
 class PartRef:
@@ -332,3 +346,22 @@ def pieces_of(contents: object) -> list[AnyPiece]:
         else:
             pieces.append(Piece(content, NO_METADATA, check_content(content, MAX_CHUNK_BYTES)))
     return pieces
+
+
+def whole(content: str, parts: Iterable[Part]) -> tuple[str, list[Record]]:
+    """Returns the text and the records of a message that is added whole, numbered in order.
+
+    Raises:
+        InvalidInputError: One of the parts cannot be stored, or they are too large together.
+    """
+    pieces = [Piece(content, NO_METADATA, utf8_size(content)), *pieces_of(parts)]
+    chunks = numbered(pieces, 0, now())
+    log = PartLog.of([chunk.to_stored() for chunk in chunks])
+    records = [{**record, "part": place} for place, record in enumerate(log.records())]
+    size = len(bson.encode({"parts": storable_records(records)})) + utf8_size(log.text())
+    if size > MAX_CONTENT_BYTES:
+        raise InvalidInputError(
+            f"The parts of a message of {size} bytes are over the limit of {MAX_CONTENT_BYTES} "
+            "bytes: refer to large files instead. Nothing was written."
+        )
+    return log.text(), records

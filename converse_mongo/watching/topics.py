@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 from bson import ObjectId, Timestamp
 
-from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.chunks import MessageChunk, PartChunk
 from converse_mongo.domain.cursors import NOW, ConversationCursor
 from converse_mongo.domain.errors import ConversationNotFoundError, InvalidCursorError
 from converse_mongo.domain.events import (
@@ -563,5 +563,6 @@ def _position(document: Mapping[str, Any]) -> int:
 
 def _weight(event: ConversationEvent) -> int:
     if isinstance(event, ChunkReceived):
-        return len(event.chunk.content)
+        chunk = event.chunk
+        return chunk.stored_size if isinstance(chunk, PartChunk) else len(chunk.content)
     return len(event.content) if isinstance(event, MessageCreated) else 0

@@ -420,3 +420,47 @@ async def test_writer__that_gives_up_gives_its_parts_back(facade: Facade) -> Non
     await message.append_chunks(error.unconfirmed, append_id=error.append_id)
     kinds = [part.kind for part in (await converse.get_message(message.id)).parts]
     assert kinds[0] == "text"
+
+
+async def test_whole_message__with_parts(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    image = FilePart("gridfs://1", "image/png")
+    asked = await conversation.create_user_message("Look at this", parts=[image])
+    answer = await conversation.create_assistant_message(
+        "", parts=[ReasoningPart("Hm."), TextPart("A cat."), DataPart("n", {"$a.b": 1})]
+    )
+    await asked.save()
+    for number, message in enumerate((asked, answer)):
+        read = await converse.get_message(message.id)
+        listed = (await conversation.messages())[number]
+        assert read.parts == listed.parts == message.parts
+        assert [part.number for part in read.parts] == list(range(len(read.parts)))
+        assert read.content == message.content
+    assert (asked.content, answer.content) == ("Look at this", "A cat.")
+    assert [part.kind for part in asked.parts] == ["text", "file"]
+    assert [part.kind for part in answer.parts] == ["reasoning", "text", "data"]
+    assert answer.parts[2].fields["data"] == {"$a.b": 1}
+    for bad, words in ((object(), "Content must be str"), (DataPart("n", {1}), "the fields of")):
+        with pytest.raises(InvalidInputError, match=words):
+            await conversation.create_user_message("Look", parts=[bad])
+    with pytest.raises(InvalidInputError, match="refer to large files"):
+        large = [DataPart("n", "x" * 1_000_000)] * 9
+        await conversation.create_user_message("Look", parts=large)
+    assert len(await conversation.messages()) == 2
+
+
+async def test_watchers__hold_few_large_parts(facade: Facade) -> None:
+    converse = await facade()
+    viewer = await facade(converse.database_name)
+    message = await start(converse)
+    async with viewer.watch_message(message.id) as watcher:
+        await message.append_chunk("x")
+        await anext(watcher)
+        for number in range(12):
+            await message.append_chunks([DataPart(str(number), "x" * 1_000_000)])
+        await message.complete_streaming()
+        async with asyncio.timeout(SOON):
+            events = [event async for event in watcher]
+    chunks = [event.chunk for event in events if isinstance(event, ChunkReceived)]
+    assert [chunk.sequence for chunk in chunks] == list(range(1, 13))
+    assert (await viewer.get_message(message.id)).parts == message.parts
