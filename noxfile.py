@@ -140,7 +140,10 @@ def browser(session: nox.Session) -> None:
     session.install(*DRIVERS["motor"], *group("test"), *group("browser"))
     prepare(session, *(each for each in NPM if not Path(each, "node_modules").is_dir()))
     # Two processes: what drives a browser here is not asynchronous, and the rest is.
-    with_node = [f"tests/web/{name}.py" for name in ("test_client", "ai_sdk/test_client")]
+    with_node = [
+        *("tests/web/test_client.py", "tests/web/test_part_log.py"),
+        "tests/web/ai_sdk/test_client.py",
+    ]
     made_up = ["tests/web/test_fuzz.py", "tests/chat/test_fuzz.py"]
     session.run("python", "-m", "pytest", *with_node, *made_up, *PARALLEL)
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/browser", *BROWSERS]))

@@ -11,11 +11,14 @@ The same rules are in ``web/client/parts.js``; ``tests/model/part_logs.json`` ha
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Self, TypeAlias, TypeGuard
 
+from bson import Code
+
 from converse_mongo.domain.metadata import restored, storable
 
 Record: TypeAlias = dict[str, Any]
-"""A part in JSON or BSON types: ``part`` (its number), ``kind`` and ``fields``; ``text`` of a text,
-of reasoning and of a tool's input; ``parent``, ``closed`` and ``redacted`` where they apply."""
+"""A part: ``part`` (its number), ``kind`` and ``fields``; ``text`` of a text, of reasoning and of a
+tool's input; ``parent``, ``closed`` and ``redacted`` where they apply. Its values are in the plain
+form (see :mod:`converse_mongo.domain.metadata`)."""
 
 TEXT, REASONING, TOOL_CALL, DATA = "text", "reasoning", "tool_call", "data"
 KINDS_WITH_TEXT = frozenset({TEXT, REASONING, TOOL_CALL})
@@ -67,7 +70,7 @@ class _Part:
     @property
     def place(self) -> _Place | None:
         name, own_id = self.fields.get("name"), self.fields.get("id")
-        if self.kind != DATA or not isinstance(name, str) or not isinstance(own_id, str):
+        if self.kind != DATA or not _is_string(name) or not _is_string(own_id):
             return None
         return _Place(self.parent, name, own_id)
 
@@ -78,7 +81,7 @@ class _Part:
 
     def set(self, new: Mapping[str, Any]) -> None:
         """Replaces the named fields."""
-        fixed = {"kind", "name", "id"} if self.kind == DATA and self.fields else {"kind"}
+        fixed = {"kind", "name", "id"} if self.kind == DATA else {"kind"}
         fields = {name: value for name, value in new.items() if name not in fixed}
         if self.kind == TOOL_CALL:
             self._keep_outcome(fields)
@@ -90,7 +93,7 @@ class _Part:
 
         Data keep what tells them from others, so that what replaces them is dropped as well.
         """
-        self.redacted = reason if isinstance(reason, str) and reason else True
+        self.redacted = reason if _is_string(reason) and reason else True
         kept = {} if self.place is None else {"name": self.place.name, "id": self.place.id}
         self.fields, self.pieces = kept, []
 
@@ -118,7 +121,7 @@ class _Part:
         elif (
             isinstance(before, Mapping)
             and isinstance(before.get("approved"), bool)
-            and before.get("id") == after.get("id")
+            and _string_or_none(before.get("id")) == _string_or_none(after.get("id"))
         ):
             fields.pop("approval")
 
@@ -177,7 +180,10 @@ class PartLog:
         return log
 
     def snapshot(self) -> dict[str, Any]:
-        """Returns the state in JSON or BSON types, to go on from with the rest of the chunks."""
+        """Returns the state, to go on from with the rest of the chunks.
+
+        Its values are in the plain form: make them storable for BSON, and restore them from it.
+        """
         snapshot: dict[str, Any] = {"next_sequence": self.next_sequence, "parts": self.records()}
         if self.open is not None:
             snapshot["open"] = self.open
@@ -200,7 +206,7 @@ class PartLog:
         return None if part is None else part.kind
 
     def add(self, chunk: Mapping[str, Any]) -> int | None:
-        """Adds the next chunk, as it is stored.
+        """Adds the next chunk, as it is stored; the chunk is not changed.
 
         Returns:
             The number of the part that it belongs to; ``None`` if it belongs to none, or is void.
@@ -211,8 +217,8 @@ class PartLog:
         if event is None:
             part = chunk.get("part")
             return self._add_text(sequence, chunk) if part is None else self._add_delta(part, chunk)
-        stored = chunk.get("fields")
-        fields = dict(restored(stored)) if isinstance(stored, Mapping) else {}
+        stored = restored(chunk.get("fields"))
+        fields = dict(stored) if isinstance(stored, Mapping) else {}
         if event == "start":
             return self._start(sequence, chunk.get("parent"), fields)
         if event == "reset":
@@ -224,8 +230,8 @@ class PartLog:
         return None
 
     def _add_text(self, sequence: int, chunk: Mapping[str, Any]) -> int | None:
-        text = chunk["content"]
-        if not text:
+        text = chunk.get("content")
+        if not _is_string(text) or not text:
             return None
         if self.open is None:
             self._parts[sequence] = _Part(sequence, TEXT, None, {})
@@ -239,13 +245,13 @@ class PartLog:
             return None
         if part.kind == TEXT and part.parent is None:
             return None  # text of the answer is content, so that older readers have it
-        if isinstance(delta, str) and delta:
+        if _is_string(delta) and delta:
             part.pieces.append(delta)
         return part.number
 
     def _start(self, sequence: int, parent: object, fields: dict[str, Any]) -> int | None:
         kind = fields.pop("kind", None)
-        if not isinstance(kind, str) or fields.get("transient") is True:
+        if not _is_string(kind) or fields.get("transient") is True:
             return None
         above: int | None = None
         if parent is not None:
@@ -255,8 +261,9 @@ class PartLog:
             above = call.number
         else:
             self._close_text()
-        part = _Part(sequence, kind, above, {})
-        part.set(fields)  # while it has none, all of them
+        part = _Part(sequence, kind, above, {} if kind == TOOL_CALL else fields)
+        if kind == TOOL_CALL:
+            part.set(fields)
         place = part.place
         if place is not None and place in self._at:
             replaced = self._parts[self._at[place]]
@@ -288,10 +295,11 @@ class PartLog:
 
     def _reset(self, first: object) -> None:
         """Voids the parts that are numbered from ``first`` on; those before keep what they got."""
-        if not _is_number(first):
+        start = _number(first)
+        if start is None:
             return
         self._close_text()
-        for number in [each for each in self._parts if each >= first]:
+        for number in [each for each in self._parts if each >= start]:
             place = self._parts.pop(number).place
             if place is not None:
                 del self._at[place]
@@ -301,9 +309,24 @@ class PartLog:
             self._parts[self.open].closed = True
             self.open = None
 
-    def _find(self, number: object) -> _Part | None:
-        return self._parts.get(number) if _is_number(number) else None
+    def _find(self, value: object) -> _Part | None:
+        number = _number(value)
+        return None if number is None else self._parts.get(number)
 
 
-def _is_number(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _number(value: object) -> int | None:
+    """Returns a number of a part. A whole float is one, since JavaScript has no other numbers."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    return None
+
+
+def _is_string(value: object) -> TypeGuard[str]:
+    """Returns whether it is a string of JSON. Code of BSON is a ``str``, but has no hash."""
+    return isinstance(value, str) and not isinstance(value, Code)
+
+
+def _string_or_none(value: object) -> str | None:
+    return value if _is_string(value) else None
