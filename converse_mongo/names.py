@@ -7,7 +7,7 @@ from converse_mongo.documents.conversations import DOCUMENT_MODELS, Conversation
 from converse_mongo.documents.listings import History, MessageList
 from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
-from converse_mongo.domain.chunks import ChunkLog, MessageChunk
+from converse_mongo.domain.chunks import ChunkLog, MessageChunk, PartChunk
 from converse_mongo.domain.errors import (
     ChunksNotLoadedError,
     ConfigurationError,
@@ -55,6 +55,21 @@ from converse_mongo.domain.events import (
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import MAX_METADATA_BYTES
 from converse_mongo.domain.owners import Owner
+from converse_mongo.domain.part_events import PartDelta, PartEnd, PartEvent, PartSet, PartStart
+from converse_mongo.domain.parts import (
+    Approval,
+    CustomPart,
+    DataPart,
+    FilePart,
+    Part,
+    ReasoningPart,
+    SourceDocumentPart,
+    SourceUrlPart,
+    StepPart,
+    TextPart,
+    ToolCallPart,
+    ToolCallState,
+)
 from converse_mongo.domain.types import (
     Granularity,
     MessageRole,
@@ -73,6 +88,7 @@ from converse_mongo.store import Transaction
 from converse_mongo.watching.hub import WatchStatistics
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
+from converse_mongo.writing.parts import NestedWriter, Step, ToolCall
 from converse_mongo.writing.writer import MessageWriter, WriterStatistics
 
 __version__ = version("converse-mongo")
@@ -88,6 +104,7 @@ __all__ = [
     "MAX_CONTENT_BYTES",
     "MAX_METADATA_BYTES",
     "MAX_REASON_BYTES",
+    "Approval",
     "ChunkLog",
     "ChunkReceived",
     "ChunksNotLoadedError",
@@ -101,7 +118,10 @@ __all__ = [
     "Converse",
     "ConverseClosedError",
     "ConverseError",
+    "CustomPart",
+    "DataPart",
     "Event",
+    "FilePart",
     "FinalEvent",
     "GenerationConflictError",
     "Granularity",
@@ -129,14 +149,31 @@ __all__ = [
     "MessageTooLargeError",
     "MessageUpdated",
     "MessageWriter",
+    "NestedWriter",
     "NotFoundError",
     "Owner",
     "OwnerEvent",
     "OwnerWatcher",
+    "Part",
+    "PartChunk",
+    "PartDelta",
+    "PartEnd",
+    "PartEvent",
+    "PartSet",
+    "PartStart",
     "ProtectedFieldError",
+    "ReasoningPart",
     "Retention",
+    "SourceDocumentPart",
+    "SourceUrlPart",
+    "Step",
+    "StepPart",
     "StoreUnavailableError",
     "StreamStoppedError",
+    "TextPart",
+    "ToolCall",
+    "ToolCallPart",
+    "ToolCallState",
     "Transaction",
     "TransactionAbortedError",
     "TransactionsUnavailableError",
