@@ -54,6 +54,8 @@ ENDED: dict[str, Any] = {
     "retention": 0.0,
     "completed_at": LATER.replace(tzinfo=None),
     "compacted": True,
+    "format": 2,
+    "part_bytes": 300,
     "content": "abc",
 }
 IDS: dict[str, Any] = {
@@ -70,6 +72,7 @@ def test_header__is_read_with_its_projection() -> None:
     assert MessageHeader.from_stored(projected) == header
     assert (header.next_sequence, header.page_start, header.content_bytes) == (3, 2, 9)
     assert (header.stop_requested, header.stop_reason, header.error) == (True, "enough", "lost")
+    assert (header.format, header.part_bytes, header.has_parts) == (2, 300, True)
     assert (header.retention, header.compacted, header.end_id) == (0.0, True, ENDED["end_id"])
     assert (header.created_at, header.completed_at, header.lease.epoch) == (AT, LATER, 2)
 
