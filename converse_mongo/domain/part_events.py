@@ -213,6 +213,9 @@ class PartEnd:
 
 PartEvent: TypeAlias = PartStart | PartDelta | PartSet | PartEnd
 
+PARTS = (Part, PartStart, PartDelta, PartSet, PartEnd)
+"""The types of what a message takes beside text."""
+
 
 class Composer:
     """Makes checked pieces of what an application writes, and knows the parts that it began.
@@ -341,7 +344,7 @@ def pieces_of(contents: object) -> list[AnyPiece]:
     for content in contents:
         if isinstance(content, PartPiece):  # given back by a writer
             pieces.append(content)
-        elif isinstance(content, Part | PartStart | PartDelta | PartSet | PartEnd):
+        elif not isinstance(content, str) and isinstance(content, PARTS):
             pieces += composer.pieces(content)
         else:
             pieces.append(Piece(content, NO_METADATA, check_content(content, MAX_CHUNK_BYTES)))

@@ -32,13 +32,10 @@ from converse_mongo.domain.metadata import (
     storable,
 )
 from converse_mongo.domain.part_events import (
+    PARTS,
     AnyPiece,
-    PartDelta,
-    PartEnd,
     PartEvent,
     PartPiece,
-    PartSet,
-    PartStart,
 )
 from converse_mongo.domain.parts import Part
 from converse_mongo.domain.types import MessageStatus, Metadata
@@ -173,7 +170,7 @@ class MessageWriter(PartWriter):
         buffer = self._buffer
         if metadata is None and isinstance(token, str) and buffer.extend(token):
             return
-        if isinstance(token, Part | PartStart | PartDelta | PartSet | PartEnd):
+        if not isinstance(token, str) and isinstance(token, PARTS):
             await self.write_part(token)
             return
         size = check_token(token)
