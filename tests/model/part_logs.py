@@ -1,7 +1,6 @@
 """Logs of parts: those in ``part_logs.json``, which tests in JavaScript read as well, and any."""
 
 import json
-from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,26 +30,27 @@ def as_json(value: Any) -> str:
 
 
 def logs(odd: list[Any]) -> st.SearchStrategy[list[dict[str, Any]]]:
-    """Logs of events that fit each other, and of others with values of any types, ``odd`` ones too.
+    """Logs of events that mostly fit each other, with values of all types, ``odd`` ones too.
 
-    Their chunks come from a pool, since it takes Hypothesis long to make them.
+    Hypothesis draws only where to begin, since it takes it long to make a log.
     """
-    draw = Random(0)
     values = [*_VALUES, *odd]
-    tame = _tame()
-    pool = tame * 2
-
-    def fields() -> dict[str, Any]:
-        return {name: draw.choice(values) for name in draw.sample(_FIELDS, draw.randint(0, 4))}
-
-    for _ in range(len(tame)):
-        names = draw.sample(_NAMES, draw.randint(0, 4))
-        wild = {name: draw.choice([draw.choice(values), fields()]) for name in names}
-        pool.append({**draw.choice([{}, draw.choice(tame)]), **wild})
-    return st.lists(st.sampled_from(pool), min_size=10, max_size=30).map(stored)
+    return st.randoms(use_true_random=True).map(lambda draw: stored(_log(draw, values)))
 
 
-_NAMES = ["part", "event", "fields", "delta", "parent", "content"]
+_STARTS: list[dict[str, Any]] = [
+    *({"kind": "text"}, {"kind": "text", "id": "t"}, {"kind": "reasoning"}, {"kind": "step"}),
+    *({"kind": "tool_call", "error": 1, "output": 1}, {"kind": "new", "output": 1}),
+    *({"kind": "data", "name": "w", "id": "w", "value": value} for value in (1, 2, 3)),
+    *({"kind": "data", "name": "w", "id": "x"}, {"kind": "data", "name": "x", "id": "w"}),
+    *({"kind": "data"}, {"kind": "data", "name": "", "id": ""}, {"kind": "x", "transient": True}),
+]
+_CHANGES: list[dict[str, Any]] = [
+    *({"output": 1}, {"output": None}, {"output": 2, "preliminary": True}, {"error": "no"}),
+    *({"approval": {"id": each, "approved": yes}} for each in "ab" for yes in (True, False)),
+    *({"approval": {"id": "a"}}, {"name": "w", "id": "w", "value": 4}, {"kind": "text"}, {}),
+    *({"reason": "private"}, {"reason": ""}),
+]
 _VALUES = [
     *(None, True, False, -1, 0, 1, 2, 3, 0.5, 1.0, -0.0, "", "w", "text", "data", "tool_call"),
     *("start", "set", "end", "reset", "redact", [], ["w"], {}, {"kind": "tool_call"}),
@@ -62,26 +62,33 @@ _FIELDS = [
 ]
 
 
-def _tame() -> list[dict[str, Any]]:
-    starts: list[dict[str, Any]] = [
-        *({"kind": "text"}, {"kind": "reasoning"}, {"kind": "step"}, {"kind": "new"}),
-        *({"kind": "tool_call"}, {"kind": "tool_call"}, {"kind": "data", "name": "w", "id": "2"}),
-        *({"kind": "data", "name": "w", "id": "w", "value": value} for value in (1, 2, 3)),
-        {"kind": "data"},
-    ]
-    changes: list[dict[str, Any]] = [
-        *({"output": 1}, {"output": 2, "preliminary": True}, {"error": "no"}, {"value": 4}),
-        *({"approval": {"id": each, "approved": yes}} for each in "ab" for yes in (True, False)),
-    ]
-    parts = range(6)
-    return [
-        *[{"content": text} for text in ("", "a", "b", "c", "d")],
-        *[{"event": "start", "fields": fields} for fields in starts * 6],
-        *[{"event": "start", "fields": {**each, "transient": True}} for each in starts[-3:]],
-        *[{"event": "start", "fields": each, "parent": part} for each in starts for part in parts],
-        *[{"delta": text, "part": part} for text in ("{", "x", "") for part in parts],
-        *[{"event": "set", "fields": each, "part": part} for each, part in product(changes, parts)],
-        *[{"event": event, "part": part} for event in ("end", "redact") for part in parts],
-        *[{"event": "reset", "fields": {"from": part}} for part in (0, 2, 5, 9)],
-        *[{"event": "metadata", "fields": {"a": value}} for value in (1, 2)],
-    ]
+def _log(draw: Random, values: list[Any]) -> list[dict[str, Any]]:
+    kinds = [{"kind": "tool_call"}, *draw.sample(_STARTS, 2)]  # few, so that they meet
+    chunks: list[dict[str, Any]] = []
+    begun, calls = [0], [0]
+    for sequence in range(draw.randint(2, 40)):
+        part, text = draw.choice(begun[-3:]), draw.choice(["", "a", "b", "c"])
+        fields = draw.choice(kinds)
+        start: dict[str, Any] = {"event": "start", "fields": fields}
+        below = {**start, "parent": draw.choice(calls[-2:])}
+        change = {"event": "set", "part": part, "fields": draw.choice(_CHANGES)}
+        end = {**change, "event": draw.choice(["end", "end", "redact"])}
+        reset = {"event": "reset", "fields": {"from": draw.randint(0, 30)}}
+        metadata = {"event": "metadata", "fields": {draw.choice("ab"): text}}
+        chunk = draw.choice(
+            [
+                *([{"content": text}] * 3 + [start] * 3 + [below] * 3 + [change] * 8),
+                *([{"delta": text, "part": part}] * 4 + [end] * 2 + [reset, metadata]),
+            ]
+        )
+        if draw.random() < 0.2:
+            chunk = {**chunk, draw.choice([*chunk, "part", "event", "parent"]): draw.choice(values)}
+        elif draw.random() < 0.1:
+            more = {name: draw.choice(values) for name in draw.sample(_FIELDS, 3)}
+            chunk = {**chunk, "fields": {**chunk.get("fields", {}), **more}}
+        if "content" in chunk or chunk.get("event") == "start":
+            begun.append(sequence)
+            if fields["kind"] == "tool_call":
+                calls.append(sequence)
+        chunks.append(chunk)
+    return chunks

@@ -98,6 +98,24 @@ def test_add__keeps_the_chunk_and_its_fields() -> None:
     assert PartLog.of(chunks).snapshot() == log.snapshot() != again.snapshot()
 
 
+def test_add__values_that_cannot_be_compared() -> None:
+    code, nan = Code("w"), Decimal128("sNaN")
+    approval = {"approval": {"id": nan, "approved": True}}
+    events = [
+        {"event": "start", "fields": {"kind": Code("data")}},
+        *[{"event": "start", "fields": {"kind": "data", "name": code, "id": code}}] * 2,
+        {"event": "start", "fields": {"kind": "tool_call", **approval}},
+        {"event": "set", "part": 3, "fields": approval},
+        {"part": 3, "delta": code},
+        {"event": Code("end"), "part": 3},
+    ]
+    log = PartLog()
+    numbers = [log.add(decoded(chunk)) for chunk in stored(events)]
+    assert numbers == [None, 1, 2, 3, 3, 3, None]
+    assert log.records()[-1].keys() == {"part", "kind", "fields", "text"}
+    assert log.records()[-1]["text"] == ""
+
+
 ODD = [
     *(Code("text"), Code("start"), Code("w", {}), Regex("x"), MinKey(), MaxKey(), Timestamp(1, 1)),
     *(ObjectId("0123456789abcdef01234567"), b"w", Binary(b"x", 9), Int64(0), Int64(1), 2**62),

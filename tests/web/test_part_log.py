@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="needs node
 def test_reducers__agree() -> None:
     made: list[list[dict[str, Any]]] = []
 
-    @settings(max_examples=200, deadline=None, database=None)
+    @settings(max_examples=300, deadline=None, database=None)
     @given(logs([]))
     def make(log: list[dict[str, Any]]) -> None:
         made.append(log)

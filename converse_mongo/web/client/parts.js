@@ -2,8 +2,9 @@
 /**
  * The reducer: what the chunks of a message say, as parts.
  *
- * The rules are those of `domain/part_log.py`, and `tests/model/part_logs.json` has logs for both. No
- * log makes it throw: what names a part that is not there is void, and so is what has the wrong type.
+ * The rules are those of `domain/part_log.py`, and `tests/model/part_logs.json` has logs for both.
+ * No log makes it throw: what names a part that is not there is void, and so is what has the wrong
+ * type.
  */
 
 /**
@@ -129,10 +130,10 @@ export class PartLog {
    *     none, or is void.
    */
   add(chunk) {
-    const { sequence, part, event, parent } = chunk;
+    const { sequence, content, part, event, delta, parent } = chunk;
     this.nextSequence = sequence + 1;
     if (isAbsent(event)) {
-      return isAbsent(part) ? this.#addText(sequence, chunk.content) : this.#addDelta(part, chunk.delta);
+      return isAbsent(part) ? this.#addText(sequence, content) : this.#addDelta(part, delta);
     }
     const fields = isObject(chunk.fields) ? chunk.fields : {};
     if (event === "start") return this.#start(sequence, parent, fields);
@@ -214,10 +215,7 @@ export class PartLog {
     if (!isNumber(first)) return;
     this.#closeText();
     for (const part of this.records()) {
-      if (part.part < first) continue;
-      this.#parts.delete(part.part);
-      const place = placeOf(part);
-      if (place !== null) this.#at.delete(place);
+      if (part.part >= first) this.#parts.delete(part.part);
     }
     this.#records = null;
   }

@@ -6,7 +6,8 @@ import { test } from "node:test";
 
 import { PartLog } from "../../../converse_mongo/web/client/parts.js";
 
-const vectors = JSON.parse(readFileSync(new URL("../../model/part_logs.json", import.meta.url), "utf8"));
+const file = new URL("../../model/part_logs.json", import.meta.url);
+const vectors = JSON.parse(readFileSync(file, "utf8"));
 
 /** The chunks of a log in the short form, in which a string is text; frozen. */
 const stored = (chunks) =>
