@@ -76,9 +76,9 @@ class _Part:
         """True if nothing more can become of it, other than its redaction."""
         return bool(self.redacted) or (self.closed and self.kind != TOOL_CALL)
 
-    def set(self, new: Mapping[str, Any]) -> None:
-        """Replaces the named fields."""
-        fixed = {"kind", "name", "id"} if self.kind == DATA and self.fields else {"kind"}
+    def set(self, new: Mapping[str, Any], *, starts: bool = False) -> None:
+        """Replaces the named fields. What tells data from others comes with their start alone."""
+        fixed = {"kind", "name", "id"} if self.kind == DATA and not starts else {"kind"}
         fields = {name: value for name, value in new.items() if name not in fixed}
         if self.kind == TOOL_CALL:
             self._keep_outcome(fields)
@@ -118,7 +118,7 @@ class _Part:
         elif (
             isinstance(before, Mapping)
             and isinstance(before.get("approved"), bool)
-            and before.get("id") == after.get("id")
+            and _request_of(before) == _request_of(after)
         ):
             fields.pop("approval")
 
@@ -126,6 +126,11 @@ class _Part:
 def has_outcome(fields: Mapping[str, Any]) -> bool:
     """Returns whether a tool call has its final output or its error."""
     return ("output" in fields or "error" in fields) and fields.get("preliminary") is not True
+
+
+def _request_of(approval: Mapping[str, Any]) -> str | None:
+    request = approval.get("id")
+    return request if isinstance(request, str) else None
 
 
 class PartLog:
@@ -201,8 +206,8 @@ class PartLog:
         if event is None:
             part = chunk.get("part")
             return self._add_text(sequence, chunk) if part is None else self._add_delta(part, chunk)
-        stored = chunk.get("fields")
-        fields = restored(stored) if isinstance(stored, Mapping) else {}
+        stored = restored(chunk.get("fields"))
+        fields = stored if isinstance(stored, Mapping) else {}
         if event == "start":
             return self._start(sequence, chunk.get("parent"), fields)
         if event == "reset":
@@ -233,8 +238,8 @@ class PartLog:
             part.pieces.append(delta)
         return part.number
 
-    def _start(self, sequence: int, parent: object, fields: dict[str, Any]) -> int | None:
-        kind = fields.pop("kind", None)
+    def _start(self, sequence: int, parent: object, fields: Mapping[str, Any]) -> int | None:
+        kind = fields.get("kind")
         if not isinstance(kind, str) or fields.get("transient") is True:
             return None
         above: int | None = None
@@ -246,7 +251,7 @@ class PartLog:
         else:
             self._close_text()
         part = _Part(sequence, kind, above, {})
-        part.set(fields)  # while it has none, all of them
+        part.set(fields, starts=True)
         place = part.place
         if place is not None and place in self._at:
             replaced = self._parts[self._at[place]]
@@ -260,7 +265,7 @@ class PartLog:
             self.open = sequence
         return sequence
 
-    def _change(self, number: object, event: str, fields: dict[str, Any]) -> int | None:
+    def _change(self, number: object, event: str, fields: Mapping[str, Any]) -> int | None:
         part = self._find(number)
         if part is None or part.redacted:
             return None
