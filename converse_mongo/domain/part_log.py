@@ -79,14 +79,18 @@ class _Part:
         """True if nothing more can become of it, other than its redaction."""
         return bool(self.redacted) or (self.closed and self.kind != TOOL_CALL)
 
-    def set(self, new: Mapping[str, Any]) -> None:
-        """Replaces the named fields."""
-        fixed = {"kind", "name", "id"} if self.kind == DATA else {"kind"}
+    def set(self, new: Mapping[str, Any], *, starts: bool = False) -> dict[str, Any]:
+        """Replaces the named fields; returns those that count.
+
+        What tells data from others comes with their start alone.
+        """
+        fixed = {"kind", "name", "id"} if self.kind == DATA and not starts else {"kind"}
         fields = {name: value for name, value in new.items() if name not in fixed}
         if self.kind == TOOL_CALL:
             self._keep_outcome(fields)
             self._keep_answer(fields)
         self.fields |= fields
+        return fields
 
     def redact(self, reason: object) -> None:
         """Drops the content.
@@ -148,11 +152,13 @@ class PartLog:
         next_sequence: The sequence of the next chunk.
         open: The number of the text part that the next text of the answer continues, or ``None``.
         metadata: What the log adds to the metadata of the message.
+        counted: The fields of the last chunk, without those that changed nothing.
     """
 
-    __slots__ = ("_at", "_parts", "metadata", "next_sequence", "open")
+    __slots__ = ("_at", "_parts", "counted", "metadata", "next_sequence", "open")
 
     def __init__(self) -> None:
+        self.counted: Mapping[str, Any] = {}
         self.next_sequence = 0
         self.open: int | None = None
         self.metadata: dict[str, Any] = {}
@@ -212,19 +218,20 @@ class PartLog:
             The number of the part that it belongs to; ``None`` if it belongs to none, or is void.
         """
         sequence: int = chunk["sequence"]
-        self.next_sequence = sequence + 1
+        self.next_sequence, self.counted = sequence + 1, {}
         event = chunk.get("event")
         if event is None:
             part = chunk.get("part")
             return self._add_text(sequence, chunk) if part is None else self._add_delta(part, chunk)
         stored = restored(chunk.get("fields"))
-        fields = dict(stored) if isinstance(stored, Mapping) else {}
+        fields = stored if isinstance(stored, Mapping) else {}
         if event == "start":
             return self._start(sequence, chunk.get("parent"), fields)
         if event == "reset":
             self._reset(fields.get("from"))
         elif event == "metadata":
             self.metadata |= fields
+            self.counted = fields
         elif event in ("set", "end", "redact"):
             return self._change(chunk.get("part"), event, fields)
         return None
@@ -249,8 +256,8 @@ class PartLog:
             part.pieces.append(delta)
         return part.number
 
-    def _start(self, sequence: int, parent: object, fields: dict[str, Any]) -> int | None:
-        kind = fields.pop("kind", None)
+    def _start(self, sequence: int, parent: object, fields: Mapping[str, Any]) -> int | None:
+        kind = fields.get("kind")
         if not _is_string(kind) or fields.get("transient") is True:
             return None
         above: int | None = None
@@ -261,9 +268,8 @@ class PartLog:
             above = call.number
         else:
             self._close_text()
-        part = _Part(sequence, kind, above, {} if kind == TOOL_CALL else fields)
-        if kind == TOOL_CALL:
-            part.set(fields)
+        part = _Part(sequence, kind, above, {})
+        self.counted = part.set(fields, starts=True)
         place = part.place
         if place is not None and place in self._at:
             replaced = self._parts[self._at[place]]
@@ -277,7 +283,7 @@ class PartLog:
             self.open = sequence
         return sequence
 
-    def _change(self, number: object, event: str, fields: dict[str, Any]) -> int | None:
+    def _change(self, number: object, event: str, fields: Mapping[str, Any]) -> int | None:
         part = self._find(number)
         if part is None or part.redacted:
             return None
@@ -286,7 +292,7 @@ class PartLog:
         elif part.is_settled:
             return None
         else:
-            part.set(fields)
+            self.counted = part.set(fields)
         if event != "set":
             part.closed = True
             if self.open == part.number:
