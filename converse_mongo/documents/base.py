@@ -70,6 +70,7 @@ GIVEN_ONCE = Protected("it never changes")
 RESERVED = frozenset(
     {
         "answer_turn",
+        "chunk_events",
         "chunk_lengths",
         "chunk_metadata",
         "compact_at",

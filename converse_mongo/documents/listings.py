@@ -25,6 +25,8 @@ from converse_mongo.store import Store
 from converse_mongo.store.reads import Reader
 
 MESSAGES_PER_READ = 100
+WITHOUT_CHUNKS = dict.fromkeys(("chunks", "chunk_lengths", "chunk_events"), 0)
+"""The projection of a message without its chunks."""
 CONVERSATIONS_PER_READ = 100
 MAJORITY_SECONDS = 5.0
 """The time for which a history waits for a majority to have what is stored."""
@@ -179,7 +181,7 @@ class MessageList:
 
         match = wanted.match(conversation_id)
         read_page = read if wanted.max_bytes is None else read_some
-        page = await store.call(read_page, match, {"chunks": 0, "chunk_lengths": 0}, what=what)
+        page = await store.call(read_page, match, WITHOUT_CHUNKS, what=what)
         for stored in page:
             if stored["status"] == MessageStatus.STREAMING.value:
                 await store.leases.settle_if_expired(MessageHeader.from_stored(stored))
@@ -332,10 +334,11 @@ def listed_bytes(message: Message) -> int:
 
 def _bytes_of(stored: Mapping[str, Any]) -> int:
     metadata = stored.get("metadata")
-    size = len(bson.encode(storable(metadata))) if metadata else 0
+    size: int = len(bson.encode(storable(metadata))) if metadata else 0
     streamed: int = stored.get("content_bytes", 0)
     if streamed > MAX_CONTENT_BYTES:  # its text is left out
         return size
+    size += stored.get("part_bytes", 0)
     return size + max(streamed, utf8_size(stored.get("content") or ""))
 
 
@@ -343,7 +346,7 @@ def _needs_chunks(stored: Mapping[str, Any]) -> bool:
     if stored.get("content_bytes", 0) > MAX_CONTENT_BYTES:
         return False
     return stored["status"] == MessageStatus.STREAMING.value or (
-        bool(stored.get("next_sequence")) and not stored.get("content")
+        bool(stored.get("next_sequence")) and not (stored.get("content") or stored.get("parts"))
     )
 
 
@@ -367,7 +370,7 @@ async def load_outline(
     store, key = model.store(), {"_id": message_id, "conversation_id": conversation_id}
     stored: Any = await store.call(
         store.messages.find_one,
-        *(key, {"chunks": 0, "chunk_lengths": 0}),
+        *(key, WITHOUT_CHUNKS),
         what=f"read message {message_id}",
     )
     if stored is None:

@@ -119,6 +119,7 @@ class OwnWrites:
         if any(isinstance(each, PartChunk) and each.event in _VOIDING for each in chunks):
             log = self.log_of(fields)
             fields["content"] = "" if log is None else log.text()
+            self.has_text = self.has_text and log is not None
             tracker.remembered["content"] = fields["content"]
 
     def end(self, fields: Fields, ended: EndedMessage) -> None:

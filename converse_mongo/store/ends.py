@@ -165,15 +165,18 @@ class Ends:
     async def _finish(self, state: MessageHeader, known: Known | None) -> EndedMessage:
         """Stores the text of an ended message, if it can: the end itself is already stored."""
         content, chunks, records = None, None, None
-        if known is not None and (known.log is not None) != state.has_parts:
+        fits = state.content_bytes + state.part_bytes <= MAX_CONTENT_BYTES
+        if known is not None and known.chunk_count != state.next_sequence:
             known = None
+        elif known is not None and known.log is None and state.has_parts and fits:
+            known = None  # the parts are to be stored as well
         try:
-            if state.content_bytes + state.part_bytes > MAX_CONTENT_BYTES:
+            if state.content_bytes > MAX_CONTENT_BYTES:
                 pass
-            elif known is not None and known.chunk_count == state.next_sequence:
+            elif known is not None:
                 content = known.text
-                records = None if known.log is None else known.log.records()
-            else:
+                records = known.log.records() if known.log is not None and fits else None
+            elif fits:
                 chunks = await self._collections.call(
                     self._collections.reader.stored_chunks,
                     state.key,

@@ -21,8 +21,12 @@ from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_BYTES, PAGE
 from converse_mongo.driver import collections, retry, servers
 from converse_mongo.store import updates
 from converse_mongo.store.collections import PAGES, Collections, WriteQueue
+from converse_mongo.store.reads import EXPANDS
 
 logger = logging.getLogger("converse_mongo")
+
+LEFT_OF_PARTS = 4
+"""What a merge leaves of events is read only if it may be as little as this fraction of them."""
 
 SEAL_SECONDS = 5.0
 """The time limit of each call while an append waits for it; less than a writer's lease."""
@@ -162,16 +166,19 @@ class Pages:
         what = f"merge the chunks of message {state.message_id}"
         if not state.is_known:
             return False  # a process of the later version does it
-        possible = state.end_id is not None and state.content_bytes <= MAX_CONTENT_BYTES
-        possible = possible and not state.has_parts
+        size = state.content_bytes + state.part_bytes // LEFT_OF_PARTS
+        possible = state.end_id is not None and size <= MAX_CONTENT_BYTES
         if possible and not state.compacted:
             chunks = await collections.call(collections.reader.stored_chunks, key, what=what)
             if [chunk["sequence"] for chunk in chunks] != list(range(state.next_sequence)):
                 return False  # just merged by another process, or modified outside the library
             end_id: Any = state.end_id
             match, update = updates.compact(key, end_id, chunks, state.retention)
-            kept = {"metadata": update["$set"].get("chunk_metadata", ())}
-            possible = state.content_bytes + len(bson.encode(kept)) <= MAX_CONTENT_BYTES
+            kept = {name: update["$set"].get(name, ()) for name in EXPANDS}
+            size = len(bson.encode(kept))
+            if state.has_parts:
+                size *= 2  # the reduced parts are there as well
+            possible = state.content_bytes + size <= MAX_CONTENT_BYTES
             if possible:
                 messages, _ = await self._durable()
                 await collections.call(messages.update_one, match, update, what=what)

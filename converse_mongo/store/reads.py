@@ -18,7 +18,7 @@ from converse_mongo.domain.headers import (
     pages_of,
 )
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.lengths import expand
+from converse_mongo.domain.part_merging import expand_events
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import EPOCH, PAGE_CHUNKS
 from converse_mongo.driver import collections, servers
@@ -46,7 +46,9 @@ SAVE = {"conversation_id": 1, "save_mark": 1, "revision": 1, "position": 1, "rol
 
 Collections: TypeAlias = tuple[Collection, Collection, Collection]
 
-_MERGED = {"content": 1, "chunk_lengths": 1, "chunk_metadata": 1, "completed_at": 1}
+EXPANDS = ("chunk_lengths", "chunk_metadata", "chunk_events")
+"""The fields from which, with the text, the chunks of a merged message are made again."""
+_MERGED = dict.fromkeys(("content", "completed_at", *EXPANDS), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +289,7 @@ class Reader:
             merged = await self.messages.find_one(key, _MERGED)
             if merged is None:
                 return None
-            found = expand(merged, start, merged_limit)
+            found = expand_events(merged, start, merged_limit)
             return [MessageChunk.from_stored(chunk) for chunk in found]
         page = await self._page(state, start, start - USUAL_PAGE)
         if page is None:
@@ -385,7 +387,7 @@ class Reader:
                 return
             stored.clear()
             stored |= again
-        stored["chunks"] = expand(stored)
+        stored["chunks"] = expand_events(stored)
 
     async def _chunks_before(self, stored: Mapping[str, Any], page_start: int) -> list[StoredChunk]:
         match = {**pages_of(_key(stored)), "first_sequence": {"$lt": page_start}}

@@ -14,12 +14,13 @@ from typing import Any, TypeAlias
 
 from bson import ObjectId
 
-from converse_mongo.domain.chunks import MessageChunk, StoredChunk, text_of
+from converse_mongo.domain.chunks import MessageChunk, StoredChunk
 from converse_mongo.domain.headers import FORMATS, PARTS_FORMAT, pages_of
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.lengths import encode_lengths, encode_metadata
+from converse_mongo.domain.lengths import encode_metadata
 from converse_mongo.domain.metadata import is_addressable, storable
 from converse_mongo.domain.part_log import Record, storable_records
+from converse_mongo.domain.part_merging import merge
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES, utf8_size
 
@@ -386,7 +387,7 @@ def compact(
     chunks: Sequence[StoredChunk],
     retention: float | None = None,
 ) -> tuple[Document, Document]:
-    """Replaces the chunks of an ended message by its text, their lengths and their metadata.
+    """Replaces the chunks of an ended message by its text, and what it takes to expand them.
 
     The ids of the last appends stay, for writers whose answer was lost: they ask within seconds, so
     after a ``retention`` of an hour nobody does. It matches once, since the chunks that are read of
@@ -397,9 +398,10 @@ def compact(
         for chunk in chunks
         if "append_id" in chunk
     ]
+    merged = merge(chunks)
     fields: Document = {
-        "content": text_of(chunks),
-        "chunk_lengths": encode_lengths([chunk["content"] for chunk in chunks]),
+        "content": merged.content,
+        "chunk_lengths": merged.lengths,
         "chunks": [],
         "chunk_bytes": 0,
         "page_start": len(chunks),
@@ -410,6 +412,8 @@ def compact(
         fields["recent_appends"] = appends[-APPENDS_KEPT:]
     if runs := encode_metadata(chunks):
         fields["chunk_metadata"] = runs
+    if merged.events:
+        fields["chunk_events"] = merged.events
     return {**known(key), "end_id": end_id, "compacted": {"$ne": True}}, {"$set": fields}
 
 

@@ -52,8 +52,10 @@ SHORTENED: list[dict[str, Any]] = [
         "$project": {
             f"{_UPDATED}.{name}": 0
             for name in (
-                *("content", "chunk_lengths", "chunk_metadata", "recent_appends"),
-                *("chunk_bytes", "content_bytes", "page_start", "compact_at", "compacted"),
+                *("content", "parts", "recent_appends"),
+                *("chunk_lengths", "chunk_metadata", "chunk_events"),
+                *("chunk_bytes", "content_bytes", "part_bytes", "format"),
+                *("page_start", "compact_at", "compacted"),
             )
         }
     },

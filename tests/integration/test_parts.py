@@ -464,3 +464,57 @@ async def test_watchers__hold_few_large_parts(facade: Facade) -> None:
     chunks = [event.chunk for event in events if isinstance(event, ChunkReceived)]
     assert [chunk.sequence for chunk in chunks] == list(range(1, 13))
     assert (await viewer.get_message(message.id)).parts == message.parts
+
+
+async def test_merged__are_the_same_parts_from_everywhere(facade: Facade) -> None:
+    converse = await facade(retention="compact")
+    viewer = await facade(converse.database_name)
+    message = await start(converse)
+    seen: list[dict[str, Any]] = []
+    async with message.writer(granularity="token") as writer:
+        await write_all(writer)
+        await writer.flush()
+        seen = [chunk.to_stored() async for chunk in message.iter_chunks()]
+    document = await raw(converse, message)
+    assert document["compacted"]
+    assert not document["chunks"]
+    read = await viewer.get_message(message.id)
+    check_all(read.parts)
+    check_all(await parts_seen(viewer, message))
+    check_all((await (await viewer.get_conversation(message.conversation_id)).messages())[0].parts)
+    for after in range(0, len(seen), 7):
+        log = PartLog.of(seen[: after + 1])
+        async for event in viewer.watch_message(message.id, after=after):
+            if isinstance(event, ChunkReceived):
+                log.add(event.chunk.to_stored())
+        check_all(parts_of(log.records(), ended=True))
+    # Without the reduced parts, readers have them of the merged chunks.
+    store = converse.message_model.store()
+    await store.messages.update_one({"_id": message.id}, {"$unset": {"parts": ""}})
+    check_all((await viewer.get_message(message.id)).parts)
+
+
+async def test_merged__values_that_were_replaced_are_gone(facade: Facade) -> None:
+    converse = await facade(retention="compact")
+    message = await start(converse)
+    for number in range(3):
+        await message.append_chunks([DataPart("n", f"secret {number}", id="n")])
+    await message.complete_streaming()
+    document = str(await raw(converse, message))
+    assert "secret 2" in document
+    assert "secret 1" not in document
+
+
+async def test_large_parts__are_reduced_on_read(facade: Facade) -> None:
+    converse = await facade(retention="compact")
+    message = await start(converse)
+    for number in range(10):
+        await message.append_chunks([DataPart(str(number), "x" * 1_000_000)])
+    await message.complete_streaming()
+    document = await raw(converse, message)
+    assert "parts" not in document
+    assert not document.get("compacted")
+    read = await converse.get_message(message.id)
+    assert [part.number for part in read.parts] == list(range(10))
+    listed = (await (await converse.get_conversation(message.conversation_id)).messages())[0]
+    assert listed.parts == read.parts
