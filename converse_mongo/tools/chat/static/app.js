@@ -453,7 +453,11 @@ document.addEventListener("keydown", (event) => {
     at("open-sidebar").focus();
   }
 });
-NARROW.addEventListener("change", closeSidebar);
+NARROW.addEventListener("change", () => {
+  closeSidebar();
+  // It is not closed by its user: it must not slide over the page.
+  for (const each of at("sidebar").getAnimations()) each.finish();
+});
 
 // This page's own requests
 
