@@ -90,6 +90,7 @@ def test_code__is_shown_as_code_and_can_be_copied(
     tab.page.get_by_role("button", name="Copy", exact=True).click()
     expect(tab.page.get_by_role("button", name="Copied")).to_have_count(2)
     assert tab.page.evaluate("navigator.clipboard.readText()") == CODE
+    expect(tab.page.get_by_role("button", name="Copied")).to_have_count(0)
 
 
 def test_enter__before_it_is_known_whether_an_answer_is_written__keeps_the_text(
