@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from converse_mongo.tools.signals import INTERRUPTED, terminable
 from converse_mongo.tools.terminal import one_line
 
 PIPE_CLOSED = 141
+MAX_DATABASE_BYTES = 63
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "run" not in arguments:
             parser.print_help()
             return 0
-        code: int = arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            code: int = arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -64,6 +68,11 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, PyMongoError):
         return failures.reason(error)
     return str(error) if isinstance(error, ConverseError) else None
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """Shows a warning, such as that of an option in the URI, without the line that it is from."""
+    sys.stderr.write(f"converse-mongo: {one_line(str(message))}\n")
 
 
 # Arguments
@@ -106,7 +115,7 @@ def _add_demo(commands: "Commands[_Parser]") -> None:
     _add_uri(parser, "default: CONVERSE_URI, else a temporary embedded server")
     parser.add_argument(
         "--database",
-        type=_given,
+        type=_database,
         default="converse_demo",
         metavar="NAME",
         help="default: %(default)s",
@@ -131,12 +140,7 @@ def _add_serve(commands: "Commands[_Parser]") -> None:
         description="Serves the chat. Without OPENAI_API_KEY, a built-in text answers.",
     )
     _add_uri(parser, "default: CONVERSE_URI, else a temporary embedded server")
-    parser.add_argument(
-        "--database",
-        type=_given,
-        metavar="NAME",
-        help="default: CONVERSE_DATABASE, else converse_chat",
-    )
+    _add_database(parser, "converse_chat")
     _add_data(parser)
     parser.add_argument("--host", type=_given, default="127.0.0.1", help="default: %(default)s")
     _add_port(parser, 8000)
@@ -172,7 +176,7 @@ def _add_tail(commands: "Commands[_Parser]") -> None:
     )
     parser.add_argument("message_id", metavar="MESSAGE_ID")
     _add_uri(parser, "default: CONVERSE_URI")
-    _add_database(parser)
+    _add_database(parser, "the database in the URI")
     parser.add_argument(
         "--after", type=int, metavar="N", help="start after this sequence; default: at the start"
     )
@@ -190,7 +194,7 @@ def _add_doctor(commands: "Commands[_Parser]") -> None:
         "nothing. Exits with 1 if a check failed, else with 0.",
     )
     _add_uri(parser, "default: CONVERSE_URI")
-    _add_database(parser)
+    _add_database(parser, "the database in the URI")
     parser.set_defaults(run=_doctor)
 
 
@@ -211,18 +215,28 @@ def _add_port(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument("--port", type=_port, default=default, help="default: %(default)s")
 
 
-def _add_database(parser: argparse.ArgumentParser) -> None:
+def _add_database(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--database",
-        type=_given,
+        type=_database,
+        default=os.environ.get("CONVERSE_DATABASE") or None,
         metavar="NAME",
-        help="default: CONVERSE_DATABASE, else the database in the URI",
+        help=f"default: CONVERSE_DATABASE, else {default}",
     )
 
 
 def _given(value: str) -> str:
     if not value:
         raise argparse.ArgumentTypeError("must not be empty")
+    return value
+
+
+def _database(value: str) -> str:
+    # https://www.mongodb.com/docs/manual/reference/limits/#naming-restrictions
+    if wrong := set(_given(value)).intersection('/\\. "$\0'):
+        raise argparse.ArgumentTypeError(f"must not contain {min(wrong)!r}, got {value!r}")
+    if len(value.encode(errors="replace")) > MAX_DATABASE_BYTES:
+        raise argparse.ArgumentTypeError(f"must have at most {MAX_DATABASE_BYTES} bytes")
     return value
 
 
@@ -257,10 +271,6 @@ def _required_uri(arguments: argparse.Namespace) -> str:
 
         raise ConfigurationError("No server given: pass --uri mongodb://... or set CONVERSE_URI.")
     return uri
-
-
-def _database(arguments: argparse.Namespace) -> str | None:
-    return arguments.database or os.environ.get("CONVERSE_DATABASE") or None
 
 
 def _need(extra: str, *names: str) -> None:
@@ -335,14 +345,16 @@ def _server(arguments: argparse.Namespace) -> int:
 
 
 def _tail(arguments: argparse.Namespace) -> int:
-    uri, database = _required_uri(arguments), _database(arguments)
+    uri = _required_uri(arguments)
     from converse_mongo.tools import servers
 
     servers.check_server(uri)
     from converse_mongo.tools import tail
 
     with terminable():
-        return tail.run(uri, database, arguments.message_id, arguments.after, arguments.json)
+        return tail.run(
+            uri, arguments.database, arguments.message_id, arguments.after, arguments.json
+        )
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -350,7 +362,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from converse_mongo.tools import doctor
 
     with terminable():
-        return doctor.run(uri, _database(arguments))
+        return doctor.run(uri, arguments.database)
 
 
 if __name__ == "__main__":

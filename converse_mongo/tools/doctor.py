@@ -3,6 +3,7 @@
 import asyncio
 import platform
 import sys
+import warnings
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,7 +21,7 @@ from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.errors import ConfigurationError
 from converse_mongo.driver import change_streams, clients, failures, installed, servers
 from converse_mongo.store.indexes import list_indexes
-from converse_mongo.tools.servers import SELECTION_SECONDS
+from converse_mongo.tools.servers import PATIENCE, SELECTION_SECONDS, check_scheme
 from converse_mongo.tools.terminal import colored, one_line, wrapped
 from converse_mongo.watching.changes import pipeline
 
@@ -100,17 +101,18 @@ async def examine(uri: str, database_name: str | None) -> AsyncIterator[Finding]
     for finding in check_installation(installed.driver_versions()):
         yield finding
     try:
-        client = clients.open_client(
-            uri,
-            {
-                "appname": "converse-mongo doctor",
-                "serverSelectionTimeoutMS": int(SELECTION_SECONDS * 1000),
-            },
-        )
-    except (PyMongoError, ValueError, TypeError) as error:
+        check_scheme(uri)
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter("always")
+            client = clients.open_client(uri, {"appname": "converse-mongo doctor", **PATIENCE})
+    except (ConfigurationError, PyMongoError, ValueError, TypeError) as error:
         reason = clients.safe_reason(error, uri)
         yield fail("server", reason, "Correct the URI: mongodb://HOST:PORT/DATABASE")
         raise UnreachableError from None
+    for doubt in doubts:
+        if isinstance(doubt.message, UserWarning):
+            reason = clients.safe_reason(doubt.message, uri)
+            yield warn("uri", reason, "The driver ignores this option: correct it")
     try:
         async for finding in _examine_server(client, database_name):
             yield finding

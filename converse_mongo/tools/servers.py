@@ -4,6 +4,7 @@ import socket
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
@@ -14,6 +15,26 @@ from converse_mongo.embedded import REPLICA_SET, EmbeddedServer, EmbeddedServerE
 
 SELECTION_SECONDS = 3.0
 """The time that MongoDB has to answer: a command that cannot start says so within 6 seconds."""
+CONNECTION_SECONDS = 2.5
+"""Less, so that the reason is known by then."""
+
+PATIENCE: dict[str, Any] = {
+    "serverSelectionTimeoutMS": int(SELECTION_SECONDS * 1000),
+    "connectTimeoutMS": int(CONNECTION_SECONDS * 1000),
+}
+"""The options of a client that finds its server in this time."""
+
+
+def check_scheme(uri: str) -> None:
+    """Checks that a URI is one of MongoDB; the driver takes any other text for a host.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if not uri.startswith(("mongodb://", "mongodb+srv://")):
+        raise ConfigurationError(
+            "This URI is not valid: it must begin with mongodb:// or mongodb+srv://."
+        )
 
 
 def check_server(uri: str) -> None:
@@ -23,20 +44,15 @@ def check_server(uri: str) -> None:
         ConfigurationError: The URI is not valid, or MongoDB refuses its user.
         StoreUnavailableError: MongoDB does not answer within ``SELECTION_SECONDS``.
     """
-    if not uri.startswith(("mongodb://", "mongodb+srv://")):
-        raise ConfigurationError(
-            "This URI is not valid: it must begin with mongodb:// or mongodb+srv://."
-        )
-    milliseconds = int(SELECTION_SECONDS * 1000)
+    check_scheme(uri)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of options; the client of the command has them, too
             client: MongoClient[dict[str, object]] = MongoClient(
                 uri,
                 appname="converse-mongo",
-                serverSelectionTimeoutMS=milliseconds,
-                connectTimeoutMS=milliseconds,
-                socketTimeoutMS=milliseconds,
+                socketTimeoutMS=int(SELECTION_SECONDS * 1000),
+                **PATIENCE,
             )
     except (PyMongoError, ValueError, TypeError) as error:
         reason = clients.safe_reason(error, uri)

@@ -471,8 +471,10 @@ async def test_doctor__warns_that_a_standalone_is_polled(
 
 
 async def test_doctor__says_what_to_do_about_a_server_that_does_not_answer() -> None:
-    code, output, _ = await run("doctor", "--uri", f"mongodb://127.0.0.1:{free_port()}/test")
-    assert code == 2
+    uri = f"mongodb://127.0.0.1:{free_port()}/test?wtimeoutMS=soon"
+    code, output, errors = await run("doctor", "--uri", uri)
+    assert (code, errors) == (2, "")
+    assert "warn  uri             The value of wtimeoutms must be an integer" in output
     (line,) = [line for line in output.splitlines() if line.startswith("fail  server")]
     assert "Connection refused" in line
     assert "Topology" not in output

@@ -90,6 +90,62 @@ def test_code__is_shown_as_code_and_can_be_copied(
     tab.page.get_by_role("button", name="Copy", exact=True).click()
     expect(tab.page.get_by_role("button", name="Copied")).to_have_count(2)
     assert tab.page.evaluate("navigator.clipboard.readText()") == CODE
+    expect(tab.page.get_by_role("button", name="Copied")).to_have_count(0)
+
+
+def test_enter__before_it_is_known_whether_an_answer_is_written__keeps_the_text(
+    tab: Tab, model: Model
+) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    def expect_wait(reason: str) -> None:
+        expect(tab.page.locator("#wait")).to_contain_text(reason)
+        expect(tab.question).to_have_value("Next")
+
+    model.will(*ANSWER, slowly=True)
+    tab.ask("What is MongoDB?")
+    model.go_on()
+    expect(tab.text).to_have_text("It")
+    conversation = tab.conversation
+    # Who the user is, and then what the conversation has.
+    tab.page.route("**/api/me", hold)
+    tab.page.route("**/messages?*", hold)
+    tab.page.reload()
+    tab.question.fill("Next")
+    tab.question.press("Enter")
+    expect_wait("Wait until the conversation is loaded.")
+    expect(tab.page.get_by_text("Loading the conversation")).to_be_visible()
+    with tab.page.expect_request("**/messages?*"):
+        held.pop().fallback()
+    tab.question.press("Enter")
+    expect_wait("Wait until the conversation is loaded.")
+    held.pop().fallback()
+    expect_wait("Wait until the answer ends")
+    expect(tab.titles).to_have_count(1)
+    model.go_on(len(ANSWER))
+    expect(tab.page.locator("#wait")).to_be_empty()
+
+    # A message that is being sent will be answered.
+    tab.page.route("**/messages", hold)
+    tab.ask("And what is a document?")
+    tab.question.fill("Next")
+    tab.question.press("Enter")
+    expect_wait("Wait until your message is sent.")
+    tab.page.unroute("**/messages")
+    held.pop().fallback()
+    expect(tab.page.locator("#wait")).to_be_empty()
+    expect(tab.answers).to_have_count(2)
+    expect(tab.answer).to_have_attribute("data-status", "completed")
+    tab.question.press("Enter")
+    expect(tab.answers).to_have_count(3)
+    tab.expect_end("completed", TEXT)
+    assert tab.conversation == conversation
+    assert [each["content"] for each in tab.stored()[::2]] == [
+        *("What is MongoDB?", "And what is a document?", "Next")
+    ]
 
 
 # Over reloads and in two tabs

@@ -41,6 +41,8 @@ HOSTILE = (
     "<meta http-equiv='refresh' content='0;url=http://127.0.0.1:1/m'><link rel=icon href=//x>",
     "| a | b |\n|:-:|--:|\n| <img src=x onerror=alert(1)> | `<script>` |",
     "<a id=messages name=body>clobbered</a> <form id=composer><input name=attributes></form>",
+    "<p style='position:fixed' data-evil=1 aria-owns=composer slot=x>over all</p>",
+    "<a href='/api/me'>here</a> <a href='ftp://127.0.0.1/'>there</a> <img src=http://127.0.0.1:1/i>",
 )
 
 # The elements that the page itself makes, inside of a message.
@@ -102,12 +104,13 @@ def test_markup__of_a_model__is_shown_as_text(
     )  # it tells of what the sanitizer parses
     # The sanitizer stands on its own: were the parser to let markup through, it would stop it.
     tab.page.evaluate(
-        """async (markup) => {
+        """async (all) => {
           const { nodeOf } = await import("/markdown.js");
-          const raw = nodeOf({ open: "<div>", parts: [markup], close: "</div>" });
-          document.querySelector("#messages").append(raw);
+          // Each alone: what one leaves open would swallow the others.
+          const raw = all.map((each) => nodeOf({ open: "<div>", parts: [each], close: "</div>" }));
+          document.querySelector("#messages").append(...raw);
         }""",
-        " ".join(HOSTILE),
+        HOSTILE,
     )
     assert tab.page.evaluate(STRANGE, OURS) == []
 
@@ -323,17 +326,24 @@ KEPT = """async (long) => {
   const text = new Text();
   document.querySelector("#messages").append(text.node);
   const before = "First.\\n\\n- one\\n- two\\n\\n```js\\nlet x = 1;\\n";
+  text.show(before.slice(0, before.indexOf("wo")), true);
+  const items = [...text.node.lastChild.children];
   text.show(before, true);
   const [first, list, code] = text.node.children;
-  const items = [...list.children];
   const body = code.querySelector("pre");
   body.focus();
+  code.querySelector("button").textContent = "Copied";
   getSelection().selectAllChildren(first);
   let source = `${before}y();\\n\\`\\`\\`\\n\\nLast `;
+  text.show(source, true);
+  const selected = [getSelection().toString()];
+  const last = text.node.lastChild.firstChild;
+  getSelection().setBaseAndExtent(last, 0, last, last.length);
   for (const word of ["of ", "**all", "**."]) text.show(source += word, true);
+  selected.push(getSelection().toString());
   const kept = [first, list, code].every((node, at) => node === text.node.children[at]) &&
-    items.every((node, at) => node === list.children[at]) &&
-    document.activeElement === body && getSelection().toString() === "First.";
+    items.every((node, at) => node === list.children[at]) && document.activeElement === body;
+  const button = code.querySelector("button").textContent;
   // A long answer: only its end is parsed.
   const block = "A paragraph, with **some** `marks`.\\n\\n- and\\n- a list\\n\\n";
   source = block.repeat(long / block.length);
@@ -344,15 +354,56 @@ KEPT = """async (long) => {
     .observe(text.node, { subtree: true, childList: true, characterData: true });
   text.show(`${source}more`, true);
   await null;
-  return { kept, left: left < 2 * block.length, written };
+  return { kept, selected, button, left: left < 2 * block.length, written };
+}"""
+
+GROWN = """async (pieces) => {
+  const { Text } = await import("/text.js");
+  const text = new Text();
+  const links = () => [...text.node.querySelectorAll("a")].map((each) => each.textContent);
+  const tips = () => [...text.node.querySelectorAll("[data-tip]")].map((each) => each.textContent);
+  const grown = [];
+  let source = "";
+  for (const piece of pieces) {
+    text.show(source += piece, true);
+    grown.push([tips(), links()]);
+  }
+  text.show(`${source}\\n\\n[late]: https://example.org/late`, false);
+  const ended = [tips(), links()];
+  text.show(source, true);
+  text.show("Other", true);
+  return { grown, ended, other: text.node.textContent };
 }"""
 
 
 def test_text__keeps_what_does_not_change(tab: Tab) -> None:
-    kept = tab.page.evaluate(KEPT, 200_000)
+    kept = tab.page.evaluate(KEPT, 30_000)
     assert kept["kept"]
+    assert kept["selected"] == ["First.", "Last"]
+    assert kept["button"] == "Copied"
     assert kept["left"]
     assert 0 < kept["written"] < 5
+
+
+def test_text__knows_its_complete_blocks_and_marks_its_end(tab: Tab) -> None:
+    pieces = [
+        "[ref]: https://example.org/ref\n\n",
+        "[One][late]\n\n",
+        "- a\n",
+        "- b\n- c\n",
+        "\n[Two][ref]",
+    ]
+    assert tab.page.evaluate(GROWN, pieces) == {
+        "grown": [
+            [[], []],
+            [["[One][late]"], []],
+            [["a"], []],
+            [["c"], []],
+            [["Two"], ["Two"]],
+        ],
+        "ended": [[], ["One", "Two"]],
+        "other": "Other",
+    }
 
 
 def test_policy__holds_where_markup_gets_in_all_the_same(tab: Tab, complaints: Complaints) -> None:

@@ -42,6 +42,13 @@ WRONG = """() => {
 }"""
 
 
+MOVING = """() => new Promise((resolve) => {
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    resolve(document.querySelector("#sidebar").getAnimations().length);
+  }));
+})"""
+
+
 class States:
     """Takes the pictures of a state."""
 
@@ -53,6 +60,8 @@ class States:
         page = self._tab.page
         for size, viewport in SIZES.items():
             page.set_viewport_size({"width": viewport["width"], "height": viewport["height"]})
+            if size == "narrow":  # after a wide one: nobody closes the list, so it does not slide
+                assert page.evaluate(MOVING) == 0
             expect(self._tab.question).to_be_in_viewport(ratio=1)
             assert page.evaluate(WRONG) == [], (state, size)
             if state == "empty":

@@ -2,14 +2,18 @@
 
 import json
 import logging
+import re
+import socket
 
 import httpx
 import pytest
 
-from converse_mongo import Converse
+from converse_mongo import ConfigurationError, Converse
 from converse_mongo.driver.collections import collection_of
+from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.tools.chat.canned import CannedModel
 from converse_mongo.tools.chat.prompts import title_for
+from converse_mongo.tools.chat.server import serve
 from converse_mongo.tools.chat.settings import Settings
 from tests.chat.conftest import Browser, Chat, MakeChat
 from tests.chat.fake_openai import ANSWER, KEY
@@ -260,6 +264,26 @@ def test_secrets__are_not_in_the_text_of_the_settings() -> None:
     )
     assert KEY not in repr(settings)
     assert "hunter2" not in f"{settings!r} {settings}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("CHAT_LEASE", "x", "a number of seconds above 0, got 'x'"),
+        ("CHAT_LEASE", "-1", "a number of seconds above 0, got '-1'"),
+        ("CHAT_HOSTS", "a b", "'a b' is not a host"),
+    ],
+)
+def test_setting__that_is_invalid_is_told_before_a_server_starts(
+    name: str, value: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(EmbeddedServer, "start", lambda _: pytest.fail("it started"))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        pytest.raises(ConfigurationError, match=re.escape(complaint)),
+    ):
+        serve(None, [listening], "127.0.0.1", "in memory")
 
 
 # Users

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,8 @@ def test_command__without_arguments_prints_its_help(capsys: pytest.CaptureFixtur
         (f"serve --uri {ABSENT}", "MongoDB cannot be reached (127.0.0.1:9: "),
         (f"demo --uri {ABSENT}", "MongoDB cannot be reached (127.0.0.1:9: "),
         (f"tail {ID} --uri {ABSENT}", "MongoDB cannot be reached (127.0.0.1:9: "),
+        ("serve --database a$b", "must not contain '$'"),
+        (f"demo --database {'x' * 64}", "must have at most 63 bytes"),
         ("serve --port 99999", "must be a number from 0 to 65535"),
         ("serve --port x", "must be a number from 0 to 65535"),
         ("serve --host nowhere.invalid", "The port 8000 of nowhere.invalid cannot be used"),
@@ -314,6 +317,26 @@ def test_command__with_bad_input_says_why_in_one_line(
     assert shown.err.count("\n") == 1
     assert "Topology" not in shown.err
     assert "hunter2" not in shown.err
+
+
+def test_database__of_the_environment_is_checked_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CONVERSE_DATABASE", "a b")
+    with pytest.raises(SystemExit) as exited:
+        cli.main(["serve"])
+    assert exited.value.code == 2
+    assert "must not contain ' '" in capsys.readouterr().err
+
+
+def test_warning__is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_server", lambda _: warnings.warn("Odd\n\x1b[2J.", stacklevel=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        cli.main(["server"])
+    assert capsys.readouterr().err == "converse-mongo: Odd ␛[2J.\n"
 
 
 def test_version__imports_no_odm() -> None:

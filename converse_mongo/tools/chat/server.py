@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -63,15 +64,15 @@ def serve(
         stack.callback(last_resort.hasten)
         for each in sockets:
             stack.callback(each.close)
+        port = sockets[0].getsockname()[1]
+        hosts = *loopback_hosts(host, port), *allowed_hosts
+        settings = Settings.from_environment(uri or "", database, hosts)
         if not uri:
             server = stack.enter_context(EmbeddedServer(data))
             last_resort.clean_up = server.kill
             # Retryable writes slow SecantusDB down after some thousands of them. The library
             # retries by itself.
-            uri = f"{server.uri}?retryWrites=false"
-        port = sockets[0].getsockname()[1]
-        hosts = *loopback_hosts(host, port), *allowed_hosts
-        settings = Settings.from_environment(uri, database, hosts)
+            settings = replace(settings, uri=f"{server.uri}?retryWrites=false")
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         model = f"{settings.model} of {settings.base_url or 'OpenAI'}"
         if not settings.api_key:

@@ -1,11 +1,13 @@
 """The settings of the chat, and the environment variables for them."""
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
 from converse_mongo import ConfigurationError
+from converse_mongo.tools.chat.hosts import Hosts
 
 DATABASE = "converse_chat"
 MODEL = "gpt-4o-mini"
@@ -54,13 +56,20 @@ class Settings:
             hosts: The names under which it is served, beside those in CHAT_HOSTS.
 
         Raises:
-            ConfigurationError: CHAT_LEASE is not a number.
+            ConfigurationError: CHAT_LEASE is not a number above 0, or a name is invalid.
         """
+        given = os.environ.get("CHAT_LEASE") or str(LEASE)
         try:
-            lease = float(os.environ.get("CHAT_LEASE") or LEASE)
-        except ValueError as error:
-            raise ConfigurationError(f"CHAT_LEASE must be a number of seconds: {error}.") from error
+            lease = float(given)
+        except ValueError:
+            lease = math.nan
+        if not (math.isfinite(lease) and lease > 0):
+            raise ConfigurationError(
+                f"CHAT_LEASE must be a number of seconds above 0, got {given!r}."
+            )
         named = os.environ.get("CHAT_HOSTS", "").split(",")
+        hosts = (*hosts, *filter(None, map(str.strip, named)))
+        Hosts(hosts)  # they are valid
         return cls(
             uri=uri,
             database=database or os.environ.get("CONVERSE_DATABASE") or DATABASE,
@@ -68,5 +77,5 @@ class Settings:
             base_url=os.environ.get("OPENAI_BASE_URL") or None,
             model=os.environ.get("CHAT_MODEL") or MODEL,
             lease=lease,
-            hosts=(*hosts, *filter(None, map(str.strip, named))),
+            hosts=hosts,
         )

@@ -19,12 +19,13 @@ const OFFLINE_COMMANDS = ["/long", "/code", "/fail"];
 const ENDS = new Set(["message.completed", "message.failed", "message.cancelled"]);
 
 const at = (id) => document.getElementById(id);
+const idInAddress = () => ID.exec(location.hash)?.[1] ?? null;
 const question = at("question");
 const scroller = at("scroller");
 
 let chat = null; // the result of openConversation
 let unsubscribe = () => {};
-let shownId = null; // the conversation in the address
+let shownId = idInAddress();
 let conversations = [];
 const writing = new Map(); // message to conversation, of all answers that are being written
 let loading = false; // whether the list is being loaded
@@ -69,7 +70,7 @@ function go(id) {
 }
 
 function fromAddress() {
-  const id = ID.exec(location.hash)?.[1] ?? null;
+  const id = idInAddress();
   if (id !== shownId || (id !== null && chat === null)) show(id);
 }
 
@@ -96,8 +97,8 @@ function draw() {
   const refused = snapshot?.status === "error";
   list.draw(messages, { waiting: Boolean(snapshot?.typing) });
 
-  at("empty").hidden = refused || messages.length > 0 || snapshot?.status === "loading" || busy;
-  at("loading").hidden = snapshot?.status !== "loading" || messages.length > 0;
+  at("empty").hidden = refused || messages.length > 0 || isLoading() || busy;
+  at("loading").hidden = !isLoading() || messages.length > 0;
   at("older").hidden = !snapshot?.hasOlder;
   at("trouble").hidden = !refused;
   if (refused) at("trouble-text").textContent = sentence(snapshot.error);
@@ -122,6 +123,11 @@ function drawTitle() {
   const title = known?.title ?? (shownId === null ? "New chat" : "Conversation");
   at("title").textContent = title;
   document.title = shownId === null ? "Chat" : `${title} - Chat`;
+}
+
+/** Whether nobody knows yet what the shown conversation has. */
+function isLoading() {
+  return shownId !== null && (chat === null || chat.getSnapshot().status === "loading");
 }
 
 function streaming() {
@@ -193,7 +199,7 @@ function drawComposer() {
     send.hidden = writes;
     if (focused) question.focus();
   }
-  if (!writes) at("wait").textContent = "";
+  if (at("wait").textContent !== "") explain(reasonToWait());
   send.disabled = busy || lost || question.value.trim() === "";
   question.disabled = lost;
 }
@@ -203,10 +209,25 @@ function fit() {
   question.style.height = `${question.scrollHeight}px`;
 }
 
+/** Why a message would be refused now, as a sentence; `null` if it would not. */
+function reasonToWait() {
+  if (streaming()) return "Wait until the answer ends, or stop it. Then send your message.";
+  if (isLoading()) return "Wait until the conversation is loaded. Then send your message.";
+  const messages = chat?.getSnapshot().messages ?? [];
+  if (messages.some((each) => each.status === "pending")) return "Wait until your message is sent.";
+  return null;
+}
+
+function explain(reason) {
+  const place = at("wait");
+  if (place.textContent !== (reason ?? "")) place.textContent = reason ?? "";
+}
+
 async function submit(text) {
   if (busy || text.trim() === "") return;
-  if (streaming()) {
-    at("wait").textContent = "Wait until the answer ends, or stop it. Then send your message.";
+  const reason = reasonToWait();
+  if (reason !== null) {
+    explain(reason);
     return;
   }
   complain(null);
@@ -432,7 +453,11 @@ document.addEventListener("keydown", (event) => {
     at("open-sidebar").focus();
   }
 });
-NARROW.addEventListener("change", closeSidebar);
+NARROW.addEventListener("change", () => {
+  closeSidebar();
+  // It is not closed by its user: it must not slide over the page.
+  for (const each of at("sidebar").getAnimations()) each.finish();
+});
 
 // This page's own requests
 
