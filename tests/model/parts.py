@@ -36,7 +36,7 @@ def remembered(answer: Callable[..., R]) -> Callable[..., R]:
 
 
 class Reading:
-    """What a log says. "At n" is when the chunks before sequence n are there, and no others."""
+    """The answers of a log. "At n" is when only the chunks before sequence n are there."""
 
     def __init__(self, chunks: Sequence[Chunk]) -> None:
         self.chunks = chunks
@@ -182,7 +182,7 @@ class Reading:
         return bool(self.redacted(p, n)) or (self.is_closed(p, n) and self.kind(p) != "tool_call")
 
     def values(self, p: int, n: int) -> Fields:
-        """What the last start of a part and the later sets and ends say together."""
+        """The last start of a part and the later sets and ends, together."""
         fixed = {"kind", "name", "id"} if self.kind(p) == "data" else {"kind"}
         if self.redacted(p, n):
             place = self.place(p)
