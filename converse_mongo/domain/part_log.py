@@ -25,7 +25,7 @@ KINDS_WITH_TEXT = frozenset({TEXT, REASONING, TOOL_CALL})
 
 
 class _Place(NamedTuple):
-    """What tells data that replace each other from others."""
+    """The place of data: those in the same place replace each other."""
 
     parent: int | None
     name: str

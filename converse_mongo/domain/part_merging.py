@@ -38,7 +38,7 @@ Event: TypeAlias = dict[str, Any]
 
 
 class Merged(NamedTuple):
-    """What is stored instead of chunks.
+    """The stored form of merged chunks.
 
     Attributes:
         content: The text of the answer.
@@ -98,7 +98,7 @@ def expand_events(
 
 
 class _Remains:
-    """What can be read of chunks at the end, and where it comes from.
+    """The content that can be read at the end, and the chunks that it comes from.
 
     Attributes:
         numbers: The part of each chunk; ``None`` if it belongs to none, or changed nothing.
