@@ -216,7 +216,7 @@ def last_answer_counts(patch: pytest.MonkeyPatch) -> None:
 
 @bug("asked again, and the first again")
 def first_answer_counts_for_each_request(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(part_log, "_request_of", lambda approval: None)
+    patch.setattr(part_log, "_string_or_none", lambda value: None)
 
 
 @bug("written to when redacted")
