@@ -1,7 +1,16 @@
 """Parts: written with an answer, stored in its log, and the same for every reader."""
 
 import asyncio
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -518,3 +527,86 @@ async def test_large_parts__are_reduced_on_read(facade: Facade) -> None:
     assert [part.number for part in read.parts] == list(range(10))
     listed = (await (await converse.get_conversation(message.conversation_id)).messages())[0]
     assert listed.parts == read.parts
+
+
+VERSION_BEFORE_PARTS = "a8a96e5"
+"""The last commit that knows the format of messages, and no parts."""
+OLD_PROGRAM = """
+import asyncio, sys
+from converse_mongo import Converse, UnknownFormatError
+
+async def enter(make):
+    async with make():
+        pass
+
+async def main(uri, database, message_id):
+    async with Converse(uri, database=database, idle_timeout=0.1) as converse:
+        message = await converse.get_message(message_id)
+        assert message.content == "Let me look. There are three.", message.content
+        calls = {
+            "append": lambda: message.append_chunk("x"),
+            "writer": lambda: enter(message.writer),
+            "take-over": lambda: enter(message.resume_writer),
+            "complete": message.complete_streaming,
+            "fail": lambda: message.fail_streaming("broken"),
+            "stop": message.request_stop,
+            "delete": message.delete,
+        }
+        for name, call in calls.items():
+            try:
+                await call()
+            except UnknownFormatError:
+                continue
+            sys.exit(f"{name} was not refused")
+        for _ in range(3):
+            assert await converse.recover_stale() == []
+        assert await converse.compact_due() == 0
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="session")
+def version_before_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it was before it knew parts."""
+    folder = tmp_path_factory.mktemp("before_parts")
+    git = ["git", "-C", str(Path(__file__).parents[2])]
+    if (
+        not shutil.which("git")
+        or subprocess.run(
+            [*git, "cat-file", "-e", VERSION_BEFORE_PARTS], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("the history of the project is not here")
+    archive = [*git, "archive", "--format=tar", VERSION_BEFORE_PARTS, "converse_mongo"]
+    done = subprocess.run(archive, capture_output=True, check=True)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as files:
+        files.extractall(folder, filter="data")
+    return folder
+
+
+async def test_version_before_parts__refuses_and_damages_nothing(
+    facade: Facade, server_uri: str, version_before_parts: Path
+) -> None:
+    converse = await facade(retention=timedelta(days=1), idle_timeout=0.1)
+    message = await start(converse)
+    async with message.writer() as writer:
+        await write_all(writer)
+        await writer.detach()
+    before = await raw(converse, message)
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", OLD_PROGRAM),
+        *(server_uri, converse.database_name, str(message.id)),
+        cwd=version_before_parts,
+        env={**os.environ, "PYTHONPATH": str(version_before_parts)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(120):
+            _, errors = await program.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            program.kill()
+    assert program.returncode == 0, errors.decode()
+    assert await raw(converse, message) == before
+    check_all(parts_of(PartLog.of(before["chunks"]).records(), ended=False))
