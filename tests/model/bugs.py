@@ -14,6 +14,7 @@ import pytest
 from bson import ObjectId
 from pymongo.errors import AutoReconnect
 
+from converse_mongo.domain import part_merging
 from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.headers import HEADER, MessageHeader
 from converse_mongo.domain.lengths import expand
@@ -382,7 +383,7 @@ def merge_that_counts_bytes(patch: pytest.MonkeyPatch) -> None:
     def encode_lengths(contents: Any) -> bytes:
         return bytes(len(content.encode()) for content in contents)
 
-    patch.setattr(updates, "encode_lengths", encode_lengths)
+    patch.setattr(part_merging, "encode_lengths", encode_lengths)
 
 
 @bug("append end compact")
