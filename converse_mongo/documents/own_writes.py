@@ -6,7 +6,7 @@ from typing import Any
 from converse_mongo.documents.tracking import ChangeTracker
 from converse_mongo.domain.chunks import ChunkLog, MessageChunk, PartChunk
 from converse_mongo.domain.headers import PARTS_FORMAT
-from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.part_log import PartLog, storable_records
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_CHUNKS
 from converse_mongo.store import EndedMessage, Known, WriteQueue
@@ -133,7 +133,8 @@ class OwnWrites:
         if ended.content is not None:
             fields["content"] = ended.content
         fields["format"], fields["part_bytes"] = state.format, state.part_bytes
-        fields["part_records"] = ended.records
+        records = ended.records
+        fields["part_records"] = None if records is None else storable_records(records)
         if ended.chunks is not None:
             fields["chunks"] = ChunkLog(ended.chunks)
         elif fields["chunks"].is_loaded and len(fields["chunks"]) != state.next_sequence:

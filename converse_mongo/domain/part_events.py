@@ -118,7 +118,8 @@ AnyPiece: TypeAlias = Piece | PartPiece
 def _number(ref: PartRef | None, numbers: Numbers) -> int | None:
     if ref is None:
         return None
-    return numbers[ref] if ref.number is None else ref.number
+    # A part whose start was given up, since its call was cancelled, has none: the event is void.
+    return numbers.get(ref) if ref.number is None else ref.number
 
 
 def numbered(pieces: Iterable[AnyPiece], first: int, created_at: datetime) -> list[MessageChunk]:
@@ -352,7 +353,9 @@ def pieces_of(contents: object) -> list[AnyPiece]:
 
 
 def whole(content: str, parts: Iterable[Part]) -> tuple[str, list[Record]]:
-    """Returns the text and the records of a message that is added whole, numbered in order.
+    """Returns the text and the records, for BSON, of a message that is added whole.
+
+    The parts are numbered in order.
 
     Raises:
         InvalidInputError: One of the parts cannot be stored, or they are too large together.
@@ -361,10 +364,11 @@ def whole(content: str, parts: Iterable[Part]) -> tuple[str, list[Record]]:
     chunks = numbered(pieces, 0, now())
     log = PartLog.of([chunk.to_stored() for chunk in chunks])
     records = [{**record, "part": place} for place, record in enumerate(log.records())]
-    size = len(bson.encode({"parts": storable_records(records)})) + utf8_size(log.text())
+    stored = storable_records(records)
+    size = len(bson.encode({"parts": stored})) + utf8_size(log.text())
     if size > MAX_CONTENT_BYTES:
         raise InvalidInputError(
             f"The parts of a message of {size} bytes are over the limit of {MAX_CONTENT_BYTES} "
             "bytes: refer to large files instead. Nothing was written."
         )
-    return log.text(), records
+    return log.text(), stored

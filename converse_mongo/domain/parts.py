@@ -89,14 +89,14 @@ class Part:
         return record
 
     @classmethod
-    def from_record(cls, record: Record, *, ended: bool) -> Self:  # noqa: ARG003 - for calls
+    def from_record(cls, record: Record, *, ended: bool) -> Self:
         """Returns the part of a record; ``ended`` is true if its message has ended."""
         part = cls.__new__(cls)
         part.kind = record["kind"]
         part.number, part.parent = record["part"], record.get("parent")
         part.fields = MappingProxyType(dict(record["fields"]))
         part.text = record.get("text", "")
-        part.closed, part.redacted = record.get("closed", False), record.get("redacted", False)
+        part.closed, part.redacted = ended or "closed" in record, record.get("redacted", False)
         return part
 
     def _text(self, name: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from bson import ObjectId
 
-from converse_mongo.domain.errors import ConverseError
+from converse_mongo.domain.errors import ConverseError, InvalidInputError
 from converse_mongo.domain.part_events import AnyPiece, Composer, PartEvent, PartRef
 from converse_mongo.domain.parts import (
     Executor,
@@ -18,6 +18,7 @@ from converse_mongo.domain.parts import (
     TextPart,
     ToolCallPart,
 )
+from converse_mongo.domain.surrogates import mend_all
 from converse_mongo.driver.failures import words_for
 
 
@@ -51,7 +52,7 @@ class PartWriter(ABC):
         Args:
             text: Text, at most ``MAX_CHUNK_BYTES`` in UTF-8; an empty one is ignored.
         """
-        await self._grow(ReasoningPart(text))
+        await self._grow(ReasoningPart(mend_all(text)))
 
     async def start_tool_call(
         self,
@@ -78,7 +79,16 @@ class PartWriter(ABC):
         return ToolCall(self, self._composer, ref, call_id)
 
     def continue_tool_call(self, call: ToolCallPart) -> "ToolCall":
-        """Returns a call that is stored, of a writer before this one, to go on with it."""
+        """Returns a call that is stored, of a writer before this one, to go on with it.
+
+        Raises:
+            InvalidInputError: The call is not one of a message.
+        """
+        if call.number is None:
+            raise InvalidInputError(
+                "This tool call is not stored: take one of message.unfinished_calls. "
+                "Nothing was written."
+            )
         ref = PartRef(call.kind, call.number)
         ref.has_input = "input" in call.fields
         return ToolCall(self, self._composer, ref, call.call_id)
@@ -157,7 +167,7 @@ class ToolCall:
 
     async def input_delta(self, text: str) -> None:
         """Accepts a piece of the input, as the model writes it."""
-        await self._writer.put(self._composer.delta(self._ref, text))
+        await self._writer.put(self._composer.delta(self._ref, mend_all(text)))
 
     async def set_input(self, value: Any) -> None:
         """Sets the complete input; it is stored when this returns.
@@ -243,6 +253,6 @@ class NestedWriter(PartWriter):
     async def write(self, written: str | Part | PartEvent) -> None:
         """Accepts text of the sub-agent, a part of it, or an event of a part."""
         if isinstance(written, str):
-            await self._grow(TextPart(written))
+            await self._grow(TextPart(mend_all(written)))
         else:
             await self.write_part(written)

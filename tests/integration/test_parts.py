@@ -10,8 +10,10 @@ import sys
 import tarfile
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from pymongo.errors import AutoReconnect
@@ -21,6 +23,7 @@ from converse_mongo import (
     Converse,
     InvalidInputError,
     Message,
+    MessageRole,
     MessageWriter,
     StoreUnavailableError,
     WriterFailedError,
@@ -362,6 +365,39 @@ async def test_part__that_is_stored_cannot_be_written_again(converse: Converse) 
     await message.append_chunks([DataPart("n", 1)])
     with pytest.raises(InvalidInputError, match="make a new one"):
         await message.append_chunks(message.parts)
+
+
+async def test_writer__stores_no_halves_of_characters(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        await writer.write_reasoning("a\ud83d")
+        call = await writer.start_tool_call("t")
+        await call.input_delta("\ude80b")
+        with pytest.raises(InvalidInputError, match="not stored"):
+            writer.continue_tool_call(ToolCallPart("t", "c"))
+    assert [part.text for part in message.parts] == ["a\ufffd", "\ufffdb"]
+    assert all(part.closed for part in message.parts)
+    assert message.parts == (await converse.get_message(message.id)).parts
+
+
+async def test_values__come_back_as_they_were(converse: Converse) -> None:
+    value = {
+        "$ref": "a",
+        "$id": 1,
+        "n": Decimal("1.5"),
+        "u": uuid4(),
+        "b": b"x",
+        "e": MessageRole.USER,
+    }
+    message = await start(converse)
+    await message.append_chunks([DataPart("n", value)])
+    await message.complete_streaming()
+    conversation = await converse.get_conversation(message.conversation_id)
+    whole = await conversation.create_user_message("", parts=[DataPart("n", value)])
+    plain = {**value, "e": "user"}
+    for each in (message, whole):
+        read = await converse.get_message(each.id)
+        assert each.parts[0].fields["data"] == read.parts[0].fields["data"] == plain
 
 
 async def test_pipe__takes_text_parts_and_events(converse: Converse) -> None:
