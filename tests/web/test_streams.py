@@ -19,8 +19,16 @@ from starlette.requests import HTTPConnection
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
-from converse_mongo import ChunkReceived, Conversation, ConversationDeleted, Message
+from converse_mongo import (
+    ChunkReceived,
+    Conversation,
+    ConversationDeleted,
+    Message,
+    MessageRole,
+    PartChunk,
+)
 from converse_mongo.domain.events import Event
+from converse_mongo.domain.validation import now
 from converse_mongo.web import Limits, Streams, ui_messages
 from converse_mongo.web.frames import KEPT_BYTES, Frames
 from converse_mongo.web.presenter import Presenter
@@ -555,6 +563,17 @@ def test_frames__keep_a_bounded_number_of_bytes() -> None:
     assert made == events
     frames.once(make, events[0])
     assert len(made) == len(events) + 1
+
+
+def test_part__shows_browsers_only_that_it_is_there() -> None:
+    said: dict[str, Any] = {"fields": {"output": "a secret"}, "delta": "a secret"}
+    chunk = PartChunk(3, "", now(), part=1, event="set", **said)
+    received = ChunkReceived(
+        conversation_id=ObjectId(), message_id=ObjectId(), role=MessageRole.ASSISTANT, chunk=chunk
+    )
+    text = Frames(Presenter(show_errors=True, show_metadata=None)).text(received)
+    assert "secret" not in text
+    assert json.loads(text)["chunk"].keys() == {"sequence", "content", "created_at", "metadata"}
 
 
 PROGRAM = """
