@@ -116,6 +116,8 @@ class OwnWrites:
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
     ) -> None:
         """Takes text out of the copy that a chunk has voided."""
+        if fields["format"] is None:
+            return
         if any(isinstance(each, PartChunk) and each.event in _VOIDING for each in chunks):
             log = self.log_of(fields)
             fields["content"] = "" if log is None else log.text()
