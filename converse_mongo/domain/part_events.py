@@ -325,8 +325,22 @@ class Composer:
 _ENDED_WITH_TEXT = frozenset({TEXT, REASONING})
 
 
+_NAMES = ("kind", "id", "name", "call_id")
+"""Fields that tell one part from another."""
+
+
 def _checked(fields: object) -> Mapping[str, Any]:
-    return check_metadata(fields, "the fields of a part") or NO_METADATA
+    checked = check_metadata(fields, "the fields of a part")
+    named = [(name, checked[name]) for name in _NAMES if name in checked]
+    if "approval" in checked:
+        approval = checked["approval"]
+        named.append(("approval.id", approval.get("id") if isinstance(approval, dict) else None))
+    for name, value in named:
+        if not isinstance(value, str):
+            raise InvalidInputError(
+                f"{name} of a part must be str, not {type(value).__name__}. Nothing was written."
+            )
+    return checked or NO_METADATA
 
 
 def pieces_of(contents: object) -> list[AnyPiece]:

@@ -337,6 +337,13 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
     "no value": ([DataPart("n", {1, 2})], "the fields of a part"),
     "too large": ([DataPart("n", "x" * 2**20)], "over the limit"),
     "no part": ([object()], "Content must be str"),
+    "id": ([DataPart("n", 1, id=5)], "id of a part must be str, not int"),  # type: ignore[arg-type]
+    "name": ([ToolCallPart(5, "c")], "name of a part must be str"),  # type: ignore[arg-type]
+    "approval": (
+        [ToolCallPart("t", "c", approval={"id": 5})],
+        "approval.id of a part must be str, not int",
+    ),
+    "no approval": ([ToolCallPart("t", "c", approval=True)], "approval.id of a part must be str"),
 }
 
 
