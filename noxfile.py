@@ -65,7 +65,7 @@ EACH_DRIVER = [
 UNITS = {
     "motor": ["tests/unit"],
     # The others are of modules that no driver reaches.
-    "pymongo": [f"tests/unit/test_{name}.py" for name in ("change_streams", "cli", "driver")],
+    "pymongo": [f"tests/unit/test_{name}.py" for name in ("change_streams", "driver")],
 }
 
 
@@ -78,13 +78,19 @@ def tests(session: nox.Session, driver: str) -> None:
     session.run("python", "-m", "pytest", *(session.posargs or arguments))
 
 
+# What the session "browser" runs.
+WITH_NODE = [f"tests/web/{name}.py" for name in ("test_client", "test_part_log")]
+WITH_NODE += ["tests/web/ai_sdk/test_client.py"]
+
+
 @nox.session(python=PYTHON)
 def system(session: nox.Session) -> None:
     """Once for all drivers: model, faults, documentation, commands, web edge, chat."""
     session.install(*DRIVERS["motor"], *group("test"))
     folders = ("model", "faults", "docs", "acceptance", "web", "chat")
-    arguments = session.posargs or [*(f"tests/{folder}" for folder in folders), *PARALLEL]
-    session.run("python", "-m", "pytest", *arguments)
+    others = [f"--ignore={path}" for path in WITH_NODE]
+    arguments = [*(f"tests/{folder}" for folder in folders), *others, *PARALLEL]
+    session.run("python", "-m", "pytest", *(session.posargs or arguments))
 
 
 @nox.session(python=PYTHON)
@@ -140,12 +146,8 @@ def browser(session: nox.Session) -> None:
     session.install(*DRIVERS["motor"], *group("test"), *group("browser"))
     prepare(session, *(each for each in NPM if not Path(each, "node_modules").is_dir()))
     # Two processes: what drives a browser here is not asynchronous, and the rest is.
-    with_node = [
-        *("tests/web/test_client.py", "tests/web/test_part_log.py"),
-        "tests/web/ai_sdk/test_client.py",
-    ]
     made_up = ["tests/web/test_fuzz.py", "tests/chat/test_fuzz.py"]
-    session.run("python", "-m", "pytest", *with_node, *made_up, *PARALLEL)
+    session.run("python", "-m", "pytest", *WITH_NODE, *made_up, *PARALLEL)
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/browser", *BROWSERS]))
 
 

@@ -5,11 +5,15 @@ block that calls ``asyncio.run``. A text block after it, behind "It prints:" or 
 its output, where ``...`` stands for anything.
 """
 
+import contextlib
+import json
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,6 +72,51 @@ BLOCKS = [block for page in PAGES for block in read_blocks(page)]
 PROGRAMS = [block for block in BLOCKS if block.is_program]
 
 
+class Forks:
+    """A process that runs programs in forks of itself; see :mod:`tests.docs.forks`."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.docs.forks"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def run(
+        self, path: Path, arguments: Sequence[str], environment: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a program in its directory."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        output, errors = path.with_suffix(".stdout"), path.with_suffix(".stderr")
+        job = {
+            "path": str(path),
+            "arguments": list(arguments),
+            "directory": str(path.parent),
+            "environment": dict(environment),
+            "output": str(output),
+            "errors": str(errors),
+        }
+        stdin.write(json.dumps(job).encode() + b"\n")
+        stdin.flush()
+        if not select.select([stdout], [], [], TIMEOUT)[0]:
+            self.close()
+            raise AssertionError(f"{path.name} did not end: {errors.read_text(encoding='utf-8')}")
+        code = int(stdout.readline())
+        texts = (each.read_text(encoding="utf-8") for each in (output, errors))
+        return subprocess.CompletedProcess(str(path), code, *texts)
+
+    def close(self) -> None:
+        """Ends the process, and what it has begun."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+
 @dataclass
 class Runner:
     """Runs programs in a directory, on the test server and in databases of their own."""
@@ -75,6 +124,7 @@ class Runner:
     directory: Path
     uri: str
     prefix: str
+    forks: Forks | None = None
     extra: dict[str, str] = field(default_factory=dict)
 
     def write(self, block: Block) -> Path:
@@ -91,16 +141,19 @@ class Runner:
         return [sys.executable, path, *arguments]
 
     def run(self, block: Block, *arguments: str) -> str:
-        done = subprocess.run(
-            self.command(block, *arguments),
-            cwd=self.directory,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=TIMEOUT,
-        )
+        if block.name.startswith("test_") or self.forks is None:
+            done = subprocess.run(
+                self.command(block, *arguments),
+                cwd=self.directory,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                timeout=TIMEOUT,
+            )
+        else:
+            done = self.forks.run(self.write(block), arguments, self.environment)
         assert done.returncode == 0, f"{block} failed:\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, f"{block} complained:\n{done.stderr}"
         return done.stdout

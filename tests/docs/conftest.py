@@ -11,7 +11,7 @@ import uvicorn
 from pymongo import MongoClient
 
 from tests.chat.fake_openai import KEY, Fake
-from tests.docs.blocks import TIMEOUT, Runner
+from tests.docs.blocks import TIMEOUT, Forks, Runner
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +31,17 @@ def provider() -> Iterator[dict[str, str]]:
     serving.join(TIMEOUT)
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    process = Forks()
+    yield process
+    process.close()
+
+
 @pytest.fixture
-def runner(tmp_path: Path, server_uri: str) -> Iterator[Runner]:
+def runner(tmp_path: Path, server_uri: str, forks: Forks) -> Iterator[Runner]:
     prefix = f"docs_{uuid4().hex[:12]}_"
-    yield Runner(tmp_path, server_uri, prefix)
+    yield Runner(tmp_path, server_uri, prefix, forks)
     with MongoClient[dict[str, object]](server_uri) as client:
         for name in client.list_database_names():
             if name.startswith(prefix):
