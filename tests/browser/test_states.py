@@ -3,6 +3,7 @@
 One page goes through all of them: it is resized and recolored, and not opened again.
 """
 
+import os
 import re
 
 import pytest
@@ -49,6 +50,10 @@ MOVING = """() => new Promise((resolve) => {
 })"""
 
 
+SCHEMES = () if os.environ.get("CONVERSE_PICTURES") == "0" else ("light", "dark")
+"""The schemes of the pictures; none where nobody looks at them."""
+
+
 class States:
     """Takes the pictures of a state."""
 
@@ -69,7 +74,7 @@ class States:
             if state == "list" and size != "wide":
                 page.get_by_role("button", name="Show conversations").click()
                 expect(self._tab.sidebar).to_be_in_viewport(ratio=1)
-            for scheme in ("light", "dark"):
+            for scheme in SCHEMES:
                 page.emulate_media(color_scheme=scheme)
                 name = f"{state}-{size}-{scheme}.jpg"
                 page.screenshot(path=ARTEFACTS / name, type="jpeg", quality=80)
