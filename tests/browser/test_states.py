@@ -5,6 +5,7 @@ One page goes through all of them: it is resized and recolored, and not opened a
 
 import os
 import re
+from typing import Literal
 
 import pytest
 from playwright.sync_api import expect
@@ -50,7 +51,8 @@ MOVING = """() => new Promise((resolve) => {
 })"""
 
 
-SCHEMES = () if os.environ.get("CONVERSE_PICTURES") == "0" else ("light", "dark")
+PICTURES = os.environ.get("CONVERSE_PICTURES") != "0"
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark") if PICTURES else ()
 """The schemes of the pictures; none where nobody looks at them."""
 
 
