@@ -21,12 +21,11 @@ from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_BYTES, PAGE
 from converse_mongo.driver import collections, retry, servers
 from converse_mongo.store import updates
 from converse_mongo.store.collections import PAGES, Collections, WriteQueue
-from converse_mongo.store.reads import EXPANDS
 
 logger = logging.getLogger("converse_mongo")
 
 LEFT_OF_PARTS = 4
-"""What a merge leaves of events is read only if it may be as little as this fraction of them."""
+"""A merge is tried if the text and this fraction of the parts fit: values that were replaced go."""
 
 SEAL_SECONDS = 5.0
 """The time limit of each call while an append waits for it; less than a writer's lease."""
@@ -174,7 +173,8 @@ class Pages:
                 return False  # just merged by another process, or modified outside the library
             end_id: Any = state.end_id
             match, update = updates.compact(key, end_id, chunks, state.retention)
-            kept = {name: update["$set"].get(name, ()) for name in EXPANDS}
+            beside = ("chunk_metadata", "chunk_events")
+            kept = {name: update["$set"].get(name, ()) for name in beside}
             size = len(bson.encode(kept))
             if state.has_parts:
                 size *= 2  # the reduced parts are there as well

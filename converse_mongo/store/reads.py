@@ -46,9 +46,8 @@ SAVE = {"conversation_id": 1, "save_mark": 1, "revision": 1, "position": 1, "rol
 
 Collections: TypeAlias = tuple[Collection, Collection, Collection]
 
-EXPANDS = ("chunk_lengths", "chunk_metadata", "chunk_events")
-"""The fields from which, with the text, the chunks of a merged message are made again."""
-_MERGED = dict.fromkeys(("content", "completed_at", *EXPANDS), 1)
+_EXPANDS = ("content", "completed_at", "chunk_lengths", "chunk_metadata", "chunk_events")
+_MERGED = dict.fromkeys(_EXPANDS, 1)
 
 
 @dataclass(frozen=True, slots=True)

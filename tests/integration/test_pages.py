@@ -20,7 +20,7 @@ from converse_mongo import (
     MessageNotStreamingError,
     StoreUnavailableError,
 )
-from converse_mongo.domain.validation import PAGE_BYTES, PAGE_CHUNKS
+from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_BYTES, PAGE_CHUNKS
 from tests.conftest import Commands, Facade
 from tests.integration.helpers import fill, gone, pages_of, raw, start, text_of
 from tests.streams import (
@@ -562,6 +562,16 @@ async def test_retention__while_watchers_are_behind_their_window(facade: Facade)
     read = await viewer.get_message(message.id)
     assert_exact(seen, read)
     assert_conversation_exact(heard, [read])
+
+
+async def test_retention__of_a_text_that_just_fits(facade: Facade) -> None:
+    converse = await facade(retention="compact")
+    message = await start(converse)
+    count = 2000
+    # What is left takes fewer bytes than the lengths of the chunks, which do not count.
+    await message.append_chunks(["x" * (MAX_CONTENT_BYTES // count - 1)] * count)
+    await message.complete_streaming()
+    assert await gone(converse, message)
 
 
 async def test_retention__of_a_text_that_fits_nowhere(facade: Facade) -> None:
