@@ -13,8 +13,6 @@ from converse_mongo.store import EndedMessage, Known, WriteQueue
 
 Fields = dict[str, Any]
 
-_VOIDING = frozenset({"reset", "redact"})
-
 
 class OwnWrites:
     """Keeps the fields of a copy up to date with its own appends and its own end.
@@ -63,7 +61,6 @@ class OwnWrites:
             self._add_parts(fields, tracker, chunks)
             log.stored.extend([chunk.to_stored() for chunk in chunks])
             _add_text(fields, tracker, chunks, None)
-            self._take_back(fields, tracker, chunks)
 
     def write(self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]) -> None:
         """Adds the chunks of a writer, but keeps at most a page of them and the text that fits."""
@@ -81,7 +78,6 @@ class OwnWrites:
             self.text_from = next(with_text, None)
             fields["chunks"] = ChunkLog.not_loaded()
         _add_text(fields, tracker, chunks, MAX_CONTENT_BYTES)
-        self._take_back(fields, tracker, chunks)
 
     def _add_parts(
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
@@ -111,18 +107,6 @@ class OwnWrites:
         made = PartLog.of([{"sequence": first, "content": text}])
         made.next_sequence = fields["next_sequence"]
         return made
-
-    def _take_back(
-        self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
-    ) -> None:
-        """Takes text out of the copy that a chunk has voided."""
-        if fields["format"] is None:
-            return
-        if any(isinstance(each, PartChunk) and each.event in _VOIDING for each in chunks):
-            log = self.log_of(fields)
-            fields["content"] = "" if log is None else log.text()
-            self.has_text = self.has_text and log is not None
-            tracker.remembered["content"] = fields["content"]
 
     def end(self, fields: Fields, ended: EndedMessage) -> None:
         """Sets the fields that the end of the message changed."""

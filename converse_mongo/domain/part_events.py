@@ -73,7 +73,6 @@ class PartPiece:
         delta: The text of a delta.
         parent: The tool call of a ``start`` in a sub-agent.
         marks: What learns the sequence of the chunk: the part that a ``start`` begins.
-        behind: For a ``reset``, what it keeps with all before it; ``None`` for nothing.
     """
 
     content: ClassVar[str] = ""
@@ -86,7 +85,6 @@ class PartPiece:
     delta: str = ""
     parent: PartRef | None = None
     marks: PartRef | None = None
-    behind: PartRef | None = None
 
     @property
     def stored_size(self) -> int:
@@ -96,17 +94,13 @@ class PartPiece:
 
     def chunk(self, sequence: int, created_at: datetime, numbers: Numbers) -> PartChunk:
         """Returns the chunk, in an append that gives its parts these numbers."""
-        fields = self.fields
-        if self.event == "reset":
-            kept = None if self.behind is None else _number(self.behind, numbers)
-            fields = {"from": 0 if kept is None else kept + 1}
         return PartChunk(
             sequence,
             "",
             created_at,
             part=_number(self.part, numbers),
             event=self.event,
-            fields=fields,
+            fields=self.fields,
             delta=self.delta,
             parent=_number(self.parent, numbers),
         )

@@ -21,29 +21,31 @@ from pymongo.errors import AutoReconnect
 from converse_mongo import (
     ChunkReceived,
     Converse,
+    CustomPart,
+    DataPart,
+    FilePart,
     InvalidInputError,
     Message,
     MessageRole,
     MessageWriter,
-    StoreUnavailableError,
-    WriterFailedError,
-    WriterFencedError,
-)
-from converse_mongo.domain.part_events import PartDelta, PartEnd, PartEvent, PartSet, PartStart
-from converse_mongo.domain.part_log import PartLog
-from converse_mongo.domain.parts import (
-    CustomPart,
-    DataPart,
-    FilePart,
     Part,
+    PartDelta,
+    PartEnd,
+    PartEvent,
+    PartSet,
+    PartStart,
     ReasoningPart,
     SourceDocumentPart,
     SourceUrlPart,
     StepPart,
+    StoreUnavailableError,
     TextPart,
     ToolCallPart,
-    parts_of,
+    WriterFailedError,
+    WriterFencedError,
 )
+from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.parts import parts_of
 from converse_mongo.domain.validation import PAGE_CHUNKS
 from tests.conftest import Facade
 from tests.integration.helpers import Gate, fill, pages_of, raw, start
