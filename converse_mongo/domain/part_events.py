@@ -286,6 +286,10 @@ class Composer:
     def change(self, ref: PartRef, event: str, fields: Mapping[str, Any]) -> PartPiece:
         """Returns the piece that sets fields of a part, or ends it."""
         checked = _checked(fields)
+        if fixed := checked.keys() & _AT_THE_START:
+            raise InvalidInputError(
+                f"{min(fixed)} of a part comes with its start: give it there. Nothing was written."
+            )
         self._refuse_closed(ref)
         if ref.kind == TOOL_CALL:
             if {"output", "error"} & checked.keys() and not (ref.has_input or "input" in checked):
@@ -321,6 +325,9 @@ _ENDED_WITH_TEXT = frozenset({TEXT, REASONING})
 
 _NAMES = ("kind", "id", "name", "call_id")
 """Fields that tell one part from another."""
+
+
+_AT_THE_START = frozenset({"kind", "name"})
 
 
 def _checked(fields: object) -> Mapping[str, Any]:

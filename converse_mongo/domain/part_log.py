@@ -23,6 +23,8 @@ form (see :mod:`converse_mongo.domain.metadata`)."""
 TEXT, REASONING, TOOL_CALL, DATA = "text", "reasoning", "tool_call", "data"
 KINDS_WITH_TEXT = frozenset({TEXT, REASONING, TOOL_CALL})
 
+_FIXED = {"kind", "name"}
+
 
 class _Place(NamedTuple):
     """The place of data: those in the same place replace each other."""
@@ -82,9 +84,9 @@ class _Part:
     def set(self, new: Mapping[str, Any], *, starts: bool = False) -> dict[str, Any]:
         """Replaces the named fields; returns those that count.
 
-        What tells data from others comes with their start alone.
+        The name, and the id of data, come with the start alone: they tell one part from another.
         """
-        fixed = {"kind", "name", "id"} if self.kind == DATA and not starts else {"kind"}
+        fixed = {"kind"} if starts else {"kind", "name", "id"} if self.kind == DATA else _FIXED
         fields = {name: value for name, value in new.items() if name not in fixed}
         if self.kind == TOOL_CALL:
             self._keep_outcome(fields)

@@ -336,6 +336,10 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
         [PartStart(ToolCallPart("t", "c"), "c"), PartSet("c", {"output": 1})],
         "needs its input before its output",
     ),
+    "name later": (
+        [PartStart(ToolCallPart("t", "c"), "c"), PartSet("c", {"name": "u"})],
+        "name of a part comes with its start",
+    ),
     "no value": ([DataPart("n", {1, 2})], "the fields of a part"),
     "too large": ([DataPart("n", "x" * 2**20)], "over the limit"),
     "no part": ([object()], "Content must be str"),

@@ -183,7 +183,7 @@ class Reading:
 
     def values(self, p: int, n: int) -> Fields:
         """The last start of a part and the later sets and ends, together."""
-        fixed = {"kind", "name", "id"} if self.kind(p) == "data" else {"kind"}
+        fixed = {"kind", "name", "id"} if self.kind(p) == "data" else {"kind", "name"}
         if self.redacted(p, n):
             place = self.place(p)
             return {} if place is None else {"name": place[1], "id": place[2]}

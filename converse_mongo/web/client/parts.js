@@ -256,10 +256,10 @@ export class PartLog {
  * @param {Fields} values
  * @returns {Fields}
  */
-function newFields({ kind: partKind, fields }, { kind, ...values }) {
+function newFields({ kind: partKind, fields }, { kind, name, ...values }) {
   if (partKind === TOOL_CALL) return callFields(fields, values);
   if (partKind !== DATA) return { ...fields, ...values };
-  const { name, id, ...others } = values;
+  const { id, ...others } = values;
   return { ...fields, ...others };
 }
 
