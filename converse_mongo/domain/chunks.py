@@ -77,7 +77,7 @@ class MessageChunk:
     @staticmethod
     def from_stored(stored: Mapping[str, Any]) -> "MessageChunk":
         """Returns the chunk in a stored document, which may be a :class:`PartChunk`."""
-        if "part" in stored or "event" in stored:
+        if stored.get("part") is not None or stored.get("event") is not None:
             return PartChunk.from_stored_part(stored)
         metadata = stored.get("metadata")
         return MessageChunk(
@@ -157,7 +157,7 @@ class PartChunk(MessageChunk):
         metadata, fields, delta = (stored.get(each) for each in ("metadata", "fields", "delta"))
         return cls(
             stored["sequence"],
-            stored["content"],
+            "",
             aware(stored["created_at"]),
             MappingProxyType(restored(metadata)) if metadata else NO_METADATA,
             stored.get("part"),
