@@ -471,15 +471,16 @@ class Message(StoredDocument, Document):
         invalid.
         """
         pieces = pieces_of(contents)
-        appended: list[MessageChunk] = []
+        chunks: list[MessageChunk] = []
+        appended = 0
         try:
-            for batch in _batches(pieces):
-                appended += await self._append(batch, append_id)
-                append_id = None
+            for batch, count in _batches(pieces):
+                chunks += await self._append(batch, append_id)
+                append_id, appended = None, appended + count
         except StoreUnavailableError as error:
-            error.appended = len(appended)
+            error.appended = appended
             raise
-        return appended
+        return chunks
 
     async def _append(
         self, pieces: Sequence[AnyPiece], append_id: ObjectId | None
@@ -839,16 +840,18 @@ def generated_id(conversation_id: ObjectId, generation_id: str) -> PydanticObjec
     return PydanticObjectId(digest[:12])
 
 
-def _batches(pieces: Sequence[AnyPiece]) -> Iterator[list[AnyPiece]]:
-    """Splits ``pieces`` into atomic appends."""
+def _batches(contents: Sequence[list[AnyPiece]]) -> Iterator[tuple[list[AnyPiece], int]]:
+    """Splits the pieces of contents into atomic appends, of so many contents each."""
     batch: list[AnyPiece] = []
-    size = 0
-    for piece in pieces:
-        cost = piece.stored_size
-        if batch and (size + cost > MAX_APPEND_BYTES or len(batch) == MAX_APPEND_CHUNKS):
-            yield batch
-            batch, size = [], 0
-        batch.append(piece)
+    size = count = 0
+    for pieces in contents:
+        cost = pieces[0].stored_size if len(pieces) == 1 else sum([p.stored_size for p in pieces])
+        full = size + cost > MAX_APPEND_BYTES or len(batch) + len(pieces) > MAX_APPEND_CHUNKS
+        if batch and full:
+            yield batch, count
+            batch, size, count = [], 0, 0
+        batch += pieces
         size += cost
+        count += 1
     if batch:
-        yield batch
+        yield batch, count
