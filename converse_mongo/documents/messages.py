@@ -52,7 +52,6 @@ from converse_mongo.domain.validation import (
     MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
     MAX_CONTENT_BYTES,
-    PAGE_CHUNKS,
     check_content,
     check_error,
     check_reason,
@@ -64,14 +63,13 @@ from converse_mongo.driver.failures import words_for
 from converse_mongo.driver.servers import FIRST_MARK
 from converse_mongo.store import Store, WriteQueue, updates
 from converse_mongo.store.appends import refuse_overtaken
+from converse_mongo.store.reads import CHUNKS_PER_READ
 from converse_mongo.store.saves import Changes
 from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import WriterOptions, WriterTarget
 from converse_mongo.writing.writer import MessageWriter
 
 M = TypeVar("M", bound="Message")
-
-CHUNKS_PER_READ = 8 * PAGE_CHUNKS
 
 SUPERSEDED_INDEXES = {
     "conversation_revision": [("conversation_id", 1), ("revision", 1)],
