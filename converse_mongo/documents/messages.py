@@ -301,8 +301,21 @@ class Message(StoredDocument, Document):
         if not self.is_streaming and not self.next_sequence:
             yield self.content
             return
-        async for chunk in self.iter_chunks(after):
-            yield chunk.content
+        if self.format is None and not self.is_streaming:
+            async for chunk in self.iter_chunks(after):
+                yield chunk.content
+            return
+        # Parts may have been voided or redacted by later chunks: look which are left, first.
+        outline = PartLog()
+        async for chunk in self.iter_chunks():
+            outline.add(_outline(chunk))
+        left = {record["part"] for record in outline.records() if not record.get("redacted")}
+        again, start = PartLog(), check_sequence(after)
+        async for chunk in self.iter_chunks():
+            if chunk.sequence >= outline.next_sequence:
+                return
+            if again.add(_outline(chunk)) in left and chunk.sequence >= start and chunk.content:
+                yield chunk.content
 
     async def refresh(self) -> Self:
         """Loads the message again into this object; unsaved changes are lost.
@@ -576,9 +589,26 @@ class Message(StoredDocument, Document):
             key=self._own_key(),
             taken_over=lambda lease: self._reload(MAX_CONTENT_BYTES, lease),
             written=lambda chunks: self._own_writes.write(self.__dict__, self._tracker, chunks),
+            behind_steps=self._behind_steps,
             end=self._end,
         )
         return MessageWriter(target, checked, metadata, completion=completion, take_over=take_over)
+
+    async def _behind_steps(self) -> int:
+        store, log = self.store(), self._own_writes.log_of(self.__dict__)
+        count = self._own_queue(store).next_sequence
+        if log is not None and log.next_sequence == count:
+            return log.behind_steps()
+        if self.format is None and self.next_sequence == count:
+            return 0  # text alone
+        found = await store.call(
+            store.reader.parts,
+            *(self._own_id(), self.conversation_id),
+            what=f"read message {self.id}",
+        )
+        if found is None:
+            raise MessageNotFoundError(self._own_id())
+        return found[1].behind_steps()
 
     async def pipe(
         self,
@@ -811,6 +841,12 @@ async def _read_stored(
     if stored is None:
         raise MessageNotFoundError(key["_id"])
     return stored
+
+
+def _outline(chunk: MessageChunk) -> dict[str, Any]:
+    """Returns a chunk with a short text, by which the parts can be told."""
+    content = chunk.content and "."
+    return {**chunk.to_stored(), "content": content, "delta": ""}
 
 
 async def has_text(message: Message, text: str) -> bool:

@@ -14,6 +14,9 @@ from converse_mongo.store import EndedMessage, Known, WriteQueue
 Fields = dict[str, Any]
 
 
+_TAKES_BACK = frozenset({"reset", "redact"})
+
+
 class OwnWrites:
     """Keeps the fields of a copy up to date with its own appends and its own end.
 
@@ -61,6 +64,7 @@ class OwnWrites:
             self._add_parts(fields, tracker, chunks)
             log.stored.extend([chunk.to_stored() for chunk in chunks])
             _add_text(fields, tracker, chunks, None)
+            self._take_back(fields, tracker, chunks)
 
     def write(self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]) -> None:
         """Adds the chunks of a writer, but keeps at most a page of them and the text that fits."""
@@ -78,6 +82,18 @@ class OwnWrites:
             self.text_from = next(with_text, None)
             fields["chunks"] = ChunkLog.not_loaded()
         _add_text(fields, tracker, chunks, MAX_CONTENT_BYTES)
+        self._take_back(fields, tracker, chunks)
+
+    def _take_back(
+        self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
+    ) -> None:
+        """Removes text that the chunks have voided."""
+        events = (each.event for each in chunks if isinstance(each, PartChunk))
+        if _TAKES_BACK.isdisjoint(events):
+            return
+        log = self.log_of(fields)
+        self.has_text = self.has_text and log is not None  # else the end reads the chunks
+        fields["content"] = tracker.remembered["content"] = "" if log is None else log.text()
 
     def _add_parts(
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
