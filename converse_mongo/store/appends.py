@@ -1,7 +1,7 @@
 """Appends: chunks are added at the end of a streaming message."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -25,7 +25,12 @@ from converse_mongo.domain.headers import MessageHeader, check_format
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.part_events import AnyPiece, is_chunk, numbered, part_size, settle
 from converse_mongo.domain.types import MessageRole, MessageStatus
-from converse_mongo.domain.validation import MAX_LIVE_BYTES, now
+from converse_mongo.domain.validation import (
+    MAX_APPEND_BYTES,
+    MAX_APPEND_CHUNKS,
+    MAX_LIVE_BYTES,
+    now,
+)
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
 from converse_mongo.store.collections import Collections, WriteQueue, back_off
@@ -361,3 +366,18 @@ def refuse_overtaken(state: MessageHeader, key: Mapping[str, Any], lease: Lease)
     if state.status.is_final:
         raise MessageNotStreamingError(state.message_id, state.status)
     check_format(state.message_id, state.format)
+
+
+def in_appends(pieces: Sequence[AnyPiece]) -> Iterator[list[AnyPiece]]:
+    """Splits ``pieces`` into atomic appends."""
+    batch: list[AnyPiece] = []
+    size = 0
+    for piece in pieces:
+        cost = piece.stored_size
+        if batch and (size + cost > MAX_APPEND_BYTES or len(batch) == MAX_APPEND_CHUNKS):
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += cost
+    if batch:
+        yield batch
