@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, TypeAlias
+from weakref import WeakSet
 
 import bson
 
@@ -48,14 +49,15 @@ class PartRef:
         number: Its number; ``None`` until it is stored.
         closed: True once its writer has ended it.
         has_input: For a tool call, true once its input is complete.
+        void: True once a reset of its writer has voided it.
     """
 
-    __slots__ = ("closed", "has_input", "kind", "number")
+    __slots__ = ("__weakref__", "closed", "has_input", "kind", "number", "void")
 
     def __init__(self, kind: str | None, number: int | None = None) -> None:
         self.kind = kind
         self.number = number
-        self.closed = self.has_input = False
+        self.closed = self.has_input = self.void = False
 
 
 Numbers: TypeAlias = dict[PartRef, int]
@@ -229,9 +231,13 @@ class Composer:
 
     Args:
         parent: The tool call whose sub-agent writes; ``None`` for the answer itself.
+        begun: All parts that the writer and those of its sub-agents began.
     """
 
-    def __init__(self, parent: PartRef | None = None) -> None:
+    def __init__(
+        self, parent: PartRef | None = None, begun: "WeakSet[PartRef] | None" = None
+    ) -> None:
+        self.begun: WeakSet[PartRef] = WeakSet() if begun is None else begun
         self._parent = parent
         self._refs: dict[str, PartRef] = {}
 
@@ -269,7 +275,9 @@ class Composer:
                 f"The part {part.number} of a message cannot be written again: make a new one. "
                 "Nothing was written."
             )
+        self._refuse_closed(self._parent)
         ref = PartRef(part.kind)
+        self.begun.add(ref)
         ref.has_input = "input" in part.fields
         fields = _checked({**part.fields, "kind": part.kind})
         pieces: list[AnyPiece] = [PartPiece("start", fields=fields, parent=self._parent, marks=ref)]
@@ -311,7 +319,25 @@ class Composer:
             ref.closed = True
         return PartPiece(event, ref, checked)
 
-    def _refuse_closed(self, ref: PartRef) -> None:
+    def void(self, first: int, reset: int) -> None:
+        """Notes that a reset with this sequence has voided the parts from a number on."""
+        for ref in self.begun:
+            ref.void = ref.void or (ref.number is not None and first <= ref.number < reset)
+
+    def continued(self, number: int) -> PartRef:
+        """Returns the tool call with a number, of another writer."""
+        ref = PartRef(TOOL_CALL, number)
+        self.begun.add(ref)
+        return ref
+
+    def _refuse_closed(self, ref: PartRef | None) -> None:
+        if ref is None:
+            return
+        if ref.void:
+            raise InvalidInputError(
+                f"This part of the kind {ref.kind!r} was voided by a reset: begin another. "
+                "Nothing was written."
+            )
         if ref.closed:
             raise InvalidInputError(
                 f"This part of the kind {ref.kind!r} has ended: begin another. Nothing was written."

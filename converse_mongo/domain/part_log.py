@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeGuard
 
 from bson import Code
 
+from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.metadata import restored, storable
 
 Record: TypeAlias = dict[str, Any]
@@ -20,7 +21,7 @@ Record: TypeAlias = dict[str, Any]
 tool's input; ``parent``, ``closed`` and ``redacted`` where they apply. Its values are in the plain
 form (see :mod:`converse_mongo.domain.metadata`)."""
 
-TEXT, REASONING, TOOL_CALL, DATA = "text", "reasoning", "tool_call", "data"
+TEXT, REASONING, TOOL_CALL, DATA, STEP = "text", "reasoning", "tool_call", "data", "step"
 KINDS_WITH_TEXT = frozenset({TEXT, REASONING, TOOL_CALL})
 
 _FIXED = {"kind", "name"}
@@ -37,7 +38,7 @@ class _Place(NamedTuple):
 class _Part:
     """A part that grows. Its text stays in pieces, since joining each time would be quadratic."""
 
-    __slots__ = ("closed", "fields", "kind", "number", "parent", "pieces", "redacted")
+    __slots__ = ("closed", "ended_at", "fields", "kind", "number", "parent", "pieces", "redacted")
 
     def __init__(self, number: int, kind: str, parent: int | None, fields: dict[str, Any]) -> None:
         self.number = number
@@ -46,6 +47,7 @@ class _Part:
         self.fields = fields
         self.pieces: list[str] = []
         self.closed = False
+        self.ended_at: int | None = None
         self.redacted: str | bool = False
 
     def record(self) -> Record:
@@ -213,12 +215,24 @@ class PartLog:
         part = self._parts.get(number)
         return None if part is None else part.kind
 
-    def add(self, chunk: Mapping[str, Any]) -> int | None:
-        """Adds the next chunk, as it is stored; the chunk is not changed.
+    def behind_steps(self) -> int:
+        """Returns the number from which a reset voids what no finished step has.
+
+        It is behind the start of the step that is open, if there is one, and else behind the end of
+        the last one. A log of a snapshot does not know where steps ended.
+        """
+        steps = [each for each in self._parts.values() if each.kind == STEP and each.parent is None]
+        last = [step.number if step.ended_at is None else step.ended_at for step in steps]
+        return max(last, default=-1) + 1
+
+    def add(self, chunk: Mapping[str, Any] | MessageChunk) -> int | None:
+        """Adds the next chunk, as it is stored or as a watcher has it; the chunk is not changed.
 
         Returns:
             The number of the part that it belongs to; ``None`` if it belongs to none, or is void.
         """
+        if isinstance(chunk, MessageChunk):
+            chunk = chunk.to_stored()
         sequence: int = chunk["sequence"]
         self.next_sequence, self.counted = sequence + 1, {}
         event = chunk.get("event")
@@ -296,14 +310,16 @@ class PartLog:
         else:
             self.counted = part.set(fields)
         if event != "set":
-            part.closed = True
+            part.closed, part.ended_at = True, self.next_sequence - 1
             if self.open == part.number:
                 self.open = None
+        if event == "end" and part.kind == STEP and part.parent is None:
+            self._close_text()  # what follows is not the step's, which a reset may spare
         return part.number
 
     def _reset(self, first: object) -> None:
         """Voids the parts that are numbered from ``first`` on; those before keep what they got."""
-        start = _number(first)
+        start = part_number(first)
         if start is None:
             return
         self._close_text()
@@ -318,12 +334,15 @@ class PartLog:
             self.open = None
 
     def _find(self, value: object) -> _Part | None:
-        number = _number(value)
+        number = part_number(value)
         return None if number is None else self._parts.get(number)
 
 
-def _number(value: object) -> int | None:
-    """Returns a number of a part. A whole float is one, since JavaScript has no other numbers."""
+def part_number(value: object) -> int | None:
+    """Returns the number of a part, if it is one.
+
+    A whole float is one, since JavaScript has no other numbers.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:

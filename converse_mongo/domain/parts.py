@@ -10,7 +10,15 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 from converse_mongo.domain.jsonable import jsonable
-from converse_mongo.domain.part_log import DATA, REASONING, TEXT, TOOL_CALL, Record, has_outcome
+from converse_mongo.domain.part_log import (
+    DATA,
+    REASONING,
+    STEP,
+    TEXT,
+    TOOL_CALL,
+    Record,
+    has_outcome,
+)
 
 ToolCallState: TypeAlias = Literal[
     "input-streaming",
@@ -79,7 +87,8 @@ class Part:
         if self.text or isinstance(self, TextPart | ToolCallPart):
             record["text"] = self.text
         for name in ("parent", "closed", "redacted"):
-            if (value := getattr(self, name)) not in (None, False):
+            value = getattr(self, name)
+            if value is not None and value is not False:  # 0 is a number of a call
                 record[name] = value
         return record
 
@@ -456,7 +465,7 @@ class StepPart(Part):
     """One call of a model: at its end, what the provider says of it."""
 
     __slots__ = ()
-    KIND = "step"
+    KIND = STEP
 
     @property
     def model(self) -> str | None:
@@ -498,7 +507,7 @@ _KINDS: dict[str, type[Part]] = {
 }
 
 
-def parts_of(records: Iterable[Record], *, ended: bool) -> list[Part]:
+def parts_of(records: Iterable[Record], *, ended: bool = False) -> list[Part]:
     """Makes parts of the records of a log.
 
     Args:

@@ -714,3 +714,87 @@ async def test_version_before_parts__refuses_and_damages_nothing(
     assert program.returncode == 0, errors.decode()
     assert await raw(converse, message) == before
     check_all(parts_of(PartLog.of(before["chunks"]).records(), ended=False))
+
+
+async def test_reset__voids_what_no_finished_step_has(converse: Converse) -> None:
+    message = await start(converse, retention="compact")
+    live = asyncio.create_task(collect(converse, message))
+    async with message.writer() as writer:
+        await writer.write("I ")
+        async with writer.step() as step:
+            call = await writer.start_tool_call("search")
+            await call.set_input(QUESTION)
+            step.usage = {"input": 1}
+        lost = await writer.start_tool_call("erase")
+        await lost.set_input({})
+        agent = lost.nested()
+        await agent.write("Hm.")
+        await writer.write("guess")
+        await call.set_output("found")
+        await writer.reset()
+        assert message.content == "I "
+        assert [part.kind for part in message.parts] == ["text", "step", "tool_call"]
+        assert message.parts[2].fields["output"] == "found"
+        for written in (lost.set_output(1), agent.write("more"), agent.write_reasoning("more")):
+            with pytest.raises(InvalidInputError, match="voided by a reset"):
+                await written
+        async with writer.step() as step:
+            await writer.write("wrong")
+            await writer.write_reasoning("wrong")
+            await writer.reset()
+            await writer.write("know.")
+            step.usage = {"input": 2}
+    assert message.content == "I know."
+    usages = [part.usage for part in message.parts if isinstance(part, StepPart)]
+    assert usages == [{"input": 1}, {"input": 2}]
+    read = await converse.get_message(message.id)
+    assert (read.content, read.parts) == (message.content, message.parts)
+    assert read.content_bytes == len("I know.")
+    assert [each async for each in read.iter_content()] == ["I ", "know."]
+    events = await live
+    log = PartLog.of(
+        event.chunk.to_stored() for event in events if isinstance(event, ChunkReceived)
+    )
+    assert parts_of(log.records(), ended=True) == message.parts
+    assert [chunk.sequence async for chunk in read.iter_chunks()] == list(range(log.next_sequence))
+
+
+async def test_reset__after_a_take_over__keeps_finished_steps(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        await writer.write("Old. ")
+        with contextlib.suppress(RuntimeError):
+            async with writer.step():
+                await writer.write("lost")
+                raise RuntimeError  # nobody ends this step
+        async with writer.step():
+            await writer.write("kept ")
+        await writer.write("wrong")
+        await writer.detach()
+    again = await converse.get_message(message.id)
+    async with again.resume_writer() as writer:
+        await again.append_chunk(" by hand")  # the copy of the writer does not have it
+        await writer.write(" more")
+        await writer.reset()
+        await writer.write("right")
+    read = await converse.get_message(message.id)
+    assert read.content == again.content == "Old. lostkept right"
+    assert read.parts == again.parts
+
+
+async def test_reset__of_text_alone__begins_the_answer_anew(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        await writer.write("one two three")
+        await writer.reset()
+        assert (message.content, message.parts) == ("", [])
+        await writer.write("four")
+        await writer.reset(99)  # nothing has such a number
+        with pytest.raises(InvalidInputError, match="first must be an integer of at least 0"):
+            await writer.reset(-1)
+    read = await converse.get_message(message.id)
+    assert (read.content, read.parts) == ("four", message.parts)
+    assert "".join([each async for each in read.iter_content()]) == "four"
+    assert "".join([each async for each in read.iter_content(0)]) == "four"
+    last = read.next_sequence - 1
+    assert "".join([each async for each in read.iter_content(last)]) == ""

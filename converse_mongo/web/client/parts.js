@@ -44,6 +44,7 @@
 const TEXT = "text";
 const TOOL_CALL = "tool_call";
 const DATA = "data";
+const STEP = "step";
 const KINDS_WITH_TEXT = new Set([TEXT, "reasoning", TOOL_CALL]);
 
 /** The state that the chunks of a message lead to. */
@@ -202,6 +203,7 @@ export class PartLog {
       changed.closed = true;
       if (this.open === part.part) this.open = null;
     }
+    if (event === "end" && part.kind === STEP && part.parent === undefined) this.#closeText();
     this.#put(changed);
     return part.part;
   }
