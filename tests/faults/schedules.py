@@ -182,8 +182,9 @@ class Schedule:
     @property
     def parts(self) -> bool:
         """Whether some tokens are written in parts."""
-        if self.writing == "append_chunk" or (self.tokens > 150 and self.max_buffered < 1024):
-            return False  # it would take too long: each event waits for the one before
+        waits = self.max_buffered < 1024 or self.page_chunks == 1  # for each event
+        if self.writing == "append_chunk" or (waits and self.tokens * self.writers > 90):
+            return False
         return random.Random(f"{self.seed} parts").random() < 0.7
 
     def way_of(self, writer: int, number: int) -> Way:
