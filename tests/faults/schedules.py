@@ -182,7 +182,8 @@ class Schedule:
     @property
     def parts(self) -> bool:
         """Whether some tokens are written in parts."""
-        waits = self.max_buffered < 1024 or self.page_chunks == 1  # for each event
+        # Each event waits for the one before.
+        waits = self.max_buffered < 1024 or self.flush_every == 1 or self.page_chunks == 1
         if self.writing == "append_chunk" or (waits and self.tokens * self.writers > 90):
             return False
         return random.Random(f"{self.seed} parts").random() < 0.7

@@ -20,11 +20,13 @@ from converse_mongo import (
     Converse,
     Message,
     MessageNotStreamingError,
+    MessageSnapshot,
     MessageWriter,
     Part,
     StoreUnavailableError,
     StreamStoppedError,
     TextPart,
+    Watcher,
     WriterFailedError,
     WriterFencedError,
 )
@@ -33,7 +35,7 @@ from converse_mongo.domain.part_events import PartPiece, PartRef
 from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.parts import parts_of
 from tests.model.part_logs import as_in_javascript
-from tests.model.parts import Chunk, Reading
+from tests.model.parts import KINDS, Chunk, Reading
 from tests.streams import SOON, collect
 
 Content: TypeAlias = str | PartPiece
@@ -294,6 +296,7 @@ class Path:
         for process in world.processes[1:]:
             process.take_up(await process.converse.get_message(message.id))
         live = asyncio.create_task(self._watch(None))
+        others: list[asyncio.Task[None]] = []
         try:
             written = 0
             while written < len(self.log):
@@ -304,16 +307,22 @@ class Path:
                 self._check_copy(process, written)
                 if chance.random() < 0.2:
                     await self._check_reads(written)
+                    others.append(asyncio.create_task(self._check_kinds(snapshot=True)))
             ended = await self._end()
             async with asyncio.timeout(SOON):
                 self._check_same(PartLog.of(await live))
+                await asyncio.gather(*others)
         finally:
-            live.cancel()
+            for watching in (live, *others):
+                watching.cancel()
         await self._check_reads(written, ended)
         await self._check_resumed()
+        await self._check_kinds(snapshot=False)
         await self._merge()
         await self._check_reads(written)
         await self._check_resumed()
+        await self._check_kinds(snapshot=False)
+        await self._check_kinds(snapshot=True)
         store = world.viewer.message_model.store()
         for collection in (store.messages, store.pages, store.conversations):
             await collection.delete_many({})  # the database in memory looks at all of them
@@ -417,6 +426,32 @@ class Path:
                 log.add(chunk)
             self._check_same(log)
             assert exact([log.records(), log.text()]) == exact([records, answer])
+
+    async def _check_kinds(self, *, snapshot: bool) -> None:
+        """Checks who watches some kinds, from anywhere or from what there is, up to the end."""
+        chance, viewer, message_id = self._chance, self._world.viewer, self._message.id
+        kinds = set(chance.sample(KINDS, 2)) if chance.random() < 0.8 or not snapshot else None
+        n = chance.randint(0, len(self.log))
+        log = PartLog.of(self.log[:n])
+        watcher: Watcher[Any] = (
+            viewer.watch_message(message_id, kinds=kinds, snapshot=True)
+            if snapshot
+            else viewer.watch_message(message_id, n - 1 if n else None, kinds=kinds)
+        )
+        async for event in watcher:
+            if isinstance(event, MessageSnapshot):
+                log = event.log()
+            elif isinstance(event, ChunkReceived):
+                log.add(event.chunk)
+        found, expected = (
+            [
+                part
+                for part in parts_of(each.records(), ended=True)
+                if kinds is None or part.kind in kinds
+            ]
+            for each in (log, PartLog.of(self.log))
+        )
+        assert records_of(found) == records_of(expected), kinds
 
     def _check_same(self, log: PartLog) -> None:
         assert seen(log) == seen(PartLog.of(self.log))
