@@ -457,15 +457,16 @@ class Message(StoredDocument, Document):
         invalid.
         """
         pieces = pieces_of(contents)
-        appended: list[MessageChunk] = []
+        chunks: list[MessageChunk] = []
+        appended = 0
         try:
-            for batch in in_appends(pieces):
-                appended += await self._append(batch, append_id)
-                append_id = None
+            for batch, count in in_appends(pieces):
+                chunks += await self._append(batch, append_id)
+                append_id, appended = None, appended + count
         except StoreUnavailableError as error:
-            error.appended = len(appended)
+            error.appended = appended
             raise
-        return appended
+        return chunks
 
     async def _append(
         self, pieces: Sequence[AnyPiece], append_id: ObjectId | None

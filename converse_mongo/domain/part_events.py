@@ -132,13 +132,22 @@ def numbered(pieces: Iterable[AnyPiece], first: int, created_at: datetime) -> li
     return chunks
 
 
-def is_chunk(piece: AnyPiece, chunk: MessageChunk) -> bool:
-    """Returns whether a stored chunk is that of a piece, as far as can be told."""
+def is_chunk(piece: AnyPiece, chunk: MessageChunk, *, merged: bool) -> bool:
+    """Returns whether a stored chunk is that of a piece, as far as can be told.
+
+    Args:
+        piece: The piece.
+        chunk: The chunk.
+        merged: True if text may have been taken out, since it is void or redacted.
+    """
     if isinstance(piece, Piece):
-        return not isinstance(chunk, PartChunk) and chunk.content == piece.content
+        if isinstance(chunk, PartChunk):
+            return merged and chunk.event == "start"  # of text that was redacted
+        return chunk.content == piece.content or (merged and not chunk.content)
     if not isinstance(chunk, PartChunk):
         return False
-    return (chunk.event, chunk.delta) == (piece.event, piece.delta)
+    same = chunk.delta == piece.delta or (merged and not chunk.delta)
+    return same and chunk.event == piece.event
 
 
 def settle(pieces: Iterable[AnyPiece], chunks: Iterable[MessageChunk]) -> None:
@@ -370,8 +379,8 @@ def _checked(fields: object) -> Mapping[str, Any]:
     return checked or NO_METADATA
 
 
-def pieces_of(contents: object) -> list[AnyPiece]:
-    """Returns the pieces of what is to be appended, all of them checked.
+def pieces_of(contents: object) -> list[list[AnyPiece]]:
+    """Returns the pieces of each of the contents that are to be appended, all of them checked.
 
     Raises:
         InvalidInputError: One of them cannot be stored, or ``contents`` is a plain string.
@@ -382,14 +391,14 @@ def pieces_of(contents: object) -> list[AnyPiece]:
             f"{type(contents).__name__}; use append_chunk for one string. Nothing was written."
         )
     composer = Composer()
-    pieces: list[AnyPiece] = []
+    pieces: list[list[AnyPiece]] = []
     for content in contents:
         if isinstance(content, PartPiece):  # given back by a writer
-            pieces.append(content)
+            pieces.append([content])
         elif not isinstance(content, str) and isinstance(content, PARTS):
-            pieces += composer.pieces(content)
+            pieces.append(composer.pieces(content))
         else:
-            pieces.append(Piece(content, NO_METADATA, check_content(content, MAX_CHUNK_BYTES)))
+            pieces.append([Piece(content, NO_METADATA, check_content(content, MAX_CHUNK_BYTES))])
     return pieces
 
 
@@ -401,7 +410,9 @@ def whole(content: str, parts: Iterable[Part]) -> tuple[str, list[Record]]:
     Raises:
         InvalidInputError: One of the parts cannot be stored, or they are too large together.
     """
-    pieces = [Piece(content, NO_METADATA, utf8_size(content)), *pieces_of(parts)]
+    pieces: list[AnyPiece] = [Piece(content, NO_METADATA, utf8_size(content))]
+    for each in pieces_of(parts):
+        pieces += each
     chunks = numbered(pieces, 0, now())
     log = PartLog.of([chunk.to_stored() for chunk in chunks])
     records = [{**record, "part": place} for place, record in enumerate(log.records())]

@@ -32,7 +32,7 @@ def evidence() -> Evidence:
     chunks = [chunk(sequence, content) for sequence, content in enumerate(contents)]
     events: list[dict[str, Any]] = [
         {
-            "event": "chunk.received",
+            "type": "chunk.received",
             "message_id": MESSAGE,
             "cursor": None,
             **one,
@@ -41,7 +41,7 @@ def evidence() -> Evidence:
     ]
     events.append(
         {
-            "event": "message.completed",
+            "type": "message.completed",
             "message_id": MESSAGE,
             "cursor": None,
             "chunk_count": 6,
@@ -64,8 +64,9 @@ def evidence() -> Evidence:
             {"first_sequence": first, "next_sequence": first + 2, "chunks": chunks[first:][:2]}
             for first in (0, 2)
         ],
-        texts=[StoredText(how="get_message", contents=contents, sequences=list(range(6)))],
+        texts=[StoredText.of("get_message", chunks)],
         content="".join(contents),
+        parts=None,
         writers=[
             WriterRecord(
                 number=0,
@@ -122,7 +123,7 @@ def swap(found: Evidence) -> None:
         (swap, r"has stored \[0, 1, 3, 2, 4, 5\]"),
         (lambda e: e.texts[0].contents.__setitem__(2, "<0.2><0"), "no token begins"),
         (lambda e: e.texts[0].sequences.__setitem__(2, 3), "have the sequences"),
-        (lambda e: e.texts.append(StoredText(how="b", contents=[], sequences=[])), "other chunks"),
+        (lambda e: e.texts.append(StoredText.of("b", [])), "other chunks"),
         (lambda e: e.message.update(content="<0.0>"), "the stored content is not"),
         (lambda e: e.message.update(content_bytes=1), "content_bytes is 1"),
         (lambda e: e.message.update(chunk_bytes=1), "chunk_bytes is 1"),

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.model import THOROUGH
-from tests.model.bugs import BUGS, Bug
-from tests.model.machine import HASTY, Protocol
+from tests.model.bugs import Bug
+from tests.model.machine import HASTY, PARTS, Protocol
+from tests.model.numbering_bugs import BUGS
 from tests.model.world import simulate
 
 EXAMPLES = 600 if THOROUGH in os.environ else 40
@@ -45,8 +46,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def machine_for(monkeypatch: pytest.MonkeyPatch, topics: Collection[str]) -> type[Protocol]:
     """The machine in which these things happen, in the world that they happen in."""
-    if HASTY in topics:
-        simulate(monkeypatch, hasty=True)
+    if HASTY in topics or PARTS in topics:
+        simulate(monkeypatch, hasty=HASTY in topics, parts=PARTS in topics)
     return type("Tested", (Protocol,), {"topics": tuple(topics)})
 
 
@@ -72,6 +73,10 @@ def explore(machine: type[Protocol], examples: int) -> None:
 def test_protocol__keeps_the_contract(failover: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     topics = [topic for topic in Protocol.topics if failover or topic != "failover"]
     explore(machine_for(monkeypatch, topics), EXAMPLES)
+
+
+def test_protocol__keeps_the_contract_with_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    explore(machine_for(monkeypatch, [*Protocol.topics, PARTS]), EXAMPLES // 4)
 
 
 def test_protocol__keeps_the_contract_with_a_majority_that_is_behind(
