@@ -13,8 +13,8 @@ from converse_mongo.store import EndedMessage, Known, WriteQueue
 
 Fields = dict[str, Any]
 
-
-_TAKES_BACK = "reset", "redact"
+_TAKE_OUT = "reset", "redact"
+"""Events that take text out of the answer."""
 
 
 class OwnWrites:
@@ -64,7 +64,7 @@ class OwnWrites:
             self._add_parts(fields, tracker, chunks)
             log.stored.extend([chunk.to_stored() for chunk in chunks])
             _add_text(fields, tracker, chunks, None)
-            self._take_back(fields, tracker, chunks)
+            self._take_out_text(fields, tracker, chunks)
 
     def write(self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]) -> None:
         """Adds the chunks of a writer, but keeps at most a page of them and the text that fits."""
@@ -82,17 +82,7 @@ class OwnWrites:
             self.text_from = next(with_text, None)
             fields["chunks"] = ChunkLog.not_loaded()
         _add_text(fields, tracker, chunks, MAX_CONTENT_BYTES)
-        self._take_back(fields, tracker, chunks)
-
-    def _take_back(
-        self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
-    ) -> None:
-        """Removes text that the chunks have voided."""
-        if not any(isinstance(each, PartChunk) and each.event in _TAKES_BACK for each in chunks):
-            return
-        log = self.log_of(fields)
-        self.has_text = self.has_text and log is not None  # else the end reads the chunks
-        fields["content"] = tracker.remembered["content"] = "" if log is None else log.text()
+        self._take_out_text(fields, tracker, chunks)
 
     def _add_parts(
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
@@ -112,6 +102,16 @@ class OwnWrites:
         elif log is not None:
             for chunk in chunks:
                 log.add(chunk.to_stored())
+
+    def _take_out_text(
+        self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
+    ) -> None:
+        """Takes text that chunks made void, or redacted, out of the content."""
+        if not any(isinstance(each, PartChunk) and each.event in _TAKE_OUT for each in chunks):
+            return
+        log = self.log_of(fields)
+        self.has_text = self.has_text and log is not None  # without it, it is too large to be known
+        fields["content"] = tracker.remembered["content"] = "" if log is None else log.text()
 
     def _log_of_text(self, fields: Fields) -> PartLog:
         """Returns the log of chunks that are all text of the answer."""

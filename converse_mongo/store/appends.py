@@ -1,7 +1,7 @@
 """Appends: chunks are added at the end of a streaming message."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -370,7 +370,7 @@ def refuse_overtaken(state: MessageHeader, key: Mapping[str, Any], lease: Lease)
     check_format(state.message_id, state.format)
 
 
-def in_appends(contents: Iterable[list[AnyPiece]]) -> Iterator[tuple[list[AnyPiece], int]]:
+def in_appends(contents: Sequence[list[AnyPiece]]) -> Iterator[tuple[list[AnyPiece], int]]:
     """Splits the pieces of contents into atomic appends, of so many contents each."""
     batch: list[AnyPiece] = []
     size = count = 0
