@@ -153,7 +153,8 @@ class FoldedView {
     this.name = element("span", { className: "fold-name" });
     this.state = element("span", { className: "fold-state" });
     this.body = element("div", { className: "fold-body" });
-    const summary = element("summary", {}, this.name, " ", this.state);
+    const title = element("span", { className: "fold-title" }, this.name, " ", this.state);
+    const summary = element("summary", {}, title);
     this.node = element("details", { className: "fold" }, summary, this.body);
     this.node.addEventListener("toggle", () => {
       if (this.node.open) this.drawBody(this.part, this.all);
@@ -177,6 +178,11 @@ class FoldedView {
 }
 
 class ReasoningView extends FoldedView {
+  constructor(onToggle) {
+    super(onToggle);
+    this.node.classList.add("reasoning");
+  }
+
   drawSummary(part, { streams }) {
     const growing = grows(part, streams);
     this.say(growing ? "Thinking…" : "Thought for a while");
