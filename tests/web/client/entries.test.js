@@ -90,6 +90,12 @@ for (const vector of vectors) {
       }
       assert.deepEqual(state(loaded), whole);
       assert.deepEqual(state(late), whole);
+      const gap = newEntry({ ...message });
+      const lacking = chunks.filter((other) => other !== each);
+      const lacks = lacking.map((one) => take(gap, received(one)) && look(gap)).at(-1);
+      merge(gap, wire(chunks.slice(0, count + 1)));
+      assert.equal(Boolean(lacks), count < chunks.length - 1);
+      assert.deepEqual(state(gap), whole);
       // What is read on the way is what the server has.
       take(single, received(each));
       const { content, parts } = wire(chunks.slice(0, count + 1));
