@@ -8,6 +8,7 @@ from converse_mongo import (
     ChunkReceived,
     Conversation,
     Converse,
+    DataPart,
     Message,
     MessageCompleted,
     MessageCreated,
@@ -16,6 +17,8 @@ from converse_mongo import (
     MessageRole,
     MessageStatus,
     MessageUpdated,
+    StoredValue,
+    ValueNotFoundError,
     WatchMode,
 )
 
@@ -185,3 +188,24 @@ async def test_history__of_an_owner(converse: Converse) -> None:
 async def test_mode__is_told(converse: Converse, request: pytest.FixtureRequest) -> None:
     mocked = "mongomock" in request.node.name
     assert converse.watch_mode is (WatchMode.POLLING if mocked else WatchMode.CHANGE_STREAM)
+
+
+async def test_large_values__are_loaded_when_asked_for(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant(retention="compact")
+    data = {"rows": ["x" * 1000] * 300}
+    async with message.writer() as writer:
+        for value in ([data], data):
+            await writer.write(DataPart("table", value, id="t"))
+            await writer.flush()
+        before = message.parts[0].fields["data"]
+    stored = await converse.get_message(message.id)
+    (part,) = stored.parts
+    assert isinstance(part, DataPart)
+    assert isinstance(part.data, StoredValue)
+    assert await stored.load_value(part.data) == data
+    assert await converse.value_model.find().count() == 1  # the other one was replaced
+    await stored.delete()
+    assert await converse.value_model.find().count() == 0
+    with pytest.raises(ValueNotFoundError):
+        await stored.load_value(before)

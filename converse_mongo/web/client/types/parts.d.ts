@@ -55,6 +55,10 @@ export type PartRecord = {
     kind: string;
     fields: Fields;
     /**
+     * The fields that are too large to be here.
+     */
+    values?: Readonly<Record<string, Readonly<Reference>>> | undefined;
+    /**
      * The tool call whose sub-agent speaks.
      */
     parent?: number | undefined;
@@ -85,5 +89,18 @@ export type PartChunk = {
     fields?: unknown;
     delta?: unknown;
     parent?: unknown;
+    values?: unknown;
 };
 export type Fields = Readonly<Record<string, unknown>>;
+/**
+ * A value that is stored apart from its part.
+ */
+export type Reference = {
+    /**
+     * In bytes of BSON.
+     */
+    size: number;
+    hash?: string | undefined;
+    id?: string | undefined;
+};
+export type Values = Readonly<Record<string, Readonly<Reference>>>;
