@@ -79,7 +79,9 @@ class Values:
 
         data = await self._collections.call(read, what=f"read a value of message {key['_id']}")
         if not data:
-            raise ValueNotFoundError(key["_id"], "It was replaced or redacted, or is of another.")
+            raise ValueNotFoundError(
+                key["_id"], "It was replaced, redacted or deleted, or is of another message."
+            )
         if len(data) != value.size or (value.hash and sha256(data).hexdigest() != value.hash):
             raise ValueNotFoundError(key["_id"], "What is stored is not what was written.")
         return value_of(data)
