@@ -14,6 +14,7 @@ from pymongo.errors import PyMongoError
 from converse_mongo.documents.conversations import Conversation, load_conversation
 from converse_mongo.documents.messages import Message, load_message
 from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.documents.values import MessageValue
 from converse_mongo.domain.cursors import NOW, ConversationCursor
 from converse_mongo.domain.errors import (
     ConfigurationError,
@@ -29,6 +30,7 @@ from converse_mongo.domain.events import (
     MessageSnapshot,
 )
 from converse_mongo.domain.owners import Owner, check_owner
+from converse_mongo.domain.stored_values import StoredValue, check_stored
 from converse_mongo.domain.types import (
     DEFAULT_RETENTION,
     IdLike,
@@ -200,10 +202,10 @@ class Converse:
         try:
             database = clients.open_database(client, self._database_name)
             message, conversation = (odm.bound_subclass(model) for model in self._models)
-            page = odm.bound_subclass(MessageChunkPage)
+            page, value = map(odm.bound_subclass, (MessageChunkPage, MessageValue))
             message.conversation_model = conversation
             conversation.message_model = message
-            models = [message, conversation, page]
+            models = [message, conversation, page, value]
             # This selects a server, with the timeout of the client.
             replicated = await servers.has_change_streams(database)
             sharded = replicated and await servers.is_sharded(database)
@@ -359,6 +361,11 @@ class Converse:
         """The class of pages that is bound to this database; read-only."""
         return self._open_parts.page
 
+    @property
+    def value_model(self) -> type[MessageValue]:
+        """The class of large values that is bound to this database; read-only."""
+        return self._open_parts.value
+
     def statistics(self) -> WatchStatistics:
         """Returns the numbers of watchers, and of reads and hints for them."""
         return self._open_parts.hub.statistics()
@@ -434,6 +441,18 @@ class Converse:
         """
         parts, key = self._open_parts, object_id(message_id, "message")
         return await load_message(parts.message, {"_id": key})
+
+    async def load_value(self, message_id: IdLike, value: StoredValue) -> Any:
+        """Loads a large value of a part of a message: ``Message.load_value``.
+
+        Raises:
+            InvalidInputError: The id is invalid, or it is not a :class:`StoredValue`.
+            MessageNotFoundError: No message has the id.
+            ValueNotFoundError: The value was replaced, redacted or deleted since.
+            StoreUnavailableError: MongoDB did not answer.
+        """
+        values, key = self._open_parts.store.large_values, object_id(message_id, "message")
+        return await values.load_of(key, check_stored(value))
 
     async def request_stop(self, message_id: IdLike, reason: str | None = None) -> MessageStatus:
         """Asks the writer of a message, in whatever process, to stop: ``Message.request_stop``.
@@ -667,6 +686,7 @@ class _Parts:
         self.message: type[Message] = models[0]
         self.conversation: type[Conversation] = models[1]
         self.page: type[MessageChunkPage] = models[2]
+        self.value: type[MessageValue] = models[3]
         self._store = store
         self.hub = hub
         self.sweeping = sweeping

@@ -7,6 +7,7 @@ from converse_mongo.documents.conversations import DOCUMENT_MODELS, Conversation
 from converse_mongo.documents.listings import History, MessageList
 from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.documents.values import MessageValue
 from converse_mongo.domain.chunks import ChunkLog, MessageChunk, PartChunk
 from converse_mongo.domain.errors import (
     ChunksNotLoadedError,
@@ -30,6 +31,7 @@ from converse_mongo.domain.errors import (
     TransactionAbortedError,
     TransactionsUnavailableError,
     UnknownFormatError,
+    ValueNotFoundError,
     WatchError,
     WriterError,
     WriterExistsError,
@@ -74,6 +76,7 @@ from converse_mongo.domain.parts import (
     ToolCallState,
     parts_of,
 )
+from converse_mongo.domain.stored_values import StoredValue
 from converse_mongo.domain.types import (
     Granularity,
     MessageRole,
@@ -87,6 +90,7 @@ from converse_mongo.domain.validation import (
     MAX_CHUNK_BYTES,
     MAX_CONTENT_BYTES,
     MAX_REASON_BYTES,
+    MAX_VALUE_BYTES,
 )
 from converse_mongo.store import Transaction
 from converse_mongo.watching.hub import WatchStatistics
@@ -108,6 +112,7 @@ __all__ = [
     "MAX_CONTENT_BYTES",
     "MAX_METADATA_BYTES",
     "MAX_REASON_BYTES",
+    "MAX_VALUE_BYTES",
     "Approval",
     "ChunkLog",
     "ChunkReceived",
@@ -153,6 +158,7 @@ __all__ = [
     "MessageStatus",
     "MessageTooLargeError",
     "MessageUpdated",
+    "MessageValue",
     "MessageWriter",
     "NestedWriter",
     "NotFoundError",
@@ -176,6 +182,7 @@ __all__ = [
     "Step",
     "StepPart",
     "StoreUnavailableError",
+    "StoredValue",
     "StreamStoppedError",
     "TextPart",
     "ToolCall",
@@ -185,6 +192,7 @@ __all__ = [
     "TransactionAbortedError",
     "TransactionsUnavailableError",
     "UnknownFormatError",
+    "ValueNotFoundError",
     "WatchError",
     "WatchMode",
     "WatchStatistics",

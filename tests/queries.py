@@ -5,12 +5,11 @@ from typing import Any
 
 from pymongo import IndexModel
 
-from converse_mongo import Conversation, Message
-from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo import Conversation, Message, MessageChunkPage, MessageValue
 
 INDEXES: dict[str, list[IndexModel]] = {
     model.Settings.name: list(model.Settings.indexes)
-    for model in (Conversation, Message, MessageChunkPage)
+    for model in (Conversation, Message, MessageChunkPage, MessageValue)
 }
 
 

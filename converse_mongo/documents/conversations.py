@@ -27,6 +27,7 @@ from converse_mongo.documents.listings import (
 )
 from converse_mongo.documents.messages import Message, has_text, load_message
 from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.documents.values import MessageValue
 from converse_mongo.documents.views import ConversationView
 from converse_mongo.domain.chunks import UtcDatetime
 from converse_mongo.domain.errors import (
@@ -42,6 +43,7 @@ from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.owners import Owner, check_owner
 from converse_mongo.domain.part_events import whole
 from converse_mongo.domain.parts import Part
+from converse_mongo.domain.stored_values import LargeValue
 from converse_mongo.domain.types import IdLike, MessageRole, MessageStatus, Metadata, Retention
 from converse_mongo.domain.validation import (
     check_choice,
@@ -192,7 +194,7 @@ class Conversation(StoredDocument, Document):
             generation_id: Your id for it, such as that of a request. A second call with the same id
                 in this conversation returns the message of the first.
             parts: The parts behind the content, such as files; with the text they take at most
-                ``MAX_CONTENT_BYTES``.
+                ``MAX_CONTENT_BYTES``, not counting large values, which are stored apart.
             fields: Fields that a subclass of :class:`Message` adds.
 
         Raises:
@@ -204,10 +206,13 @@ class Conversation(StoredDocument, Document):
         """
         check_content(content)
         own: dict[str, Any] = {"content": content, "generation_id": generation_id}
+        values: Mapping[str, LargeValue] | None = None
         if listed := list(parts):
-            text, records = whole(content, listed)
+            text, records, values = whole(content, listed)
             own |= {"content": text, "parts": records, "format": PARTS_FORMAT}
-        return await self._add(self._make(role, metadata, fields, **own))
+        message = self._make(role, metadata, fields, **own)
+        message._large_values = values  # noqa: SLF001 - between the two documents
+        return await self._add(message)
 
     async def start_streaming_message(
         self,
@@ -584,5 +589,5 @@ async def _read_stored(
     return stored
 
 
-DOCUMENT_MODELS: list[type[Document]] = [Conversation, Message, MessageChunkPage]
+DOCUMENT_MODELS: list[type[Document]] = [Conversation, Message, MessageChunkPage, MessageValue]
 """The document classes, for an application that runs its own ``init_beanie``."""

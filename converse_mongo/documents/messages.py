@@ -45,6 +45,7 @@ from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.part_events import AnyPiece, PartEvent, PartPiece, pieces_of
 from converse_mongo.domain.part_log import PartLog, restored_records
 from converse_mongo.domain.parts import Part, TextPart, ToolCallPart, parts_of
+from converse_mongo.domain.stored_values import LargeValue, StoredValue, check_stored
 from converse_mongo.domain.types import Granularity, MessageRole, MessageStatus, Metadata
 from converse_mongo.domain.validation import (
     EPOCH,
@@ -292,6 +293,19 @@ class Message(StoredDocument, Document):
             async for text in texts_of(self.iter_chunks, after):
                 yield text
 
+    async def load_value(self, value: StoredValue) -> Any:
+        """Loads a large value of a part of this message, as it was written.
+
+        Args:
+            value: The value in the ``fields`` of a part, such as the ``output`` of a tool call.
+
+        Raises:
+            InvalidInputError: It is not a :class:`StoredValue`.
+            ValueNotFoundError: It was replaced, redacted or deleted since.
+            StoreUnavailableError: MongoDB did not answer.
+        """
+        return await self.store().large_values.load(self._own_key(), check_stored(value))
+
     async def refresh(self) -> Self:
         """Loads the message again into this object; unsaved changes are lost.
 
@@ -371,11 +385,24 @@ class Message(StoredDocument, Document):
             skip[:] = [ActionDirections.BEFORE]  # hooks run once, also with retries
             await add(skip_actions=skipped, session=store.session)
 
-        self.position, is_new = await store.positions.add_message(
-            store.queue(self.conversation_id), self.conversation_id, new_id, insert
-        )
+        values, self._large_values = self._large_values, None
+        key = self._own_key()
+        if values:
+            await store.large_values.store(key, values)
+        try:
+            self.position, is_new = await store.positions.add_message(
+                store.queue(self.conversation_id), self.conversation_id, new_id, insert
+            )
+        except StoreUnavailableError:  # it may be stored
+            raise
+        except Exception:
+            if values:
+                await store.large_values.delete_if_gone(key)
+            raise
         self._remember()
         if self.generation_id is not None and not is_new:
+            if values:  # unless an earlier try of this call stored the message
+                await store.large_values.delete_if_gone(key)
             await self.refresh()
             self._was_stored = True
             return self
@@ -395,7 +422,7 @@ class Message(StoredDocument, Document):
         return self
 
     async def delete(self, *args: Any, **kwargs: Any) -> Any:
-        """Deletes the message, as Beanie does, and its pages.
+        """Deletes the message, as Beanie does, with its pages and its large values.
 
         Raises:
             UnknownFormatError: A later version wrote to the message, and knows what else it has.
@@ -503,7 +530,8 @@ class Message(StoredDocument, Document):
         Args:
             metadata: Merged into the metadata of the message at any end.
             flush_interval: Seconds from the beginning of a write to that of the next.
-            max_buffered: The most bytes of text that wait to be stored; beyond it ``write`` waits.
+            max_buffered: The most bytes of text and parts that wait to be stored; beyond it
+                ``write`` waits.
             granularity: ``"flush"`` makes one chunk of adjacent tokens that are written together,
                 ``"token"`` a chunk of each.
             interrupt: True to cancel the current ``await`` of the task inside the block, such as
@@ -734,6 +762,7 @@ class Message(StoredDocument, Document):
 
     _own_writes: OwnWrites = PrivateAttr(default_factory=OwnWrites)
     _was_stored: bool = PrivateAttr(default=False)  # when it was inserted
+    _large_values: Mapping[str, LargeValue] | None = PrivateAttr(default=None)  # to be inserted
 
     @classmethod
     def _derive(cls, data: dict[str, Any]) -> dict[str, Any]:

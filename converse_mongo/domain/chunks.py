@@ -13,6 +13,12 @@ from pydantic_core import CoreSchema, core_schema
 from converse_mongo.domain.errors import ChunksNotLoadedError
 from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.metadata import aware, restored, storable
+from converse_mongo.domain.stored_values import (
+    NO_VALUES,
+    StoredValue,
+    reference_size,
+    references,
+)
 from converse_mongo.domain.validation import CHUNK_OVERHEAD, utf8_size
 
 PART_OVERHEAD = 96
@@ -143,6 +149,8 @@ class PartChunk(MessageChunk):
         fields: The fields of an event; read-only.
         delta: The text of a delta.
         parent: For a ``start``, the number of the tool call whose sub-agent began the part.
+        values: The fields of an event that are too large for a chunk, by name: references to where
+            they are stored; read-only.
     """
 
     part: int | None = None
@@ -150,6 +158,7 @@ class PartChunk(MessageChunk):
     fields: Mapping[str, Any] = field(default_factory=lambda: NO_METADATA, hash=False)
     delta: str = ""
     parent: int | None = None
+    values: Mapping[str, StoredValue] = field(default_factory=lambda: NO_VALUES, hash=False)
 
     @classmethod
     def from_stored_part(cls, stored: Mapping[str, Any]) -> "PartChunk":
@@ -165,6 +174,7 @@ class PartChunk(MessageChunk):
             MappingProxyType(restored(fields)) if isinstance(fields, Mapping) else NO_METADATA,
             delta if isinstance(delta, str) else "",
             stored.get("parent"),
+            MappingProxyType(references(stored["values"])) if "values" in stored else NO_VALUES,
         )
 
     def to_stored(self) -> StoredChunk:
@@ -180,6 +190,8 @@ class PartChunk(MessageChunk):
             stored["delta"] = self.delta
         if self.parent is not None:
             stored["parent"] = self.parent
+        if self.values:
+            stored["values"] = {name: value.to_dict() for name, value in self.values.items()}
         return stored
 
     @property
@@ -187,13 +199,13 @@ class PartChunk(MessageChunk):
         """A close upper bound of its size in a document, in bytes."""
         size = stored_size(self.content_size, self.metadata) + PART_OVERHEAD
         fields = len(bson.encode(storable(self.fields))) if self.fields else 0
-        return size + utf8_size(self.delta) + fields
+        return size + utf8_size(self.delta) + fields + reference_size(self.values)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the chunk in JSON types."""
         found = MessageChunk.to_dict(self)
         stored = self.to_stored()
-        for name in ("part", "event", "delta", "parent"):
+        for name in ("part", "event", "delta", "parent", "values"):
             if name in stored:
                 found[name] = stored[name]
         if self.fields:

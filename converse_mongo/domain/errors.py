@@ -91,6 +91,17 @@ class MessageNotFoundError(NotFoundError):
         self.message_id = message_id
 
 
+class ValueNotFoundError(NotFoundError):
+    """A value of a part that was stored apart does not exist, or is damaged."""
+
+    def __init__(self, message_id: ObjectId, reason: str) -> None:
+        super().__init__(
+            f"A large value of message {message_id} cannot be loaded. {reason} "
+            "Load the message again, and see its parts."
+        )
+        self.message_id = message_id
+
+
 class MessageNotStreamingError(ConverseError):
     """The message has ended; it accepts no chunk and no second end."""
 

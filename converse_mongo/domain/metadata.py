@@ -1,8 +1,8 @@
 """Metadata and context of the application: stored so that it comes back equal, or refused.
 
-A mapping has three forms: that of the caller; the plain form, which :func:`check_metadata` makes of
-it and the library hands out; and the form for BSON, which :func:`storable` makes of the plain form,
-and :func:`restored` reverses.
+A mapping has three forms: that of the caller; the plain form, which :func:`made_plain`
+makes of it and the library hands out; and the form for BSON, which :func:`storable` makes of the
+plain form, and :func:`restored` reverses.
 """
 
 import numbers
@@ -50,14 +50,32 @@ class _RefusedError(Exception):
 
 
 def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any]:
-    """Returns ``metadata`` as MongoDB will return it: a copy that shares nothing with the argument.
+    """Returns ``metadata`` as MongoDB will return it, unless it is too large: see
+    :func:`made_plain`.
+
+    Raises:
+        InvalidMetadataError: It is not a mapping, is too large or too deep, or a value in it would
+            not come back equal. The message names the path.
+    """
+    found = made_plain(metadata, what)
+    size = len(bson.encode(storable(found))) if found else 0
+    if size > MAX_METADATA_BYTES:
+        raise InvalidMetadataError(
+            f"{what} of {size} bytes is over the limit of {MAX_METADATA_BYTES} bytes. "
+            "Nothing was written."
+        )
+    return found
+
+
+def made_plain(metadata: object, what: str) -> dict[str, Any]:
+    """Returns a mapping as MongoDB will return it: a copy that shares nothing with the argument.
 
     An Enum becomes its value, a numpy number a Python number, a tuple a list; times are in UTC and
     whole milliseconds.
 
     Raises:
-        InvalidMetadataError: It is not a mapping, is too large or too deep, or a value in it would
-            not come back equal. The message names the path.
+        InvalidMetadataError: It is not a mapping, is too deep, or a value in it would not come back
+            equal. The message names the path.
     """
     if metadata is None:
         return {}
@@ -66,20 +84,14 @@ def check_metadata(metadata: object, what: str = "metadata") -> dict[str, Any]:
             f"{what} must be a mapping, not {type(metadata).__name__}. Nothing was written."
         )
     try:
-        plain = _plain_mapping(metadata, 0)
-        if "" in plain:
+        found = _plain_mapping(metadata, 0)
+        if "" in found:
             raise _RefusedError("has an empty key")
     except _RefusedError as refused:
         raise InvalidMetadataError(
             f"{what}{_cut(refused.path)} {refused}. Nothing was written."
         ) from refused.__cause__
-    size = len(bson.encode(storable(plain)))
-    if size > MAX_METADATA_BYTES:
-        raise InvalidMetadataError(
-            f"{what} of {size} bytes is over the limit of {MAX_METADATA_BYTES} bytes. "
-            "Nothing was written."
-        )
-    return plain
+    return found
 
 
 def _plain_mapping(mapping: Mapping[Any, Any], depth: int) -> dict[str, Any]:

@@ -7,10 +7,11 @@ before it is stored: of two who append at once, the second is renumbered.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 from weakref import WeakSet
 
 import bson
+from bson import ObjectId
 
 from converse_mongo.domain.chunks import (
     NO_METADATA,
@@ -21,7 +22,7 @@ from converse_mongo.domain.chunks import (
     stored_size,
 )
 from converse_mongo.domain.errors import InvalidContentError, InvalidInputError
-from converse_mongo.domain.metadata import check_metadata, storable
+from converse_mongo.domain.metadata import made_plain, storable
 from converse_mongo.domain.part_log import (
     KINDS_WITH_TEXT,
     REASONING,
@@ -32,6 +33,14 @@ from converse_mongo.domain.part_log import (
     storable_records,
 )
 from converse_mongo.domain.parts import Part
+from converse_mongo.domain.stored_values import (
+    NO_VALUES,
+    NOTHING_LARGE,
+    LargeValue,
+    StoredValue,
+    reference_size,
+    set_apart,
+)
 from converse_mongo.domain.validation import (
     MAX_CHUNK_BYTES,
     MAX_CONTENT_BYTES,
@@ -74,6 +83,7 @@ class PartPiece:
         fields: The fields of the event.
         delta: The text of a delta.
         parent: The tool call of a ``start`` in a sub-agent.
+        values: The fields that are to be stored apart.
         marks: What learns the sequence of the chunk: the part that a ``start`` begins.
     """
 
@@ -87,14 +97,38 @@ class PartPiece:
     delta: str = ""
     parent: PartRef | None = None
     marks: PartRef | None = None
+    values: Mapping[str, LargeValue] = field(default_factory=lambda: NOTHING_LARGE)
 
     @property
     def stored_size(self) -> int:
         """A close upper bound of its size in a document, in bytes."""
         fields = len(bson.encode(storable(self.fields))) if self.fields else 0
-        return stored_size(0, NO_METADATA) + PART_OVERHEAD + utf8_size(self.delta) + fields
+        size = stored_size(0, NO_METADATA) + PART_OVERHEAD + utf8_size(self.delta) + fields
+        return size + reference_size(self.values)
 
-    def chunk(self, sequence: int, created_at: datetime, numbers: Numbers) -> PartChunk:
+    @property
+    def held_size(self) -> int:
+        """The size of what it holds in memory until it is stored, in bytes."""
+        return self.stored_size + sum([len(value.data) for value in self.values.values()])
+
+    def stored_values(self, name: str) -> dict[str, StoredValue]:
+        """Returns the references to its values; ``name`` is that of the piece.
+
+        The ids are derived from the name and the values, so that storing them again stores nothing
+        twice.
+        """
+        return {
+            each: value.reference(f"{name}-{place}-{value.hash[:16]}")
+            for place, (each, value) in enumerate(self.values.items())
+        }
+
+    def chunk(
+        self,
+        sequence: int,
+        created_at: datetime,
+        numbers: Numbers,
+        values: Mapping[str, StoredValue] = NO_VALUES,
+    ) -> PartChunk:
         """Returns the chunk, in an append that gives its parts these numbers."""
         return PartChunk(
             sequence,
@@ -105,6 +139,7 @@ class PartPiece:
             fields=self.fields,
             delta=self.delta,
             parent=_number(self.parent, numbers),
+            values=values,
         )
 
 
@@ -118,18 +153,32 @@ def _number(ref: PartRef | None, numbers: Numbers) -> int | None:
     return numbers.get(ref) if ref.number is None else ref.number
 
 
-def numbered(pieces: Iterable[AnyPiece], first: int, created_at: datetime) -> list[MessageChunk]:
+def numbered(
+    pieces: Iterable[AnyPiece], first: int, created_at: datetime, append_id: ObjectId
+) -> list[MessageChunk]:
     """Makes the chunks of an append that begins at the sequence ``first``."""
     numbers: Numbers = {}
     chunks: list[MessageChunk] = []
-    for sequence, piece in enumerate(pieces, first):
+    for index, piece in enumerate(pieces):
+        sequence = first + index
         if isinstance(piece, Piece):
             chunks.append(MessageChunk(sequence, piece.content, created_at, piece.metadata))
             continue
         if piece.marks is not None:
             numbers[piece.marks] = sequence
-        chunks.append(piece.chunk(sequence, created_at, numbers))
+        values = piece.stored_values(f"{append_id}-{index}") if piece.values else NO_VALUES
+        chunks.append(piece.chunk(sequence, created_at, numbers, values))
     return chunks
+
+
+def large_values(pieces: Iterable[AnyPiece], append_id: ObjectId) -> dict[str, LargeValue]:
+    """Returns the values of an append that are to be stored apart, by their ids."""
+    return {
+        stored.id: piece.values[name]
+        for index, piece in enumerate(pieces)
+        if isinstance(piece, PartPiece) and piece.values
+        for name, stored in piece.stored_values(f"{append_id}-{index}").items()
+    }
 
 
 def is_chunk(piece: AnyPiece, chunk: MessageChunk, *, merged: bool) -> bool:
@@ -279,8 +328,9 @@ class Composer:
         ref = PartRef(part.kind)
         self.begun.add(ref)
         ref.has_input = "input" in part.fields
-        fields = _checked({**part.fields, "kind": part.kind})
-        pieces: list[AnyPiece] = [PartPiece("start", fields=fields, parent=self._parent, marks=ref)]
+        fields, values = _checked({**part.fields, "kind": part.kind})
+        begin = PartPiece("start", fields=fields, parent=self._parent, marks=ref, values=values)
+        pieces: list[AnyPiece] = [begin]
         if part.text:
             pieces += self.delta(ref, part.text)
         return ref, pieces
@@ -302,22 +352,23 @@ class Composer:
 
     def change(self, ref: PartRef, event: str, fields: Mapping[str, Any]) -> PartPiece:
         """Returns the piece that sets fields of a part, or ends it."""
-        checked = _checked(fields)
+        checked, values = _checked(fields)
         if fixed := checked.keys() & _AT_THE_START:
             raise InvalidInputError(
                 f"{min(fixed)} of a part comes with its start: give it there. Nothing was written."
             )
         self._refuse_closed(ref)
         if ref.kind == TOOL_CALL:
-            if {"output", "error"} & checked.keys() and not (ref.has_input or "input" in checked):
+            names = checked.keys() | values.keys()
+            if {"output", "error"} & names and not (ref.has_input or "input" in names):
                 raise InvalidInputError(
                     "A tool call needs its input before its output or error: set input first. "
                     "Nothing was written."
                 )
-            ref.has_input = ref.has_input or "input" in checked
+            ref.has_input = ref.has_input or "input" in names
         elif event == "end":
             ref.closed = True
-        return PartPiece(event, ref, checked)
+        return PartPiece(event, ref, checked, values=values)
 
     def void(self, first: int, reset: int) -> None:
         """Notes that a reset with this sequence has voided the parts from a number on."""
@@ -365,8 +416,8 @@ _NAMES = ("kind", "id", "name", "call_id")
 _AT_THE_START = frozenset({"kind", "name"})
 
 
-def _checked(fields: object) -> Mapping[str, Any]:
-    checked = check_metadata(fields, "the fields of a part")
+def _checked(fields: object) -> tuple[Mapping[str, Any], Mapping[str, LargeValue]]:
+    checked = made_plain(fields, "the fields of a part")
     named = [(name, checked[name]) for name in _NAMES if name in checked]
     if "approval" in checked:
         approval = checked["approval"]
@@ -376,7 +427,9 @@ def _checked(fields: object) -> Mapping[str, Any]:
             raise InvalidInputError(
                 f"{name} of a part must be str, not {type(value).__name__}. Nothing was written."
             )
-    return checked or NO_METADATA
+    if not checked:
+        return NO_METADATA, NOTHING_LARGE
+    return set_apart(checked, "the fields of a part")
 
 
 def pieces_of(contents: object) -> list[list[AnyPiece]]:
@@ -402,10 +455,22 @@ def pieces_of(contents: object) -> list[list[AnyPiece]]:
     return pieces
 
 
-def whole(content: str, parts: Iterable[Part]) -> tuple[str, list[Record]]:
-    """Returns the text and the records, for BSON, of a message that is added whole.
+class Whole(NamedTuple):
+    """A message that is added whole.
 
-    The parts are numbered in order.
+    Attributes:
+        text: The text.
+        records: The records of the parts, for BSON.
+        values: The values that are to be stored apart, by their ids.
+    """
+
+    text: str
+    records: list[Record]
+    values: dict[str, LargeValue]
+
+
+def whole(content: str, parts: Iterable[Part]) -> Whole:
+    """Makes a message of a text and parts, which are numbered in order.
 
     Raises:
         InvalidInputError: One of the parts cannot be stored, or they are too large together.
@@ -413,7 +478,8 @@ def whole(content: str, parts: Iterable[Part]) -> tuple[str, list[Record]]:
     pieces: list[AnyPiece] = [Piece(content, NO_METADATA, utf8_size(content))]
     for each in pieces_of(parts):
         pieces += each
-    chunks = numbered(pieces, 0, now())
+    append_id = ObjectId()
+    chunks = numbered(pieces, 0, now(), append_id)
     log = PartLog.of([chunk.to_stored() for chunk in chunks])
     records = [{**record, "part": place} for place, record in enumerate(log.records())]
     stored = storable_records(records)
@@ -423,4 +489,6 @@ def whole(content: str, parts: Iterable[Part]) -> tuple[str, list[Record]]:
             f"The parts of a message of {size} bytes are over the limit of {MAX_CONTENT_BYTES} "
             "bytes: refer to large files instead. Nothing was written."
         )
-    return log.text(), stored
+    used = {each["id"] for record in stored for each in record.get("values", NO_VALUES).values()}
+    values = large_values(pieces, append_id)
+    return Whole(log.text(), stored, {name: values[name] for name in values if name in used})

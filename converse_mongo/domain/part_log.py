@@ -15,11 +15,13 @@ from bson import Code
 
 from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.metadata import restored, storable
+from converse_mongo.domain.stored_values import parted, references
 
 Record: TypeAlias = dict[str, Any]
 """A part: ``part`` (its number), ``kind`` and ``fields``; ``text`` of a text, of reasoning and of a
 tool's input; ``parent``, ``closed`` and ``redacted`` where they apply. Its values are in the plain
-form (see :mod:`converse_mongo.domain.metadata`)."""
+form (see :mod:`converse_mongo.domain.metadata`); ``values`` has the references to those that are
+stored apart."""
 
 TEXT, REASONING, TOOL_CALL, DATA, STEP = "text", "reasoning", "tool_call", "data", "step"
 KINDS_WITH_TEXT = frozenset({TEXT, REASONING, TOOL_CALL})
@@ -51,7 +53,10 @@ class _Part:
         self.redacted: str | bool = False
 
     def record(self) -> Record:
-        record: Record = {"part": self.number, "kind": self.kind, "fields": dict(self.fields)}
+        fields, values = parted(self.fields)
+        record: Record = {"part": self.number, "kind": self.kind, "fields": fields}
+        if values:
+            record["values"] = values
         if self.parent is not None:
             record["parent"] = self.parent
         if self.kind in KINDS_WITH_TEXT:
@@ -64,7 +69,7 @@ class _Part:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        part = cls(record["part"], record["kind"], record.get("parent"), dict(record["fields"]))
+        part = cls(record["part"], record["kind"], record.get("parent"), dict(fields_of(record)))
         if record.get("text"):
             part.pieces.append(record["text"])
         part.closed = record.get("closed", False)
@@ -142,6 +147,18 @@ def storable_records(records: Iterable[Record]) -> list[Record]:
 def restored_records(stored: Iterable[Mapping[str, Any]]) -> list[Record]:
     """Reverses :func:`storable_records`."""
     return [{**record, "fields": restored(record["fields"])} for record in stored]
+
+
+def fields_of(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the fields of a chunk or a record, with references to those that are stored apart.
+
+    Of events only those that set fields of a part can have some apart.
+    """
+    stored = restored(found.get("fields"))
+    fields: Mapping[str, Any] = stored if isinstance(stored, Mapping) else {}
+    if "values" not in found or found.get("event") not in (None, "start", "set", "end"):
+        return fields
+    return {**references(found["values"]), **fields}
 
 
 def has_outcome(fields: Mapping[str, Any]) -> bool:
@@ -239,8 +256,7 @@ class PartLog:
         if event is None:
             part = chunk.get("part")
             return self._add_text(sequence, chunk) if part is None else self._add_delta(part, chunk)
-        stored = restored(chunk.get("fields"))
-        fields = stored if isinstance(stored, Mapping) else {}
+        fields = fields_of(chunk)
         if event == "start":
             return self._start(sequence, chunk.get("parent"), fields)
         if event == "reset":

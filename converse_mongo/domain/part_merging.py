@@ -32,7 +32,8 @@ import bson
 from converse_mongo.domain.chunks import StoredChunk, text_of
 from converse_mongo.domain.lengths import decode_lengths, encode_lengths, expand
 from converse_mongo.domain.metadata import restored, storable
-from converse_mongo.domain.part_log import DATA, TEXT, PartLog
+from converse_mongo.domain.part_log import DATA, TEXT, PartLog, fields_of
+from converse_mongo.domain.stored_values import parted
 
 Event: TypeAlias = dict[str, Any]
 
@@ -124,7 +125,7 @@ class _Remains:
         self._legible: dict[int | None, Mapping[str, Any]] = {None: self._log.metadata}
         for record in self._log.records():
             if not record.get("redacted") and record["part"] not in redacted:
-                self._legible[record["part"]] = record["fields"]
+                self._legible[record["part"]] = fields_of(record)
 
     def text(self, chunk: StoredChunk, number: int | None) -> str:
         """Returns what is left of a text of the answer."""
@@ -143,14 +144,15 @@ class _Remains:
         if "event" not in event:
             delta = chunk.get("delta") if number is not None and number in self._legible else ""
             return {**event, "delta": delta if isinstance(delta, str) else ""}
-        if fields := self._fields(chunk, number):
-            event["fields"] = fields
+        fields, values = parted(self._fields(chunk, number))
+        if fields:
+            event["fields"] = storable(fields)
+        if values:
+            event["values"] = values
         return event
 
     def _fields(self, chunk: StoredChunk, number: int | None) -> dict[str, Any]:
-        fields = restored(chunk.get("fields"))
-        if not isinstance(fields, Mapping):
-            return {}
+        fields = fields_of(chunk)
         kept = _effective(chunk["event"], fields)
         if chunk["event"] == "redact" and self._is_there(number):
             kept.add("reason")
@@ -163,7 +165,7 @@ class _Remains:
             }
             if sequence in self._approvals:
                 kept.add("approval")
-        return {name: storable(value) for name, value in fields.items() if name in kept}
+        return {name: value for name, value in fields.items() if name in kept}
 
     def _is_there(self, number: int | None) -> bool:
         return number is not None and self._log.kind_of(number) is not None

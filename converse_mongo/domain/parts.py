@@ -17,8 +17,10 @@ from converse_mongo.domain.part_log import (
     TEXT,
     TOOL_CALL,
     Record,
+    fields_of,
     has_outcome,
 )
+from converse_mongo.domain.stored_values import parted
 
 ToolCallState: TypeAlias = Literal[
     "input-streaming",
@@ -45,7 +47,8 @@ class Part:
         number: The sequence of the chunk that began it, by which events name it; in a message that
             was added whole, its place. ``None`` for a part that is not stored.
         parent: The number of the tool call whose sub-agent made it, or ``None``.
-        fields: Its fields as they are stored, by name; read-only.
+        fields: Its fields as they are stored, by name; read-only. A large value is a
+            :class:`StoredValue` here.
         text: The text of a text, of reasoning, and of the input of a tool call; else empty.
         closed: True if nothing follows.
         redacted: True, or the reason, if its content was removed: then it has no text, and no
@@ -78,12 +81,18 @@ class Part:
 
     @property
     def provider(self) -> Mapping[str, Any] | None:
-        """Data of the provider of the model, meant for it only: ``{"name": …, "data": …}``."""
+        """Data of the provider of the model, meant for it only: ``{"name": …, "data": …}``.
+
+        ``None`` also if they are so large that :attr:`fields` has a :class:`StoredValue` of them.
+        """
         return self._mapping("provider")
 
     def to_record(self) -> Record:
         """Returns the part in BSON types, as the reducer has it."""
-        record: Record = {"part": self.number, "kind": self.kind, "fields": dict(self.fields)}
+        fields, values = parted(self.fields)
+        record: Record = {"part": self.number, "kind": self.kind, "fields": fields}
+        if values:
+            record["values"] = values
         if self.text or isinstance(self, TextPart | ToolCallPart):
             record["text"] = self.text
         for name in ("parent", "closed", "redacted"):
@@ -103,7 +112,7 @@ class Part:
         part = cls.__new__(cls)
         part.kind = record["kind"]
         part.number, part.parent = record["part"], record.get("parent")
-        part.fields = MappingProxyType(dict(record["fields"]))
+        part.fields = MappingProxyType(dict(fields_of(record)))
         part.text = record.get("text", "")
         part.closed, part.redacted = ended or "closed" in record, record.get("redacted", False)
         return part
@@ -255,7 +264,10 @@ class ToolCallPart(Part):
 
     @property
     def output(self) -> Any:
-        """The output, or what is known of it so far; see :attr:`is_preliminary`."""
+        """The output, or what is known of it so far; see :attr:`is_preliminary`.
+
+        A large one is a :class:`StoredValue`, as input may be, too.
+        """
         return self.fields.get("output")
 
     @property

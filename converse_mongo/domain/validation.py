@@ -41,6 +41,13 @@ room for metadata, and for the joined text at the end."""
 MAX_CONTENT_BYTES = 8 * 1024 * 1024
 """The largest content of a message that is added whole, in bytes of UTF-8: 8 MiB."""
 
+MAX_INLINE_VALUE_BYTES = 256 * 1024
+"""The largest value of a field of a part that its chunk has in it, in bytes of BSON: 256 KiB.
+Larger ones are stored apart."""
+
+MAX_VALUE_BYTES = 64 * 1024 * 1024
+"""The largest value of a field of a part, in bytes of BSON: 64 MiB."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 MAX_SECONDS = 100 * 366 * 24 * 3600

@@ -1,7 +1,7 @@
 """Appends: chunks are added at the end of a streaming message."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -23,7 +23,14 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.events import ChunkReceived
 from converse_mongo.domain.headers import MessageHeader, check_format
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.part_events import AnyPiece, is_chunk, numbered, part_size, settle
+from converse_mongo.domain.part_events import (
+    AnyPiece,
+    is_chunk,
+    large_values,
+    numbered,
+    part_size,
+    settle,
+)
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import (
     MAX_APPEND_BYTES,
@@ -35,6 +42,7 @@ from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
 from converse_mongo.store.collections import Collections, WriteQueue, back_off
 from converse_mongo.store.pages import Pages
+from converse_mongo.store.values import Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +53,13 @@ class WriterClaim:
         lease: The writer must still hold this lease.
         unless_stopped: True if no stop may have been requested.
         on_retry: Called before each retry of the write.
+        keep_alive: Called before each write of a value that is stored apart.
     """
 
     lease: Lease
     unless_stopped: bool
     on_retry: Callable[[], None]
+    keep_alive: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(slots=True)
@@ -100,7 +110,7 @@ class _Append:
     def number(self, first: int) -> list[MessageChunk]:
         """Makes the chunks, from sequence ``first``."""
         if self.has_parts:
-            return numbered(self.pieces, first, self.created_at)
+            return numbered(self.pieces, first, self.created_at, self.append_id)
         return [
             MessageChunk(sequence, content, self.created_at, metadata)
             for sequence, (content, metadata, _) in enumerate(self.texts, first)
@@ -110,9 +120,10 @@ class _Append:
 class Appends:
     """Appends to messages, each of them atomic."""
 
-    def __init__(self, collections: Collections, pages: Pages) -> None:
+    def __init__(self, collections: Collections, pages: Pages, values: Values) -> None:
         self._collections = collections
         self._pages = pages
+        self._values = values
 
     async def append(
         self,
@@ -154,8 +165,16 @@ class Appends:
             )
         # An append that may already be stored is looked for first, by a try that cannot match.
         wanted.first = -1 if append_id is not None and again else None
+        large = large_values(pieces, wanted.append_id) if has_parts else None
         try:
+            if large:
+                keep_alive = claim.keep_alive if claim else None
+                await self._values.store(key, large, keep_alive=keep_alive)
             chunks = await self._append_once_there_is_room(queue, wanted)
+        except (MessageNotFoundError, WriterFencedError):
+            if large:  # they may have come after those of the message were deleted
+                await self._values.delete_if_gone(key)
+            raise
         except StoreUnavailableError as error:
             raise StoreUnavailableError(
                 f"{error} Retry it with append_id=ObjectId('{wanted.append_id}').",

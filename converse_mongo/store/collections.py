@@ -30,6 +30,9 @@ T = TypeVar("T")
 PAGES = "message_chunk_pages"
 """The collection of the chunks that long messages no longer embed."""
 
+VALUES = "message_values"
+"""The collection of the values of parts that are too large for a chunk."""
+
 _BACKOFF_SECONDS = 0.002
 _BACKOFF_MAX_SECONDS = 0.1
 
@@ -112,6 +115,7 @@ class Collections:
         messages: The messages.
         conversations: The conversations.
         pages: The chunks that long messages no longer embed.
+        values: The values of parts that are too large for a chunk.
         committed: The messages as watchers see them: without what a failover may roll back.
         handlers: The handlers of events.
         options: The options of the facade.
@@ -127,6 +131,7 @@ class Collections:
     messages: Collection
     conversations: Collection
     pages: Collection = None
+    values: Collection = None
     committed: Collection = None
     handlers: Handlers = field(default_factory=Handlers)
     options: Options = field(default_factory=Options)
@@ -143,6 +148,8 @@ class Collections:
     def __post_init__(self) -> None:
         if self.pages is None:
             self.pages = collections.sibling(self.messages, PAGES)
+        if self.values is None:
+            self.values = collections.sibling(self.messages, VALUES)
         if self.committed is None:
             self.committed = self.messages
         self.reader = Reader(self.messages, self.conversations, self.pages)

@@ -21,6 +21,7 @@ from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_BYTES, PAGE
 from converse_mongo.driver import collections, retry, servers
 from converse_mongo.store import updates
 from converse_mongo.store.collections import PAGES, Collections, WriteQueue
+from converse_mongo.store.values import Values, referred_to
 
 logger = logging.getLogger("converse_mongo")
 
@@ -35,8 +36,9 @@ _FIRST_DELAY_SECONDS, _DELAY_SECONDS = 0.05, 5.0
 class Pages:
     """Moves chunks out of streaming messages, and merges those of ended messages."""
 
-    def __init__(self, collections: Collections) -> None:
+    def __init__(self, collections: Collections, values: Values) -> None:
         self._collections = collections
+        self._values = values
         self._replicated: bool | None = None
 
     def is_full(self, queue: WriteQueue) -> bool:
@@ -190,22 +192,26 @@ class Pages:
         return possible
 
     async def _delete_merged(self, key: Mapping[str, Any], state: MessageHeader) -> bool:
-        """Deletes the pages of a message whose merge no failover can roll back.
+        """Deletes what is only in the unmerged chunks of a message: pages, and replaced values.
 
-        A primary that is about to step down may show a state that is rolled back: the pages may
-        then be the only copy of acknowledged text.
+        They go once no failover can roll back the merge. A primary that is about to step down may
+        show a state that is rolled back: they may then be the only copy of acknowledged text.
         """
         what = f"merge the chunks of message {state.message_id}"
         messages, pages = await self._durable()
         call = self._collections.call
-        merged = await call(messages.find_one, key, {"compacted": 1}, what=what)
+        fields = {"compacted": 1, "chunk_events.values": 1}
+        merged = await call(messages.find_one, key, fields, what=what)
         if merged is None or not merged.get("compacted"):
             return False
         await call(pages.delete_many, pages_of(key), what=what)
+        if state.has_parts:
+            kept = referred_to(merged.get("chunk_events") or ())
+            await self._values.delete_others(key, kept, messages)
         return True
 
     async def delete(self, key: Mapping[str, Any]) -> None:
-        """Deletes the pages of a deleted message.
+        """Deletes the pages and the values of a deleted message.
 
         Raises:
             UnknownFormatError: It was not deleted, since a later version wrote to it.
@@ -223,3 +229,4 @@ class Pages:
             pages_of(key),
             what=f"delete the pages of message {key['_id']}",
         )
+        await self._values.delete_all(key)

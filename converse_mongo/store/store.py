@@ -15,6 +15,7 @@ from converse_mongo.store.pages import Pages
 from converse_mongo.store.positions import Positions
 from converse_mongo.store.recovery import Recovery
 from converse_mongo.store.saves import Saves
+from converse_mongo.store.values import Values
 
 GIVE_UP_SECONDS, GIVE_UP_TRIES = 0.5, 4
 """The wait for writers that are told to give up, and the number of times they are told."""
@@ -37,6 +38,7 @@ class Store(Collections):
         answers: Lists answers that are being written, and gives turns to begin one.
         appends: Appends chunks to streaming messages.
         ends: Ends streaming messages.
+        large_values: Stores values of parts that are too large for a chunk.
         leases: Gives the right to write to a message, and ends messages whose writer died.
         notices: Notifies running writers.
         paging: Moves chunks out of long messages, and merges those of ended messages.
@@ -50,8 +52,9 @@ class Store(Collections):
         super().__post_init__()
         self.notices = WriterNotices()
         self.writers: set[RunningWriter] = set()
-        self.paging = Pages(self)
-        self.appends = Appends(self, self.paging)
+        self.large_values = Values(self)
+        self.paging = Pages(self, self.large_values)
+        self.appends = Appends(self, self.paging, self.large_values)
         self.ends = Ends(self, self.paging)
         self.leases = Leases(self, self.ends)
         self.answers = Answers(self, self.leases)

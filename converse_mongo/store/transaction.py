@@ -133,15 +133,16 @@ class _SessionStore(Store):
     """A store whose calls belong to a session, one after the other, and are not retried."""
 
     def __init__(self, parent: Store, session: Any) -> None:
-        messages, conversations, pages = (
-            sessions.SessionCollection(collection, session)
-            for collection in (parent.messages, parent.conversations, parent.pages)
+        messages, conversations, pages, values = (
+            sessions.SessionCollection(each, session)
+            for each in (parent.messages, parent.conversations, parent.pages, parent.values)
         )
         self.events: list[Event] = []
         super().__init__(
             messages,
             conversations,
             pages=pages,
+            values=values,
             handlers=_LaterHandlers(parent.handlers, self.events),
             options=parent.options,
         )

@@ -168,6 +168,23 @@ def trim(
     )
 
 
+# Values
+
+
+def value(
+    key: Mapping[str, Any], value_id: str, number: int, data: bytes
+) -> tuple[Document, Document]:
+    """Stores a piece of a value, for an update that inserts what it does not find.
+
+    Unlike an insert it may be repeated in a transaction, which an error would end.
+    """
+    fields = {"message_id": key["_id"], "log_id": key["log_id"], "value_id": value_id}
+    return (
+        {"_id": f"{value_id}-{number}", "conversation_id": key["conversation_id"]},
+        {"$setOnInsert": {**fields, "number": number, "data": data}},
+    )
+
+
 # Leases
 
 

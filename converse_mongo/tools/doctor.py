@@ -18,6 +18,7 @@ from pymongo.read_concern import ReadConcern
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.documents.values import MessageValue
 from converse_mongo.domain.errors import ConfigurationError
 from converse_mongo.driver import change_streams, clients, failures, installed, servers
 from converse_mongo.store.indexes import SUPERSEDED_INDEXES, list_indexes
@@ -268,7 +269,8 @@ def _advice_on_refusal(error: PyMongoError, replicated: bool) -> str:
 
 async def _check_indexes(database: clients.Database) -> AsyncIterator[Finding]:
     present = set(await database.list_collection_names())
-    for settings in (Conversation.Settings, Message.Settings, MessageChunkPage.Settings):
+    for model in (Conversation, Message, MessageChunkPage, MessageValue):
+        settings = model.Settings
         name, where = settings.name, f"{database.name}.{settings.name}"
         if name not in present:
             yield warn("indexes", f"{where} does not exist yet", "Converse.open() creates it")

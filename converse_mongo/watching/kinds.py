@@ -10,6 +10,7 @@ from converse_mongo.domain.errors import InvalidInputError
 from converse_mongo.domain.part_identity import PartIdentity, start_of
 from converse_mongo.domain.part_log import TEXT, part_number
 from converse_mongo.domain.parts import Part, parts_of
+from converse_mongo.domain.stored_values import NO_VALUES
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "tool": ("tool_call",),
@@ -62,12 +63,12 @@ class KindFilter:
             if kind in self._kinds:
                 return chunk
             kept = {name: value for name, value in chunk.fields.items() if name in _STAYS}
-            return replace(chunk, fields=kept)
+            return replace(chunk, fields=kept, values=NO_VALUES)
         kind = await self._kind(chunk, identify)
         if kind in self._kinds:
             return chunk
         if chunk.event == "end":
-            return replace(chunk, fields=NO_METADATA)
+            return replace(chunk, fields=NO_METADATA, values=NO_VALUES)
         return None
 
     def parts(self, parts: Iterable[Part]) -> list[Part]:
@@ -91,7 +92,8 @@ class KindFilter:
 
 def _shell(part: Part) -> Part:
     record = {**part.to_record(), "fields": {}}
-    record.pop("text", None)
+    for name in ("text", "values"):
+        record.pop(name, None)
     return parts_of([record], ended=False)[0]
 
 

@@ -311,7 +311,9 @@ class Appender:
 
     async def _append(self) -> list[MessageChunk]:
         target, again = self._target, self._tried
-        claim = WriterClaim(self._lease, unless_stopped=not self.stop, on_retry=self._count_retry)
+        claim = WriterClaim(
+            self._lease, not self.stop, on_retry=self._count_retry, keep_alive=self._keep_alive
+        )
         self._tried = True  # if this is cancelled, it may or may not be stored
         try:
             return await target.store.appends.append(
@@ -326,6 +328,13 @@ class Appender:
         except StreamStoppedError:
             self._tried = again
             raise
+
+    async def _keep_alive(self) -> None:
+        """Sends a heartbeat if one is due, before an append that takes long."""
+        time = asyncio.get_running_loop().time
+        if time() >= self._next_renewal:
+            await self._renew()
+            self._next_renewal = time() + self._silence
 
     def _count_retry(self) -> None:
         self.retries += 1

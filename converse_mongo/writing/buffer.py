@@ -71,20 +71,22 @@ class PartRun:
 
     Attributes:
         stored_size: The size of the chunk, in bytes.
+        held_size: The same, with the values that are stored apart.
         tokens: The number of pieces.
         text_size: 0, since it has no text of the answer.
         text: Empty, likewise.
     """
 
-    __slots__ = ("_deltas", "_piece", "stored_size", "tokens")
+    __slots__ = ("_deltas", "_piece", "held_size", "stored_size", "tokens")
 
     text_size = 0
     text = ""
 
-    def __init__(self, piece: PartPiece, size: int) -> None:
+    def __init__(self, piece: PartPiece) -> None:
         self._piece = piece
         self._deltas = [piece.delta]
-        self.stored_size = size
+        self.stored_size = piece.stored_size
+        self.held_size = piece.held_size
         self.tokens = 1
 
     def continues(self, piece: PartPiece) -> bool:
@@ -97,6 +99,7 @@ class PartRun:
         if len(self._deltas) == MAX_STRINGS:
             self._deltas = ["".join(self._deltas)]
         self.stored_size += size
+        self.held_size += size
         self.tokens += 1
 
     def piece(self) -> PartPiece:
@@ -259,11 +262,11 @@ class TokenBuffer:
             or not (self._merges and run.continues(piece))
             or run.stored_size + size > MAX_CHUNK_BYTES
         ):
-            run, size = None, piece.stored_size
+            run, size = None, piece.held_size
         if not self._has_room(size):
             return False
         if run is None:
-            self._last, self._last_part = None, PartRun(piece, size)
+            self._last, self._last_part = None, PartRun(piece)
             self._gathering.append(self._last_part)
         else:
             run.add(piece, size)
@@ -319,7 +322,7 @@ class TokenBuffer:
     def _size_of(self, run: AnyRun) -> int:
         """Returns the size that counts for a run."""
         if isinstance(run, PartRun):
-            return run.stored_size
+            return run.held_size
         return run.text_size + self._cost_of_run(run.encoded)
 
     async def put(

@@ -18,8 +18,10 @@ from converse_mongo import (
     MessageStatus,
     MessageUpdated,
     Part,
+    StoredValue,
     StreamStoppedError,
     ToolCallPart,
+    ValueNotFoundError,
     WatchMode,
 )
 from converse_mongo.domain.part_log import PartLog
@@ -304,3 +306,24 @@ async def test_agent__that_died_is_gone_on_with(converse: Converse) -> None:
     assert [part.kind for part in read.parts] == ["tool_call", "reasoning", "text"]
     assert read.unfinished_calls == []
     assert await live == read.parts == next_copy.parts
+
+
+async def test_large_values__are_loaded_when_asked_for(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant(retention="compact")
+    data = {"rows": ["x" * 1000] * 300}
+    async with message.writer() as writer:
+        for value in ([data], data):
+            await writer.write(DataPart("table", value, id="t"))
+            await writer.flush()
+        before = message.parts[0].fields["data"]
+    stored = await converse.get_message(message.id)
+    (part,) = stored.parts
+    assert isinstance(part, DataPart)
+    assert isinstance(part.data, StoredValue)
+    assert await stored.load_value(part.data) == data
+    assert await converse.value_model.find().count() == 1  # the other one was replaced
+    await stored.delete()
+    assert await converse.value_model.find().count() == 0
+    with pytest.raises(ValueNotFoundError):
+        await stored.load_value(before)

@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 from bson import ObjectId, Timestamp
 
-from converse_mongo import Conversation, Converse, MessageNotStreamingError, StreamStoppedError
+from converse_mongo import (
+    Conversation,
+    Converse,
+    DataPart,
+    MessageNotStreamingError,
+    StreamStoppedError,
+)
 from converse_mongo.driver.collections import collection_of
 from tests.conftest import Commands, Facade
 from tests.plans import faults, to_explain
+from tests.queries import INDEXES
 from tests.streams import collect, until
 
 OWNER = ("user", "1")
@@ -136,7 +143,8 @@ async def recover(converse: Converse, conversation: Conversation) -> None:
     await soon.append_chunks(["x"] * 300)
     await soon.complete_streaming()
     merged = await conversation.start_streaming_assistant(retention="compact")
-    await merged.append_chunk("x")
+    await merged.append_chunks(["x", DataPart("n", "x" * 300_000)])
+    await merged.load_value(merged.parts[1].fields["data"])
     await merged.complete_streaming()
     await asyncio.sleep(0.01)
     assert await converse.compact_due() == 1
@@ -175,7 +183,7 @@ def unlike(commands: Commands) -> list[dict[str, Any]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for name, command in commands.sent:
         target = command.get(name)
-        if target not in ("messages", "conversations", "message_chunk_pages"):
+        if target not in INDEXES:
             continue
         for query in to_explain(name, command):
             some = found.setdefault(shape(query), [])
@@ -191,4 +199,4 @@ def shape(query: Any) -> str:
         return "{" + ",".join(f"{name}:{shape(value)}" for name, value in names) + "}"
     if isinstance(query, list):
         return "[" + ",".join(sorted({shape(value) for value in query})) + "]"
-    return query if query in ("messages", "conversations", "message_chunk_pages") else "?"
+    return query if query in INDEXES else "?"

@@ -259,6 +259,10 @@ async def test_open__makes_the_indexes_unless_told_not_to(facade: Facade) -> Non
         "_id_",
         "message_pages",
     }
+    assert set(await without.message_model.store().values.index_information()) == {
+        "_id_",
+        "message_values",
+    }
 
 
 async def test_open__beside_the_indexes_of_an_earlier_version(

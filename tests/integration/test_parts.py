@@ -85,6 +85,11 @@ async def write_all(writer: MessageWriter) -> None:
     await writer.write(CustomPart("novel", shape="round"))
 
 
+def bulky(number: int) -> CustomPart:
+    """A part of a megabyte, of which no value is large enough to be stored apart."""
+    return CustomPart("bulk", id=str(number), **{f"f{place}": "x" * 250_000 for place in range(4)})
+
+
 def check_all(parts: list[Part]) -> None:
     """Checks the parts that :func:`write_all` wrote."""
     text, reasoning, step, call, inner, thought, link, answer, *rest = parts
@@ -352,7 +357,7 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
         "name of a part comes with its start",
     ),
     "no value": ([DataPart("n", {1, 2})], "the fields of a part"),
-    "too large": ([DataPart("n", "x" * 2**20)], "over the limit"),
+    "too large": ([DataPart("n" * 2**20, 1)], "over the limit"),
     "no part": ([object()], "Content must be str"),
     "id": ([DataPart("n", 1, id=5)], "id of a part must be str, not int"),  # type: ignore[arg-type]
     "name": ([ToolCallPart(5, "c")], "name of a part must be str"),  # type: ignore[arg-type]
@@ -557,7 +562,7 @@ async def test_whole_message__with_parts(converse: Converse) -> None:
         with pytest.raises(InvalidInputError, match=words):
             await conversation.create_user_message("Look", parts=[bad])
     with pytest.raises(InvalidInputError, match="refer to large files"):
-        large = [DataPart("n", "x" * 1_000_000)] * 9
+        large = [bulky(number) for number in range(9)]
         await conversation.create_user_message("Look", parts=large)
     assert len(await conversation.messages()) == 2
 
@@ -570,7 +575,7 @@ async def test_watchers__hold_few_large_parts(facade: Facade) -> None:
         await message.append_chunk("x")
         await anext(watcher)
         for number in range(12):
-            await message.append_chunks([DataPart(str(number), "x" * 1_000_000)])
+            await message.append_chunks([bulky(number)])
         await message.complete_streaming()
         async with asyncio.timeout(SOON):
             events = [event async for event in watcher]
@@ -622,7 +627,7 @@ async def test_large_parts__are_reduced_on_read(facade: Facade) -> None:
     converse = await facade(retention="compact")
     message = await start(converse)
     for number in range(10):
-        await message.append_chunks([DataPart(str(number), "x" * 1_000_000)])
+        await message.append_chunks([bulky(number)])
     await message.complete_streaming()
     document = await raw(converse, message)
     assert "parts" not in document

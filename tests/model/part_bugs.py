@@ -277,6 +277,18 @@ def records_without(name: str) -> Plant:
 named("snapshot_without_redactions", records_without("redacted"))
 named("snapshot_without_ends", records_without("closed"))
 named("snapshot_without_parents", records_without("parent"))
+named("snapshot_without_values", records_without("values"), "values that are stored apart")
+
+
+@bug("values that are stored apart")
+def values_of_any_event(patch: pytest.MonkeyPatch) -> None:
+    fields_of = part_log.fields_of
+    patch.setattr(part_log, "fields_of", lambda found: fields_of({**found, "event": None}))
+
+
+@bug("values that are stored apart")
+def references_are_values(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(part_log, "parted", lambda fields: (dict(fields), {}))
 
 
 def _moved(start: Any, self: PartLog, sequence: int, parent: Any, fields: Any) -> Any:
@@ -410,6 +422,23 @@ named("kinds_of_void_starts_go", dropping("kind"))
 named("transient_starts_become_void", dropping("transient"))
 named("names_of_superseded_data_go", dropping("name", "id"), "data three times with text between")
 named("resets_say_nothing", dropping("from"))
+
+
+def _all_values(event: Any, self: Any, chunk: Any, number: Any) -> Any:
+    found = event(self, chunk, number)
+    return {**found, "values": chunk["values"]} if "values" in chunk else found
+
+
+named(
+    "superseded_references_are_kept",
+    around(Remains, "event", _all_values),
+    "values that are stored apart",
+)
+
+
+@bug("values that are stored apart")
+def references_go(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(part_merging, "fields_of", lambda found: found.get("fields") or {})
 
 
 def _no_reason(fields: Any, self: Any, chunk: Any, number: Any) -> Any:

@@ -57,6 +57,10 @@ _CHANGES: list[dict[str, Any]] = [
     *({"approval": {"id": "a"}}, {"name": "w", "id": "w", "value": 4}, {"kind": "text"}, {}),
     *({"reason": "private"}, {"reason": ""}),
 ]
+_REFERENCES: list[Any] = [
+    *({"size": 1, "id": "a", "hash": "b"}, {"size": 2.0, "id": ""}, {"size": 0, "id": 1}),
+    *({"size": True}, {"size": -1}, {"size": 2**53}, {"size": 0.5}, {"id": "a"}, None, "w", [1]),
+]
 _VALUES = [
     *(None, True, False, -1, 0, 1, 2, 3, 0.5, 1.0, -0.0, "", "w", "text", "data", "tool_call"),
     *("start", "set", "end", "reset", "redact", [], ["w"], {}, {"kind": "tool_call"}),
@@ -88,10 +92,13 @@ def _log(draw: Random, values: list[Any]) -> list[dict[str, Any]]:
             ]
         )
         if draw.random() < 0.2:
-            chunk = {**chunk, draw.choice([*chunk, "part", "event", "parent"]): draw.choice(values)}
+            chunk = {**chunk, draw.choice([*chunk, "part", "event", "values"]): draw.choice(values)}
         elif draw.random() < 0.1:
             more = {name: draw.choice(values) for name in draw.sample(_FIELDS, 3)}
             chunk = {**chunk, "fields": {**chunk.get("fields", {}), **more}}
+        if draw.random() < 0.2:
+            names = draw.sample(_FIELDS, 2)
+            chunk = {**chunk, "values": {name: draw.choice(_REFERENCES) for name in names}}
         if "content" in chunk or chunk.get("event") == "start":
             begun.append(sequence)
             if fields["kind"] == "tool_call":

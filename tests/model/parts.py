@@ -48,8 +48,13 @@ class Reading:
         return self.chunks[i].get("event")
 
     def fields(self, i: int) -> Fields:
+        """The fields; those that are stored apart are a :class:`Reference` each."""
         fields = restored(self.chunks[i].get("fields"))
-        return fields if isinstance(fields, Mapping) else {}
+        values = restored(self.chunks[i].get("values"))
+        said: dict[str, Any] = {}
+        if self.event(i) in ("start", "set", "end") and isinstance(values, Mapping):
+            said = {name: Reference(values[name]) for name in values if is_reference(values[name])}
+        return {**said, **(fields if isinstance(fields, Mapping) else {})}
 
     def named(self, i: int) -> int | None:
         """The part that a chunk names, which may not be there."""
@@ -211,7 +216,11 @@ class Reading:
     def records(self, n: int) -> list[dict[str, Any]]:
         records = []
         for p in (p for p in range(n) if self.is_there(p, n)):
-            record = {"part": p, "kind": self.kind(p), "fields": self.values(p, n)}
+            said = self.values(p, n)
+            apart = {name: said[name].said for name in said if isinstance(said[name], Reference)}
+            record = {"part": p, "kind": self.kind(p), "fields": without(said, *apart)}
+            if apart:
+                record["values"] = apart
             if self.is_nested(p):
                 record["parent"] = self.chunks[p]["parent"]
             if self.kind(p) in WITH_TEXT:
@@ -229,6 +238,21 @@ class Reading:
     def answer(self, n: int) -> str:
         answers = [p for p in range(n) if self.is_there(p, n) and self.is_answer(p)]
         return "".join(self.text(p, n) for p in answers)
+
+
+class Reference:
+    """A value that is stored apart: its size, and its hash and id if they are texts."""
+
+    def __init__(self, found: Fields) -> None:
+        names = [name for name in ("id", "hash") if isinstance(found.get(name), str)]
+        self.said = {"size": int(found["size"])} | {name: found[name] for name in names}
+        self.said = {name: self.said[name] for name in self.said if self.said[name] != ""}
+
+
+def is_reference(found: object) -> bool:
+    size = found.get("size") if isinstance(found, Mapping) else None
+    whole = isinstance(size, int) and not isinstance(size, bool)
+    return (whole or (isinstance(size, float) and size % 1 == 0)) and 0 <= size < 2**53  # type: ignore[operator]
 
 
 def number(value: object) -> int | None:
@@ -273,10 +297,17 @@ def request(answer: Fields) -> str | None:
 
 # Logs
 
+
+def reference(at: int) -> Fields:
+    return {"id": f"i{at}", "size": 2**18 + at, "hash": f"h{at}"}
+
+
 WORDS = ("a", "é ", "𝄞b", "cd", "")
 JUNK: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 1.0, float("nan"), Int64(2), 2**40, "", "x", b"\0", [], [1]),
     *({}, {"a": 1}, {"from": 0}, {"kind": "text"}, Decimal128("sNaN"), DBRef("kind", 1)),
+    *({"value": {"size": 3.0, "id": 1, "hash": ""}, "from": {"size": 0}}, {"a": {"size": -1}}),
+    *({"kind": {"size": 2**9}, "output": {"size": 5, "id": "i", "x": 1}}, {"b": {"size": 2**53}}),
     *("start", "set", "end", "redact", "reset", "metadata", "tool_call", "data"),
 )
 KINDS = ("text", "reasoning", "tool_call", "data", "step", "source-url", "unknown")
@@ -297,6 +328,10 @@ SETS: tuple[Callable[[int], Fields], ...] = (
     lambda at: {"value": at, "name": "w", "id": "9"},
     lambda at: {"value": 1, "kind": "text"},
     lambda at: {"value": True, "reason": "r"},
+    lambda at: {"~value": at},
+    lambda at: {"~output": at},
+    lambda at: {"~output": at, "~input": 1, "preliminary": True},
+    lambda at: {"~approval": 1, "approval": {"id": "1"}, "~name": 2},
     lambda at: {},
 )
 
@@ -312,6 +347,10 @@ class Log:
     def add(self, content: str = "", **rest: Any) -> int:
         at = len(self.chunks)
         chunk = {"sequence": at, "content": content}
+        fields = rest.get("fields")
+        if isinstance(fields, Mapping) and "~" in "".join(fields):  # these are stored apart
+            rest["values"] = {n[1:]: reference(fields[n]) for n in fields if n[0] == "~"}
+            rest["fields"] = {n: fields[n] for n in fields if n[0] != "~"}
         self.chunks.append(chunk | {name: rest[name] for name in rest if rest[name] is not None})
         return at
 
@@ -362,7 +401,8 @@ class Log:
 
     def gives_data(self, a: int, b: int) -> None:
         parent = self.call(b) if b % 3 == 2 else None
-        self.begin("data", parent, name="w", id="12"[a % 4 == 0], value=len(self.chunks))
+        value = {"~value" if a % 5 == 0 else "value": len(self.chunks)}
+        self.begin("data", parent, name="w", id="12"[a % 4 == 0], **value)
 
     def gives_other_data(self, a: int, b: int) -> None:
         fields: tuple[dict[str, Any], ...]
@@ -397,7 +437,7 @@ class Log:
         self.add(event="metadata", fields={"ab"[a % 2]: len(self.chunks) if b % 2 else True})
 
     def talks_nonsense(self, a: int, b: int) -> None:
-        names = ("event", "part", "fields", "delta", "parent")
+        names = ("event", "part", "fields", "delta", "parent", "values")
         some = {name: JUNK[(a * 7 + b * 3 + i) % len(JUNK)] for i, name in enumerate(names)}
         some = {name: some[name] for i, name in enumerate(names) if (a + b) >> i & 1}
         self.add("z" if b % 2 else "", **some)
@@ -405,7 +445,7 @@ class Log:
     def spoils(self, a: int, b: int) -> None:
         """Puts something wrong into a chunk that is right."""
         if self.chunks:
-            name = ("event", "part", "fields", "delta", "parent")[a % 5]
+            name = ("event", "part", "fields", "delta", "parent", "values")[a % 6]
             self.chunks[-1] = {**self.chunks[-1], name: JUNK[(a + b * 5) % len(JUNK)]}
 
 

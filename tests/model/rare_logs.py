@@ -42,6 +42,12 @@ def answer(part: int, request: str, approved: bool) -> dict[str, Any]:
 
 
 CALL = start("tool_call", call_id="c")
+REFERENCE = {"id": "v", "size": 300_000, "hash": "h"}
+
+
+def apart(part: int, name: str, **fields: Any) -> dict[str, Any]:
+    return {**event("set", part, **fields), "values": {name: REFERENCE}}
+
 
 LOGS: dict[str, list[Chunk]] = {
     "transient data in a text": log("a", start("data", transient=True, name="w", id="1"), "b"),
@@ -103,6 +109,13 @@ LOGS: dict[str, list[Chunk]] = {
         *(event("set", 0, output=1, preliminary=True), event("set", 0, error="e", output=2)),
         *(event("set", 0, error="f", preliminary=True), event("end", 0, output=True)),
         *(delta(0, "late"), event("set", 0, title="t")),
+    ),
+    "values that are stored apart": log(
+        *({**CALL, "values": {"input": REFERENCE}}, apart(0, "output", preliminary=True)),
+        *(apart(0, "output"), apart(0, "title"), event("set", 0, title="t"), reset(9)),
+        *({**start("reasoning"), "values": {"a": REFERENCE}}, apart(6, "b"), event("redact", 6)),
+        *({**data(1), "values": {"title": REFERENCE}}, data(2), apart(9, "name"), reset(7)),
+        {"event": "metadata", "values": {"a": REFERENCE}},
     ),
     "preliminary outputs alone": log(
         CALL, *(event("set", 0, output=each, preliminary=True) for each in range(4))

@@ -124,6 +124,9 @@ def check_remains(chunks: Sequence[Chunk], expanded: Sequence[Chunk]) -> None:
                 continue
             fields = {key: said[key] for key in said if key != name}
             spoiled.append({**after, "fields": fields})
+        for name in after.get("values", {}):
+            values = {key: each for key, each in after["values"].items() if key != name}
+            spoiled.append({**after, "values": values})
         for each in spoiled:
             log = [*expanded[: each["sequence"]], each, *expanded[each["sequence"] + 1 :]]
             assert seen(PartLog.of(log)) != whole, f"{each} says too much"

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from converse_mongo import DataPart
+from converse_mongo.domain.part_events import Composer, PartPiece
 from converse_mongo.domain.validation import (
     CHUNK_OVERHEAD,
     MAX_APPEND_CHUNKS,
@@ -260,3 +262,22 @@ async def test_extend__adds_to_what_gathers_and_leaves_the_rest_to_add() -> None
     assert not buffer.extend("d"), "what is in flight does not change"
     assert buffer.add("d", 1, {"n": 1}, b"one")
     assert not buffer.extend("e"), "it says nothing of itself"
+
+
+async def test_add_part__counts_a_large_value_while_it_waits_and_not_in_the_append() -> None:
+    def large() -> PartPiece:
+        (piece,) = Composer().pieces(DataPart("n", "x" * 3_000_000))
+        assert isinstance(piece, PartPiece)
+        return piece
+
+    buffer = make(4_000_000)
+    assert buffer.add_part(large())
+    assert buffer.is_urgent
+    assert not buffer.add_part(large())
+    assert not buffer.add("x", 1_000_000)
+    assert buffer.add("x", 1)
+    assert len(buffer.take()) == 2
+    assert sum(piece.stored_size for piece in buffer.batch) < 1000
+    buffer.confirm()
+    assert buffer.add_part(large())
+    assert len(buffer.take()) == 1

@@ -13,6 +13,7 @@
  * @property {number} part Its number: the sequence of the chunk that began it.
  * @property {string} kind
  * @property {Fields} fields
+ * @property {Values} [values] The fields that are too large to be here.
  * @property {number} [parent] The tool call whose sub-agent speaks.
  * @property {string} [text] The text of a text, of reasoning, and of a tool's input.
  * @property {true} [closed]
@@ -39,6 +40,7 @@
  * @property {unknown} [fields]
  * @property {unknown} [delta]
  * @property {unknown} [parent]
+ * @property {unknown} [values]
  */
 
 /** @typedef {Readonly<Record<string, unknown>>} Fields */
@@ -52,11 +54,33 @@
 /** The kind of parts that the server keeps to itself. */
 export const HIDDEN = "hidden";
 
+/**
+ * @typedef {object} Reference
+ * A value that is stored apart from its part.
+ * @property {number} size In bytes of BSON.
+ * @property {string} [hash]
+ * @property {string} [id]
+ */
+
+/** @typedef {Readonly<Record<string, Readonly<Reference>>>} Values */
+
 const TEXT = "text";
 const TOOL_CALL = "tool_call";
 const DATA = "data";
 const STEP = "step";
 const KINDS_WITH_TEXT = new Set([TEXT, "reasoning", TOOL_CALL]);
+
+/** Stands for a value that is stored apart, where fields change. */
+class StoredValue {
+  /** @param {Reference} reference */
+  constructor({ id, size, hash }) {
+    /** @type {Reference} */
+    const reference = { size };
+    if (id) reference.id = id;
+    if (hash) reference.hash = hash;
+    this.reference = Object.freeze(reference);
+  }
+}
 
 /** The state that the chunks of a message lead to. */
 export class PartLog {
@@ -97,7 +121,7 @@ export class PartLog {
     log.metadata = Object.freeze({ ...snapshot.metadata });
     for (const record of snapshot.parts) {
       // A record of another log is kept as it is.
-      log.#put(Object.isFrozen(record) ? record : { ...record, fields: { ...record.fields } });
+      log.#put(Object.isFrozen(record) ? record : { ...record, ...parted(allFields(record)) });
       const place = placeOf(record);
       if (place !== null) log.#at.set(place, record.part);
     }
@@ -149,12 +173,11 @@ export class PartLog {
       return isAbsent(part) ? this.#addText(sequence, content) : this.#addDelta(part, delta);
     }
     const fields = isObject(chunk.fields) ? chunk.fields : {};
-    if (event === "start") return this.#start(sequence, parent, fields);
+    if (event === "start") return this.#start(sequence, parent, allFields(chunk));
     if (event === "reset") this.#reset(fields.from);
     else if (event === "metadata") this.metadata = Object.freeze({ ...this.metadata, ...fields });
-    else if (event === "set" || event === "end" || event === "redact") {
-      return this.#change(part, event, fields);
-    }
+    else if (event === "redact") return this.#change(part, event, fields);
+    else if (event === "set" || event === "end") return this.#change(part, event, allFields(chunk));
     return null;
   }
 
@@ -181,7 +204,7 @@ export class PartLog {
   #start(sequence, parent, { kind, ...values }) {
     if (typeof kind !== "string" || values.transient === true) return null;
     /** @type {PartRecord} */
-    const part = { part: sequence, kind, fields: values };
+    const part = { part: sequence, kind, ...parted(values) };
     if (isAbsent(parent)) {
       this.#closeText();
     } else {
@@ -189,12 +212,13 @@ export class PartLog {
       if (call?.kind !== TOOL_CALL) return null;
       part.parent = call.part;
     }
-    if (kind === TOOL_CALL) part.fields = callFields({}, values);
+    if (kind === TOOL_CALL) Object.assign(part, parted(callFields({}, values)));
     if (KINDS_WITH_TEXT.has(kind)) part.text = "";
     const place = placeOf(part);
     const replaced = place === null ? undefined : this.#find(this.#at.get(place));
     if (replaced !== undefined) {
-      if (replaced.redacted === undefined) this.#put({ ...replaced, fields: part.fields });
+      const { fields, values: large } = part;
+      if (replaced.redacted === undefined) this.#put({ ...replaced, fields, values: large });
       return replaced.part;
     }
     this.#put(part);
@@ -210,7 +234,7 @@ export class PartLog {
     const changed = { ...part };
     if (event === "redact") redact(changed, values.reason);
     else if (isSettled(part)) return null;
-    else changed.fields = newFields(part, values);
+    else Object.assign(changed, parted(newFields(part, values)));
     if (event !== "set") {
       changed.closed = true;
       if (this.open === part.part) this.open = null;
@@ -252,6 +276,8 @@ export class PartLog {
 
   /** @param {PartRecord} part */
   #put(part) {
+    if (part.values === undefined) delete part.values;
+    else Object.freeze(part.values);
     Object.freeze(part.fields);
     this.#parts.set(part.part, Object.freeze(part));
     this.#records = null;
@@ -303,13 +329,60 @@ export function toolCallState({ fields, values = {} }, ended) {
 }
 
 /**
+ * The fields of a chunk or a record, with those that are stored apart.
+ *
+ * @param {{fields?: unknown, values?: unknown}} found
+ * @returns {Fields}
+ */
+function allFields({ fields, values }) {
+  const plain = isObject(fields) ? fields : {};
+  if (!isObject(values)) return plain;
+  const references = Object.entries(values).flatMap(([name, value]) => {
+    const reference = referenceOf(value);
+    return reference === null ? [] : [[name, reference]];
+  });
+  return { ...Object.fromEntries(references), ...plain };
+}
+
+/**
+ * Splits fields into those with their values, and the references to the others.
+ *
+ * @param {Fields} fields
+ * @returns {{fields: Fields, values: Values | undefined}}
+ */
+function parted(fields) {
+  const entries = Object.entries(fields);
+  /** @type {[string, Reference][]} */
+  const references = entries.flatMap(([name, value]) =>
+    value instanceof StoredValue ? [[name, value.reference]] : [],
+  );
+  if (references.length === 0) return { fields: { ...fields }, values: undefined };
+  return {
+    fields: Object.fromEntries(entries.filter(([, value]) => !(value instanceof StoredValue))),
+    values: Object.fromEntries(references),
+  };
+}
+
+/**
+ * @param {unknown} value
+ * @returns {StoredValue | null} `null` if it is no reference.
+ */
+function referenceOf(value) {
+  if (!isObject(value) || !isNumber(value.size) || !Number.isSafeInteger(value.size)) return null;
+  const [id, hash] = [value.id, value.hash].map((each) => stringOrNull(each) ?? "");
+  return new StoredValue({ id, size: value.size, hash });
+}
+
+/**
  * The fields of a part after a change.
  *
  * @param {PartRecord} part
  * @param {Fields} values
  * @returns {Fields}
  */
-function newFields({ kind: partKind, fields }, { kind, name, ...values }) {
+function newFields(part, { kind, name, ...values }) {
+  const partKind = part.kind;
+  const fields = allFields(part);
   if (partKind === TOOL_CALL) return callFields(fields, values);
   if (partKind !== DATA) return { ...fields, ...values };
   const { id, ...others } = values;
@@ -366,6 +439,7 @@ function isAnswered(before, answer) {
 function redact(part, reason) {
   const { name, id } = part.fields;
   part.fields = placeOf(part) === null ? {} : { name, id };
+  delete part.values;
   if (part.text !== undefined) part.text = "";
   part.redacted = stringOrNull(reason) || true;
 }
@@ -410,6 +484,7 @@ function isNumber(value) {
  * @returns {value is Fields}
  */
 function isObject(value) {
+  if (value instanceof StoredValue) return false;
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 

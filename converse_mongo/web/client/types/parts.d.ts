@@ -34,6 +34,7 @@ export function toolCallState({ fields, values }: Readonly<PartRecord>, ended: b
  * @property {number} part Its number: the sequence of the chunk that began it.
  * @property {string} kind
  * @property {Fields} fields
+ * @property {Values} [values] The fields that are too large to be here.
  * @property {number} [parent] The tool call whose sub-agent speaks.
  * @property {string} [text] The text of a text, of reasoning, and of a tool's input.
  * @property {true} [closed]
@@ -58,6 +59,7 @@ export function toolCallState({ fields, values }: Readonly<PartRecord>, ended: b
  * @property {unknown} [fields]
  * @property {unknown} [delta]
  * @property {unknown} [parent]
+ * @property {unknown} [values]
  */
 /** @typedef {Readonly<Record<string, unknown>>} Fields */
 /**
@@ -124,6 +126,10 @@ export type PartRecord = {
     kind: string;
     fields: Fields;
     /**
+     * The fields that are too large to be here.
+     */
+    values?: Readonly<Record<string, Readonly<Reference>>> | undefined;
+    /**
      * The tool call whose sub-agent speaks.
      */
     parent?: number | undefined;
@@ -136,13 +142,6 @@ export type PartRecord = {
      * The reason, if there is one.
      */
     redacted?: string | true | undefined;
-    /**
-     * The sizes in bytes of fields that are
-     * too large to be sent, by name.
-     */
-    values?: Readonly<Record<string, {
-        size: number;
-    }>> | undefined;
 };
 export type PartSnapshot = {
     next_sequence: number;
@@ -161,6 +160,19 @@ export type PartChunk = {
     fields?: unknown;
     delta?: unknown;
     parent?: unknown;
+    values?: unknown;
 };
 export type Fields = Readonly<Record<string, unknown>>;
 export type ToolCallState = "input-streaming" | "input-available" | "approval-requested" | "approval-responded" | "running" | "output-available" | "output-error" | "output-denied" | "interrupted";
+/**
+ * A value that is stored apart from its part.
+ */
+export type Reference = {
+    /**
+     * In bytes of BSON.
+     */
+    size: number;
+    hash?: string | undefined;
+    id?: string | undefined;
+};
+export type Values = Readonly<Record<string, Readonly<Reference>>>;
