@@ -96,7 +96,7 @@ async def _own_code(setting: Setting, before: Path) -> list[Figure]:
             await children.start("earlier library", program, of=before),
         )
         sides = {"library": now, "before": earlier}
-        size = {side: (await child.expect("ready"))["bytes"] for side, child in sides.items()}
+        ready = {side: await child.expect("ready") for side, child in sides.items()}
         for number in range(2 * setting.rounds):
             setting.note(f"text alone, round {number + 1} of {2 * setting.rounds}")
             for side in reversed(sides) if number % 2 else sides:
@@ -116,7 +116,18 @@ async def _own_code(setting: Setting, before: Path) -> list[Figure]:
         )
         for way, series in rounds.items()
     ]
-    sent = {side: [float(size[side])] for side in sides}
+    figures += [
+        compare(
+            f"{way}, text alone: calls of functions",
+            "calls",
+            {side: [float(report["calls"][way])] for side, report in ready.items()},
+            of="library",
+            against="before",
+            target=OWN_CODE_TARGET,
+        )
+        for way in parts_programs.WAYS
+    ]
+    sent = {side: [float(report["bytes"])] for side, report in ready.items()}
     return [*figures, compare("bytes of its update", "bytes", sent, of="library", against="before")]
 
 
