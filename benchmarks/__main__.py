@@ -23,6 +23,7 @@ from benchmarks import (
     live_latency,
     load,
     long_message,
+    parts,
     reads,
     resume,
     sse_clients,
@@ -51,6 +52,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "storage": storage.run,
     "resume": resume.run,
     "reads": reads.run,
+    "parts": parts.run,
     "watch_cost": watch_cost.run,
     "live_latency": live_latency.run,
     "whole_job": whole_job.run,
@@ -154,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         "--before",
         type=Path,
         metavar="CHECKOUT",
-        help="of sse_clients, an earlier version to compare with: git worktree add CHECKOUT COMMIT",
+        help="of sse_clients and parts, an earlier version: git worktree add CHECKOUT COMMIT",
     )
     parser.add_argument(
         "--output",

@@ -133,19 +133,25 @@ class Children:
         self._patience = patience
         self._all: list[Child] = []
 
-    async def start(self, name: str, module: str, *arguments: str, of: Path | None = None) -> Child:
+    async def start(
+        self, name: str, module: str | Path, *arguments: str, of: Path | None = None
+    ) -> Child:
         """Starts ``python -m module arguments``.
 
         Args:
+            name: What to call it in errors.
+            module: A module, or the path of a program that runs with the library of any checkout.
+            arguments: Its arguments.
             of: The checkout whose module and library it is; by default this one.
         """
+        program = (str(module),) if isinstance(module, Path) else ("-m", module)
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process ends
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", module, *arguments),
+            *(sys.executable, *program, *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
-            env=self._environment,
+            env={**self._environment, "PYTHONPATH": str(of or _ROOT)},
             cwd=of or _ROOT,
             process_group=0,  # Ctrl-C in the terminal is for the parent, which ends them
         )

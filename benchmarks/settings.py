@@ -39,7 +39,7 @@ class Setting:
         chunks: How many chunks a long message has.
         note: Told what goes on, for who waits.
         load: How much the load test does.
-        before: A checkout of an earlier version, which ``sse_clients`` compares with.
+        before: A checkout of an earlier version, which ``sse_clients`` and ``parts`` compare with.
     """
 
     server: Server
