@@ -214,6 +214,11 @@ class PartLog:
         part = self._parts.get(number)
         return None if part is None else part.kind
 
+    def record(self, number: int) -> Record | None:
+        """Returns a part; ``None`` if there is none with this number."""
+        part = self._parts.get(number)
+        return None if part is None else part.record()
+
     def add(self, chunk: Mapping[str, Any] | MessageChunk) -> int | None:
         """Adds the next chunk, as it is stored or as a watcher has it; the chunk is not changed.
 
