@@ -93,6 +93,7 @@ class MessageCreated(Event):
     Attributes:
         content: The text of a message added whole; empty for a stream, whose text follows in
             :class:`ChunkReceived`.
+        has_parts: True if a message added whole has more than text: load it to see its parts.
     """
 
     type: ClassVar[str] = "message.created"
@@ -104,6 +105,7 @@ class MessageCreated(Event):
     content: str
     metadata: Mapping[str, Any] = field(hash=False)
     created_at: datetime
+    has_parts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

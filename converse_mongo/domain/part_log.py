@@ -242,6 +242,11 @@ class PartLog:
         last = [step.number if step.ended_at is None else step.ended_at for step in steps]
         return max(last, default=-1) + 1
 
+    def record(self, number: int) -> Record | None:
+        """Returns a part; ``None`` if there is none with this number."""
+        part = self._parts.get(number)
+        return None if part is None else part.record()
+
     def add(self, chunk: Mapping[str, Any] | MessageChunk) -> int | None:
         """Adds the next chunk, as it is stored or as a watcher has it; the chunk is not changed.
 
