@@ -25,7 +25,7 @@ from converse_mongo.documents.listings import (
     list_conversations,
     read_history,
 )
-from converse_mongo.documents.messages import Message, generated_id, has_text, load_message
+from converse_mongo.documents.messages import Message, has_text, load_message
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.documents.views import ConversationView
 from converse_mongo.domain.chunks import UtcDatetime
@@ -36,6 +36,7 @@ from converse_mongo.domain.errors import (
     InvalidInputError,
 )
 from converse_mongo.domain.events import ConversationCreated
+from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import PARTS_FORMAT
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.owners import Owner, check_owner

@@ -1,14 +1,12 @@
 """Messages: added whole, or streamed."""
 
 import copy
-import hashlib
 import logging
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Generator,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -24,6 +22,7 @@ from pymongo import IndexModel
 
 from converse_mongo.documents.base import GIVEN_ONCE, JsonableDict, Protected, StoredDocument
 from converse_mongo.documents.own_writes import OwnWrites
+from converse_mongo.documents.texts import texts_of
 from converse_mongo.documents.views import MessageView
 from converse_mongo.domain.chunks import NO_METADATA, ChunkLog, MessageChunk, Piece, UtcDatetime
 from converse_mongo.domain.errors import (
@@ -35,6 +34,7 @@ from converse_mongo.domain.errors import (
     WatchError,
 )
 from converse_mongo.domain.events import MessageCreated
+from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import (
     MessageHeader,
     message_key,
@@ -48,8 +48,6 @@ from converse_mongo.domain.parts import Part, TextPart, ToolCallPart, parts_of
 from converse_mongo.domain.types import Granularity, MessageRole, MessageStatus, Metadata
 from converse_mongo.domain.validation import (
     EPOCH,
-    MAX_APPEND_BYTES,
-    MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
     MAX_CONTENT_BYTES,
     check_content,
@@ -62,7 +60,7 @@ from converse_mongo.domain.validation import (
 from converse_mongo.driver.failures import words_for
 from converse_mongo.driver.servers import FIRST_MARK
 from converse_mongo.store import Store, WriteQueue, updates
-from converse_mongo.store.appends import refuse_overtaken
+from converse_mongo.store.appends import in_appends, refuse_overtaken
 from converse_mongo.store.reads import CHUNKS_PER_READ
 from converse_mongo.store.saves import Changes
 from converse_mongo.store.updates import End
@@ -70,19 +68,6 @@ from converse_mongo.writing.appender import WriterOptions, WriterTarget
 from converse_mongo.writing.writer import MessageWriter
 
 M = TypeVar("M", bound="Message")
-
-SUPERSEDED_INDEXES = {
-    "conversation_revision": [("conversation_id", 1), ("revision", 1)],
-    "conversation_saves": [
-        *[("conversation_id", 1), ("save_mark", 1)],
-        *[("_id", 1), ("revision", 1), ("position", 1)],
-    ],
-    "streaming": [("status", 1)],
-    "compact_at": [("compact_at", 1)],
-}
-"""Name to key of the indexes of earlier versions. A changed index gets a new name and a new key:
-MongoDB refuses an index with the name, or the key, of another with other options."""
-
 
 _OF_PARTS = frozenset({"format", "part_bytes", "part_records"})
 
@@ -309,9 +294,12 @@ class Message(StoredDocument, Document):
         """
         if not self.is_streaming and not self.next_sequence:
             yield self.content
-            return
-        async for chunk in self.iter_chunks(after):
-            yield chunk.content
+        elif self.format is None and not self.is_streaming:
+            async for chunk in self.iter_chunks(after):
+                yield chunk.content
+        else:
+            async for text in texts_of(self.iter_chunks, after):
+                yield text
 
     async def refresh(self) -> Self:
         """Loads the message again into this object; unsaved changes are lost.
@@ -479,15 +467,16 @@ class Message(StoredDocument, Document):
         invalid.
         """
         pieces = pieces_of(contents)
-        appended: list[MessageChunk] = []
+        chunks: list[MessageChunk] = []
+        appended = 0
         try:
-            for batch in _batches(pieces):
-                appended += await self._append(batch, append_id)
-                append_id = None
+            for batch, count in in_appends(pieces):
+                chunks += await self._append(batch, append_id)
+                append_id, appended = None, appended + count
         except StoreUnavailableError as error:
-            error.appended = len(appended)
+            error.appended = appended
             raise
-        return appended
+        return chunks
 
     async def _append(
         self, pieces: Sequence[AnyPiece], append_id: ObjectId | None
@@ -586,9 +575,26 @@ class Message(StoredDocument, Document):
             key=self._own_key(),
             taken_over=lambda lease: self._reload(MAX_CONTENT_BYTES, lease),
             written=lambda chunks: self._own_writes.write(self.__dict__, self._tracker, chunks),
+            behind_steps=self._behind_steps,
             end=self._end,
         )
         return MessageWriter(target, checked, metadata, completion=completion, take_over=take_over)
+
+    async def _behind_steps(self) -> int:
+        store, log = self.store(), self._own_writes.log_of(self.__dict__)
+        count = self._own_queue(store).next_sequence
+        if log is not None and log.next_sequence == count:
+            return log.behind_steps()
+        if self.format is None and self.next_sequence == count:
+            return 0  # text alone
+        found = await store.call(
+            store.reader.parts,
+            *(self._own_id(), self.conversation_id),
+            what=f"read message {self.id}",
+        )
+        if found is None:
+            raise MessageNotFoundError(self._own_id())
+        return found[1].behind_steps()
 
     async def pipe(
         self,
@@ -835,28 +841,3 @@ async def has_text(message: Message, text: str) -> bool:
     )
     await ActionRegistry.run_actions(again, EventTypes.INSERT, ActionDirections.BEFORE, exclude=[])
     return again.content == message.content
-
-
-def generated_id(conversation_id: ObjectId, generation_id: str) -> PydanticObjectId:
-    """Derives the id of the message of a generation in a conversation.
-
-    If two processes start the same generation, one of them so finds it started: every collection,
-    sharded or not, has a unique index on ``_id``.
-    """
-    digest = hashlib.sha256(conversation_id.binary + generation_id.encode()).digest()
-    return PydanticObjectId(digest[:12])
-
-
-def _batches(pieces: Sequence[AnyPiece]) -> Iterator[list[AnyPiece]]:
-    """Splits ``pieces`` into atomic appends."""
-    batch: list[AnyPiece] = []
-    size = 0
-    for piece in pieces:
-        cost = piece.stored_size
-        if batch and (size + cost > MAX_APPEND_BYTES or len(batch) == MAX_APPEND_CHUNKS):
-            yield batch
-            batch, size = [], 0
-        batch.append(piece)
-        size += cost
-    if batch:
-        yield batch

@@ -8,10 +8,13 @@ from converse_mongo.domain.chunks import ChunkLog, MessageChunk, PartChunk, Stor
 from converse_mongo.domain.headers import PARTS_FORMAT
 from converse_mongo.domain.part_log import PartLog, storable_records
 from converse_mongo.domain.types import MessageStatus
-from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_CHUNKS
+from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_CHUNKS, utf8_size
 from converse_mongo.store import EndedMessage, Known, WriteQueue
 
 Fields = dict[str, Any]
+
+_TAKE_OUT = "reset", "redact"
+"""Events that take text out of the answer."""
 
 
 class OwnWrites:
@@ -69,6 +72,7 @@ class OwnWrites:
             self._add_parts(fields, tracker, chunks)
             log.stored.extend([chunk.to_stored() for chunk in chunks])
             _add_text(fields, tracker, chunks, None)
+            self._take_out_text(fields, tracker, chunks)
 
     def write(self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]) -> None:
         """Adds the chunks of a writer, but keeps at most a page of them and the text that fits."""
@@ -85,6 +89,7 @@ class OwnWrites:
             self.text_from = first_with_text(log.stored)
             fields["chunks"] = ChunkLog.not_loaded()
         _add_text(fields, tracker, chunks, MAX_CONTENT_BYTES)
+        self._take_out_text(fields, tracker, chunks)
 
     def _add_parts(
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
@@ -104,6 +109,16 @@ class OwnWrites:
         elif log is not None:
             for chunk in chunks:
                 log.add(chunk.to_stored())
+
+    def _take_out_text(
+        self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
+    ) -> None:
+        """Takes text that chunks made void, or redacted, out of the content."""
+        if not any(isinstance(each, PartChunk) and each.event in _TAKE_OUT for each in chunks):
+            return
+        log = self.log_of(fields)
+        self.has_text = self.has_text and log is not None  # without it, it is too large to be known
+        fields["content"] = tracker.remembered["content"] = "" if log is None else log.text()
 
     def _log_of_text(self, fields: Fields) -> PartLog:
         """Returns the log of chunks that are all text of the answer."""
@@ -128,6 +143,8 @@ class OwnWrites:
         fields["format"], fields["part_bytes"] = state.format, state.part_bytes
         records = ended.records
         fields["part_records"] = None if records is None else storable_records(records)
+        if records is not None:
+            fields["content_bytes"] = utf8_size(ended.content or "")
         if ended.chunks is not None:
             fields["chunks"] = ChunkLog(ended.chunks)
         elif fields["chunks"].is_loaded and len(fields["chunks"]) != state.next_sequence:

@@ -10,7 +10,7 @@ from typing import Any
 from converse_mongo.documents.presentation import Presentation, Shown, as_json
 from converse_mongo.domain.chunks import PartChunk
 from converse_mongo.domain.part_identity import PartIdentity
-from converse_mongo.domain.part_log import DATA, TEXT, Record, part_number
+from converse_mongo.domain.part_log import DATA, STEP, TEXT, Record, part_number
 
 HIDDEN = "hidden"
 """The kind that clients see of a part that is not shown to them."""
@@ -173,7 +173,10 @@ def _shown(identity: PartIdentity, presentation: Presentation) -> Shown:
         if depth > MAX_NESTING or is_nameless or presentation.part(above) is False:
             return False
         above = above.parent
-    return presentation.part(identity)
+    shown = presentation.part(identity)
+    if shown is False and identity.kind == STEP and identity.parent is None:
+        return frozenset()  # its end closes the text before it, and cannot be left out
+    return shown
 
 
 def _shows(name: str, shown: Shown) -> bool:

@@ -157,7 +157,7 @@ class PartChunk(MessageChunk):
         metadata, fields, delta = (stored.get(each) for each in ("metadata", "fields", "delta"))
         return cls(
             stored["sequence"],
-            stored["content"],
+            "",
             aware(stored["created_at"]),
             MappingProxyType(restored(metadata)) if metadata else NO_METADATA,
             stored.get("part"),

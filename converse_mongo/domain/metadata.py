@@ -245,8 +245,13 @@ def _cut(text: str) -> str:
     return text if len(text) <= _NAME_LENGTH else f"{text[:_NAME_LENGTH]}…"
 
 
+_AS_THEY_ARE = frozenset({str, int, float, bool, type(None), ObjectId, bytes})
+
+
 def storable(value: Any) -> Any:
     """Makes of the plain form a form that BSON holds, whatever the settings of the client are."""
+    if type(value) in _AS_THEY_ARE:
+        return value
     if isinstance(value, Mapping):
         return {key: storable(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -256,9 +261,6 @@ def storable(value: Any) -> Any:
     if isinstance(value, UUID):
         return Binary.from_uuid(value, UuidRepresentation.STANDARD)
     return value
-
-
-_AS_THEY_ARE = frozenset({str, int, float, bool, type(None), ObjectId, bytes})
 
 
 def restored(value: Any) -> Any:

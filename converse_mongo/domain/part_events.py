@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, TypeAlias
+from weakref import WeakSet
 
 import bson
 
@@ -48,14 +49,15 @@ class PartRef:
         number: Its number; ``None`` until it is stored.
         closed: True once its writer has ended it.
         has_input: For a tool call, true once its input is complete.
+        void: True once a reset of its writer has voided it.
     """
 
-    __slots__ = ("closed", "has_input", "kind", "number")
+    __slots__ = ("__weakref__", "closed", "has_input", "kind", "number", "void")
 
     def __init__(self, kind: str | None, number: int | None = None) -> None:
         self.kind = kind
         self.number = number
-        self.closed = self.has_input = False
+        self.closed = self.has_input = self.void = False
 
 
 Numbers: TypeAlias = dict[PartRef, int]
@@ -130,13 +132,22 @@ def numbered(pieces: Iterable[AnyPiece], first: int, created_at: datetime) -> li
     return chunks
 
 
-def is_chunk(piece: AnyPiece, chunk: MessageChunk) -> bool:
-    """Returns whether a stored chunk is that of a piece, as far as can be told."""
+def is_chunk(piece: AnyPiece, chunk: MessageChunk, *, merged: bool) -> bool:
+    """Returns whether a stored chunk is that of a piece, as far as can be told.
+
+    Args:
+        piece: The piece.
+        chunk: The chunk.
+        merged: True if text may have been taken out, since it is void or redacted.
+    """
     if isinstance(piece, Piece):
-        return not isinstance(chunk, PartChunk) and chunk.content == piece.content
+        if isinstance(chunk, PartChunk):
+            return merged and chunk.event == "start"  # of text that was redacted
+        return chunk.content == piece.content or (merged and not chunk.content)
     if not isinstance(chunk, PartChunk):
         return False
-    return (chunk.event, chunk.delta) == (piece.event, piece.delta)
+    same = chunk.delta == piece.delta or (merged and not chunk.delta)
+    return same and chunk.event == piece.event
 
 
 def settle(pieces: Iterable[AnyPiece], chunks: Iterable[MessageChunk]) -> None:
@@ -220,9 +231,13 @@ class Composer:
 
     Args:
         parent: The tool call whose sub-agent writes; ``None`` for the answer itself.
+        begun: All parts that the writer and those of its sub-agents began.
     """
 
-    def __init__(self, parent: PartRef | None = None) -> None:
+    def __init__(
+        self, parent: PartRef | None = None, begun: "WeakSet[PartRef] | None" = None
+    ) -> None:
+        self.begun: WeakSet[PartRef] = WeakSet() if begun is None else begun
         self._parent = parent
         self._refs: dict[str, PartRef] = {}
 
@@ -260,7 +275,9 @@ class Composer:
                 f"The part {part.number} of a message cannot be written again: make a new one. "
                 "Nothing was written."
             )
+        self._refuse_closed(self._parent)
         ref = PartRef(part.kind)
+        self.begun.add(ref)
         ref.has_input = "input" in part.fields
         fields = _checked({**part.fields, "kind": part.kind})
         pieces: list[AnyPiece] = [PartPiece("start", fields=fields, parent=self._parent, marks=ref)]
@@ -302,7 +319,25 @@ class Composer:
             ref.closed = True
         return PartPiece(event, ref, checked)
 
-    def _refuse_closed(self, ref: PartRef) -> None:
+    def void(self, first: int, reset: int) -> None:
+        """Notes that a reset with this sequence has voided the parts from a number on."""
+        for ref in self.begun:
+            ref.void = ref.void or (ref.number is not None and first <= ref.number < reset)
+
+    def continued(self, number: int) -> PartRef:
+        """Returns the tool call with a number, of another writer."""
+        ref = PartRef(TOOL_CALL, number)
+        self.begun.add(ref)
+        return ref
+
+    def _refuse_closed(self, ref: PartRef | None) -> None:
+        if ref is None:
+            return
+        if ref.void:
+            raise InvalidInputError(
+                f"This part of the kind {ref.kind!r} was voided by a reset: begin another. "
+                "Nothing was written."
+            )
         if ref.closed:
             raise InvalidInputError(
                 f"This part of the kind {ref.kind!r} has ended: begin another. Nothing was written."
@@ -344,8 +379,8 @@ def _checked(fields: object) -> Mapping[str, Any]:
     return checked or NO_METADATA
 
 
-def pieces_of(contents: object) -> list[AnyPiece]:
-    """Returns the pieces of what is to be appended, all of them checked.
+def pieces_of(contents: object) -> list[list[AnyPiece]]:
+    """Returns the pieces of each of the contents that are to be appended, all of them checked.
 
     Raises:
         InvalidInputError: One of them cannot be stored, or ``contents`` is a plain string.
@@ -356,14 +391,14 @@ def pieces_of(contents: object) -> list[AnyPiece]:
             f"{type(contents).__name__}; use append_chunk for one string. Nothing was written."
         )
     composer = Composer()
-    pieces: list[AnyPiece] = []
+    pieces: list[list[AnyPiece]] = []
     for content in contents:
         if isinstance(content, PartPiece):  # given back by a writer
-            pieces.append(content)
+            pieces.append([content])
         elif not isinstance(content, str) and isinstance(content, PARTS):
-            pieces += composer.pieces(content)
+            pieces.append(composer.pieces(content))
         else:
-            pieces.append(Piece(content, NO_METADATA, check_content(content, MAX_CHUNK_BYTES)))
+            pieces.append([Piece(content, NO_METADATA, check_content(content, MAX_CHUNK_BYTES))])
     return pieces
 
 
@@ -375,7 +410,9 @@ def whole(content: str, parts: Iterable[Part]) -> tuple[str, list[Record]]:
     Raises:
         InvalidInputError: One of the parts cannot be stored, or they are too large together.
     """
-    pieces = [Piece(content, NO_METADATA, utf8_size(content)), *pieces_of(parts)]
+    pieces: list[AnyPiece] = [Piece(content, NO_METADATA, utf8_size(content))]
+    for each in pieces_of(parts):
+        pieces += each
     chunks = numbered(pieces, 0, now())
     log = PartLog.of([chunk.to_stored() for chunk in chunks])
     records = [{**record, "part": place} for place, record in enumerate(log.records())]

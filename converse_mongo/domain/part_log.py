@@ -21,7 +21,7 @@ Record: TypeAlias = dict[str, Any]
 tool's input; ``parent``, ``closed`` and ``redacted`` where they apply. Its values are in the plain
 form (see :mod:`converse_mongo.domain.metadata`)."""
 
-TEXT, REASONING, TOOL_CALL, DATA = "text", "reasoning", "tool_call", "data"
+TEXT, REASONING, TOOL_CALL, DATA, STEP = "text", "reasoning", "tool_call", "data", "step"
 KINDS_WITH_TEXT = frozenset({TEXT, REASONING, TOOL_CALL})
 
 _FIXED = {"kind", "name"}
@@ -38,7 +38,7 @@ class _Place(NamedTuple):
 class _Part:
     """A part that grows. Its text stays in pieces, since joining each time would be quadratic."""
 
-    __slots__ = ("closed", "fields", "kind", "number", "parent", "pieces", "redacted")
+    __slots__ = ("closed", "ended_at", "fields", "kind", "number", "parent", "pieces", "redacted")
 
     def __init__(self, number: int, kind: str, parent: int | None, fields: dict[str, Any]) -> None:
         self.number = number
@@ -47,6 +47,7 @@ class _Part:
         self.fields = fields
         self.pieces: list[str] = []
         self.closed = False
+        self.ended_at: int | None = None
         self.redacted: str | bool = False
 
     def record(self) -> Record:
@@ -219,6 +220,16 @@ class PartLog:
         part = self._parts.get(number)
         return None if part is None else part.record()
 
+    def behind_steps(self) -> int:
+        """Returns the number from which a reset voids what no finished step has.
+
+        It is behind the start of the step that is open, if there is one, and else behind the end of
+        the last one. A log of a snapshot does not know where steps ended.
+        """
+        steps = [each for each in self._parts.values() if each.kind == STEP and each.parent is None]
+        last = [step.number if step.ended_at is None else step.ended_at for step in steps]
+        return max(last, default=-1) + 1
+
     def add(self, chunk: Mapping[str, Any] | MessageChunk) -> int | None:
         """Adds the next chunk, as it is stored or as a watcher has it; the chunk is not changed.
 
@@ -304,9 +315,11 @@ class PartLog:
         else:
             self.counted = part.set(fields)
         if event != "set":
-            part.closed = True
+            part.closed, part.ended_at = True, self.next_sequence - 1
             if self.open == part.number:
                 self.open = None
+        if event == "end" and part.kind == STEP and part.parent is None:
+            self._close_text()  # what follows is not the step's, which a reset may spare
         return part.number
 
     def _reset(self, first: object) -> None:

@@ -36,6 +36,9 @@ from converse_mongo.domain.part_log import DATA, TEXT, PartLog
 
 Event: TypeAlias = dict[str, Any]
 
+_PLAIN = (int, str)
+"""Types of values that are the same in each form; those of nearly all numbers and events."""
+
 
 class Merged(NamedTuple):
     """The stored form of merged chunks.
@@ -133,11 +136,10 @@ class _Remains:
         if _is_text(chunk):
             began = number == chunk["sequence"] and self._is_there(number)
             return {"event": "start", "fields": {"kind": TEXT}} if began else {}
-        event = {
-            name: storable(restored(chunk[name]))
-            for name in ("event", "part", "parent")
-            if chunk.get(name) is not None
-        }
+        event = {}
+        for name in ("event", "part", "parent"):
+            if (value := chunk.get(name)) is not None:
+                event[name] = value if type(value) in _PLAIN else storable(restored(value))
         if "event" not in event:
             delta = chunk.get("delta") if number is not None and number in self._legible else ""
             return {**event, "delta": delta if isinstance(delta, str) else ""}
@@ -188,8 +190,10 @@ def _effective(event: object, fields: Mapping[str, Any]) -> set[str]:
 def _in_runs(events: Sequence[Event]) -> Iterator[Event]:
     """Joins the deltas of one part in a row, and equal events in a row."""
 
-    def same(indexed: tuple[int, Event]) -> tuple[int, bytes]:
+    def same(indexed: tuple[int, Event]) -> tuple[int, int | bytes]:
         index, event = indexed
+        if len(event) == 3 and "delta" in event and type(part := event.get("part")) is int:
+            return event["sequence"] - index, part
         rest = {name: event[name] for name in event if name not in ("sequence", "delta")}
         return event["sequence"] - index, bson.encode(rest)  # bytes tell true from 1
 

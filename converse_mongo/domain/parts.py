@@ -10,7 +10,15 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 from converse_mongo.domain.jsonable import jsonable
-from converse_mongo.domain.part_log import DATA, REASONING, TEXT, TOOL_CALL, Record, has_outcome
+from converse_mongo.domain.part_log import (
+    DATA,
+    REASONING,
+    STEP,
+    TEXT,
+    TOOL_CALL,
+    Record,
+    has_outcome,
+)
 
 ToolCallState: TypeAlias = Literal[
     "input-streaming",
@@ -457,7 +465,7 @@ class StepPart(Part):
     """One call of a model: at its end, what the provider says of it."""
 
     __slots__ = ()
-    KIND = "step"
+    KIND = STEP
 
     @property
     def model(self) -> str | None:

@@ -1,7 +1,7 @@
 """Appends: chunks are added at the end of a streaming message."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
@@ -25,7 +25,12 @@ from converse_mongo.domain.headers import MessageHeader, check_format
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.part_events import AnyPiece, is_chunk, numbered, part_size, settle
 from converse_mongo.domain.types import MessageRole, MessageStatus
-from converse_mongo.domain.validation import MAX_LIVE_BYTES, now
+from converse_mongo.domain.validation import (
+    MAX_APPEND_BYTES,
+    MAX_APPEND_CHUNKS,
+    MAX_LIVE_BYTES,
+    now,
+)
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
 from converse_mongo.store.collections import Collections, WriteQueue, back_off
@@ -297,6 +302,7 @@ class Appends:
     ) -> list[MessageChunk]:
         """Reads the chunks of a stored append, from sequence ``first``."""
         chunks: list[MessageChunk] = []
+        merged = False
         while len(chunks) < len(pieces):
             start = first + len(chunks)
             read = await self._collections.call(
@@ -309,13 +315,14 @@ class Appends:
             if not read[1]:
                 break
             chunks += read[1]
-        chunks = chunks[: len(pieces)]
-        if len(chunks) != len(pieces) or not all(map(is_chunk, pieces, chunks)):
+            merged = merged or read[0].compacted
+        pairs = list(zip(pieces, chunks, strict=False))
+        if len(pairs) != len(pieces) or not all(is_chunk(*each, merged=merged) for each in pairs):
             raise InvalidInputError(
                 f"The append_id belongs to another append, which message {key['_id']} has at "
                 f"sequence {first}: pass it with the same contents. Nothing was written."
             )
-        return chunks
+        return [chunk for _, chunk in pairs]
 
 
 def replaced(message_id: ObjectId) -> WriterFencedError:
@@ -361,3 +368,20 @@ def refuse_overtaken(state: MessageHeader, key: Mapping[str, Any], lease: Lease)
     if state.status.is_final:
         raise MessageNotStreamingError(state.message_id, state.status)
     check_format(state.message_id, state.format)
+
+
+def in_appends(contents: Sequence[list[AnyPiece]]) -> Iterator[tuple[list[AnyPiece], int]]:
+    """Splits the pieces of contents into atomic appends, of so many contents each."""
+    batch: list[AnyPiece] = []
+    size = count = 0
+    for pieces in contents:
+        cost = pieces[0].stored_size if len(pieces) == 1 else sum([p.stored_size for p in pieces])
+        full = size + cost > MAX_APPEND_BYTES or len(batch) + len(pieces) > MAX_APPEND_CHUNKS
+        if batch and full:
+            yield batch, count
+            batch, size, count = [], 0, 0
+        batch += pieces
+        size += cost
+        count += 1
+    if batch:
+        yield batch, count

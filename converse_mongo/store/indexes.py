@@ -27,6 +27,18 @@ SLOW_SECONDS = 5.0
 PAUSE_SECONDS = 0.5
 _NAMESPACE_NOT_FOUND = 26
 
+SUPERSEDED_INDEXES = {
+    "conversation_revision": [("conversation_id", 1), ("revision", 1)],
+    "conversation_saves": [
+        *[("conversation_id", 1), ("save_mark", 1)],
+        *[("_id", 1), ("revision", 1), ("position", 1)],
+    ],
+    "streaming": [("status", 1)],
+    "compact_at": [("compact_at", 1)],
+}
+"""Name to key of the indexes of earlier versions. A changed index gets a new name and a new key:
+MongoDB refuses an index with the name, or the key, of another with other options."""
+
 Spec = Mapping[str, Any]
 
 

@@ -16,11 +16,11 @@ from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from converse_mongo.documents.conversations import Conversation
-from converse_mongo.documents.messages import SUPERSEDED_INDEXES, Message
+from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.domain.errors import ConfigurationError
 from converse_mongo.driver import change_streams, clients, failures, installed, servers
-from converse_mongo.store.indexes import list_indexes
+from converse_mongo.store.indexes import SUPERSEDED_INDEXES, list_indexes
 from converse_mongo.tools.servers import PATIENCE, SELECTION_SECONDS, check_scheme
 from converse_mongo.tools.terminal import colored, one_line, wrapped
 from converse_mongo.watching.changes import pipeline

@@ -20,7 +20,7 @@ MAX_KNOWN = 1024
 """The most parts whose kinds a filter remembers."""
 
 _STAYS = frozenset({"kind", "transient"})
-_ABOUT_ALL = frozenset({"reset", "metadata", "redact"})
+_ABOUT_ALL = "reset", "metadata", "redact"
 
 
 class Identities(Protocol):

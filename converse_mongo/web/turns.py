@@ -11,8 +11,9 @@ from bson import ObjectId
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import load_outline
-from converse_mongo.documents.messages import Message, generated_id, has_text
+from converse_mongo.documents.messages import Message, has_text
 from converse_mongo.domain.errors import GenerationConflictError, MessageNotFoundError
+from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.store.collections import back_off

@@ -71,6 +71,7 @@ class WriterTarget:
         key: The filter for the message.
         taken_over: Loads the message after a take-over by the given lease.
         written: Called with chunks that are stored.
+        behind_steps: Returns the number from which a reset voids what no finished step has.
         end: Ends the message, if the writer still holds the given lease; a second call with the
             same id is the same end.
     """
@@ -80,6 +81,7 @@ class WriterTarget:
     key: Mapping[str, Any]
     taken_over: Callable[[Lease], Awaitable[Any]]
     written: Callable[[Sequence[MessageChunk]], None]
+    behind_steps: Callable[[], Awaitable[int]]
     end: Callable[[End, Lease, ObjectId], Awaitable[Any]]
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Self
+from weakref import WeakSet
 
 from bson import ObjectId
 
@@ -30,8 +31,10 @@ class PartWriter(ABC):
     :class:`InvalidInputError` for what makes no sense or cannot be stored; nothing is written then.
     """
 
-    def __init__(self, parent: PartRef | None = None) -> None:
-        self._composer = Composer(parent)
+    def __init__(
+        self, parent: PartRef | None = None, begun: "WeakSet[PartRef] | None" = None
+    ) -> None:
+        self._composer = Composer(parent, begun)
         self._growing: PartRef | None = None
 
     @abstractmethod
@@ -89,7 +92,7 @@ class PartWriter(ABC):
                 "This tool call is not stored: take one of message.unfinished_calls. "
                 "Nothing was written."
             )
-        ref = PartRef(call.kind, call.number)
+        ref = self._composer.continued(call.number)
         ref.has_input = "input" in call.fields
         return ToolCall(self, self._composer, ref, call.call_id)
 
@@ -228,7 +231,7 @@ class ToolCall:
 
         Its parts belong to the call, and are not the answer's.
         """
-        return NestedWriter(self._writer, self._ref)
+        return NestedWriter(self._writer, self._ref, self._composer.begun)
 
     async def _set(self, fields: Mapping[str, Any]) -> None:
         await self._writer.put([self._composer.change(self._ref, "set", fields)])
@@ -238,8 +241,8 @@ class ToolCall:
 class NestedWriter(PartWriter):
     """Writes the parts of a sub-agent. Made by ``ToolCall.nested``."""
 
-    def __init__(self, outer: PartWriter, call: PartRef) -> None:
-        super().__init__(call)
+    def __init__(self, outer: PartWriter, call: PartRef, begun: "WeakSet[PartRef]") -> None:
+        super().__init__(call, begun)
         self._outer = outer
 
     async def put(self, pieces: Sequence[AnyPiece]) -> None:

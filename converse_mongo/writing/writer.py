@@ -36,10 +36,11 @@ from converse_mongo.domain.part_events import (
     AnyPiece,
     PartEvent,
     PartPiece,
+    PartRef,
 )
 from converse_mongo.domain.parts import Part
 from converse_mongo.domain.types import MessageStatus, Metadata
-from converse_mongo.domain.validation import check_token
+from converse_mongo.domain.validation import check_int, check_token
 from converse_mongo.driver.failures import words_for
 from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import Appender, WriterOptions, WriterTarget
@@ -208,6 +209,33 @@ class MessageWriter(PartWriter):
     def _check(self) -> None:
         if self._refusal is not None:
             raise self._refusal
+
+    async def reset(self, first: int | None = None) -> None:
+        """Voids parts, to begin them anew; it is stored when this returns.
+
+        Void parts, with their text, are no longer in the message. Viewers have seen them, and are
+        told by an event of the log. What earlier parts got since stays. A tool that has run has had
+        its effect all the same.
+
+        Args:
+            first: The number from which parts are void. ``None`` for those of the step that is
+                open, or else behind the last step that was finished, with the tools that it ran:
+                without steps, for all of the answer.
+
+        Raises:
+            InvalidInputError: ``first`` is not a number.
+
+        It also raises the errors of :meth:`write`.
+        """
+        if first is not None:
+            check_int(first, "first", 0)
+        await self.flush()
+        start = await self._target.behind_steps() if first is None else first
+        mark = PartRef(None)
+        self._growing = None
+        await self.put([PartPiece("reset", fields={"from": start}, marks=mark)])
+        await self.flush()
+        self._composer.void(start, mark.number or 0)
 
     async def flush(self) -> None:
         """Waits until all text that was written is stored. Raises the errors of :meth:`write`."""

@@ -92,27 +92,20 @@ def test_demo__of_the_sample_shows_that_all_is_equal() -> None:
     assert "Everything is equal." in done.stdout
 
 
-def test_demo__takes_its_text_from_standard_input() -> None:
-    done = run_demo(*FAST, text=TEXT.encode())
+def test_demo__takes_its_text_from_standard_input_and_leaves_it_on_a_given_server(
+    server_uri: str, database: str
+) -> None:
+    done = run_demo(*FAST, "--uri", server_uri, "--database", database, text=TEXT.encode())
     assert done.returncode == 0, done.stderr
     shown = [line[2:] for line in done.stdout.split("\n") if line.startswith("| ")]
     assert "\n".join(shown) == TEXT
-
-
-def test_demo__takes_its_text_from_a_file_and_leaves_the_conversation_on_a_given_server(
-    server_uri: str, database: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "answer.txt"
-    path.write_bytes(TEXT.encode())
-    done = run_demo(*FAST, "--uri", server_uri, "--database", database, "--text", str(path))
-    assert done.returncode == 0, done.stderr
     with connect(server_uri) as client:
         stored = client[database]["messages"].find_one(message_id(done.stdout))
     assert stored is not None
     assert (stored["status"], stored["content"]) == ("completed", TEXT)
 
 
-def test_demo__exits_with_1_when_the_stored_text_is_not_the_streamed_one(
+def test_demo__of_a_file_exits_with_1_when_the_stored_text_is_not_the_streamed_one(
     server_uri: str, database: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "answer.txt"
@@ -170,26 +163,23 @@ def descendants(pid: int) -> list[int]:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"]
 )
-def test_demo__that_is_interrupted_leaves_no_process_behind(
-    number: signal.Signals, code: int
+def test_demo__that_is_interrupted_leaves_no_process_behind_and_ends_its_message(
+    request: pytest.FixtureRequest, number: signal.Signals, code: int
 ) -> None:
-    with start_demo() as demo:
+    # One has a server of its own, and what is on the other's can be read when it is gone.
+    uri = request.getfixturevalue("server_uri") if number == signal.SIGINT else None
+    database = request.getfixturevalue("database") if uri else ""
+    with start_demo(*(("--uri", uri, "--database", database) if uri else ())) as demo:
+        interrupted = message_id(read_until(demo.stdout, "* conversation"))
         read_until(demo.stdout, "| ")
         left = descendants(demo.pid)
         demo.send_signal(number)
         _, errors = demo.communicate(timeout=SECONDS)
-    assert len(left) >= 4, "server, writer and two viewers"
+    assert len(left) >= (3 if uri else 4), "writer, two viewers, and a server of its own"
     assert (demo.returncode, errors) == (code, "")
     assert [pid for pid in left if Path(f"/proc/{pid}").exists()] == []
-
-
-def test_demo__that_is_interrupted_ends_its_message(server_uri: str, database: str) -> None:
-    with start_demo("--uri", server_uri, "--database", database) as demo:
-        interrupted = message_id(read_until(demo.stdout, "* conversation"))
-        read_until(demo.stdout, "| ")
-        demo.send_signal(signal.SIGINT)
-        demo.communicate(timeout=SECONDS)
-    with connect(server_uri) as client:
-        stored = client[database]["messages"].find_one(interrupted)
-    assert stored is not None
-    assert stored["status"] == "cancelled"
+    if uri:
+        with connect(uri) as client:
+            stored = client[database]["messages"].find_one(interrupted)
+        assert stored is not None
+        assert stored["status"] == "cancelled"

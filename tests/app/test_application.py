@@ -8,6 +8,7 @@ from converse_mongo import (
     ChunkReceived,
     Conversation,
     Converse,
+    DataPart,
     Message,
     MessageCompleted,
     MessageCreated,
@@ -16,8 +17,13 @@ from converse_mongo import (
     MessageRole,
     MessageStatus,
     MessageUpdated,
+    Part,
+    StreamStoppedError,
+    ToolCallPart,
     WatchMode,
 )
+from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.parts import parts_of
 
 ANSWER = ["Open ", "it with ", "`open()`", ". Ümläuts ", "und 漢字 ", "🙂"]
 
@@ -41,6 +47,47 @@ async def read_live(converse: Converse, message: Message, after: int | None = No
         if isinstance(event, ChunkReceived):
             text += event.chunk.content
     return text
+
+
+async def ask_agent(
+    message: Message, *, stops: bool = False, error: Exception | None = None
+) -> None:
+    """Streams the answer of an agent with a tool; it may be cut off in the middle of a part."""
+    async with message.writer(granularity="token") as writer:
+        await writer.write("Let me look. ")
+        await writer.write_reasoning("A file")
+        await writer.write_reasoning(" is meant.")
+        async with writer.step() as step:
+            call = await writer.start_tool_call("search", call_id="call_1")
+            await call.input_delta('{"q":')
+            if stops:
+                await writer.flush()
+                await message.request_stop("Enough.")
+            await call.set_input({"q": "file"})
+            async with call.execution():
+                await call.nested().write("I am another.")
+                if error is not None:
+                    raise error
+                await call.set_output({"hits": 1})
+            step.usage = {"tokens": 7}
+        await writer.write(DataPart("progress", 50, id="p"))
+        await writer.write(DataPart("progress", 100, id="p"))
+        await writer.write("Use open().")
+
+
+async def parts_live(converse: Converse, message: Message) -> list[Part]:
+    """Follows the parts of an answer to its end, with a connection that is lost at each chunk."""
+    log, seen, ended = PartLog(), -1, False
+    while not ended:
+        async with converse.watch_message(message.id, None if seen < 0 else seen) as events:
+            event = await anext(events)
+            if isinstance(event, ChunkReceived):
+                seen = event.chunk.sequence
+                log = PartLog.from_snapshot(log.snapshot())
+                log.add(event.chunk.to_stored())
+            else:
+                ended = True
+    return parts_of(log.records(), ended=True)
 
 
 # Its tests
@@ -185,3 +232,75 @@ async def test_history__of_an_owner(converse: Converse) -> None:
 async def test_mode__is_told(converse: Converse, request: pytest.FixtureRequest) -> None:
     mocked = "mongomock" in request.node.name
     assert converse.watch_mode is (WatchMode.POLLING if mocked else WatchMode.CHANGE_STREAM)
+
+
+async def test_agent__is_followed_part_by_part(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    live = asyncio.create_task(parts_live(converse, message))
+    await ask_agent(message)
+    parts = (await converse.get_message(message.id)).parts
+    assert [(part.kind, part.text) for part in parts] == [
+        ("text", "Let me look. "),
+        ("reasoning", "A file is meant."),
+        ("step", ""),
+        ("tool_call", '{"q":'),
+        ("text", "I am another."),
+        ("data", ""),
+        ("text", "Use open()."),
+    ]
+    call, nested, data = parts[3], parts[4], parts[5]
+    assert isinstance(call, ToolCallPart)
+    assert (call.state, call.output, nested.parent) == (
+        "output-available",
+        {"hits": 1},
+        call.number,
+    )
+    assert isinstance(data, DataPart)
+    assert data.data == 100
+    assert await live == await parts_live(converse, message) == parts == message.parts
+    (listed,) = await conversation.messages()
+    assert (listed.parts, listed.content) == (parts, "Let me look. Use open().")
+
+
+async def test_agent__that_is_stopped_or_fails_leaves_what_it_has(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    stopped = await conversation.start_streaming_assistant()
+    failed = await conversation.start_streaming_assistant()
+    live = [asyncio.create_task(parts_live(converse, each)) for each in (stopped, failed)]
+    with pytest.raises(StreamStoppedError):
+        await ask_agent(stopped, stops=True)
+    with pytest.raises(ZeroDivisionError):
+        await ask_agent(failed, error=ZeroDivisionError("no such page"))
+    states = ("interrupted", "output-error")
+    for message, seen, state in zip((stopped, failed), live, states, strict=True):
+        read = await converse.get_message(message.id)
+        call = read.parts[3]
+        assert isinstance(call, ToolCallPart)
+        assert (call.state, call.closed) == (state, True)
+        assert await seen == read.parts == message.parts
+    assert (await converse.get_message(stopped.id)).is_cancelled
+    assert (await converse.get_message(failed.id)).is_failed
+
+
+async def test_agent__that_died_is_gone_on_with(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    live = asyncio.create_task(parts_live(converse, message))
+    async with message.writer() as writer:
+        call = await writer.start_tool_call("search")
+        await call.set_input({})
+        async with call.execution():
+            await call.nested().write_reasoning("Hm")
+            await writer.flush()
+            await writer.detach()
+    next_copy = await converse.get_message(message.id)
+    async with next_copy.resume_writer() as writer:
+        (unfinished,) = next_copy.unfinished_calls
+        assert unfinished.state == "running"
+        await writer.continue_tool_call(unfinished).set_error("It was interrupted.")
+        await writer.write("Sorry.")
+    read = await converse.get_message(message.id)
+    assert [part.kind for part in read.parts] == ["tool_call", "reasoning", "text"]
+    assert read.unfinished_calls == []
+    assert await live == read.parts == next_copy.parts

@@ -289,7 +289,8 @@ class Tab:
 
     def shown_text(self) -> str:
         """The last answer as it stands in the page, with each blank but those at its end."""
-        return self.text.evaluate("(node) => node.textContent") or ""
+        texts = "(all) => all.map((node) => node.textContent).join('')"
+        return str(self.answer.locator(":scope > .parts > .text").evaluate_all(texts))
 
     def expect_end(self, status: str, text: str, *, tokens: int | None = None) -> dict[str, Any]:
         """Waits until the last answer has ended; the page and the store must have this text."""

@@ -54,7 +54,8 @@ OURS = (
 STRANGE = """(ours) => {
   const found = [];
   const safe = ["class", "start", "data-id", "data-status", "hidden", "type", "tabindex", "role",
-    "aria-current", "aria-hidden", "aria-label", "href", "target", "rel", "disabled"];
+    "aria-current", "aria-hidden", "aria-label", "href", "target", "rel", "disabled", "open",
+    "data-state"];
   for (const node of document.querySelectorAll("#messages *, #conversations *")) {
     if (!ours.split(" ").includes(node.localName)) found.push(node.outerHTML);
     for (const { name, value } of node.attributes) {

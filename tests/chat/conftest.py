@@ -1,7 +1,7 @@
 """A running chat with a fake model behind it, and users of it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -79,8 +79,8 @@ class Chat:
 MakeChat = Callable[..., Awaitable[Chat]]
 
 
-@pytest_asyncio.fixture
-async def make_chat(server_uri: str) -> AsyncIterator[MakeChat]:
+@asynccontextmanager
+async def making_chats(server_uri: str) -> AsyncIterator[MakeChat]:
     """Starts chats; its arguments are settings."""
     async with AsyncExitStack() as stack:
 
@@ -107,6 +107,12 @@ async def make_chat(server_uri: str) -> AsyncIterator[MakeChat]:
 
             return Chat(fake, settings, open_browser, port)
 
+        yield make
+
+
+@pytest_asyncio.fixture
+async def make_chat(server_uri: str) -> AsyncIterator[MakeChat]:
+    async with making_chats(server_uri) as make:
         yield make
 
 

@@ -11,16 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from converse_mongo import ConfigurationError
 from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.tools.chat import app as chat_app
-from converse_mongo.tools.chat.hosts import Hosts, loopback_hosts
 from converse_mongo.tools.chat.prompts import MAX_TITLE
 from converse_mongo.web import Limits
-from tests.chat.conftest import Browser, Chat, MakeChat
+from tests.chat.conftest import Browser, Chat, MakeChat, making_chats
 
 SECONDS = 20
 ID = "0123456789abcdef01234567"
@@ -42,6 +41,35 @@ ROUTES = [
     ("GET", f"/api/chat/{ID}/stream"),
     ("GET", "/api/nothing"),
 ]
+
+
+# One chat serves all that it refuses: to start one takes most of the time of a test.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chat(server_uri: str) -> AsyncIterator[Chat]:
+    async with making_chats(server_uri) as make:
+        yield await make()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chat_with_names(server_uri: str) -> AsyncIterator[Chat]:
+    async with making_chats(server_uri) as make:
+        yield await make(hosts=HOSTS)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def make_chat(server_uri: str) -> AsyncIterator[MakeChat]:
+    async with making_chats(server_uri) as make:
+        yield make
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def browser(chat: Chat) -> Browser:
+    browser = await chat.open_browser()
+    await browser.meet()
+    return browser
 
 
 def assert_refused(response: httpx.Response, status: int, code: str) -> None:
@@ -215,10 +243,9 @@ HOSTS = ("localhost:8000", "127.0.0.1:8000", "[::1]:8000", "chat.example.com")
     ],
 )
 async def test_host__must_be_one_of_those_that_are_allowed(
-    make_chat: MakeChat, host: str, served: bool
+    chat_with_names: Chat, host: str, served: bool
 ) -> None:
-    chat = await make_chat(hosts=HOSTS)
-    visitor = await chat.open_browser()
+    visitor = await chat_with_names.open_browser()
     for path in ("/", "/api/me"):
         response = await visitor.http.get(path, headers={"host": host})
         if served:
@@ -239,30 +266,6 @@ async def test_host__is_looked_at_before_a_socket_opens(make_chat: MakeChat) -> 
 async def test_host__is_not_looked_at_without_names(chat: Chat) -> None:
     visitor = await chat.open_browser()
     assert (await visitor.http.get("/", headers={"host": "any.example"})).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("host", "port", "names"),
-    [
-        ("127.0.0.1", 8000, {"localhost:8000", "127.0.0.1:8000", "[::1]:8000"}),
-        ("localhost", 80, {"localhost:80", "127.0.0.1:80", "[::1]:80"}),
-        ("::1", 8000, {"localhost:8000", "127.0.0.1:8000", "[::1]:8000"}),
-        ("127.0.0.9", 1, {"localhost:1", "127.0.0.1:1", "[::1]:1", "127.0.0.9:1"}),
-        ("127.0.0.1", 0, {"localhost", "127.0.0.1", "[::1]"}),
-        ("0.0.0.0", 8000, set()),  # noqa: S104 - nothing listens
-        ("::", 8000, set()),
-        ("192.168.1.5", 8000, set()),
-        ("chat.example.com", 8000, set()),
-    ],
-)
-def test_loopback__has_its_names_and_port(host: str, port: int, names: set[str]) -> None:
-    assert set(loopback_hosts(host, port)) == names
-
-
-@pytest.mark.parametrize("name", ["", "http://localhost", "a b", "*", "localhost:", "localhost/x"])
-def test_host__that_is_none_is_refused_at_the_start(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="is not a host"):
-        Hosts([name])
 
 
 # Bodies

@@ -40,6 +40,7 @@ from converse_mongo.documents import own_writes
 from converse_mongo.store import pages, updates
 from converse_mongo.watching import topics
 from tests.faults.schedules import MOST_IN_BATCH, Crash, Schedule, ViewerPlan
+from tests.faults.speech import Speaker, contents_of, tokens_in
 from tests.faults.verdict import goal_of
 
 __all__ = ["DETACH", "Appending", "Link", "Viewing", "Writing", "token"]
@@ -140,7 +141,13 @@ class Writing:
         except ConverseError as error:
             tell("refused", error=type(error).__name__)
             return
-        tell("entered", length=len(message.content), epoch=writer._lease.epoch)
+        tell(
+            "entered",
+            length=len(message.content),
+            epoch=writer._lease.epoch,
+            count=message.next_sequence,
+            parts=records_of(message) if message.format else None,
+        )
         generation = Generation(self, message, writer, detaching, tell)
         left = await generation.run()
         tell("left", **left)
@@ -180,13 +187,16 @@ class Generation:
         tell: Tell,
     ) -> None:
         self._schedule = writing.schedule
+        self._number = writing.number
         self._tokens = [
             token(writing.schedule, writing.number, number)
             for number in range(writing.schedule.tokens)
         ]
-        self._ends = list(itertools.accumulate(len(text.encode()) for text in self._tokens))
+        self._texts: list[int] = []
+        self._ends: list[int] = []
         self._message = message
         self._writer = writer
+        self._speaker = Speaker(writer, lambda call, value: tell("output", call=call, value=value))
         self._detaching = detaching
         self._tell = tell
         self._accepted = self._stored = 0
@@ -207,6 +217,8 @@ class Generation:
             "cause": type(error.__cause__).__name__ if error and error.__cause__ else None,
             "detached": self._detached,
             "accepted": self._accepted,
+            "texts": self._texts,
+            "parts": records_of(self._message) if self._message.is_completed else None,
             **lost,
         }
 
@@ -218,13 +230,19 @@ class Generation:
                 self._detached = True
                 return
             self._tell("writes", number=number)
-            await writer.write(text)
+            how = await self._speaker.say(schedule.way_of(self._number, number), text)
             self._accepted = number + 1
-            if schedule.flush_every and self._accepted % schedule.flush_every == 0:
+            if how == "text":
+                self._texts.append(number)
+                self._ends.append(len(text.encode()) + (self._ends[-1] if self._ends else 0))
+            if how == "stored":
+                self._know_stored(self._accepted)
+            elif schedule.flush_every and self._accepted % schedule.flush_every == 0:
                 await writer.flush()
                 self._know_stored(self._accepted)
-            else:
-                self._know_stored(bisect.bisect_right(self._ends, writer.statistics().bytes))
+            else:  # what comes before a text is stored with it
+                stored = bisect.bisect_right(self._ends, writer.statistics().bytes)
+                self._know_stored(self._texts[stored - 1] + 1 if stored else 0)
             await asyncio.sleep(schedule.pause)
 
     def _know_stored(self, count: int) -> None:
@@ -268,10 +286,15 @@ class Appending:
         try:
             for batch in self._batches():
                 tell("writes", number=count)
-                chunks = await self._append(message, batch)
+                contents = [
+                    content
+                    for number, text in enumerate(batch, count)
+                    for content in contents_of(schedule.way_of(self.number, number), text)
+                ]
+                chunks = await self._append(message, contents)
                 count += len(batch)
-                places = [(chunk.content, chunk.sequence) for chunk in chunks]
-                tell("stored", count=count, places=places)
+                assert [text for text, _ in tokens_in(chunks)] == batch
+                tell("stored", count=count, places=tokens_in(chunks))
                 await asyncio.sleep(schedule.pause * len(batch))
             if schedule.writers == 1:
                 await self._complete(message)
@@ -290,7 +313,7 @@ class Appending:
             yield texts[:size]
             texts = texts[size:]
 
-    async def _append(self, message: Message, contents: list[str]) -> list[MessageChunk]:
+    async def _append(self, message: Message, contents: list[Any]) -> list[MessageChunk]:
         """The chunks of ``contents`` that the last call made, if several had to be made."""
         append_id: ObjectId | None = None
         while True:
@@ -304,7 +327,6 @@ class Appending:
                 if append_id is None:
                     raise RuntimeError("this append cannot be tried again") from error
             else:
-                assert [chunk.content for chunk in chunks] == contents
                 return chunks
 
     async def _complete(self, message: Message) -> None:
@@ -368,13 +390,19 @@ class Viewing:
                 return None
 
 
+def records_of(message: Message) -> list[dict[str, Any]]:
+    """The parts that a copy of a message has, in the form of JSON."""
+    return [part.to_dict() for part in message.parts]
+
+
 def describe(event: Event) -> dict[str, Any]:
     """What a viewer says of an event."""
-    said: dict[str, Any] = {"event": event.type, "cursor": event.cursor}
+    said: dict[str, Any] = {"type": event.type, "cursor": event.cursor}
     message_id = getattr(event, "message_id", None)
     said["message_id"] = str(message_id)
     if isinstance(event, ChunkReceived):
-        said |= {"sequence": event.chunk.sequence, "content": event.chunk.content}
+        chunk = event.chunk.to_dict()
+        said |= {name: chunk[name] for name in chunk if name not in ("created_at", "metadata")}
     elif isinstance(event, MessageCreated):
         said |= {"content": event.content}
     elif isinstance(event, FinalEvent):

@@ -511,11 +511,7 @@ class Run:
             message=message,
             pages=pages,
             texts=[
-                StoredText(
-                    how=how,
-                    contents=[chunk.content for chunk in chunks],
-                    sequences=[chunk.sequence for chunk in chunks],
-                )
+                StoredText.of(how, [chunk.to_dict() for chunk in chunks])
                 for how, chunks in (
                     ("get_message", list(loaded.chunks)),
                     ("iter_chunks", iterated),
@@ -523,6 +519,7 @@ class Run:
                 )
             ],
             content=loaded.content,
+            parts=[part.to_dict() for part in loaded.parts] if loaded.format else None,
             writers=[writer.record for writer in self._writers],
             viewers=[viewer.record for viewer in self._viewers],
             stop=self._stop,

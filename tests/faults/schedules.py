@@ -33,6 +33,11 @@ Crash: TypeAlias = tuple[Literal["trim", "end", "fill", "compact", "finish_compa
 
 Writing: TypeAlias = Literal["writer", "append_chunk", "append_chunks"]
 
+Way: TypeAlias = Literal["text", "reasoning", "call", "output", "data"]
+"""As text of the answer, alone or behind data; as a thought; as the input of a tool call; or by a
+sub-agent, whose call then gets its output."""
+WAYS: tuple[Way, ...] = ("text", "text", "reasoning", "reasoning", "call", "output", "data")
+
 Settling: TypeAlias = Literal["watchers", "get_message", "recover_stale", "sweeper"]
 
 SILENCING = frozenset(
@@ -175,6 +180,21 @@ class Schedule:
         return MOST_IN_BATCH if self.writing == "append_chunks" else 1
 
     @property
+    def parts(self) -> bool:
+        """Whether some tokens are written in parts."""
+        # Each event waits for the one before.
+        waits = self.max_buffered < 1024 or self.flush_every == 1 or self.page_chunks == 1
+        if self.writing == "append_chunk" or (waits and self.tokens * self.writers > 90):
+            return False
+        return random.Random(f"{self.seed} parts").random() < 0.7
+
+    def way_of(self, writer: int, number: int) -> Way:
+        """How a writer writes a token."""
+        if not self.parts:
+            return "text"
+        return random.Random(f"{self.seed} {writer} {number} way").choice(WAYS)
+
+    @property
     def may_be_silenced(self) -> bool:
         """Whether a writer may seem dead, so that its message may end as interrupted."""
         return (
@@ -190,11 +210,12 @@ class Schedule:
 
     def describe(self) -> str:
         """One line that tells runs apart."""
+        parts = " with parts" if self.parts else ""
         kinds: list[str] = [fault.kind for fault in self.faults]
         if self.crash is not None:
             kinds.insert(0, f"crash before {self.crash[0]}")
         what = self.writing if self.writers == 1 else f"{self.writers} x {self.writing}"
-        return f"{what}, {len(self.viewers)} viewers: {', '.join(kinds)}"
+        return f"{what}{parts}, {len(self.viewers)} viewers: {', '.join(kinds)}"
 
 
 def draw(seed: int) -> Schedule:

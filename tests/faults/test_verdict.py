@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from converse_mongo import MessageChunk
+from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.parts import parts_of
 from tests.faults.schedules import Schedule, draw
 from tests.faults.verdict import Evidence, StoredText, ViewerRecord, WriterRecord, judge
 
@@ -32,7 +34,7 @@ def evidence() -> Evidence:
     chunks = [chunk(sequence, content) for sequence, content in enumerate(contents)]
     events: list[dict[str, Any]] = [
         {
-            "event": "chunk.received",
+            "type": "chunk.received",
             "message_id": MESSAGE,
             "cursor": None,
             **one,
@@ -41,7 +43,7 @@ def evidence() -> Evidence:
     ]
     events.append(
         {
-            "event": "message.completed",
+            "type": "message.completed",
             "message_id": MESSAGE,
             "cursor": None,
             "chunk_count": 6,
@@ -64,8 +66,9 @@ def evidence() -> Evidence:
             {"first_sequence": first, "next_sequence": first + 2, "chunks": chunks[first:][:2]}
             for first in (0, 2)
         ],
-        texts=[StoredText(how="get_message", contents=contents, sequences=list(range(6)))],
+        texts=[StoredText.of("get_message", chunks)],
         content="".join(contents),
+        parts=None,
         writers=[
             WriterRecord(
                 number=0,
@@ -122,7 +125,7 @@ def swap(found: Evidence) -> None:
         (swap, r"has stored \[0, 1, 3, 2, 4, 5\]"),
         (lambda e: e.texts[0].contents.__setitem__(2, "<0.2><0"), "no token begins"),
         (lambda e: e.texts[0].sequences.__setitem__(2, 3), "have the sequences"),
-        (lambda e: e.texts.append(StoredText(how="b", contents=[], sequences=[])), "other chunks"),
+        (lambda e: e.texts.append(StoredText.of("b", [])), "other chunks"),
         (lambda e: e.message.update(content="<0.0>"), "the stored content is not"),
         (lambda e: e.message.update(content_bytes=1), "content_bytes is 1"),
         (lambda e: e.message.update(chunk_bytes=1), "chunk_bytes is 1"),
@@ -170,3 +173,65 @@ def test_verdict__nobody_stores_behind_who_took_over() -> None:
 def test_verdict__what_a_stop_was_answered_is_true() -> None:
     found = replace(evidence(), stop="cancelled", stop_was_requested=True, was_saved=True)
     assert len(judge(found)) == 2
+
+
+def evidence_of_parts() -> Evidence:
+    """That of a run in which all went well, with a call whose output is stored."""
+    found = evidence()
+    said: list[dict[str, Any]] = [
+        {"content": "<0.0>"},
+        {"event": "start", "fields": {"kind": "tool_call", "call_id": "c"}},
+        *({"part": 1, "delta": f"<0.{number}>"} for number in (1, 2)),
+        {"event": "set", "part": 1, "fields": {"input": 1, "output": 2}},
+        *({"content": f"<0.{number}>"} for number in (3, 4, 5)),
+    ]
+    chunks = [{**chunk(at, ""), **each} for at, each in enumerate(said)]
+    records = PartLog.of(chunks).records()
+    parts = [part.to_dict() for part in parts_of(records, ended=True)]
+    size = sum(MessageChunk.from_stored(each).stored_size for each in chunks)
+    text = "<0.0><0.3><0.4><0.5>"
+    found.message.update(chunks=chunks, page_start=0, chunk_bytes=size, next_sequence=8)
+    found.message.update(content=text, content_bytes=len(text), format=2, parts=records)
+    found.message["metadata"]["chunks"] = 8
+    events = [{**found.viewers[0].events[0], **each} for each in chunks]
+    end = {**found.viewers[0].events[-1], "chunk_count": 8}
+    found.viewers[0].events[:] = [*events, end]
+    writer = found.writers[0]
+    writer.outputs["c"] = 2
+    assert writer.left is not None
+    writer.left.update(texts=[0, 3, 4, 5], parts=parts)
+    writers = [writer, WriterRecord(number=1, taken_at=len(text), epoch=2, parts=(8, parts))]
+    texts = [StoredText.of(how, list(chunks)) for how in ("get_message", "iter_chunks")]
+    return replace(found, texts=texts, pages=[], content=text, parts=parts, writers=writers)
+
+
+def test_verdict__nothing_is_wrong_with_parts() -> None:
+    assert judge(evidence_of_parts()) == []
+
+
+def spoil(records: list[Any] | None) -> None:
+    assert records is not None
+    records[1] = {**records[1], "text": "<0.1>"}
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda e: e.message.pop("format"), "the format is None"),
+        (lambda e: spoil(e.message["parts"]), "the stored parts are not"),
+        (lambda e: spoil(e.parts), "the parts are not those"),
+        (lambda e: e.texts[1].chunks.__delitem__(4), "iter_chunks gives other parts"),
+        (lambda e: e.viewers[0].events[4].update(fields={}), "viewer 0 saw other parts"),
+        (lambda e: e.viewers[0].events[2].update(delta=""), "viewer 0 saw other text"),
+        (lambda e: e.writers[0].outputs.update(c=3), "was told that the output of c"),
+        (lambda e: e.writers[0].outputs.update(d=3), "was told that the output of d"),
+        (lambda e: e.writers[0].left.update(parts=[]), "has other parts than it has completed"),
+        (lambda e: setattr(e.writers[1], "parts", (4, [])), "was shown other parts"),
+        (lambda e: e.writers[0].left.update(accepted=7, texts=[6]), "its error gives back"),
+    ],
+)
+def test_verdict__notices_with_parts(harm: Harm, says: str) -> None:
+    found = evidence_of_parts()
+    harm(found)
+    with pytest.raises(AssertionError, match=says):
+        raise AssertionError("\n".join(judge(found)))

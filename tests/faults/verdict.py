@@ -4,10 +4,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.parts import parts_of
 from tests.faults.schedules import Schedule
+from tests.faults.speech import said
 
 __all__ = [
     "FAREWELL",
@@ -41,6 +44,8 @@ class WriterRecord:
         places: Where it was told that they are: contents of chunks with their sequences.
         taken_at: The length of the text when it was let in; ``None`` if it never was.
         epoch: Its place in the order of those who were.
+        parts: The parts that it was shown then, and up to which sequence; ``None`` for text alone.
+        outputs: The outputs of tool calls that it was told are stored, by the ids of the calls.
         refused: The error with which it was not let in.
         left: Its last report, if it lived to make it.
     """
@@ -51,6 +56,8 @@ class WriterRecord:
     places: list[tuple[str, int]] = field(default_factory=list)
     taken_at: int | None = None
     epoch: int | None = None
+    parts: tuple[int, list[Any]] | None = None
+    outputs: dict[str, Any] = field(default_factory=dict)
     refused: str | None = None
     left: dict[str, Any] | None = None
 
@@ -58,6 +65,10 @@ class WriterRecord:
         match report["kind"]:
             case "entered":
                 self.taken_at, self.epoch = report["length"], report["epoch"]
+                if report.get("parts") is not None:
+                    self.parts = report["count"], report["parts"]
+            case "output":
+                self.outputs[report["call"]] = report["value"]
             case "writes":
                 self.writing = report["number"]
             case "stored":
@@ -113,13 +124,27 @@ class StoredText:
 
     Attributes:
         how: Which.
-        contents: Those of its chunks.
+        contents: The tokens of its chunks.
         sequences: And their sequences.
+        chunks: The chunks.
     """
 
     how: str
     contents: list[str]
     sequences: list[int]
+    chunks: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, how: str, chunks: list[dict[str, Any]]) -> Self:
+        """The text of chunks in the form of JSON."""
+        sequences = [chunk["sequence"] for chunk in chunks]
+        return cls(how=how, contents=list(map(said, chunks)), sequences=sequences, chunks=chunks)
+
+    @property
+    def answer(self) -> list[str]:
+        """The texts of the answer."""
+        pairs = zip(self.contents, self.chunks, strict=False)
+        return [content for content, chunk in pairs if chunk["content"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +157,7 @@ class Evidence:
         pages: Those of its pages.
         texts: The chunks, read in several ways.
         content: The text that a reader gets.
+        parts: And the parts, in the form of JSON; ``None`` for text alone.
         writers: By number.
         viewers: All.
         stop: The state that the request of a stop returned; ``None`` for no request, or no answer.
@@ -145,6 +171,7 @@ class Evidence:
     pages: list[dict[str, Any]]
     texts: list[StoredText]
     content: str
+    parts: list[Any] | None
     writers: list[WriterRecord]
     viewers: list[ViewerRecord]
     stop: str | None
@@ -155,7 +182,7 @@ class Evidence:
 
 def judge(evidence: Evidence) -> list[str]:
     """Everything that is wrong; nothing, where all promises were kept."""
-    wrong = [*_counters(evidence), *_places(evidence), *_writers(evidence)]
+    wrong = [*_counters(evidence), *_places(evidence), *_writers(evidence), *_parts(evidence)]
     try:
         tokens = [token for text in evidence.texts[0].contents for token in tokens_of(text)]
         wrong += [*_tokens(evidence, tokens), *_end(evidence, tokens)]
@@ -184,7 +211,7 @@ def tokens_of(content: str) -> list[tuple[int, int]]:
 
 def _counters(evidence: Evidence) -> Iterator[str]:
     message, truth = evidence.message, evidence.texts[0]
-    count, content = len(truth.contents), "".join(truth.contents)
+    count, content = len(truth.contents), "".join(truth.answer)
     for text in evidence.texts:
         if text.sequences != list(range(count)):
             yield f"{text.how}: {count} chunks have the sequences {text.sequences}"
@@ -254,7 +281,9 @@ def _lost(writer: WriterRecord, stored: int) -> Iterator[str]:
     if left is None or not left["lost_is_known"]:
         return
     lost = tokens_of(left["lost"])
-    if lost != [(writer.number, number) for number in range(stored, left["accepted"])]:
+    accepted = range(stored, left["accepted"])
+    texts = left.get("texts", accepted)
+    if lost != [(writer.number, number) for number in accepted if number in texts]:
         yield (
             f"writer {writer.number} took {left['accepted']} tokens, {stored} are stored, and "
             f"its error gives back {lost}"
@@ -270,7 +299,7 @@ def _successions(evidence: Evidence, tokens: Sequence[tuple[int, int]]) -> Itera
     order = [epochs[by] for by, _ in tokens]
     if order != sorted(order):
         yield "a writer has stored tokens after another had taken over"
-    matches = _TOKEN.finditer("".join(evidence.texts[0].contents))
+    matches = _TOKEN.finditer("".join(evidence.texts[0].answer))
     lengths = [(epochs[int(match[1])], len(match[0])) for match in matches]
     for writer in evidence.writers:
         if writer.epoch is None:
@@ -281,6 +310,45 @@ def _successions(evidence: Evidence, tokens: Sequence[tuple[int, int]]) -> Itera
                 f"writer {writer.number} was shown {writer.taken_at} characters as it took over, "
                 f"{before} were stored"
             )
+
+
+# Parts
+
+
+def _parts(evidence: Evidence) -> Iterator[str]:
+    """All readers have the parts that the chunks make, and so had each writer that took over."""
+    chunks, message = evidence.texts[0].chunks, evidence.message
+    has_parts = any("part" in chunk or "event" in chunk for chunk in chunks)
+    if message.get("format") != (2 if has_parts else None):
+        yield f"the format is {message.get('format')}, with parts: {has_parts}"
+    records = PartLog.of(chunks).records()
+    for text in evidence.texts:
+        if PartLog.of(text.chunks).records() != records:
+            yield f"{text.how} gives other parts than {evidence.texts[0].how}"
+    if message.get("parts") not in (None, records):
+        yield "the stored parts are not those of the chunks"
+    closed = [part.to_dict() for part in parts_of(records, ended=True)]
+    if has_parts and evidence.parts != closed:
+        yield "the parts are not those of the chunks"
+    if message.get("part_bytes", 0) and not has_parts:
+        yield f"part_bytes is {message['part_bytes']} without parts"
+    for writer in evidence.writers:
+        left = writer.left or {}
+        if has_parts and left.get("parts") not in (None, closed):
+            yield f"writer {writer.number} has other parts than it has completed"
+        count, shown = writer.parts or (0, [])
+        before = PartLog.of(chunks[:count]).records()
+        if list(map(_identity, shown)) != list(map(_identity, before)):
+            yield f"writer {writer.number} was shown other parts as it took over than were stored"
+        calls = {record["fields"].get("call_id"): record["fields"] for record in records}
+        for call, output in writer.outputs.items():
+            if calls.get(call, {}).get("output") != output or "preliminary" in calls[call]:
+                yield f"writer {writer.number} was told that the output of {call} is stored"
+
+
+def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What a merge leaves of the parts at any sequence."""
+    return record["part"], record["kind"], record.get("parent"), record.get("text", "")
 
 
 # What was said
@@ -360,28 +428,30 @@ def _viewer(evidence: Evidence, viewer: ViewerRecord) -> Iterator[str]:
     if not viewer.done:
         yield f"{viewer.name} never came to an end"
     if viewer.watches == "conversation":
-        created = [e["message_id"] for e in events if e["event"] == "message.created"]
+        created = [e["message_id"] for e in events if e["type"] == "message.created"]
         if created != evidence.message_ids:
             yield f"{viewer.name} was shown the messages {created}"
-        if events and events[0]["event"] != "message.created":
-            yield f"{viewer.name} was shown {events[0]['event']} first"
-    elif any(event["event"] == "message.created" for event in events):
+        if events and events[0]["type"] != "message.created":
+            yield f"{viewer.name} was shown {events[0]['type']} first"
+    elif any(event["type"] == "message.created" for event in events):
         yield f"{viewer.name} was shown messages"
     own = [
         event
         for event in events
         if event["message_id"] == message_id
-        and event["event"] not in ("message.created", "message.updated")
+        and event["type"] not in ("message.created", "message.updated")
     ]
-    chunks = [event for event in own if event["event"] == "chunk.received"]
+    chunks = [event for event in own if event["type"] == "chunk.received"]
     sequences = [event["sequence"] for event in chunks]
     if sequences != list(range(len(contents))):
         odd = [pair for pair in pairwise([-1, *sequences]) if pair[1] != pair[0] + 1]
         yield f"{viewer.name} saw {len(sequences)} of {len(contents)} chunks; not in order: {odd}"
-    elif [event["content"] for event in chunks] != contents:
+    elif list(map(said, chunks)) != contents:
         yield f"{viewer.name} saw other text than is stored"
+    elif PartLog.of(chunks).snapshot() != PartLog.of(evidence.texts[0].chunks).snapshot():
+        yield f"{viewer.name} saw other parts than are stored"
     ends = [event for event in own if "chunk_count" in event]
-    if [event["event"] for event in ends] != [f"message.{evidence.message['status']}"]:
+    if [event["type"] for event in ends] != [f"message.{evidence.message['status']}"]:
         yield f"{viewer.name} saw the ends {ends}"
     elif own[-1] is not ends[0]:
         yield f"{viewer.name} saw more behind the end"

@@ -44,9 +44,10 @@ from converse_mongo import (
     WriterFailedError,
     WriterFencedError,
 )
+from converse_mongo.domain.part_events import PartPiece, PartRef
 from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.parts import parts_of
-from converse_mongo.domain.validation import PAGE_CHUNKS
+from converse_mongo.domain.validation import MAX_APPEND_CHUNKS, PAGE_CHUNKS
 from tests.conftest import Facade
 from tests.integration.helpers import Gate, fill, pages_of, raw, start
 from tests.streams import SOON, collect
@@ -260,21 +261,31 @@ async def go_on(message: Message, writer: MessageWriter) -> None:
 async def test_long_log__is_moved_to_pages_and_read_from_everywhere(facade: Facade) -> None:
     converse = await facade()
     viewer = await facade(converse.database_name)
+    polling = await facade(converse.database_name, change_streams=False, poll_interval=0.02)
     message = await start(converse)
     await fill(message, 3)
+    live = [asyncio.create_task(parts_seen(each, message)) for each in (viewer, polling)]
     async with message.resume_writer(granularity="token") as writer:
+        call = await writer.start_tool_call("search")  # open across the ends of pages
         for number in range(2 * PAGE_CHUNKS):
+            if number % 50 == 0:
+                await call.input_delta(f"{number},")
             if number % 40 == 0:
                 await writer.write(DataPart("n", number, id="n"))
             if number % 20 == 10:
                 await writer.write_reasoning("…")
             await writer.write(f"{number} ")
-        await writer.flush()
-        live = (await viewer.get_message(message.id)).parts
-        assert message.parts == live
+        await call.set_input([])
+        assert message.parts == (await viewer.get_message(message.id)).parts
+        assert [part.state for part in message.unfinished_calls] == ["input-available"]
+        await call.set_output(None)
     assert len(await pages_of(converse, message)) == 2
     read = await viewer.get_message(message.id)
     assert read.parts == message.parts == await parts_seen(viewer, message)
+    async with asyncio.timeout(SOON):
+        assert [await each for each in live] == [read.parts, read.parts]
+    assert isinstance(read.parts[1], ToolCallPart)
+    assert read.parts[1].text == "".join(f"{each}," for each in range(0, 2 * PAGE_CHUNKS, 50))
     chunks = [chunk.to_stored() async for chunk in read.iter_chunks()]
     middle = PartLog.of(chunks[:300])
     async for event in viewer.watch_message(message.id, after=299):
@@ -429,11 +440,20 @@ async def test_pipe__takes_text_parts_and_events(converse: Converse) -> None:
 
 
 class Deaf(Gate):
-    """A collection whose appends are stored, and whose answers get lost."""
+    """A collection whose appends are stored, and whose answers get lost.
+
+    Attributes:
+        deaf_from: The append from which on they do; 0 for none.
+    """
+
+    def __init__(self, converse: Converse, deaf_from: int) -> None:
+        super().__init__(converse)
+        self.open.set()
+        self.deaf_from = deaf_from
 
     async def update_one(self, match: Any, update: Any) -> Any:
         done = await super().update_one(match, update)
-        if self.failing and "$push" in update:
+        if "$push" in update and 0 < self.deaf_from <= self.arrived:
             raise AutoReconnect("the answer is lost")
         return done
 
@@ -441,17 +461,15 @@ class Deaf(Gate):
 async def test_append__of_parts_whose_answer_was_lost_is_stored_once(facade: Facade) -> None:
     converse = await facade(retry_timeout=0.1)
     message = await start(converse)
-    gate = Deaf(converse)
-    gate.open.set()
+    gate = Deaf(converse, 1)
     contents: list[Any] = [
         PartStart(ToolCallPart("t", "c"), "call"),
         PartDelta("call", "{}"),
         "text",
     ]
-    gate.failing = True
     with pytest.raises(StoreUnavailableError) as caught:
         await message.append_chunks(contents)
-    gate.failing = False
+    gate.deaf_from = 0
     for _ in range(2):
         chunks = await message.append_chunks(contents, append_id=caught.value.append_id)
         assert [chunk.sequence for chunk in chunks] == [0, 1, 2]
@@ -459,6 +477,43 @@ async def test_append__of_parts_whose_answer_was_lost_is_stored_once(facade: Fac
     assert kinds == ["tool_call", "text"]
     with pytest.raises(InvalidInputError, match="another append"):
         await message.append_chunks(["a", "b", "c"], append_id=caught.value.append_id)
+
+
+async def test_append__whose_answer_was_lost_is_known_when_a_merge_has_emptied_it(
+    facade: Facade,
+) -> None:
+    converse = await facade(retry_timeout=0.1, retention="compact")
+    message = await start(converse)
+    contents: list[Any] = ["redacted", ReasoningPart("Hm."), "void"]
+    gate = Deaf(converse, 1)
+    with pytest.raises(StoreUnavailableError) as caught:
+        await message.append_chunks(contents)
+    gate.deaf_from = 0
+    other = await converse.get_message(message.id)
+    redact: Any = PartPiece("redact", PartRef(None, 0))
+    reset: Any = PartPiece("reset", fields={"from": 1})
+    await other.append_chunks([redact, reset])
+    await other.complete_streaming()
+    assert (await raw(converse, message))["compacted"]
+    chunks = await message.append_chunks(contents, append_id=caught.value.append_id)
+    assert [chunk.sequence for chunk in chunks] == list(range(5))
+    with pytest.raises(InvalidInputError, match="another append"):
+        await message.append_chunks([*contents, "x"], append_id=caught.value.append_id)
+
+
+async def test_append__of_parts_in_several_writes_is_gone_on_with(facade: Facade) -> None:
+    converse = await facade(retry_timeout=0.1)
+    message = await start(converse)
+    gate = Deaf(converse, 2)
+    contents: list[Any] = [ReasoningPart(f"{number}") for number in range(100)]
+    with pytest.raises(StoreUnavailableError) as caught:
+        await message.append_chunks(contents)
+    gate.deaf_from = 0
+    error = caught.value
+    assert error.appended == MAX_APPEND_CHUNKS // 3
+    await message.append_chunks(contents[error.appended :], append_id=error.append_id)
+    parts = (await converse.get_message(message.id)).parts
+    assert [part.text for part in parts] == [part.text for part in contents]
 
 
 async def test_writer__that_gives_up_gives_its_parts_back(facade: Facade) -> None:
@@ -659,3 +714,87 @@ async def test_version_before_parts__refuses_and_damages_nothing(
     assert program.returncode == 0, errors.decode()
     assert await raw(converse, message) == before
     check_all(parts_of(PartLog.of(before["chunks"]).records(), ended=False))
+
+
+async def test_reset__voids_what_no_finished_step_has(converse: Converse) -> None:
+    message = await start(converse, retention="compact")
+    live = asyncio.create_task(collect(converse, message))
+    async with message.writer() as writer:
+        await writer.write("I ")
+        async with writer.step() as step:
+            call = await writer.start_tool_call("search")
+            await call.set_input(QUESTION)
+            step.usage = {"input": 1}
+        lost = await writer.start_tool_call("erase")
+        await lost.set_input({})
+        agent = lost.nested()
+        await agent.write("Hm.")
+        await writer.write("guess")
+        await call.set_output("found")
+        await writer.reset()
+        assert message.content == "I "
+        assert [part.kind for part in message.parts] == ["text", "step", "tool_call"]
+        assert message.parts[2].fields["output"] == "found"
+        for written in (lost.set_output(1), agent.write("more"), agent.write_reasoning("more")):
+            with pytest.raises(InvalidInputError, match="voided by a reset"):
+                await written
+        async with writer.step() as step:
+            await writer.write("wrong")
+            await writer.write_reasoning("wrong")
+            await writer.reset()
+            await writer.write("know.")
+            step.usage = {"input": 2}
+    assert message.content == "I know."
+    usages = [part.usage for part in message.parts if isinstance(part, StepPart)]
+    assert usages == [{"input": 1}, {"input": 2}]
+    read = await converse.get_message(message.id)
+    assert (read.content, read.parts) == (message.content, message.parts)
+    assert read.content_bytes == len("I know.")
+    assert [each async for each in read.iter_content()] == ["I ", "know."]
+    events = await live
+    log = PartLog.of(
+        event.chunk.to_stored() for event in events if isinstance(event, ChunkReceived)
+    )
+    assert parts_of(log.records(), ended=True) == message.parts
+    assert [chunk.sequence async for chunk in read.iter_chunks()] == list(range(log.next_sequence))
+
+
+async def test_reset__after_a_take_over__keeps_finished_steps(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        await writer.write("Old. ")
+        with contextlib.suppress(RuntimeError):
+            async with writer.step():
+                await writer.write("lost")
+                raise RuntimeError  # nobody ends this step
+        async with writer.step():
+            await writer.write("kept ")
+        await writer.write("wrong")
+        await writer.detach()
+    again = await converse.get_message(message.id)
+    async with again.resume_writer() as writer:
+        await again.append_chunk(" by hand")  # the copy of the writer does not have it
+        await writer.write(" more")
+        await writer.reset()
+        await writer.write("right")
+    read = await converse.get_message(message.id)
+    assert read.content == again.content == "Old. lostkept right"
+    assert read.parts == again.parts
+
+
+async def test_reset__of_text_alone__begins_the_answer_anew(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        await writer.write("one two three")
+        await writer.reset()
+        assert (message.content, message.parts) == ("", [])
+        await writer.write("four")
+        await writer.reset(99)  # nothing has such a number
+        with pytest.raises(InvalidInputError, match="first must be an integer of at least 0"):
+            await writer.reset(-1)
+    read = await converse.get_message(message.id)
+    assert (read.content, read.parts) == ("four", message.parts)
+    assert "".join([each async for each in read.iter_content()]) == "four"
+    assert "".join([each async for each in read.iter_content(0)]) == "four"
+    last = read.next_sequence - 1
+    assert "".join([each async for each in read.iter_content(last)]) == ""

@@ -9,6 +9,11 @@ from converse_mongo import (
     Converse,
     Event,
     InvalidInputError,
+    PartDelta,
+    PartSet,
+    PartStart,
+    ReasoningPart,
+    ToolCallPart,
     TransactionAbortedError,
     TransactionsUnavailableError,
 )
@@ -28,6 +33,8 @@ async def test_transaction__is_seen_as_one(facade: Facade) -> None:
         message = await conversation.start_streaming_assistant(generation_id="job")
         await message.append_chunks([f"{number} " for number in range(600)])
         await message.append_chunk("end", {"kind": "text"})
+        call = PartStart(ToolCallPart("search", "c"), "call")
+        await message.append_chunks([call, PartDelta("call", "{}"), PartSet("call", {"input": {}})])
         await message.complete_streaming({"model": "small"})
         assert (await conversation.start_streaming_assistant(generation_id="job")).is_completed
         assert (await converse.get_message(message.id)).content == message.content
@@ -39,7 +46,9 @@ async def test_transaction__is_seen_as_one(facade: Facade) -> None:
     assert heard[-1] == "message.completed"
     read = await other.get_message(message.id)
     assert read.content == message.content
-    assert [chunk.sequence for chunk in read.chunks] == list(range(601))
+    assert [chunk.sequence for chunk in read.chunks] == list(range(604))
+    assert [part.kind for part in read.parts] == ["text", "tool_call"]
+    assert read.parts == message.parts
     assert_exact(await collect(other, message), read)
     # The documents live on outside.
     await conversation.add_user_message("Thanks")
@@ -57,6 +66,7 @@ async def test_transaction__that_is_left_with_an_error_never_was(facade: Facade)
         async with converse.transaction():
             await conversation.add_user_message("gone")
             await message.append_chunk("gone")
+            await message.append_chunks([ReasoningPart("gone")])
             message.metadata["gone"] = True
             await message.save()
             await message.complete_streaming()
@@ -65,7 +75,7 @@ async def test_transaction__that_is_left_with_an_error_never_was(facade: Facade)
     assert [one.position for one in await conversation.messages()] == [0]
     read = await converse.get_message(message.id)
     assert read.is_streaming
-    assert (read.content, read.metadata) == ("", {})
+    assert (read.content, read.metadata, read.parts, read.format) == ("", {}, [], None)
     await read.append_chunk("here")
     assert (await converse.get_message(message.id)).content == "here"
     assert (await conversation.create_user_message("next")).position == 1

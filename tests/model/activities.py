@@ -8,7 +8,7 @@ from typing import Any
 from bson import ObjectId
 from pymongo.errors import DuplicateKeyError
 
-from converse_mongo.domain.chunks import Piece
+from converse_mongo.domain.chunks import StoredChunk
 from converse_mongo.domain.errors import (
     MessageNotFoundError,
     StoreUnavailableError,
@@ -17,6 +17,8 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.headers import message_key
 from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.part_events import AnyPiece
+from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.store.appends import WriterClaim
 from converse_mongo.store.ends import Known
@@ -26,6 +28,7 @@ from converse_mongo.store.updates import End
 from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, broken
 from tests.model.server import CLOCK, Operation
 from tests.model.simulation import Process, Simulation
+from tests.model.speech import Part, Utterance, has_parts, is_text, text, utter
 
 __all__ = [
     "acquire",
@@ -59,8 +62,10 @@ def append(simulation: Simulation, process: Process, endings: Sequence[str]) -> 
 
 def append_again(simulation: Simulation, process: Process) -> Operation:
     """Tries an append again of which it is not known whether it was stored."""
-    log_id, append_id, contents = simulation.contract.unknown.pop(0)
-    return _append_by_hand(simulation, process, contents, append_id, log_id)
+    unknown = simulation.contract.unknown.pop(0)
+    return _append_by_hand(
+        simulation, process, unknown.contents, unknown.append_id, unknown.log_id, unknown.pieces
+    )
 
 
 def _contents(simulation: Simulation, endings: Sequence[str]) -> tuple[str, ...]:
@@ -74,16 +79,15 @@ def _append_by_hand(
     contents: tuple[str, ...],
     append_id: ObjectId | None,
     log_id: ObjectId | None = None,
+    pieces: Sequence[AnyPiece] = (),
 ) -> Operation:
     log_id = log_id or process.log_id
     queue, key = process.store.queue((MESSAGE_ID, log_id)), message_key(*IDS, log_id)
+    pieces = pieces or _said(simulation, contents, process.parts).pieces
 
     async def work(operation: Operation) -> Any:
         chunks = await process.store.appends.append(
-            queue,
-            key,
-            [Piece(text, {}, len(text.encode())) for text in contents],
-            append_id,
+            *(queue, key, pieces, append_id), has_parts=has_parts(pieces)
         )
         process.take(log_id, chunks)
         return chunks
@@ -92,21 +96,34 @@ def _append_by_hand(
         *(process, "append", work, simulation.contract.appended),
         log_id=log_id,
         contents=contents,
+        pieces=pieces,
         append_id=append_id,
     )
+
+
+def _said(simulation: Simulation, contents: Sequence[str], known: Sequence[Part]) -> Utterance:
+    if not simulation.parts:
+        return text(contents)
+    utterance = utter(contents, known)
+    simulation.contract.meant |= utterance.meant
+    return utterance
 
 
 def write(simulation: Simulation, process: Process, endings: Sequence[str]) -> Operation:
     """Appends a chunk for each of ``endings`` as the writer of this process does."""
     contents, lease = _contents(simulation, endings), _lease_of(simulation, process)
     queue, key = process.queue, process.key
+    begun = [part for part in process.begun if part.ref.number is not None]
+    utterance = _said(simulation, contents, [*process.parts, *begun])
+    process.begun += utterance.begun
+    pieces = utterance.pieces
 
     async def try_once(operation: Operation, *, again: bool) -> Any:
         claim = WriterClaim(lease, operation.unless_stopped, lambda: None)
         return await process.store.appends.append(
-            *(queue, key, [Piece(text, {}, len(text.encode())) for text in contents]),
-            *(operation.append_id, claim),
+            *(queue, key, pieces, operation.append_id, claim),
             again=again,
+            has_parts=has_parts(pieces),
         )
 
     async def work(operation: Operation) -> Any:
@@ -132,6 +149,7 @@ def write(simulation: Simulation, process: Process, endings: Sequence[str]) -> O
         epoch=lease.epoch,
         unless_stopped=not process.stopped,
         contents=contents,
+        pieces=pieces,
         append_id=ObjectId(),
     )
 
@@ -162,6 +180,7 @@ def _claim(simulation: Simulation, process: Process, kind: str) -> Operation:
         state = await getattr(process.store.leases, kind)(key)
         if process.key == key:
             process.lease, process.stopped = state.lease, state.stop_requested
+            process.begun = []
         return state
 
     return simulation.begin(process, kind, work, simulation.contract.leased, log_id=key["log_id"])
@@ -217,7 +236,7 @@ def end(
                     key,
                     End(status, {"by": operation.label}, error),
                     retention=simulation.retention,
-                    known=Known(len(copy), "".join(copy)) if copy else None,
+                    known=_known(copy),
                     lease=lease,
                     end_id=end_id,
                 )
@@ -232,6 +251,13 @@ def end(
         log_id=key["log_id"],
         epoch=epoch,
     )
+
+
+def _known(copy: Sequence[StoredChunk]) -> Known | None:
+    if not copy:
+        return None
+    log = None if all(map(is_text, copy)) else PartLog.of(copy)
+    return Known(len(copy), "".join([chunk["content"] for chunk in copy]), log)
 
 
 def sweep(simulation: Simulation, process: Process) -> Operation:
@@ -326,7 +352,7 @@ def load(simulation: Simulation, process: Process) -> Operation:
         stored = await process.store.call(read, what="load the message")
         if process.log_id != stored["log_id"]:
             process.take_up(stored["log_id"])
-        copy = [chunk["content"] for chunk in stored["chunks"]]
+        copy = list(stored["chunks"])
         process.queue.learn(
             *[stored[name] for name in ("next_sequence", "page_start", "chunk_bytes")]
         )
@@ -345,9 +371,9 @@ def load(simulation: Simulation, process: Process) -> Operation:
         sequences = [chunk["sequence"] for chunk in outcome["chunks"]]
         if sequences != list(range(outcome["next_sequence"])):
             broken("A reader gets each chunk once and in order", operation, sequences)
-        contents = tuple(chunk["content"] for chunk in outcome["chunks"])
+        chunks = outcome["chunks"]
         if process.reads_what_is_safe or not simulation.server.lagging:
-            simulation.contract.loaded(operation, outcome["log_id"], contents, whole=True)
+            simulation.contract.loaded(operation, outcome["log_id"], chunks, whole=True)
 
     return simulation.begin(process, "load", work, judge, epoch=epoch)
 
@@ -373,7 +399,7 @@ def follow(simulation: Simulation, process: Process) -> Operation:
             for chunk in chunks:
                 if chunk.sequence != len(seen):
                     broken("A reader gets each chunk once and in order", operation, chunk, seen)
-                seen.append(chunk.content)
+                seen.append(chunk.to_stored())
             if len(seen) >= state.next_sequence:
                 return
             if not chunks:
@@ -387,6 +413,6 @@ def follow(simulation: Simulation, process: Process) -> Operation:
         simulation.contract.succeeded(operation, outcome)
         log_id, seen = process.seen
         whole = not isinstance(outcome, StoreUnavailableError)
-        simulation.contract.loaded(operation, log_id, tuple(seen), whole=whole)
+        simulation.contract.loaded(operation, log_id, seen, whole=whole)
 
     return simulation.begin(process, "follow", work, judge)

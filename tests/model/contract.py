@@ -5,6 +5,7 @@ writers; and it has the library's reader read them too, after each write.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, NoReturn
@@ -12,12 +13,16 @@ from weakref import WeakKeyDictionary
 
 from bson import ObjectId
 
-from converse_mongo.domain import errors
-from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain import errors, part_merging
+from converse_mongo.domain.chunks import MessageChunk, PartChunk, StoredChunk
 from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.part_events import PartPiece
+from converse_mongo.domain.part_log import PartLog, storable_records
 from converse_mongo.store import EndedMessage
 from converse_mongo.store.collections import WriteQueue
+from tests.model.parts import Reading
 from tests.model.server import CLOCK, MESSAGES, PAGES, Operation, Server, documents
+from tests.model.speech import Meaning, is_text, said
 
 __all__ = ["CONVERSATION_ID", "MESSAGE", "MESSAGE_ID", "Broken", "Contract", "View", "broken"]
 
@@ -50,6 +55,8 @@ class View:
 
     log_id: ObjectId | None
     log: tuple[str, ...]
+    chunks: tuple[StoredChunk, ...] = field(repr=False)
+    parts: list[Any] | None = field(repr=False)
     status: str
     end: tuple[Any, ...]
     content: str
@@ -67,6 +74,25 @@ class View:
     last_sign: datetime | None = None
 
     @property
+    def text(self) -> str:
+        """The text of the answer."""
+        return "".join([chunk["content"] for chunk in self.chunks])
+
+    def has(self, chunks: Sequence[StoredChunk], start: int = 0) -> bool:
+        """Whether chunks are those from ``start`` on; of merged ones some say nothing any more."""
+        mine = self.chunks[start : start + len(chunks)]
+        if len(mine) != len(chunks):
+            return False
+        if len(chunks) == len(self.chunks) and not say_the_same(chunks, self.chunks):
+            return False
+        return all(map(self._is, mine, chunks))
+
+    def _is(self, mine: StoredChunk, other: StoredChunk) -> bool:
+        if any(mine.get(name) != other.get(name) for name in ("sequence", *NAMES)):
+            return False
+        return said(other) == said(mine) or (self.compacted and not said(other))
+
+    @property
     def ended(self) -> bool:
         """Whether the message has left ``streaming``."""
         return self.status in FINAL
@@ -79,7 +105,21 @@ class View:
         return CLOCK.now > self.last_sign + timedelta(seconds=self.duration)
 
 
-GONE = View(None, (), "gone", (), "", 0, None, None, None, (False, None), 0, False, None, 0)
+NAMES = ("part", "event", "parent")
+"""The fields of a chunk that a merge leaves as they are."""
+
+
+def say_the_same(chunks: Sequence[StoredChunk], others: Sequence[StoredChunk]) -> bool:
+    """Whether they lead to the same parts."""
+    if all(map(is_text, chunks)) and all(map(is_text, others)):
+        return True
+    one, other = PartLog.of(chunks), PartLog.of(others)
+    return one.snapshot() == other.snapshot()
+
+
+GONE = View(
+    None, (), (), None, "gone", (), "", 0, None, None, None, (False, None), 0, False, None, 0
+)
 
 
 def look(database: Any) -> View:
@@ -91,8 +131,13 @@ def look(database: Any) -> View:
     pages.sort(key=lambda page: page["first_sequence"])
     embedded, page_start = stored["chunks"], stored["page_start"]
     if stored.get("compacted"):
-        log = _cut(stored["content"], stored["chunk_lengths"])
-        if embedded or page_start != len(log):
+        texts = _cut(stored["content"], stored["chunk_lengths"])
+        chunks: list[StoredChunk] = [
+            {"sequence": at, "content": each} for at, each in enumerate(texts)
+        ]
+        if "chunk_events" in stored:
+            chunks = part_merging.expand_events(stored)
+        if embedded or page_start != len(chunks):
             broken("A merged message has no chunks of its own", stored)
     else:
         moved = [chunk for page in pages for chunk in page["chunks"]]
@@ -101,10 +146,12 @@ def look(database: Any) -> View:
         sequences = [chunk["sequence"] for chunk in chunks]
         if sequences != list(range(len(sequences))) or len(moved) != page_start:
             broken("Sequences are 0, 1, 2, … without gap or repeat", sequences, page_start)
-        log = tuple(chunk["content"] for chunk in chunks)
+        _check_parts(stored, chunks)
+    log = tuple(map(said, chunks))
     if len(log) != stored["next_sequence"]:
         broken("The counter says how many chunks there are", len(log), stored["next_sequence"])
-    if stored["content_bytes"] != len("".join(log).encode()):
+    content = "".join([chunk["content"] for chunk in chunks])
+    if stored["content_bytes"] != len(content.encode()):
         broken("The counter says how many bytes there are", stored["content_bytes"])
     size = sum(MessageChunk.from_stored(chunk).stored_size for chunk in embedded)
     if stored["chunk_bytes"] != size:
@@ -113,6 +160,8 @@ def look(database: Any) -> View:
     return View(
         log_id=stored["log_id"],
         log=log,
+        chunks=tuple(chunks),
+        parts=stored.get("parts"),
         status=stored["status"],
         end=tuple(stored.get(name) for name in ("status", "end_id", "error", "completed_at"))  # noqa: RUF005
         + ((stored.get("metadata") or {}).get("by"),),
@@ -127,6 +176,22 @@ def look(database: Any) -> View:
         due=stored.get("compact_at"),
         revision=stored.get("revision", 0),
     )
+
+
+def _check_parts(stored: dict[str, Any], chunks: Sequence[StoredChunk]) -> None:
+    """Checks that chunks name parts that are there, and what is said of all of them."""
+    parts = [PartChunk.from_stored_part(chunk) for chunk in chunks if not is_text(chunk)]
+    for chunk in parts:
+        for number in (chunk.part, chunk.parent):
+            if number is not None and not any(each.sequence == number for each in parts):
+                broken("An event names a part that is there", chunk)
+        if chunk.event not in (None, "start") and chunk.part is None:
+            broken("An event names a part", chunk)
+    if stored.get("format") != (2 if parts else None):
+        broken("The format says whether there are parts", stored.get("format"), parts)
+    size = sum(chunk.stored_size for chunk in parts)
+    if stored.get("part_bytes", 0) != size:
+        broken("The counter says how large the parts are", stored.get("part_bytes"), size)
 
 
 def _cut(text: str, lengths: bytes) -> tuple[str, ...]:
@@ -145,6 +210,7 @@ class Unknown(NamedTuple):
     log_id: ObjectId | None
     append_id: ObjectId
     contents: tuple[str, ...]
+    pieces: Sequence[Any]
 
 
 @dataclass
@@ -160,7 +226,8 @@ class Contract:
         acknowledged: For each log, sequence to text of all appends that returned.
         refused: Texts of all appends that said that nothing was stored.
         fences: For each log, the epoch of the last writer who was told that it is the one.
-        unknown: Log, append id and texts of appends that had no answer.
+        meant: What the chunks that name a part mean, by what they say.
+        unknown: Log, append id and contents of appends that had no answer.
         deletions: How often a message was deleted.
     """
 
@@ -175,6 +242,7 @@ class Contract:
     )
     refused: set[str] = field(default_factory=set)
     fences: dict[ObjectId | None, int] = field(default_factory=lambda: defaultdict(int))
+    meant: dict[str, Meaning] = field(default_factory=dict)
     unknown: list[Unknown] = field(default_factory=list)
     deletions: int = 0
     _failed_seals: WeakKeyDictionary[WriteQueue, tuple[int, datetime]] = field(
@@ -195,6 +263,10 @@ class Contract:
         """Judges a write of ``operation`` that the server has just performed."""
         before, after = self.now, look(self.server.primary)
         after = replace(after, signs=before.signs, last_sign=before.last_sign)
+        if after.compacted and after.log_id == before.log_id:
+            if not replace(before, compacted=True).has(after.chunks):
+                broken("A merge says the same", before.chunks, after.chunks)
+            after = replace(after, log=before.log, chunks=before.chunks)
         if self.is_gone(operation) and before != after:
             broken("Nothing old changes what was started anew", operation, before, after)
         if before.log_id != after.log_id:
@@ -250,14 +322,27 @@ class Contract:
             broken("An append that was refused is not stored", operation, after.log)
         if before.ended:
             broken("Nothing is added after the end", operation, after.log)
+        self._judge_meaning(operation, after, len(before.log))
         epoch = operation.epoch
         if epoch is not None and (epoch != before.epoch or epoch < self.fences[before.log_id]):
             broken("Nothing is added by a writer that was replaced", operation, before.epoch)
         if operation.unless_stopped and before.stop[0]:
             broken("Nothing is added by a writer that is to stop", operation)
 
+    def _judge_meaning(self, operation: Operation, after: View, start: int) -> None:
+        for chunk in after.chunks[start:]:
+            if not is_text(chunk):
+                named = [chunk.get(name) for name in ("part", "parent")]
+                found = Meaning(*(None if at is None else after.log[at] for at in named))
+                if found != self.meant.get(said(chunk), Meaning()):
+                    broken("An event names the part that it is meant for", operation, chunk, found)
+
     def _judge_end(self, operation: Operation, before: View, after: View) -> None:
-        text = "".join(after.log)
+        text = after.text
+        if after.parts is not None and after.parts != before.parts:
+            records = Reading(after.chunks).records(len(after.chunks))
+            if not after.ended or after.parts != storable_records(records):
+                broken("The parts of a message are those of its chunks", after.parts, records)
         if after.content not in (("", text) if after.ended else ("",)):
             broken("The text of a message is that of its chunks", after.content, text)
         if before.content and not after.content:
@@ -348,12 +433,16 @@ class Contract:
         if isinstance(outcome, list):
             first = outcome[0].sequence
             sequences = [chunk.sequence for chunk in outcome]
-            contents = tuple(chunk.content for chunk in outcome)
-            if contents != operation.contents:
+            contents = tuple(said(chunk.to_stored()) for chunk in outcome)
+            if contents != operation.contents and not self.now.compacted:
                 broken("An append returns what it stored", operation, contents)
+            for piece, sequence in zip(operation.pieces, sequences, strict=True):
+                if isinstance(piece, PartPiece) and piece.marks and piece.marks.number != sequence:
+                    broken("An append tells the numbers of its parts", operation, sequences)
             if sequences != list(range(first, first + len(contents))):
                 broken("An append returns where it is", operation, sequences)
-            self.acknowledged[operation.log_id] |= dict(zip(sequences, contents, strict=True))
+            stored = zip(sequences, operation.contents, strict=True)
+            self.acknowledged[operation.log_id] |= dict(stored)
             self.check_acknowledged()
             return
         if isinstance(outcome, errors.StoreUnavailableError):
@@ -362,7 +451,9 @@ class Contract:
             append_id = outcome.append_id or operation.append_id
             if append_id is None:
                 broken("An append without an answer can be tried again", operation, outcome)
-            self.unknown.append(Unknown(operation.log_id, append_id, operation.contents))
+            self.unknown.append(
+                Unknown(operation.log_id, append_id, operation.contents, operation.pieces)
+            )
             return
         self.refused_justly(operation, outcome)
         if set(operation.contents) & set(self.now.log):
@@ -449,8 +540,11 @@ class Contract:
                 broken("Who ended a message has ended it", operation, stored.end)
             if outcome.state.next_sequence != len(stored.log):
                 broken("An end knows how many chunks there are", operation, outcome)
-            if outcome.content not in (None, "".join(stored.log)):
+            if outcome.content not in (None, stored.text):
                 broken("The text of a message is that of its chunks", operation, outcome.content)
+            records = PartLog.of(stored.chunks).records()
+            if outcome.records not in (None, records):
+                broken("The parts of a message are those of its chunks", outcome.records, records)
             if outcome.content is None:
                 self._judge_trouble(operation)
             return
@@ -493,7 +587,7 @@ class Contract:
         self,
         operation: Operation,
         log_id: ObjectId | None,
-        contents: tuple[str, ...],
+        chunks: Sequence[StoredChunk],
         *,
         whole: bool,
     ) -> None:
@@ -505,8 +599,9 @@ class Contract:
         """
         if log_id != self.safe.log_id:
             return  # that is no more
-        if contents != self.safe.log[: len(contents)]:
-            broken("A reader gets a beginning of the log", operation, contents, self.safe.log)
+        safe = replace(self.safe, compacted=self.safe.compacted or self.now.compacted)
+        if not safe.has(chunks):
+            broken("A reader gets a beginning of the log", operation, chunks, self.safe.log)
         before: View = operation.safe_before
-        if whole and before.log_id == log_id and len(contents) < len(before.log):
-            broken("A reader misses nothing", operation, contents, self.safe.log)
+        if whole and before.log_id == log_id and len(chunks) < len(before.log):
+            broken("A reader misses nothing", operation, chunks, self.safe.log)

@@ -10,9 +10,9 @@ from converse_mongo.domain.types import MessageStatus
 from tests.model import activities
 from tests.model.server import CLOCK, Fate, Operation
 from tests.model.simulation import IDLE_TIMEOUT, LEASE, Process, Simulation
-from tests.model.world import MAX_LIVE_BYTES
+from tests.model.world import MAX_LIVE_BYTES, MAX_LIVE_BYTES_WITH_PARTS
 
-__all__ = ["HASTY", "Move", "Protocol"]
+__all__ = ["HASTY", "PARTS", "Move", "Protocol"]
 
 T = TypeVar("T")
 
@@ -55,6 +55,9 @@ EVENTS: dict[str, list[str]] = {
 }
 HASTY = "lag"
 """The topic of those who do not wait for a majority, which is not there where it is needed."""
+
+PARTS = "parts"
+"""The topic of those who write parts as well as text."""
 
 Schedule: TypeAlias = list[tuple[int, Fate]]
 """Whose call is answered next, and how."""
@@ -118,7 +121,8 @@ class Protocol(RuleBasedStateMachine):
             hasty=HASTY in self.topics,
             idle_timeout=idle_timeout,
             retention=retention,
-            most_live_bytes=MAX_LIVE_BYTES,
+            most_live_bytes=MAX_LIVE_BYTES_WITH_PARTS if PARTS in self.topics else MAX_LIVE_BYTES,
+            parts=PARTS in self.topics,
         )
 
     @rule(

@@ -29,6 +29,12 @@ def as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
+def as_in_javascript(text: str) -> float:
+    """A number of JSON, to be given to ``json.loads`` as ``parse_float``."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
 def logs(odd: list[Any]) -> st.SearchStrategy[list[dict[str, Any]]]:
     """Logs of events that mostly fit each other, with values of all types, ``odd`` ones too.
 

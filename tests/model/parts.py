@@ -130,8 +130,10 @@ class Reading:
                 return None
             if self.is_start(i) and not self.is_nested(i):
                 return i if self.kind(i) == "text" else None
-            if self.event(i) in ("end", "redact") and self.belongs(i) is not None:
-                if self.belongs(i) == self.open_text(i):
+            p = None if self.is_text(i) else self.belongs(i)
+            if self.event(i) in ("end", "redact") and p is not None:
+                step = self.event(i) == "end" and self.kind(p) == "step" and not self.is_nested(p)
+                if step or p == self.open_text(i):
                     return None
             elif self.is_text(i):
                 return self.belongs(i)

@@ -86,7 +86,8 @@ class Operation:
         log_id: The log of the message that it was given; ``None`` if it looks for one.
         epoch: That of the writer who does it.
         unless_stopped: Whether a request to stop is to keep it from its work.
-        contents: The texts that it appends.
+        contents: What it appends, as it is said.
+        pieces: The same, as the library gets it.
         append_id: The id of the append, if it was chosen by who makes it.
         began: When it began.
         safe_before: What was safe when it began.
@@ -107,6 +108,7 @@ class Operation:
     epoch: int | None = None
     unless_stopped: bool = False
     contents: tuple[str, ...] = ()
+    pieces: Sequence[Any] = ()
     append_id: ObjectId | None = None
     began: datetime | None = None
     safe_before: Any = None

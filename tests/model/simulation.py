@@ -17,10 +17,11 @@ from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.chunks import MessageChunk, StoredChunk
 from converse_mongo.domain.errors import MessageNotFoundError, WriterFencedError
 from converse_mongo.domain.headers import message_key
 from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.part_events import PartRef
 from converse_mongo.store import Options, Store
 from converse_mongo.store.reads import Reader
 from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, Contract, broken
@@ -36,6 +37,7 @@ from tests.model.server import (
     Server,
     no_answer,
 )
+from tests.model.speech import Part, said
 
 __all__ = ["Process", "Simulation", "contract", "pause"]
 
@@ -73,8 +75,10 @@ class Process:
         lease: That of its writer, if it has one.
         stopped: Whether its writer has heard of a stop.
         reads_what_is_safe: Whether it reads only what no failover takes back, as who watches does.
-        copy: The texts of the chunks that its copy of the message has.
-        seen: What the consumer that follows the message here has had, and of which log.
+        copy: The stored chunks that its copy of the message has.
+        begun: The parts that its writer began.
+        seen: The stored chunks that the consumer that follows the message here has had, and of
+            which log.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class Process:
         self.log_id = log_id
         self.reads_what_is_safe = name in ("reader", "follower")
         self._database = RemoteDatabase(server, sender)
-        self.seen: tuple[ObjectId | None, list[str]] = (log_id, [])
+        self.seen: tuple[ObjectId | None, list[StoredChunk]] = (log_id, [])
         self.start()
 
     def start(self) -> None:
@@ -113,7 +117,8 @@ class Process:
         self.queue = self.store.queue((MESSAGE_ID, log_id))
         self.lease: Lease | None = None
         self.stopped = False
-        self.copy: list[str] = []
+        self.copy: list[StoredChunk] = []
+        self.begun: list[Part] = []
 
     @property
     def key(self) -> dict[str, Any]:
@@ -135,7 +140,16 @@ class Process:
     def take(self, log_id: ObjectId | None, chunks: Sequence[MessageChunk]) -> None:
         """Follows an append to a log with the copy of this process."""
         if log_id == self.log_id and len(self.copy) == chunks[0].sequence:
-            self.copy += [chunk.content for chunk in chunks]
+            self.copy += [chunk.to_stored() for chunk in chunks]
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that its copy has."""
+        return [
+            Part(said(chunk), chunk["fields"]["kind"], PartRef(None, chunk["sequence"]))
+            for chunk in self.copy
+            if chunk.get("event") == "start" and said(chunk)
+        ]
 
 
 def _reader(database: RemoteDatabase, concern: ReadConcern | None = None) -> Reader:
@@ -149,6 +163,7 @@ class Simulation:
     """One message, and all who do something with it.
 
     Where they are ``hasty`` they write with ``w: 1``, and wait for room where a majority is behind.
+    Where there are ``parts`` they write these as well as text.
     """
 
     def __init__(
@@ -159,8 +174,10 @@ class Simulation:
         idle_timeout: float | None,
         retention: float | None,
         most_live_bytes: int,
+        parts: bool = False,
     ) -> None:
         CLOCK.reset()
+        self.parts = parts
         self.loop = asyncio.new_event_loop()
         self.retention = retention
         self.server = Server(lagging)
@@ -371,19 +388,17 @@ class Simulation:
             return
         at_once(self._fresh.add_moved_chunks(stored))
         sequences = [chunk["sequence"] for chunk in stored["chunks"]]
-        texts = tuple(chunk["content"] for chunk in stored["chunks"])
-        if sequences != list(range(len(log))) or texts != log:
-            broken("A reader gets the log as it is", sequences, texts, log)
+        if sequences != list(range(len(log))) or not self.contract.now.has(stored["chunks"]):
+            broken("A reader gets the log as it is", sequences, stored["chunks"], log)
         # What comes in pieces is read from where the last writes were.
         start = max(0, len(log) - RECENT_CHUNKS)
         while start < len(log):
             found = at_once(self._fresh.read(*IDS, start, RECENT_CHUNKS, stored["page_start"]))
             if found is None or not found[1]:
                 broken("A reader finds every chunk", start, log)
-            for chunk in found[1]:
-                if chunk.sequence != start or chunk.content != log[start]:
-                    broken("A reader gets the log as it is", chunk, log)
-                start += 1
+            if not self.contract.now.has([chunk.to_stored() for chunk in found[1]], start):
+                broken("A reader gets the log as it is", found[1], log)
+            start += len(found[1])
 
     # The end
 

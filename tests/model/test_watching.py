@@ -116,6 +116,13 @@ BUGS: list[Plant] = [
 RARE = (deletion_leaves_the_route, older_read_is_taken_by_a_conversation)
 """Bugs that take many runs to show."""
 
+FOUND: dict[Plant, int] = {
+    hints_are_used_while_stale: 750,
+    gap_is_taken_for_a_deletion: 301,
+    late_hints_are_taken_for_recent_ones: 163,
+}
+"""Seeds that show some of the bugs, tried first; the search finds others if they no longer do."""
+
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
 def test_bug__is_noticed(bug: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,4 +130,4 @@ def test_bug__is_noticed(bug: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"it takes many runs to show: set {THOROUGH}=1 to look for it")
     bug(monkeypatch)
     with pytest.raises((AssertionError, ConverseError)):
-        explore(monkeypatch, range(SEEDS_FOR_A_BUG))
+        explore(monkeypatch, [FOUND.get(bug, 0), *range(SEEDS_FOR_A_BUG)])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from converse_mongo.domain.chunks import PART_OVERHEAD
 from converse_mongo.domain.validation import CHUNK_OVERHEAD
 from converse_mongo.driver import retry
 from converse_mongo.store import appends, ends, leases, pages, recovery, updates
@@ -17,6 +18,7 @@ from tests.model.simulation import contract, pause
 PAGE_CHUNKS = 3
 SEAL_DELAY = 1.0
 MAX_LIVE_BYTES = 6 * (CHUNK_OVERHEAD + 12)
+MAX_LIVE_BYTES_WITH_PARTS = 4 * (CHUNK_OVERHEAD + PART_OVERHEAD + 100)
 
 
 async def no_wait(attempt: int) -> None:
@@ -28,17 +30,20 @@ async def wait_a_second(attempt: int) -> None:
     await pause(1)
 
 
-def simulate(monkeypatch: pytest.MonkeyPatch, *, hasty: bool = False) -> None:
+def simulate(monkeypatch: pytest.MonkeyPatch, *, hasty: bool = False, parts: bool = False) -> None:
     """Makes pages small, waits short, and all clocks that of the simulation.
 
     Args:
         hasty: Whether appends wait for room, as long as a majority is behind.
+        parts: Whether there is room for parts.
     """
     import mongomock
 
+    most = MAX_LIVE_BYTES_WITH_PARTS if parts else MAX_LIVE_BYTES
+
     monkeypatch.setattr(pages, "PAGE_CHUNKS", PAGE_CHUNKS)
     for module in (appends, updates):
-        monkeypatch.setattr(module, "MAX_LIVE_BYTES", MAX_LIVE_BYTES)
+        monkeypatch.setattr(module, "MAX_LIVE_BYTES", most)
     for module in (appends, ends, recovery):
         monkeypatch.setattr(module, "now", CLOCK.read)
     for module in (appends, leases, pages):

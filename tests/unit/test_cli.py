@@ -50,8 +50,12 @@ def test_tokens__joined_are_the_text(text: str) -> None:
 TOKENS = ["one ", "two ", "three"]
 
 
+def chunk(sequence: int, content: str, **fields: Any) -> dict[str, Any]:
+    return {"sequence": sequence, "content": content, **fields}
+
+
 def seen(*sequences: int, since: float = 9.5) -> list[Seen]:
-    return [Seen(number, TOKENS[number], 10.0 + number, since) for number in sequences]
+    return [Seen(chunk(number, TOKENS[number]), 10.0 + number, since) for number in sequences]
 
 
 def recording_of(received: list[Seen]) -> Recording:
@@ -63,7 +67,7 @@ def recording_of(received: list[Seen]) -> Recording:
         [Viewer("viewer", seen=received, end="message.completed")],
         sent_at={number: 9.0 + number for number in range(3)},
         finished=True,
-        stored=StoredMessage("completed", text, list(enumerate(TOKENS))),
+        stored=StoredMessage("completed", text, [chunk(*each) for each in enumerate(TOKENS)]),
     )
 
 
@@ -78,11 +82,12 @@ def test_verdict__of_equal_texts_is_good() -> None:
         seen(0, 2),
         seen(0, 2, 1),
         seen(0, 1, 1, 2),
-        [*seen(0, 1), Seen(2, "3", 12.0, 9.5)],
-        [*seen(0), Seen(1, "two three", 11.0, 9.5), Seen(2, "", 12.0, 9.5)],
+        [*seen(0, 1), Seen(chunk(2, "3"), 12.0, 9.5)],
+        [*seen(0, 1), Seen(chunk(2, "three", part=0), 12.0, 9.5)],
+        [*seen(0), Seen(chunk(1, "two three"), 11.0, 9.5), Seen(chunk(2, ""), 12.0, 9.5)],
         [],
     ],
-    ids=["cut", "gap", "disorder", "repeat", "changed", "moved", "nothing"],
+    ids=["cut", "gap", "disorder", "repeat", "changed", "of_a_part", "moved", "nothing"],
 )
 def test_verdict__of_a_viewer_who_saw_something_else_is_bad(received: list[Seen]) -> None:
     verdict = recording_of(received).verdict()
@@ -102,9 +107,9 @@ def test_verdict__of_a_viewer_without_a_good_end_is_bad(end: str | None) -> None
     [
         {"status": "failed"},
         {"content": "one two thrEe"},
-        {"chunks": [(0, "one "), (1, "two "), (2, "four")]},
-        {"chunks": [(0, "one "), (2, "three"), (1, "two ")]},
-        {"chunks": [(0, "one "), (1, "two three")]},
+        {"chunks": [chunk(0, "one "), chunk(1, "two "), chunk(2, "four")]},
+        {"chunks": [chunk(0, "one "), chunk(2, "three"), chunk(1, "two ")]},
+        {"chunks": [chunk(0, "one "), chunk(1, "two three")]},
     ],
 )
 def test_verdict__of_a_stored_message_that_differs_is_bad(change: dict[str, Any]) -> None:

@@ -27,7 +27,8 @@ def folded(*written: Any, whole: bool = False) -> str:
     """What is on the terminal in the end."""
     found: list[str] = []
     folding = Folding(found.append, whole=whole, safe=True)
-    for chunk in numbered(pieces_of(written), 0, now()):
+    pieces = [piece for each in pieces_of(written) for piece in each]
+    for chunk in numbered(pieces, 0, now()):
         folding.add(chunk)
     folding.end()
     return "".join(found)

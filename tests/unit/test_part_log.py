@@ -16,6 +16,7 @@ from bson.binary import UuidRepresentation
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.metadata import restored, storable
 from converse_mongo.domain.part_log import PartLog
 from tests.model.part_logs import VECTORS, as_json, logs, stored
@@ -141,3 +142,11 @@ def test_add__is_total(chunks: list[dict[str, Any]], middle: int) -> None:
     assert repr(again.snapshot()) == repr(log.snapshot())
     bson.encode(storable(log.snapshot()))
     assert isinstance(log.text(), str)
+
+
+def test_chunk__of_a_part_has_no_content_for_readers_of_text() -> None:
+    now = datetime.now(UTC)
+    odd = {"sequence": 0, "content": "z", "created_at": now, "event": "set", "part": 0}
+    assert MessageChunk.from_stored(odd).content == ""
+    text = {"sequence": 0, "content": "z", "created_at": now, "event": None, "part": None}
+    assert MessageChunk.from_stored(text) == MessageChunk(0, "z", now)

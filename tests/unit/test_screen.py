@@ -2,6 +2,7 @@
 
 import io
 import re
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -19,7 +20,7 @@ def shown(text: str, width: int = 60) -> str:
         file=io.StringIO(), force_terminal=True, width=width, height=30, color_system="standard"
     )
     screen = Screen(console, Recording(text, 1, [Viewer("viewer 1")]))
-    screen.grow(text)
+    screen.add({"sequence": 0, "content": text})
     console.print(screen._picture())
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -60,9 +61,46 @@ def test_picture__of_a_long_text_shows_its_end_within_the_screen() -> None:
     assert all(len(line) <= 60 for line in picture.splitlines())
 
 
+def test_screen__shows_other_parts_folded_and_the_text_whole() -> None:
+    chunks: list[dict[str, Any]] = [
+        {"event": "start", "fields": {"kind": "reasoning"}},
+        {"part": 0, "delta": "It is \x1b[2J a secret."},
+        {"part": 0, "event": "end"},
+        {"event": "start", "fields": {"kind": "tool_call", "name": "f", "title": "Search\x1b[2J"}},
+        {"part": 3, "event": "set", "fields": {"input": 1, "started": True}},
+        {"content": "One.\nTwo."},
+        {"part": 3, "event": "set", "fields": {"output": "private"}},
+    ]
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=60, height=30)
+    file = Console(file=io.StringIO(), width=60)
+    for console in (terminal, file):
+        screen = Screen(console, Recording("", 1, [Viewer("viewer 1")]))
+        for sequence, chunk in enumerate(chunks):
+            screen.add({"sequence": sequence, "content": "", **chunk})
+        if console is file:
+            screen.__exit__()
+        else:
+            console.print(screen._picture())
+    assert isinstance(terminal.file, io.StringIO)
+    assert isinstance(file.file, io.StringIO)
+    picture = plain(terminal.file.getvalue())
+    assert re.search("▸ Thought for a while.*▸ Search.*: done.*One.", picture, re.DOTALL)
+    assert not STEERING.search(terminal.file.getvalue())
+    assert "secret" not in picture
+    assert "private" not in picture
+    assert not STEERING.search(file.file.getvalue())
+    told = [re.sub(".\\[2J", "", line) for line in file.file.getvalue().splitlines()]
+    assert told == [
+        *("* Thinking…", "* Thought for a while"),
+        *("* Search: preparing…", "* Search: working…"),
+        *("| One.", "* Search: done", "| Two."),
+    ]
+
+
 def test_verdict__fits_into_60_columns() -> None:
     viewers = [Viewer("viewer 2", "joined after 265 chunks")]
-    recording = Recording("x", 1, viewers, stored=StoredMessage("completed", "x", [(0, "x")]))
+    stored = StoredMessage("completed", "x", [{"sequence": 0, "content": "x"}])
+    recording = Recording("x", 1, viewers, stored=stored)
     console = Console(file=io.StringIO(), width=60)
     print_verdict(console, recording)
     assert isinstance(console.file, io.StringIO)

@@ -62,7 +62,7 @@ def test_contents__of_an_append(contents: object) -> None:
 
 
 def test_contents__are_a_list_in_the_end() -> None:
-    assert [each.content for each in pieces_of(iter(["a", "b"]))] == ["a", "b"]
+    assert [each.content for (each,) in pieces_of(iter(["a", "b"]))] == ["a", "b"]
     with pytest.raises(InvalidContentError, match="split"):
         pieces_of(["a", "x" * (validation.MAX_CHUNK_BYTES + 1)])
 

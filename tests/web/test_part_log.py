@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from converse_mongo.domain.part_log import PartLog
-from tests.model.part_logs import as_json, logs
+from tests.model.part_logs import as_in_javascript, as_json, logs
 
 REDUCE = Path(__file__).parent / "client" / "reduce.mjs"
 
@@ -47,8 +47,3 @@ def reduced(chunks: list[dict[str, Any]]) -> Any:
     snapshot = log.snapshot()
     reduced = {"numbers": numbers, "text": log.text(), "snapshot": snapshot, "resumed": snapshot}
     return json.loads(json.dumps(reduced), parse_float=as_in_javascript)
-
-
-def as_in_javascript(text: str) -> float:
-    number = float(text)
-    return int(number) if number.is_integer() else number

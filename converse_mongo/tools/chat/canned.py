@@ -3,9 +3,21 @@
 import asyncio
 import random
 import re
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any, TypeAlias
 
+from converse_mongo import (
+    Part,
+    PartDelta,
+    PartEnd,
+    PartEvent,
+    PartSet,
+    PartStart,
+    ReasoningPart,
+    SourceUrlPart,
+    StepPart,
+    ToolCallPart,
+)
 from converse_mongo.tools.chat.errors import AnswerError
 from converse_mongo.tools.chat.prompts import Said
 
@@ -20,7 +32,8 @@ Some things to try while an answer streams:
 - Press **Stop**. The text so far is kept, and you can ask for another answer.
 - Reload the page. The answer does not depend on it, and continues where it was.
 - Open this address in a second tab, or on two screens. Both show the same words.
-- Type `/fail` to see an answer fail, `/code` for a piece of code, or `/long` for a long answer.
+- Type `/tools` to see an answer that calls tools, `/fail` to see one fail, `/code` for a piece of \
+code, or `/long` for a long answer.
 
 To talk to a real model, start the chat with a key:
 
@@ -48,9 +61,21 @@ async def respond(conversation, message):
 
 A stop, requested in this process or another, ends the block by itself."""
 
+THOUGHT = """\
+The user wants to see tools at work. I have none that do anything, so I show two calls with fixed \
+results: a search and a look at the clock. They do not depend on each other and run at once."""
+
+TOOLS = """\
+Two tools ran at once. Unfold them above to see what they were asked and what they found, and \
+unfold the thought to read it. Each step was **stored before it was shown**: reload the page while \
+a tool runs, and it still runs."""
+
 FAILING = """\
 This answer is about to be cut off, as if the model went away in the middle of a sentence. \
 The text so far is kept, and the button below requests"""
+
+WORK = 25
+"""How much longer a tool works than the model at a token."""
 
 PARAGRAPH = """\
 Part {number}. Each token costs the same, however long the answer is: a writer collects the \
@@ -58,6 +83,10 @@ tokens of some milliseconds and appends them with one small update. One change s
 notifies the readers, and a reader that was away reads the missing text from the document. If you \
 scroll up while this answer grows, the page stays where you are. Scroll down again, or press the \
 button, to follow it."""
+
+
+Written: TypeAlias = str | Part | PartEvent
+"""What an answer is made of: tokens, parts, and events of parts."""
 
 
 class CannedModel:
@@ -74,15 +103,18 @@ class CannedModel:
 
     async def stream(
         self, said: Sequence[Said], metadata: dict[str, Any]
-    ) -> AsyncGenerator[str, None]:
-        """Yields the tokens of an answer, and counts them in ``metadata``."""
+    ) -> AsyncGenerator[Written, None]:
+        """Yields an answer, and counts its tokens in ``metadata``."""
         question = said[-1].content if said else ""
         usage = {"prompt_tokens": sum(len(_tokens(each.content)) for each in said)}
         command = question.strip().lower()
         asked = sum(each.role == "user" for each in said)
-        for count, token in enumerate(_tokens(_text(command, question, asked)), 1):
-            await asyncio.sleep(random.uniform(0.2, 1.8) * self._delay)
-            yield token
+        count = 0
+        for written in _written(command, question, asked):
+            works = isinstance(written, PartSet) and "output" in written.fields
+            await asyncio.sleep(random.uniform(0.2, 1.8) * self._delay * (WORK if works else 1))
+            yield written
+            count += isinstance(written, str | PartDelta)
             metadata["usage"] = usage | {"completion_tokens": count}
         if command == "/fail":
             raise AnswerError("The model's answer was cut off, as you asked. Try again.")
@@ -92,11 +124,44 @@ class CannedModel:
         """Does nothing."""
 
 
+def _written(command: str, question: str, asked: int) -> Iterator[Written]:
+    if command == "/tools":
+        yield from _tool_calls()
+    yield from _tokens(_text(command, question, asked))
+    if command == "/tools":
+        yield SourceUrlPart(
+            "https://www.mongodb.com/docs/manual/changeStreams/", title="Change Streams"
+        )
+
+
+def _tool_calls() -> Iterator[Written]:
+    """Yields a step with a thought and two tool calls, which then run at once."""
+    yield PartStart(StepPart(), "step")
+    yield PartStart(ReasoningPart(""), "thought")
+    yield from (PartDelta("thought", token) for token in _tokens(THOUGHT))
+    yield PartEnd("thought")
+    yield PartStart(
+        ToolCallPart("search_documentation", "call_1", title="Search the documentation"), "search"
+    )
+    yield from (PartDelta("search", piece) for piece in ('{"query": ', '"change ', 'streams"}'))
+    yield PartSet("search", {"input": {"query": "change streams"}})
+    yield PartStart(ToolCallPart("get_time", "call_2", title="Look at the clock"), "clock")
+    yield PartSet("clock", {"input": {"zone": "UTC"}})
+    yield PartEnd("step", {"finish_reason": "tool_calls"})
+    yield PartSet("search", {"started": True})
+    yield PartSet("clock", {"started": True})
+    yield PartSet("clock", {"output": "12:00"})
+    found = {"title": "Change Streams", "about": "Changes of a collection, as they happen"}
+    yield PartSet("search", {"output": {"hits": 1, "pages": [found]}})
+
+
 def _text(command: str, question: str, asked: int) -> str:
     if command == "/fail":
         return FAILING
     if command == "/code":
         return CODE
+    if command == "/tools":
+        return TOOLS
     if command == "/long":
         return "\n\n".join(PARAGRAPH.format(number=number) for number in range(1, 13))
     quoted = " ".join(question.replace("`", "'").replace("*", "").split())

@@ -18,7 +18,7 @@ from converse_mongo import (
     StreamStoppedError,
     WriterError,
 )
-from converse_mongo.tools.chat.canned import CannedModel
+from converse_mongo.tools.chat.canned import CannedModel, Written
 from converse_mongo.tools.chat.errors import AnswerError, sentence_for
 from converse_mongo.tools.chat.prompts import Said, name_conversation, said_before
 from converse_mongo.tools.chat.settings import Settings
@@ -41,8 +41,10 @@ class Model(Protocol):
     def name(self) -> str:
         """The name that users see."""
 
-    def stream(self, said: Sequence[Said], metadata: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """Yields the tokens of the answer, and fills ``metadata``."""
+    def stream(
+        self, said: Sequence[Said], metadata: dict[str, Any]
+    ) -> AsyncGenerator[Written, None]:
+        """Yields the answer, and fills ``metadata``."""
 
     async def aclose(self) -> None:
         """Closes its connections."""
@@ -139,9 +141,9 @@ class Responder:
         try:
             said = await said_before(conversation, message)
             await name_conversation(conversation, said)
-            async with aclosing(self._model.stream(said, metadata)) as tokens:
-                async for token in tokens:
-                    await writer.write(token)
+            async with aclosing(self._model.stream(said, metadata)) as answer:
+                async for written in answer:
+                    await writer.write(written)
                     metadata["duration"] = round(time.monotonic() - began, 3)
         except WRITER_ERRORS:
             raise

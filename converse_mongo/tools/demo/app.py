@@ -14,7 +14,7 @@ from converse_mongo.domain.errors import ConverseError
 from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.tools.demo.recording import Recording, Seen, StoredMessage, Viewer
 from converse_mongo.tools.demo.screen import Screen, print_verdict
-from converse_mongo.tools.demo.texts import read_text, tokenise
+from converse_mongo.tools.demo.texts import answer_of, read_text
 from converse_mongo.tools.terminal import one_line
 
 END_SECONDS = 3.0
@@ -31,7 +31,7 @@ def run(uri: str | None, database: str, path: str | None, tokens_per_second: flo
     """
     text, source = read_text(path)
     viewers = [Viewer(f"viewer {number}") for number in (1, 2, 3)]
-    recording = Recording(text, len(tokenise(text)), viewers)
+    recording = Recording(text, len(answer_of(text)), viewers)
     # A terminal only if it is one, whatever the environment says.
     console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
     screen = Screen(console, recording)
@@ -44,7 +44,7 @@ def run(uri: str | None, database: str, path: str | None, tokens_per_second: flo
             uri = server.uri
         try:
             with screen:
-                screen.note(f"{recording.total} tokens of {source}, {tokens_per_second:g}/s")
+                screen.note(f"{recording.total} pieces of {source}, {tokens_per_second:g}/s")
                 play.run(uri, database, tokens_per_second)
         except ConverseError as error:
             if not play.message_id:
@@ -126,7 +126,7 @@ class _Play:
             case ["finished"]:
                 recording.finished = True
             case ["stored", status, content, chunks]:
-                recording.stored = StoredMessage(status, content, [tuple(each) for each in chunks])
+                recording.stored = StoredMessage(status, content, chunks)
             case ["gone"] if not recording.finished:
                 raise ConverseError("the writer ended too early")
 
@@ -141,10 +141,10 @@ class _Play:
                 attached = self._first.state == self._mortal.state == "watching"
                 if attached and not self._recording.sent_at:
                     self._send_text()
-            case ["seen", sequence, content, received_at]:
-                viewer.seen.append(Seen(sequence, content, received_at, viewer.since))
+            case ["seen", chunk, received_at]:
+                viewer.seen.append(Seen(chunk, received_at, viewer.since))
                 if viewer is self._first:
-                    self._screen.grow(content)
+                    self._screen.add(chunk)
                 if viewer is self._mortal and len(viewer.seen) == 1 + self._recording.total // 3:
                     self._running[viewer.name].kill()
                     viewer.state = "killed"

@@ -18,16 +18,23 @@ from typing import Any
 from pymongo.errors import PyMongoError
 
 from converse_mongo.converse import Converse
+from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.errors import ConverseError
 from converse_mongo.domain.events import ChunkReceived
 from converse_mongo.driver import failures
-from converse_mongo.tools.demo.texts import tokenise
+from converse_mongo.tools.demo.texts import answer_of
 from converse_mongo.tools.signals import terminable
 
 
 def _tell(*report: Any) -> None:
     sys.stdout.write(json.dumps(report) + "\n")
     sys.stdout.flush()
+
+
+def _described(chunk: MessageChunk) -> dict[str, Any]:
+    described = chunk.to_dict()
+    del described["created_at"]
+    return described
 
 
 async def _write(converse: Converse, tokens_per_second: float) -> None:
@@ -40,15 +47,15 @@ async def _write(converse: Converse, tokens_per_second: float) -> None:
         _tell("started", str(conversation.id), str(message.id))
         text = await asyncio.to_thread(sys.stdin.buffer.read)
         start = time.monotonic()
-        for number, token in enumerate(tokenise(text.decode())):
+        for number, written in enumerate(answer_of(text.decode())):
             due = start + number / tokens_per_second
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             _tell("written", number, time.time())
-            await writer.write(token)
+            await writer.write(written)
         writer.metadata["finish_reason"] = "stop"
     _tell("finished")
     stored = await converse.get_message(message.id)
-    chunks = [(chunk.sequence, chunk.content) async for chunk in stored.iter_chunks()]
+    chunks = [_described(chunk) async for chunk in stored.iter_chunks()]
     _tell("stored", stored.status.value, stored.content, chunks)
 
 
@@ -58,7 +65,7 @@ async def _view(converse: Converse, message_id: str, after: int | None = None) -
         async for event in events:
             received_at = time.time()
             if isinstance(event, ChunkReceived):
-                _tell("seen", event.chunk.sequence, event.chunk.content, received_at)
+                _tell("seen", _described(event.chunk), received_at)
             else:
                 _tell("ended", event.type)
 

@@ -4,24 +4,29 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import quantiles
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Seen(NamedTuple):
     """A chunk that a viewer received, and when that viewer's process began to watch."""
 
-    sequence: int
-    content: str
+    chunk: dict[str, Any]
     received_at: float
     since: float
 
+    @property
+    def sequence(self) -> int:
+        """The sequence of the chunk."""
+        sequence: int = self.chunk["sequence"]
+        return sequence
+
 
 class StoredMessage(NamedTuple):
-    """The message as it is read back, with the sequence and the content of each chunk."""
+    """The message as it is read back, with each chunk."""
 
     status: str = "missing"
     content: str = ""
-    chunks: Sequence[tuple[int, str]] = ()
+    chunks: Sequence[dict[str, Any]] = ()
 
 
 @dataclass
@@ -38,7 +43,7 @@ class Viewer:
 
 @dataclass
 class Recording:
-    """Everything that happened; ``total`` is the number of tokens in ``text``."""
+    """Everything that happened; ``total`` is the number of chunks of the answer with ``text``."""
 
     text: str
     total: int
@@ -54,16 +59,16 @@ class Recording:
             "stored": {
                 f"its status is {status}": status == "completed",
                 f"it has {len(chunks)} chunks of {self.total}, or not in order": (
-                    [sequence for sequence, _ in chunks] == list(range(self.total))
+                    [chunk["sequence"] for chunk in chunks] == list(range(self.total))
                 ),
                 "its content differs from the input": content == self.text,
                 "its joined chunks differ from the input": (
-                    "".join(content for _, content in chunks) == self.text
+                    "".join(chunk["content"] for chunk in chunks) == self.text
                 ),
             }
         }
         for viewer in self.viewers:
-            seen = [(each.sequence, each.content) for each in viewer.seen]
+            seen = [each.chunk for each in viewer.seen]
             received = f"it received {len(seen)} chunks of {self.total}"
             checks[viewer.name] = {
                 f"{received}, or not each once, in order and as stored": seen == chunks,

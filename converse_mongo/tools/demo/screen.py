@@ -1,7 +1,8 @@
 """The screen of a demonstration: a live picture in a terminal, plain lines elsewhere; a table."""
 
 import re
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,6 +13,15 @@ from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
+from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.parts import (
+    Part,
+    ReasoningPart,
+    SourceUrlPart,
+    ToolCallPart,
+    ToolCallState,
+    parts_of,
+)
 from converse_mongo.tools.demo.recording import Recording
 from converse_mongo.tools.terminal import printable
 
@@ -24,7 +34,9 @@ class Screen:
     def __init__(self, console: Console, recording: Recording) -> None:
         self._console = console
         self._recording = recording
-        self._text = ""
+        self._line = ""
+        self._log = PartLog()
+        self._told: dict[int, str] = {}
         self._live: Live | None = None
         if console.is_terminal and not console.is_dumb_terminal:
             self._live = Live(console=console, get_renderable=self._picture, refresh_per_second=12)
@@ -34,14 +46,31 @@ class Screen:
         wraps = not self._console.is_terminal  # a file has no width
         self._console.print(f"* {line}", style="dim", markup=False, soft_wrap=wraps)
 
-    def grow(self, content: str) -> None:
-        """Shows more text; plain text is shown line by line."""
-        self._text += content
+    def add(self, chunk: Mapping[str, Any]) -> None:
+        """Shows another chunk; plain text is shown line by line, and other parts folded."""
+        changed = self._log.add(chunk)
         if not self._live:
-            *lines, self._text = self._text.split("\n")
-            for line in lines:  # not through rich, which would expand tabs and wrap
-                self._console.file.write(f"| {line}\n")
-                self._console.file.flush()
+            if "event" in chunk and changed is not None:
+                self._tell_folded()
+            self._write(chunk["content"])
+
+    def _write(self, content: str) -> None:
+        *lines, self._line = (self._line + content).split("\n")
+        for line in lines:  # not through rich, which would expand tabs and wrap
+            self._console.file.write(f"| {line}\n")
+            self._console.file.flush()
+
+    def _tell_folded(self) -> None:
+        for number, line in self._folded().items():
+            if self._told.get(number) != line:
+                self._told[number] = line
+                self.note(line)
+
+    def _folded(self) -> dict[int, str]:
+        """Returns a line for each part that is no text of the answer, by its number."""
+        parts = parts_of(self._log.records(), ended=self._recording.finished)
+        lines = {part.number: folded(part) for part in parts if part.number is not None}
+        return {number: printable(line) for number, line in lines.items() if line}
 
     def __enter__(self) -> Self:
         if self._live:
@@ -51,23 +80,29 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
-        elif self._text:
-            self.grow("\n")
+        elif self._line:
+            self._write("\n")
 
     def _picture(self) -> RenderableType:
         height = max(3, min(16, self._console.height - 12))  # beside notes and progress
         width = max(10, self._console.width - 4)
-        recent = _last_blocks(printable(self._text), height * width)
+        above = [
+            Text(f"▸ {line}", "dim", no_wrap=True, overflow="ellipsis")
+            for line in list(self._folded().values())[-_MOST_FOLDED:]
+        ]
+        room = max(1, height - len(above))
+        recent = _last_blocks(printable(self._log.text()), height * width)
         # Links as text: a terminal would open what a text names.
         page = Markdown(recent, hyperlinks=False)
         lines = self._console.render_lines(page, self._console.options.update(width=width))
         shown = [
             # Again: Markdown has escapes for characters.
             Segment(printable(segment.text), segment.style)
-            for line in lines[-height:]
+            for line in lines[-room:]
             for segment in (*line, Segment.line())
         ]
-        panel = Panel(Segments(shown), title="as viewer 1 sees it", height=height + 2)
+        body = Group(*above, Segments(shown))
+        panel = Panel(body, title="as viewer 1 sees it", height=height + 2)
         recording = self._recording
         state = "done" if recording.finished else "streaming"
         processes = [("writer", len(recording.sent_at), state)]
@@ -78,6 +113,29 @@ class Screen:
             style = {"done": "green", "killed": "red"}.get(state, "yellow")
             rows.add_row(name, bar, f"{count} / {recording.total}", Text(state, style))
         return Group(panel, rows)
+
+
+_STATES: dict[ToolCallState, str] = {
+    "input-streaming": "preparing…",
+    "input-available": "waiting…",
+    "running": "working…",
+    "output-available": "done",
+    "output-error": "failed",
+    "interrupted": "stopped",
+}
+_MOST_FOLDED = 4
+
+
+def folded(part: Part) -> str | None:
+    """Returns a line in place of a part; ``None`` for what is not shown so."""
+    match part:
+        case ReasoningPart():
+            return "Thought for a while" if part.closed else "Thinking…"
+        case ToolCallPart():
+            return f"{part.title or part.name}: {_STATES.get(part.state, part.state)}"
+        case SourceUrlPart():
+            return f"Source: {part.title or part.url}"
+    return None
 
 
 def _last_blocks(text: str, length: int) -> str:

@@ -5,8 +5,11 @@ import select
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeAlias
 
 from converse_mongo.domain.errors import ConfigurationError
+from converse_mongo.domain.part_events import PartDelta, PartEnd, PartEvent, PartSet, PartStart
+from converse_mongo.domain.parts import Part, ReasoningPart, SourceUrlPart, ToolCallPart
 
 # Every character is a space, part of a word, or neither: no text is lost between two tokens.
 _TOKEN = re.compile(r"\w{1,8}\s{0,4}|[^\w\s]{1,4}\s{0,4}|\s{1,8}")
@@ -15,6 +18,32 @@ _TOKEN = re.compile(r"\w{1,8}\s{0,4}|[^\w\s]{1,4}\s{0,4}|\s{1,8}")
 def tokenise(text: str) -> list[str]:
     """Cuts ``text`` into pieces such as language models make; joined, they are ``text`` again."""
     return _TOKEN.findall(text)
+
+
+Written: TypeAlias = str | Part | PartEvent
+
+THOUGHT = "The user wants to read a file. The documentation should say which way is best today."
+
+
+def answer_of(text: str) -> list[Written]:
+    """Returns an answer: a thought, a tool call, a source, and the tokens of ``text``.
+
+    Each of them becomes one chunk.
+    """
+    source = SourceUrlPart("https://docs.python.org/3/library/functions.html#open", title="open")
+    search = ToolCallPart("search", "call_1", title="Search the documentation")
+    return [
+        PartStart(ReasoningPart(""), "thought"),
+        *(PartDelta("thought", token) for token in tokenise(THOUGHT)),
+        PartEnd("thought"),
+        PartStart(search, "search"),
+        *(PartDelta("search", piece) for piece in ('{"query": ', '"open a ', 'file"}')),
+        PartSet("search", {"input": {"query": "open a file"}}),
+        PartSet("search", {"started": True}),
+        PartSet("search", {"output": {"hits": 1}}),
+        source,
+        *tokenise(text),
+    ]
 
 
 def read_text(path: str | None) -> tuple[str, str]:

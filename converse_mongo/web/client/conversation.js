@@ -1,7 +1,7 @@
 // @ts-check
 /** A conversation, for user interfaces: its messages, and the actions of its user. */
 
-import { createdMessage, look, merge, newEntry, reloader, take } from "./entries.js";
+import { createdMessage, look, merge, messageOf, newEntry, reloader, take } from "./entries.js";
 import { DEFAULT_RETRY, ConverseError, asError, ask, pathOf } from "./requests.js";
 import { snapshots } from "./snapshots.js";
 import { watchConversation } from "./watch.js";
@@ -13,6 +13,7 @@ const DEFAULT_PATIENCE = 60_000;
 const NOT_SENT = "You stopped this message before it was sent.";
 
 /** @typedef {import("./entries.js").Message} Message */
+/** @typedef {import("./entries.js").StoredMessage} StoredMessage */
 /** @typedef {import("./entries.js").Entry} Entry */
 /** @typedef {import("./watch.js").Event} Event */
 
@@ -147,7 +148,7 @@ export function openConversation(options) {
 
   // From the server
 
-  /** @param {Message} message */
+  /** @param {StoredMessage} message */
   function add(message) {
     const known = entries.get(message.id);
     if (known !== undefined) {
@@ -206,7 +207,7 @@ export function openConversation(options) {
     try {
       const how = { onTrouble: (/** @type {Error} */ trouble) => enter("loading", trouble) };
       const page = await ask(options, `${path}/messages?limit=${limit}`, { signal, ...how });
-      /** @type {Message[]} */
+      /** @type {StoredMessage[]} */
       const messages = page.messages;
       // The message that is being sent may be stored already. If so, it is the last user message.
       const last = messages.findLast(({ role }) => role === "user");
@@ -235,7 +236,7 @@ export function openConversation(options) {
   /**
    * Whether there is nothing to show in a page.
    *
-   * @param {Message[]} page
+   * @param {StoredMessage[]} page
    */
   function isReplaced(page) {
     return page.every(({ id }) => order.some(({ message }) => message.replaces === id));
@@ -256,7 +257,7 @@ export function openConversation(options) {
       const query = `limit=${limit}&before=${before}`;
       const page = await ask(options, `${path}/messages?${query}`, { signal, ...how });
       before = page.before;
-      /** @type {Message[]} */
+      /** @type {StoredMessage[]} */
       const messages = page.messages;
       for (const message of messages) {
         add(message);
@@ -349,21 +350,24 @@ export function openConversation(options) {
 
     send: async (content, { requestId = newRequestId() } = {}) => {
       signal.throwIfAborted();
-      return await sendDraft(requestId, {
-        id: requestId,
-        conversation_id: conversationId,
-        position: null,
-        role: "user",
-        status: "pending",
-        content,
-        chunk_count: 0,
-        metadata: {},
-        replaces: null,
-        error: null,
-        stop_reason: null,
-        created_at: new Date().toISOString(),
-        completed_at: null,
-      });
+      return await sendDraft(
+        requestId,
+        messageOf({
+          id: requestId,
+          conversation_id: conversationId,
+          position: null,
+          role: "user",
+          status: "pending",
+          content,
+          chunk_count: 0,
+          metadata: {},
+          replaces: null,
+          error: null,
+          stop_reason: null,
+          created_at: new Date().toISOString(),
+          completed_at: null,
+        }),
+      );
     },
 
     resend: async (id) => {

@@ -1,11 +1,14 @@
 // @ts-check
 /** Messages that grow: stored messages, and the events of a stream added to them. */
 
+import { HIDDEN, PartLog, partsOf } from "./parts.js";
 import { asError, backOff, wait } from "./requests.js";
 import { isEnd } from "./watch.js";
 
 /** @typedef {import("./watch.js").ConversationEvent} ConversationEvent */
 /** @typedef {import("./watch.js").FinalEvent} FinalEvent */
+/** @typedef {import("./watch.js").Chunk} Chunk */
+/** @typedef {readonly Readonly<import("./parts.js").PartRecord>[]} Parts */
 
 /**
  * @typedef {object} Message
@@ -15,7 +18,10 @@ import { isEnd } from "./watch.js";
  * @property {"system" | "user" | "assistant" | "tool_call" | "tool_result"} role
  * @property {"streaming" | "completed" | "failed" | "cancelled" | "pending" | "unsent"} status
  *     "pending" and "unsent" are of messages of this client that are not stored yet, or at all.
- * @property {string} content The text so far.
+ * @property {string} content The text of the answer so far.
+ * @property {Parts} parts The parts so far, in order; of a message of text alone that text, if there
+ *     is any. A part that has not changed is the same object as before, and so is the array if none
+ *     has.
  * @property {number} chunk_count The number of chunks in it.
  * @property {Record<string, unknown>} metadata
  * @property {string | null} replaces The id of the answer that this one replaces.
@@ -26,8 +32,15 @@ import { isEnd } from "./watch.js";
  */
 
 /**
- * @typedef {Message & {cursor?: string | null}} StoredMessage
- * A message as the server sends it, with the cursor from which its stream continues.
+ * @typedef {object} Stored
+ * @property {Parts} [parts] Absent if it has only text.
+ * @property {number} [open_part] The text part that the next text continues, while it streams.
+ * @property {string | null} [cursor] From where its stream continues.
+ */
+
+/**
+ * @typedef {Omit<Message, "parts"> & Stored} StoredMessage
+ * A message as the server sends it.
  */
 
 /**
@@ -35,15 +48,17 @@ import { isEnd } from "./watch.js";
  * A message and the events since. The text is joined when it is read and not with each chunk, so
  * that a burst of chunks costs one copy.
  * @property {Message} message The message when it was last read.
- * @property {string[]} tail Text that was received since.
- * @property {number} count The number of chunks, with `tail`.
- * @property {Map<number, string>} ahead Text of chunks behind missing ones.
+ * @property {string[]} tail Text that was received since, while there is no `log`.
+ * @property {number | null} open The number of the text part that `tail` continues.
+ * @property {PartLog | null} log The parts; `null` while there is only text, and after the end.
+ * @property {number} count The number of chunks, with those since `message` was read.
+ * @property {Map<number, Chunk>} ahead Chunks behind missing ones.
  * @property {FinalEvent | null} end The end of the message, if it was received before all chunks.
  */
 
 const FINAL = new Set(["completed", "failed", "cancelled"]);
 
-/** @param {Message} message */
+/** @param {Pick<Message, "status">} message */
 export function isFinal(message) {
   return FINAL.has(message.status);
 }
@@ -53,26 +68,67 @@ export function isFinal(message) {
  * @returns {Entry}
  */
 export function newEntry(stored) {
-  const message = withoutCursor(stored);
+  const message = messageOf(stored);
   const count = message.chunk_count;
-  return { message: Object.freeze(message), tail: [], count, ahead: new Map(), end: null };
+  /** @type {Entry} */
+  const entry = { message, tail: [], open: null, log: null, count, ahead: new Map(), end: null };
+  begin(entry, stored);
+  return entry;
 }
 
 /**
- * The message alone: its cursor is outdated with the next chunk.
+ * The message alone: what says where its stream continues is outdated with the next chunk.
  *
  * @param {StoredMessage} stored
+ * @param {Parts} [known] Parts that are kept, as objects, if they are the same.
  * @returns {Message}
  */
-function withoutCursor({ cursor, ...message }) {
-  return message;
+export function messageOf(stored, known = []) {
+  const { cursor, open_part, ...message } = stored;
+  const before = new Map(known.map((each) => [each.part, each]));
+  const parts = partsOf(stored).map((each) => {
+    const old = before.get(each.part);
+    return old !== undefined && isSame(old, each) ? old : Object.freeze(each);
+  });
+  return Object.freeze({ ...message, parts: kept(parts, known) });
+}
+
+/**
+ * The parts as they were, if they are the same objects.
+ *
+ * @param {Parts} parts
+ * @param {Parts} known
+ * @returns {Parts}
+ */
+function kept(parts, known) {
+  const isKept = parts.length === known.length && parts.every((each, at) => each === known[at]);
+  return isKept ? known : Object.freeze(parts);
+}
+
+/**
+ * Takes a loaded message, whose parts `entry.message` has, as the state to continue from.
+ *
+ * @param {Entry} entry
+ * @param {StoredMessage} stored
+ */
+function begin(entry, stored) {
+  entry.open = stored.open_part ?? (stored.content === "" ? null : 0);
+  entry.log = null;
+  if (stored.parts === undefined || isFinal(stored)) return;
+  entry.open = stored.open_part ?? null;
+  entry.log = logOf(entry);
+}
+
+/** @param {Entry} entry */
+function logOf({ message: { parts, chunk_count: next_sequence }, open }) {
+  return PartLog.fromSnapshot({ next_sequence, parts, ...(open === null ? {} : { open }) });
 }
 
 /**
  * The message that a `message.created` creates.
  *
  * @param {import("./watch.js").MessageCreated} event
- * @returns {Message}
+ * @returns {StoredMessage}
  */
 export function createdMessage(event) {
   return {
@@ -82,6 +138,7 @@ export function createdMessage(event) {
     role: event.role,
     status: event.streaming ? "streaming" : "completed",
     content: event.content,
+    ...(event.parts === undefined ? {} : { parts: event.parts }),
     chunk_count: 0,
     metadata: event.metadata,
     replaces: event.replaces,
@@ -98,9 +155,16 @@ export function createdMessage(event) {
  * @param {Entry} entry
  */
 export function look(entry) {
-  if (entry.tail.length > 0) {
-    change(entry, { content: entry.message.content + entry.tail.join("") });
+  const { message, log, tail } = entry;
+  if (entry.count === message.chunk_count) return message;
+  if (log !== null) {
+    const shown = log.records().filter(({ kind }) => kind !== HIDDEN);
+    change(entry, { content: log.text(), parts: kept(shown, message.parts) });
+  } else {
+    const content = message.content + tail.join("");
     entry.tail = [];
+    const isLonger = content !== message.content;
+    change(entry, isLonger ? { content, parts: partsOf({ content, open_part: entry.open }) } : {});
   }
   return entry.message;
 }
@@ -124,8 +188,8 @@ function change(entry, fields) {
 export function take(entry, event) {
   if (isFinal(entry.message)) return false;
   if (event.type === "chunk.received") {
-    const { sequence, content } = event.chunk;
-    if (sequence >= entry.count) entry.ahead.set(sequence, content);
+    const { chunk } = event;
+    if (chunk.sequence >= entry.count) entry.ahead.set(chunk.sequence, chunk);
     join(entry);
   } else if (isEnd(event)) {
     entry.end = event;
@@ -140,14 +204,29 @@ export function take(entry, event) {
  * @param {Entry} entry
  */
 function join(entry) {
-  const { ahead, tail } = entry;
+  const { ahead } = entry;
   for (;;) {
-    const content = ahead.get(entry.count);
-    if (content === undefined) break;
-    tail.push(content);
+    const chunk = ahead.get(entry.count);
+    if (chunk === undefined) break;
+    add(entry, chunk);
     ahead.delete(entry.count);
     entry.count += 1;
   }
+}
+
+/** @type {(entry: Entry, chunk: Chunk) => void} */
+function add(entry, chunk) {
+  if (entry.log === null && (chunk.part ?? chunk.event) == null) {
+    if (typeof chunk.content !== "string" || chunk.content === "") return;
+    entry.tail.push(chunk.content);
+    entry.open ??= chunk.sequence;
+    return;
+  }
+  if (entry.log === null) {
+    look(entry);
+    entry.log = logOf(entry);
+  }
+  entry.log.add(chunk);
 }
 
 /**
@@ -171,7 +250,7 @@ function tryEnd(entry) {
     stop_reason: end.type === "message.cancelled" ? end.reason : null,
     completed_at: end.completed_at,
   });
-  entry.end = null;
+  entry.end = entry.log = null;
 }
 
 /**
@@ -181,11 +260,14 @@ function tryEnd(entry) {
  * @param {StoredMessage} stored
  */
 export function merge(entry, stored) {
-  const loaded = withoutCursor(stored);
-  if (isFinal(entry.message) && !isFinal(loaded)) return;
+  if (isFinal(entry.message) && !isFinal(stored)) return;
   const known = look(entry);
+  const loaded = messageOf(stored, known.parts);
   if (isFinal(loaded) || loaded.chunk_count >= entry.count) {
-    if (!isSame(known, loaded)) entry.message = Object.freeze(loaded);
+    if (!isSame(known, loaded)) {
+      entry.message = loaded;
+      begin(entry, stored);
+    }
     entry.count = loaded.chunk_count;
     for (const sequence of entry.ahead.keys()) {
       if (sequence < entry.count) entry.ahead.delete(sequence);
@@ -199,13 +281,23 @@ export function merge(entry, stored) {
 }
 
 /**
- * Whether two values of JSON are equal.
+ * Whether two values of JSON are equal, whatever the order of their keys.
  *
  * @param {unknown} left
  * @param {unknown} right
+ * @returns {boolean}
  */
 function isSame(left, right) {
-  return JSON.stringify(left) === JSON.stringify(right);
+  if (left === right) return true;
+  if (typeof left !== "object" || typeof right !== "object" || !left || !right) return false;
+  if (Array.isArray(left) !== Array.isArray(right)) return false;
+  const names = Object.keys(left);
+  return (
+    names.length === Object.keys(right).length &&
+    names.every(
+      (name) => Object.hasOwn(right, name) && isSame(Reflect.get(left, name), Reflect.get(right, name)),
+    )
+  );
 }
 
 /**

@@ -2,6 +2,7 @@
 /** Follows conversations of converse_mongo live, across lost connections, reloads and deploys. */
 
 export { openConversation } from "./conversation.js";
+export { PartLog, partsOf, toolCallState } from "./parts.js";
 export { ConverseError } from "./requests.js";
 export { watchConversation, watchMessage, watchOwner } from "./watch.js";
 
@@ -9,6 +10,10 @@ export { watchConversation, watchMessage, watchOwner } from "./watch.js";
 /** @typedef {import("./conversation.js").ConversationOptions} ConversationOptions */
 /** @typedef {import("./conversation.js").Snapshot} Snapshot */
 /** @typedef {import("./entries.js").Message} Message */
+/** @typedef {import("./entries.js").StoredMessage} StoredMessage */
+/** @typedef {import("./parts.js").PartRecord} PartRecord */
+/** @typedef {import("./parts.js").PartSnapshot} PartSnapshot */
+/** @typedef {import("./parts.js").ToolCallState} ToolCallState */
 /** @typedef {import("./watch.js").Chunk} Chunk */
 /** @typedef {import("./watch.js").Event} Event */
 /** @typedef {import("./watch.js").OwnerEvent} OwnerEvent */

@@ -17,6 +17,8 @@
  * @property {string} [text] The text of a text, of reasoning, and of a tool's input.
  * @property {true} [closed]
  * @property {string | true} [redacted] The reason, if there is one.
+ * @property {Readonly<Record<string, {size: number}>>} [values] The sizes in bytes of fields that are
+ *     too large to be sent, by name.
  */
 
 /**
@@ -41,9 +43,19 @@
 
 /** @typedef {Readonly<Record<string, unknown>>} Fields */
 
+/**
+ * @typedef {"input-streaming" | "input-available" | "approval-requested" | "approval-responded" |
+ *     "running" | "output-available" | "output-error" | "output-denied" | "interrupted"
+ * } ToolCallState
+ */
+
+/** The kind of parts that the server keeps to itself. */
+export const HIDDEN = "hidden";
+
 const TEXT = "text";
 const TOOL_CALL = "tool_call";
 const DATA = "data";
+const STEP = "step";
 const KINDS_WITH_TEXT = new Set([TEXT, "reasoning", TOOL_CALL]);
 
 /** The state that the chunks of a message lead to. */
@@ -84,7 +96,8 @@ export class PartLog {
     log.open = snapshot.open ?? null;
     log.metadata = Object.freeze({ ...snapshot.metadata });
     for (const record of snapshot.parts) {
-      log.#put({ ...record, fields: { ...record.fields } });
+      // A record of another log is kept as it is.
+      log.#put(Object.isFrozen(record) ? record : { ...record, fields: { ...record.fields } });
       const place = placeOf(record);
       if (place !== null) log.#at.set(place, record.part);
     }
@@ -202,6 +215,7 @@ export class PartLog {
       changed.closed = true;
       if (this.open === part.part) this.open = null;
     }
+    if (event === "end" && part.kind === STEP && part.parent === undefined) this.#closeText();
     this.#put(changed);
     return part.part;
   }
@@ -247,6 +261,45 @@ export class PartLog {
   #find(number) {
     return isNumber(number) ? this.#parts.get(number) : undefined;
   }
+}
+
+/**
+ * The parts of a message, also of one as the server sends it.
+ *
+ * @param {object} message
+ * @param {readonly Readonly<PartRecord>[]} [message.parts] Absent if it has only text.
+ * @param {string} message.content
+ * @param {number | null} [message.open_part]
+ * @returns {readonly Readonly<PartRecord>[]}
+ */
+export function partsOf({ parts, content, open_part }) {
+  if (parts !== undefined) return parts;
+  if (content === "") return [];
+  return [Object.freeze({ part: open_part ?? 0, kind: TEXT, fields: Object.freeze({}), text: content })];
+}
+
+/**
+ * How far a tool call is.
+ *
+ * @param {Readonly<PartRecord>} call
+ * @param {boolean} ended Whether its message has ended: then a call without an outcome is
+ *     interrupted.
+ * @returns {ToolCallState}
+ */
+export function toolCallState({ fields, values = {} }, ended) {
+  const { approval } = fields;
+  const asked = isObject(approval) && typeof approval.id === "string" ? approval : null;
+  const has = (/** @type {string} */ name) => Object.hasOwn({ ...values, ...fields }, name);
+  if ((has("output") || has("error")) && fields.preliminary !== true) {
+    return has("error") ? "output-error" : "output-available";
+  }
+  if (asked?.approved === false) return "output-denied";
+  if (ended) return "interrupted";
+  if (fields.started === true) return "running";
+  if (asked !== null) {
+    return typeof asked.approved === "boolean" ? "approval-responded" : "approval-requested";
+  }
+  return has("input") ? "input-available" : "input-streaming";
 }
 
 /**

@@ -32,9 +32,18 @@ const STEADY = 30_000;
 /**
  * @typedef {object} Chunk
  * @property {number} sequence 0, 1, 2, … without a gap.
- * @property {string} content
+ * @property {string} content Text of the answer; empty if there is an `event`, or a `part`.
  * @property {string} created_at
  * @property {Record<string, unknown>} [metadata]
+ * @property {number} [part] The part that it belongs to; absent if it begins one, or is text of the
+ *     answer.
+ * @property {string} [event] "start", "set", "end", "redact", "reset" or "metadata"; absent if it is
+ *     text.
+ * @property {Record<string, unknown>} [fields] What the event sets.
+ * @property {string} [delta] Text of a part that is not text of the answer.
+ * @property {number} [parent] The tool call whose sub-agent begins a part.
+ * @property {Record<string, {size: number}>} [values] The sizes in bytes of fields that are too large
+ *     to be sent, by name.
  */
 
 /**
@@ -50,6 +59,7 @@ const STEADY = 30_000;
  * @property {number} position
  * @property {boolean} streaming
  * @property {string} content Empty if it streams.
+ * @property {readonly import("./parts.js").PartRecord[]} [parts] Absent if it has only text.
  * @property {Record<string, unknown>} metadata
  * @property {string | null} replaces The id of the answer that it replaces.
  * @property {string} created_at

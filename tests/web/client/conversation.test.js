@@ -15,6 +15,7 @@ import {
   ended,
   json,
   refuse,
+  shownAs,
   stopServers,
   until,
 } from "./service.js";
@@ -121,7 +122,8 @@ test("chunks join to the text, up to the end of the message", async () => {
   let snapshot = await shown(conversation, ({ messages }) => messages.length === 1);
   assert.deepEqual(last(snapshot), {
     ...{ id: message.id, conversation_id: ID, position: 0, role: "assistant" },
-    ...{ status: "streaming", content: "", chunk_count: 0, metadata: { model: "small" } },
+    ...{ status: "streaming", content: "", parts: [], chunk_count: 0 },
+    metadata: { model: "small" },
     ...{ replaces: null, error: null, stop_reason: null },
     ...{ created_at: message.created_at, completed_at: null },
   });
@@ -133,7 +135,7 @@ test("chunks join to the text, up to the end of the message", async () => {
   await shownTexts(conversation, "Use é😀 open()");
   service.end(message, "completed", { metadata: { finish_reason: "stop" } });
   snapshot = await shown(conversation, ({ typing }) => !typing);
-  assert.deepEqual(last(snapshot), message);
+  assert.deepEqual(last(snapshot), shownAs(message));
   assert.deepEqual(service.of("message"), []);
 });
 
@@ -157,7 +159,7 @@ for (const [status, fields] of [
     service.append(message, "half");
     service.end(message, status, { metadata: { tokens: 1 }, ...fields });
     const snapshot = await shown(conversation, ({ messages }) => messages[0]?.status === status);
-    assert.deepEqual(last(snapshot), { ...message, content: "half" });
+    assert.deepEqual(last(snapshot), shownAs({ ...message, content: "half" }));
     assert.equal(snapshot.typing, false);
   });
 }
@@ -352,6 +354,7 @@ test("what is said is shown at once, and is stored then", async () => {
   assert.deepEqual(pending, {
     ...{ conversation_id: ID, position: null, role: "user", status: "pending" },
     ...{ content: "hello", chunk_count: 0, metadata: {}, replaces: null },
+    parts: [{ part: 0, kind: "text", fields: {}, text: "hello" }],
     ...{ error: null, stop_reason: null, completed_at: null },
   });
   assert.ok(Date.parse(created_at) <= Date.now());
@@ -361,7 +364,7 @@ test("what is said is shown at once, and is stored then", async () => {
   assert.equal(headers["content-type"], "application/json");
   held.release();
   const message = await sending;
-  assert.deepEqual(message, [...service.stored.values()][0]);
+  assert.deepEqual(message, shownAs([...service.stored.values()][0]));
   assert.equal(last(conversation.getSnapshot()), message);
   assert.equal(conversation.getSnapshot().typing, false);
 });
@@ -542,7 +545,7 @@ test("trouble that passes: it is sent again as the same request", async () => {
     (response) => json({ message: stored, answer: null }, 201)(response),
   );
   const message = await conversation.send("hello");
-  assert.deepEqual(message, stored);
+  assert.deepEqual(message, shownAs(stored));
   const ids = service.of("send").map(({ body }) => body.request_id);
   assert.equal(ids.length, 4);
   assert.equal(new Set(ids).size, 1);
@@ -975,12 +978,46 @@ for (const [name, changes] of [
     assert.deepEqual(statuses(conversation.getSnapshot()), ["streaming"]);
     held.release(json({ ...message, ...changes }));
     const snapshot = await shownTexts(conversation, "ab");
-    assert.deepEqual(last(snapshot), message);
+    assert.deepEqual(last(snapshot), shownAs(message));
     assert.ok(seen.every((each) => statuses(each)[0] !== "cancelled" || each === snapshot));
     await barrier(conversation);
     assert.equal(service.of("message").length, 1);
   });
 }
+
+test("parts grow as text does, over missing chunks, a reload and a redaction", async () => {
+  const { conversation, seen } = await follow();
+  const message = service.begin();
+  const start = (kind, fields) => ({ event: "start", fields: { kind, ...fields } });
+  service.append(message, "a", start("tool_call", { name: "f", input: 1 }), { part: 1, delta: "1" });
+  const { messages } = await shown(conversation, (snapshot) => last(snapshot)?.parts[1]?.text === "1");
+  const held = service.hold("message");
+  const [, behind] = service.silently(() => service.append(message, start("step"), "b"));
+  service.tell(behind);
+  await held.arrived;
+  const read = service.wire(message);
+  service.append(message, { part: 1, event: "set", fields: { output: 2 } });
+  await barrier(conversation);
+  held.release(json(read));
+  await shown(conversation, (snapshot) => snapshot.messages[0].content === "ab");
+  const { parts } = conversation.getSnapshot().messages[0];
+  assert.deepEqual(parts.map(({ kind }) => kind), ["text", "tool_call", "step", "text"]);
+  assert.equal(parts[1].fields.output, 2);
+  assert.equal(parts[0], messages[0].parts[0]);
+  service.end(message);
+  await shown(conversation, ({ typing }) => !typing);
+  assert.equal(conversation.getSnapshot().messages[0].parts, parts);
+
+  const gone = { part: 1, kind: "tool_call", fields: {}, text: "", closed: true, redacted: true };
+  service.next("message", json({ ...service.wire(message), parts: [parts[0], gone, ...parts.slice(2)] }));
+  service.update(message, {});
+  const after = await shown(conversation, (snapshot) => snapshot.messages[0].parts[1].redacted);
+  assert.deepEqual(after.messages[0].parts.map((each, at) => each === parts[at]), [true, false, true, true]);
+  // A page that is opened now has the same.
+  const other = (await follow()).conversation.getSnapshot();
+  assert.deepEqual(other.messages[0].parts.map(({ kind }) => kind), parts.map(({ kind }) => kind));
+  assert.ok(seen.every((snapshot) => snapshot.messages.every((each) => Array.isArray(each.parts))));
+});
 
 test("metadata that was saved after the end is not undone by the end", async () => {
   const { conversation } = await follow();
@@ -1004,7 +1041,7 @@ test("a message that was deleted disappears", async () => {
   service.update(second, {});
   await shownTexts(conversation, "question", "first");
   assert.equal(conversation.getSnapshot().status, "open");
-  service.tell(chunk(second, 0, "late"), ended(second));
+  service.tell(chunk(second, 0, { content: "late" }), ended(second));
   await barrier(conversation);
   assert.deepEqual(contents(conversation.getSnapshot()), ["question", "first", "barrier"]);
 });

@@ -306,3 +306,30 @@ test("the component shows one answer", async () => {
   await drawn(() => container.firstChild.getAttribute("aria-busy") === "false");
   assert.equal(container.textContent, "half and half");
 });
+
+test("the component shows the parts of an answer", async () => {
+  const answer = service.begin();
+  service.append(answer, { event: "start", fields: { kind: "tool_call", name: "search" } });
+  const { Parts } = await run(find("jsx", "function Parts"));
+  const container = render(Parts, { conversationId: ID, messageId: answer.id });
+  await drawn(() => container.textContent.includes("search: input-streaming"));
+  const shown = container.querySelector("details");
+  service.append(answer, { part: 0, delta: "{}" }, { part: 0, event: "set", fields: { input: {}, output: 1 } });
+  service.append(answer, "It is one.");
+  service.end(answer);
+  await drawn(() => container.textContent === "search: output-available{}It is one.");
+  assert.equal(container.querySelector("details"), shown);
+});
+
+test("whoever follows the events has the parts", async () => {
+  const answer = service.begin();
+  service.append(answer, "a");
+  let records = [];
+  Object.assign(globalThis, { answerId: answer.id, show: (shown) => (records = shown) });
+  await run(find("javascript", "PartLog.fromSnapshot"));
+  await service.until(() => service.streams.size === 1);
+  service.append(answer, { event: "start", fields: { kind: "step" } }, "b");
+  service.end(answer);
+  await service.until(() => service.streams.size === 0);
+  assert.deepEqual(records.map(({ part, kind }) => [part, kind]), [[0, "text"], [1, "step"], [2, "text"]]);
+});

@@ -12,7 +12,7 @@ import { flushSync } from "react-dom";
 import { createRoot, hydrateRoot } from "react-dom/client";
 import { renderToString } from "react-dom/server";
 
-import { ID, Service, created, drop, refuse, stopServers, until } from "./service.js";
+import { ID, Service, created, drop, refuse, shownAs, stopServers, until } from "./service.js";
 
 let service;
 let complaints;
@@ -126,7 +126,7 @@ test("a conversation is followed while the component is mounted", async () => {
   assert.match(container.textContent, /"content":"ab"/);
   service.end(answer);
   const { typing, messages } = await component.until((value) => !value.typing);
-  assert.deepEqual([typing, messages.at(-1)], [false, answer]);
+  assert.deepEqual([typing, messages.at(-1)], [false, shownAs(answer)]);
 
   unmount();
   await streaming(0);
@@ -364,7 +364,7 @@ test("a message is followed to its end", async () => {
   await streaming();
   service.end(message, "cancelled", { stop_reason: "enough" });
   const ended = await component.until((value) => value.status === "ended");
-  assert.deepEqual(ended, { message, status: "ended", error: null });
+  assert.deepEqual(ended, { message: shownAs(message), status: "ended", error: null });
   await streaming(0);
   const after = service.of("message events").map(({ query }) => query.after);
   // The cursors of the server: that of the loaded message, and that of the last event.
@@ -405,7 +405,7 @@ test("chunks of a message that are missing are loaded", async () => {
   service.silently(() => service.append(message, "c"));
   service.end(message);
   const { message: ended } = await component.until((value) => value.status === "ended");
-  assert.deepEqual(ended, message);
+  assert.deepEqual(ended, shownAs(message));
   assert.equal(service.of("message").length, 3);
 });
 
@@ -430,7 +430,7 @@ test("a message that was loaded after its end has no trouble any more", async ()
   const end = service.silently(() => service.end(message));
   service.tell(behind);
   const ended = await component.until((value) => value.status === "ended");
-  assert.deepEqual(ended.message, message);
+  assert.deepEqual(ended.message, shownAs(message));
   service.next("message events", drop);
   service.breakStreams();
   await service.requested("message events", 3);
@@ -449,7 +449,7 @@ test("told that nothing is left, it loads the message once more", async () => {
   const component = messageProbe();
   component.render({ messageId: message.id });
   const { message: ended } = await component.until((value) => value.status === "ended");
-  assert.deepEqual(ended, message);
+  assert.deepEqual(ended, shownAs(message));
 });
 
 test("a message that is not there, or not any more, is an error", async () => {

@@ -3,6 +3,8 @@
 
 import { createServer } from "node:http";
 
+import { PartLog } from "../../../converse_mongo/web/client/parts.js";
+
 export const ID = "6b0584864f3cb2a7c6ce844a";
 export const HEAD = { "content-type": "text/event-stream; charset=utf-8" };
 export const FIRST = "retry: 8\n\n";
@@ -104,6 +106,7 @@ export class Service {
   /** Whether what is said is answered here. */
   answering = false;
 
+  #logs = new Map();
   #scripted = new Map();
   #listeners = new Set();
   #positions = 0;
@@ -184,15 +187,35 @@ export class Service {
     return message;
   }
 
-  append(message, ...texts) {
-    const events = texts.map((content) => {
-      const sequence = message.chunk_count;
-      message.content += content;
+  /** Stores texts, and chunks of parts. */
+  append(message, ...pieces) {
+    const log = this.#logs.get(message.id) ?? new PartLog();
+    this.#logs.set(message.id, log);
+    const events = pieces.map((piece) => {
+      const fields = typeof piece === "string" ? { content: piece } : { content: "", ...piece };
+      const event = chunk(message, message.chunk_count, fields);
+      log.add(event.chunk);
+      log.hasParts ||= typeof piece !== "string";
+      message.content = log.text();
       message.chunk_count += 1;
-      return chunk(message, sequence, content);
+      return event;
     });
     this.tell(...events);
     return events;
+  }
+
+  /** A message as it is sent. */
+  wire(message) {
+    const log = this.#logs.get(message.id);
+    const { status, chunk_count } = message;
+    const streams = status === "streaming";
+    const last = chunk_count > 0 ? `opaque.${chunk_count - 1}` : null;
+    return structuredClone({
+      ...message,
+      ...(log?.hasParts ? { parts: log.records() } : {}),
+      ...(streams && (log?.open ?? null) !== null ? { open_part: log.open } : {}),
+      cursor: streams ? last : "opaque.end", // which says nothing to clients
+    });
   }
 
   end(message, status = "completed", fields = {}) {
@@ -267,7 +290,7 @@ export class Service {
       const before = Number(query.before ?? Infinity);
       const older = [...this.stored.values()].filter(({ position }) => position < before);
       const messages = older.slice(-limit);
-      const page = { messages: messages.map(withCursor), before: older.length > limit ? messages[0].position : null };
+      const page = { messages: messages.map((each) => this.wire(each)), before: older.length > limit ? messages[0].position : null };
       json(query.before ? page : { ...page, cursor: `${ID}.${this.told.length}` })(response);
     },
 
@@ -283,12 +306,12 @@ export class Service {
       if (this.answering) sent.answer ??= this.begin();
       this.#sent.set(request_id, sent);
       const { message, answer } = sent;
-      json({ message: withCursor(message), answer: answer && withCursor(answer) }, 201)(response);
+      json({ message: this.wire(message), answer: answer && this.wire(answer) }, 201)(response);
     },
 
     message: (response, { path }) => {
       const message = this.stored.get(idIn(path));
-      (message === undefined ? NOT_FOUND : json(withCursor(message)))(response);
+      (message === undefined ? NOT_FOUND : json(this.wire(message)))(response);
     },
 
     "message events": (response, { path, query }) => {
@@ -306,7 +329,7 @@ export class Service {
 
     retry: (response, { path }) => {
       const answer = this.answering ? this.begin({ replaces: idIn(path) }) : null;
-      json({ answer: answer && withCursor(answer) }, 201)(response);
+      json({ answer: answer && this.wire(answer) }, 201)(response);
     },
 
     stop: (response, { path }) => json({ id: idIn(path), status: "streaming" })(response),
@@ -384,9 +407,9 @@ export function created(message) {
   };
 }
 
-export function chunk(message, sequence, content) {
+export function chunk(message, sequence, fields) {
   const created_at = time(sequence);
-  return { type: "chunk.received", ...named(message), chunk: { sequence, content, created_at } };
+  return { type: "chunk.received", ...named(message), chunk: { sequence, ...fields, created_at } };
 }
 
 export function ended(message) {
@@ -405,11 +428,10 @@ function isOf({ type, message_id }, messageId) {
   return message_id === messageId && type !== "message.created" && type !== "message.updated";
 }
 
-/** A stored message with its cursor, which says nothing to clients. */
-function withCursor(message) {
-  const { status, chunk_count } = message;
-  if (status !== "streaming") return { ...message, cursor: "opaque.end" };
-  return { ...message, cursor: chunk_count > 0 ? `opaque.${chunk_count - 1}` : null };
+/** A message of text alone as clients show it. */
+export function shownAs({ cursor, ...message }) {
+  const { content, parts = content === "" ? [] : [{ part: 0, kind: "text", fields: {}, text: content }] } = message;
+  return { ...message, parts };
 }
 
 /** The id of an event on the stream of its message. */

@@ -15,7 +15,7 @@ const SUGGESTIONS = [
   "What happens when I close the tab while you write?",
   "Explain change streams in three sentences.",
 ];
-const OFFLINE_COMMANDS = ["/long", "/code", "/fail"];
+const OFFLINE_COMMANDS = ["/tools", "/long", "/code", "/fail"];
 const ENDS = new Set(["message.completed", "message.failed", "message.cancelled"]);
 
 const at = (id) => document.getElementById(id);
@@ -40,7 +40,11 @@ let rested = 0; // when it may be drawn again
 const list = new MessageList(at("messages"), {
   retry: (message) => act(() => chat.retry(message.id), "Another answer could not be requested."),
   resend: (message) => act(() => chat.resend(message.id), "The message could not be sent."),
-  ended: announce,
+  announce,
+  toggled: () => {
+    following = atEnd(); // what is read now must not be scrolled away
+    drawJump();
+  },
   left: () => question.focus(),
 });
 
@@ -299,8 +303,8 @@ function complain(text) {
   place.textContent = text ?? "";
 }
 
-/** Announces a finished answer to screen readers, once and completely. */
-function announce(message, text) {
+/** Announces a finished answer, or one that starts again, to screen readers, once and completely. */
+function announce(text) {
   const part = element("p", { textContent: text });
   at("announcer").replaceChildren(part);
 }

@@ -1,6 +1,7 @@
 /** Shows the messages of a conversation, and updates them while they stream. */
 
-import { Text, copyButton, element } from "./text.js";
+import { Parts } from "./parts.js";
+import { copyButton, element } from "./text.js";
 
 const INTERRUPTED = "The answer stopped because the process that wrote it is gone. Try again.";
 const ENDS = new Set(["completed", "failed", "cancelled"]);
@@ -10,8 +11,8 @@ const LONGEST_ANNOUNCEMENT = 1500;
  * A list of messages.
  *
  * `actions` has `retry(message)` and `resend(message)`, called for the buttons;
- * `ended(message, text)`, called when a visible answer ends; and `left()`, called when the element
- * that had the focus is gone.
+ * `announce(text)`, called when a visible answer ends, or starts again; `toggled()`, called when a part
+ * was folded or unfolded; and `left()`, called when the element that had the focus is gone.
  */
 export class MessageList {
   constructor(place, actions) {
@@ -74,9 +75,9 @@ class MessageView {
     this.actions = actions;
     this.message = null;
     const who = message.role === "user" ? "You" : "Answer";
-    this.typing = typing();
-    this.markdown = new Text();
-    this.text = this.markdown.node;
+    this.parts = new Parts(() => actions.toggled());
+    this.again = element("span", { className: "soft", textContent: "Starting again", hidden: true });
+    this.typing = typing(this.again);
     this.error = element("p", { className: "error" });
     this.facts = element("span", { className: "facts" });
     this.retry = this.button("Try again", () => actions.retry(this.message));
@@ -89,8 +90,8 @@ class MessageView {
       "li",
       { className: `message ${message.role}` },
       element("h2", { className: "unseen", textContent: who }),
+      this.parts.node,
       this.typing,
-      this.text,
       this.error,
       this.foot,
     );
@@ -114,15 +115,13 @@ class MessageView {
   draw(message, isLast) {
     const before = this.message;
     this.message = message;
-    const { status, content, role } = message;
+    const { status, content, role, parts } = message;
     const streams = status === "streaming";
     const answer = role === "assistant";
-    if (before?.content !== content || before.status !== status) {
-      this.markdown.show(content, streams);
-    }
     this.node.dataset.status = status;
-    this.text.hidden = content === "";
-    this.typing.hidden = !(answer && streams && content === "");
+    const isBusy = this.parts.draw(parts, streams);
+    this.drawAgain(before?.parts ?? parts, parts);
+    this.typing.hidden = !(answer && streams && !isBusy);
 
     const error = errorOf(message);
     this.error.hidden = error === "";
@@ -138,12 +137,24 @@ class MessageView {
     if (before?.status === "streaming" && this.isEnded()) this.tellEnd();
   }
 
+  /** Says that an answer starts again, until there is something new. */
+  drawAgain(before, parts) {
+    if (before === parts) return;
+    const [old, now] = [before, parts].map((each) => new Set(each.map(({ part }) => part)));
+    if (before.some(({ part }) => !now.has(part))) {
+      this.again.hidden = false;
+      this.actions.announce("The answer is starting again.");
+    } else if (parts.some(({ part }) => !old.has(part))) {
+      this.again.hidden = true;
+    }
+  }
+
   isEnded() {
     return this.message.role === "assistant" && ENDS.has(this.message.status);
   }
 
   tellEnd() {
-    this.actions.ended(this.message, this.spoken());
+    this.actions.announce(this.spoken());
   }
 
   /** Returns the text that screen readers announce at the end of an answer. */
@@ -158,7 +169,7 @@ class MessageView {
   }
 }
 
-function typing() {
+function typing(...more) {
   const dots = element("span", { className: "dots" }, element("i"), element("i"), element("i"));
   dots.setAttribute("aria-hidden", "true");
   return element(
@@ -166,6 +177,7 @@ function typing() {
     { className: "typing" },
     dots,
     element("span", { className: "unseen", textContent: "The answer is being written" }),
+    ...more,
   );
 }
 

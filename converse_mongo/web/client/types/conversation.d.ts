@@ -1,4 +1,5 @@
 /** @typedef {import("./entries.js").Message} Message */
+/** @typedef {import("./entries.js").StoredMessage} StoredMessage */
 /** @typedef {import("./entries.js").Entry} Entry */
 /** @typedef {import("./watch.js").Event} Event */
 /**
@@ -71,6 +72,7 @@
  */
 export function openConversation(options: ConversationOptions): Conversation;
 export type Message = import("./entries.js").Message;
+export type StoredMessage = import("./entries.js").StoredMessage;
 export type Entry = import("./entries.js").Entry;
 export type Event = import("./watch.js").Event;
 export type OwnConversationOptions = {

@@ -1,17 +1,25 @@
-/** @param {Message} message */
-export function isFinal(message: Message): boolean;
+/** @param {Pick<Message, "status">} message */
+export function isFinal(message: Pick<Message, "status">): boolean;
 /**
  * @param {StoredMessage} stored
  * @returns {Entry}
  */
 export function newEntry(stored: StoredMessage): Entry;
 /**
+ * The message alone: what says where its stream continues is outdated with the next chunk.
+ *
+ * @param {StoredMessage} stored
+ * @param {Parts} [known] Parts that are kept, as objects, if they are the same.
+ * @returns {Message}
+ */
+export function messageOf(stored: StoredMessage, known?: Parts): Message;
+/**
  * The message that a `message.created` creates.
  *
  * @param {import("./watch.js").MessageCreated} event
- * @returns {Message}
+ * @returns {StoredMessage}
  */
-export function createdMessage(event: import("./watch.js").MessageCreated): Message;
+export function createdMessage(event: import("./watch.js").MessageCreated): StoredMessage;
 /**
  * The current message; the same object while nothing has changed.
  *
@@ -55,6 +63,8 @@ export function reloader({ load, find, onDone, retry, signal }: {
 }): (id: string, saved?: boolean) => void;
 export type ConversationEvent = import("./watch.js").ConversationEvent;
 export type FinalEvent = import("./watch.js").FinalEvent;
+export type Chunk = import("./watch.js").Chunk;
+export type Parts = readonly Readonly<import("./parts.js").PartRecord>[];
 export type Message = {
     id: string;
     conversation_id: string;
@@ -68,9 +78,15 @@ export type Message = {
      */
     status: "streaming" | "completed" | "failed" | "cancelled" | "pending" | "unsent";
     /**
-     * The text so far.
+     * The text of the answer so far.
      */
     content: string;
+    /**
+     * The parts so far, in order; of a message of text alone that text, if there
+     * is any. A part that has not changed is the same object as before, and so is the array if none
+     * has.
+     */
+    parts: Parts;
     /**
      * The number of chunks in it.
      */
@@ -91,12 +107,24 @@ export type Message = {
     created_at: string;
     completed_at: string | null;
 };
-/**
- * A message as the server sends it, with the cursor from which its stream continues.
- */
-export type StoredMessage = Message & {
-    cursor?: string | null;
+export type Stored = {
+    /**
+     * Absent if it has only text.
+     */
+    parts?: Parts | undefined;
+    /**
+     * The text part that the next text continues, while it streams.
+     */
+    open_part?: number | undefined;
+    /**
+     * From where its stream continues.
+     */
+    cursor?: string | null | undefined;
 };
+/**
+ * A message as the server sends it.
+ */
+export type StoredMessage = Omit<Message, "parts"> & Stored;
 /**
  * A message and the events since. The text is joined when it is read and not with each chunk, so
  * that a burst of chunks costs one copy.
@@ -107,19 +135,28 @@ export type Entry = {
      */
     message: Message;
     /**
-     * Text that was received since.
+     * Text that was received since, while there is no `log`.
      */
     tail: string[];
     /**
-     * The number of chunks, with `tail`.
+     * The number of the text part that `tail` continues.
+     */
+    open: number | null;
+    /**
+     * The parts; `null` while there is only text, and after the end.
+     */
+    log: PartLog | null;
+    /**
+     * The number of chunks, with those since `message` was read.
      */
     count: number;
     /**
-     * Text of chunks behind missing ones.
+     * Chunks behind missing ones.
      */
-    ahead: Map<number, string>;
+    ahead: Map<number, Chunk>;
     /**
      * The end of the message, if it was received before all chunks.
      */
     end: FinalEvent | null;
 };
+import { PartLog } from "./parts.js";

@@ -1,3 +1,72 @@
+/**
+ * The parts of a message, also of one as the server sends it.
+ *
+ * @param {object} message
+ * @param {readonly Readonly<PartRecord>[]} [message.parts] Absent if it has only text.
+ * @param {string} message.content
+ * @param {number | null} [message.open_part]
+ * @returns {readonly Readonly<PartRecord>[]}
+ */
+export function partsOf({ parts, content, open_part }: {
+    parts?: readonly Readonly<PartRecord>[] | undefined;
+    content: string;
+    open_part?: number | null | undefined;
+}): readonly Readonly<PartRecord>[];
+/**
+ * How far a tool call is.
+ *
+ * @param {Readonly<PartRecord>} call
+ * @param {boolean} ended Whether its message has ended: then a call without an outcome is
+ *     interrupted.
+ * @returns {ToolCallState}
+ */
+export function toolCallState({ fields, values }: Readonly<PartRecord>, ended: boolean): ToolCallState;
+/**
+ * The reducer: what the chunks of a message say, as parts.
+ *
+ * The rules are those of `domain/part_log.py`, and `tests/model/part_logs.json` has logs for both.
+ * No log makes it throw: what names a part that is not there is void, and so is what has the wrong
+ * type.
+ */
+/**
+ * @typedef {object} PartRecord
+ * A part. It is never changed: a part that grows has a new record.
+ * @property {number} part Its number: the sequence of the chunk that began it.
+ * @property {string} kind
+ * @property {Fields} fields
+ * @property {number} [parent] The tool call whose sub-agent speaks.
+ * @property {string} [text] The text of a text, of reasoning, and of a tool's input.
+ * @property {true} [closed]
+ * @property {string | true} [redacted] The reason, if there is one.
+ * @property {Readonly<Record<string, {size: number}>>} [values] The sizes in bytes of fields that are
+ *     too large to be sent, by name.
+ */
+/**
+ * @typedef {object} PartSnapshot
+ * @property {number} next_sequence
+ * @property {readonly Readonly<PartRecord>[]} parts
+ * @property {number} [open]
+ * @property {Fields} [metadata]
+ */
+/**
+ * @typedef {object} PartChunk
+ * A chunk from JSON. All but its sequence may have any type.
+ * @property {number} sequence
+ * @property {unknown} [content]
+ * @property {unknown} [part]
+ * @property {unknown} [event]
+ * @property {unknown} [fields]
+ * @property {unknown} [delta]
+ * @property {unknown} [parent]
+ */
+/** @typedef {Readonly<Record<string, unknown>>} Fields */
+/**
+ * @typedef {"input-streaming" | "input-available" | "approval-requested" | "approval-responded" |
+ *     "running" | "output-available" | "output-error" | "output-denied" | "interrupted"
+ * } ToolCallState
+ */
+/** The kind of parts that the server keeps to itself. */
+export const HIDDEN: "hidden";
 /** The state that the chunks of a message lead to. */
 export class PartLog {
     /**
@@ -67,6 +136,13 @@ export type PartRecord = {
      * The reason, if there is one.
      */
     redacted?: string | true | undefined;
+    /**
+     * The sizes in bytes of fields that are
+     * too large to be sent, by name.
+     */
+    values?: Readonly<Record<string, {
+        size: number;
+    }>> | undefined;
 };
 export type PartSnapshot = {
     next_sequence: number;
@@ -87,3 +163,4 @@ export type PartChunk = {
     parent?: unknown;
 };
 export type Fields = Readonly<Record<string, unknown>>;
+export type ToolCallState = "input-streaming" | "input-available" | "approval-requested" | "approval-responded" | "running" | "output-available" | "output-error" | "output-denied" | "interrupted";

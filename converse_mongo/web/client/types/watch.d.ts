@@ -3,9 +3,18 @@
 /**
  * @typedef {object} Chunk
  * @property {number} sequence 0, 1, 2, … without a gap.
- * @property {string} content
+ * @property {string} content Text of the answer; empty if there is an `event`, or a `part`.
  * @property {string} created_at
  * @property {Record<string, unknown>} [metadata]
+ * @property {number} [part] The part that it belongs to; absent if it begins one, or is text of the
+ *     answer.
+ * @property {string} [event] "start", "set", "end", "redact", "reset" or "metadata"; absent if it is
+ *     text.
+ * @property {Record<string, unknown>} [fields] What the event sets.
+ * @property {string} [delta] Text of a part that is not text of the answer.
+ * @property {number} [parent] The tool call whose sub-agent begins a part.
+ * @property {Record<string, {size: number}>} [values] The sizes in bytes of fields that are too large
+ *     to be sent, by name.
  */
 /**
  * @typedef {object} InMessage
@@ -19,6 +28,7 @@
  * @property {number} position
  * @property {boolean} streaming
  * @property {string} content Empty if it streams.
+ * @property {readonly import("./parts.js").PartRecord[]} [parts] Absent if it has only text.
  * @property {Record<string, unknown>} metadata
  * @property {string | null} replaces The id of the answer that it replaces.
  * @property {string} created_at
@@ -138,9 +148,41 @@ export type Chunk = {
      * 0, 1, 2, … without a gap.
      */
     sequence: number;
+    /**
+     * Text of the answer; empty if there is an `event`, or a `part`.
+     */
     content: string;
     created_at: string;
     metadata?: Record<string, unknown> | undefined;
+    /**
+     * The part that it belongs to; absent if it begins one, or is text of the
+     * answer.
+     */
+    part?: number | undefined;
+    /**
+     * "start", "set", "end", "redact", "reset" or "metadata"; absent if it is
+     * text.
+     */
+    event?: string | undefined;
+    /**
+     * What the event sets.
+     */
+    fields?: Record<string, unknown> | undefined;
+    /**
+     * Text of a part that is not text of the answer.
+     */
+    delta?: string | undefined;
+    /**
+     * The tool call whose sub-agent begins a part.
+     */
+    parent?: number | undefined;
+    /**
+     * The sizes in bytes of fields that are too large
+     * to be sent, by name.
+     */
+    values?: Record<string, {
+        size: number;
+    }> | undefined;
 };
 export type InMessage = {
     conversation_id: string;
@@ -155,6 +197,10 @@ export type Created = {
      * Empty if it streams.
      */
     content: string;
+    /**
+     * Absent if it has only text.
+     */
+    parts?: readonly import("./parts.js").PartRecord[] | undefined;
     metadata: Record<string, unknown>;
     /**
      * The id of the answer that it replaces.
