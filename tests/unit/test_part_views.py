@@ -111,6 +111,20 @@ def test_chunks__of_the_vectors_make_what_the_records_say() -> None:
         assert seen(live) == as_json(shown), vector["name"]
 
 
+def test_hidden_step__still_ends_the_text_before_its_end() -> None:
+    class NoSteps(Presentation):
+        def part(self, identity: PartIdentity) -> Shown:
+            return identity.kind != "step"
+
+    begun = {"event": "start", "fields": {"kind": "step"}}
+    ended = {"event": "end", "part": 0, "fields": {"model": "m"}}
+    log = [{"created_at": now(), **each} for each in stored([begun, "a", ended, "b", ended, "c"])]
+    shown = shown_records(PartLog.of(log).records(), NoSteps())
+    assert [each.get("text") for each in shown] == [None, "a", "bc"]
+    assert shown[0]["fields"] == {}
+    assert seen(PartLog.of(on_the_wire(log, NoSteps()))) == as_json(shown)
+
+
 PRIVATE = "the provider's own"
 OWN = {"name": "x", "data": PRIVATE}
 
