@@ -3,10 +3,10 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, overload
 from urllib.parse import parse_qs, urlsplit
 
 from pymongo.errors import PyMongoError
@@ -21,7 +21,13 @@ from converse_mongo.domain.errors import (
     InvalidInputError,
     StoreUnavailableError,
 )
-from converse_mongo.domain.events import ConversationEvent, Event, FinalEvent, MessageEvent
+from converse_mongo.domain.events import (
+    ConversationEvent,
+    Event,
+    FinalEvent,
+    MessageEvent,
+    MessageSnapshot,
+)
 from converse_mongo.domain.owners import Owner, check_owner
 from converse_mongo.domain.types import (
     DEFAULT_RETENTION,
@@ -56,6 +62,7 @@ from converse_mongo.store.indexes import build_missing
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching import changes
 from converse_mongo.watching.hub import Hub, WatchStatistics
+from converse_mongo.watching.kinds import KindFilter
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 
@@ -518,7 +525,32 @@ class Converse:
             raise InvalidInputError(f"{handler!r} is not a function that accepts an event.")
         return self._handlers.on(event_type, handler)
 
-    def watch_message(self, message_id: IdLike, after: int | None = None) -> Watcher[MessageEvent]:
+    @overload
+    def watch_message(
+        self,
+        message_id: IdLike,
+        after: int | None = None,
+        *,
+        kinds: Collection[str] | None = None,
+        snapshot: Literal[False] = False,
+    ) -> Watcher[MessageEvent]: ...
+    @overload
+    def watch_message(
+        self,
+        message_id: IdLike,
+        after: None = None,
+        *,
+        kinds: Collection[str] | None = None,
+        snapshot: bool,
+    ) -> Watcher[MessageSnapshot | MessageEvent]: ...
+    def watch_message(
+        self,
+        message_id: IdLike,
+        after: int | None = None,
+        *,
+        kinds: Collection[str] | None = None,
+        snapshot: bool = False,
+    ) -> Watcher[Any]:
         """Watches a message: its chunks behind ``after``, each once and in order, then its end.
 
         The message may be empty, stream, or have ended.
@@ -526,6 +558,13 @@ class Converse:
         Args:
             message_id: The message.
             after: The sequence of the last chunk you have; ``None`` for all.
+            kinds: The kinds of parts to watch, such as ``{"text", "tool_call"}``; ``"tool"`` and
+                ``"source"`` are short for a tool call and for both kinds of sources. Chunks of
+                other kinds are left out, but for what decides about other parts: starts and ends,
+                without their values, redactions, and resets, which void all parts from a number on.
+                ``None`` for all.
+            snapshot: True to get the parts so far as one :class:`MessageSnapshot`, the first event,
+                in place of their chunks.
 
         Returns:
             An asynchronous iterator, see :class:`Watcher`, of :class:`ChunkReceived`, and finally
@@ -534,10 +573,17 @@ class Converse:
         Raises:
             InvalidIdError: The id is invalid.
             InvalidCursorError: ``after`` is not a sequence.
+            InvalidInputError: ``kinds`` is not a collection of names; or both ``after`` and
+                ``snapshot`` were given.
         """
         hub, key = self._open_parts.hub, object_id(message_id, "message")
         check_sequence(after)
-        return Watcher(hub, Hub.join_message, key, after)
+        if snapshot and after is not None:
+            raise InvalidInputError(
+                "Pass after=, or snapshot=True, which begins behind all chunks."
+            )
+        chosen = None if kinds is None else KindFilter(kinds)
+        return Watcher(hub, Hub.join_message, key, after, chosen, snapshot=snapshot)
 
     def watch_conversation(
         self, conversation_id: IdLike, after: str | None = None

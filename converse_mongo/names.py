@@ -49,6 +49,7 @@ from converse_mongo.domain.events import (
     MessageCreated,
     MessageEvent,
     MessageFailed,
+    MessageSnapshot,
     MessageUpdated,
     OwnerEvent,
 )
@@ -56,6 +57,8 @@ from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import MAX_METADATA_BYTES
 from converse_mongo.domain.owners import Owner
 from converse_mongo.domain.part_events import PartDelta, PartEnd, PartEvent, PartSet, PartStart
+from converse_mongo.domain.part_identity import PartIdentity
+from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.parts import (
     Approval,
     CustomPart,
@@ -69,6 +72,7 @@ from converse_mongo.domain.parts import (
     TextPart,
     ToolCallPart,
     ToolCallState,
+    parts_of,
 )
 from converse_mongo.domain.types import (
     Granularity,
@@ -145,6 +149,7 @@ __all__ = [
     "MessageNotFoundError",
     "MessageNotStreamingError",
     "MessageRole",
+    "MessageSnapshot",
     "MessageStatus",
     "MessageTooLargeError",
     "MessageUpdated",
@@ -159,6 +164,8 @@ __all__ = [
     "PartDelta",
     "PartEnd",
     "PartEvent",
+    "PartIdentity",
+    "PartLog",
     "PartSet",
     "PartStart",
     "ProtectedFieldError",
@@ -188,4 +195,5 @@ __all__ = [
     "WriterFencedError",
     "WriterStatistics",
     "__version__",
+    "parts_of",
 ]

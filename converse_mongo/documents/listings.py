@@ -328,7 +328,7 @@ def _position(message: Message) -> int:
 
 
 def listed_bytes(message: Message) -> int:
-    """Returns the size of the text and the metadata that a listing has of a message."""
+    """Returns the size of the text, the parts and the metadata that a listing has of a message."""
     return _bytes_of(message.__dict__)
 
 
@@ -338,7 +338,8 @@ def _bytes_of(stored: Mapping[str, Any]) -> int:
     streamed: int = stored.get("content_bytes", 0)
     if streamed > MAX_CONTENT_BYTES:  # its text is left out
         return size
-    size += stored.get("part_bytes", 0)
+    records = stored.get("parts") or stored.get("part_records")
+    size += len(bson.encode({"": records})) if records else stored.get("part_bytes", 0)
     return size + max(streamed, utf8_size(stored.get("content") or ""))
 
 

@@ -43,7 +43,7 @@ from converse_mongo.domain.headers import (
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.part_events import AnyPiece, PartEvent, PartPiece, pieces_of
-from converse_mongo.domain.part_log import PartLog, restored_records
+from converse_mongo.domain.part_log import PartLog, Record, restored_records
 from converse_mongo.domain.parts import Part, TextPart, ToolCallPart, parts_of
 from converse_mongo.domain.types import Granularity, MessageRole, MessageStatus, Metadata
 from converse_mongo.domain.validation import (
@@ -52,7 +52,6 @@ from converse_mongo.domain.validation import (
     MAX_APPEND_CHUNKS,
     MAX_CHUNK_BYTES,
     MAX_CONTENT_BYTES,
-    PAGE_CHUNKS,
     check_content,
     check_error,
     check_reason,
@@ -64,14 +63,13 @@ from converse_mongo.driver.failures import words_for
 from converse_mongo.driver.servers import FIRST_MARK
 from converse_mongo.store import Store, WriteQueue, updates
 from converse_mongo.store.appends import refuse_overtaken
+from converse_mongo.store.reads import CHUNKS_PER_READ
 from converse_mongo.store.saves import Changes
 from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import WriterOptions, WriterTarget
 from converse_mongo.writing.writer import MessageWriter
 
 M = TypeVar("M", bound="Message")
-
-CHUNKS_PER_READ = 8 * PAGE_CHUNKS
 
 SUPERSEDED_INDEXES = {
     "conversation_revision": [("conversation_id", 1), ("revision", 1)],
@@ -232,14 +230,23 @@ class Message(StoredDocument, Document):
         """
         if self.format is None:
             return [TextPart(self.content)] if self.content else []
-        if self.part_records is not None:
-            records = restored_records(self.part_records)
-        else:
-            log = self._own_writes.log_of(self.__dict__)
-            if log is None:
-                raise ChunksNotLoadedError
-            records = log.records()
+        records = self._records
+        if records is None:
+            raise ChunksNotLoadedError
         return parts_of(records, ended=not self.is_streaming)
+
+    @property
+    def _records(self) -> list[Record] | None:
+        """The records of the parts; ``None`` for text alone, and if this copy lacks them."""
+        if self.part_records is not None:
+            return restored_records(self.part_records)
+        log = None if self.format is None else self._own_writes.log_of(self.__dict__)
+        return None if log is None else log.records()
+
+    @property
+    def _open_part(self) -> int | None:
+        """The number of the part that the next text of the answer continues, if that is known."""
+        return self._own_writes.open_part(self.__dict__) if self.is_streaming else None
 
     @property
     def unfinished_calls(self) -> list[ToolCallPart]:
@@ -404,6 +411,7 @@ class Message(StoredDocument, Document):
                     content=self.content,
                     metadata=self.metadata,
                     created_at=self.created_at,
+                    has_parts=self.format is not None,
                 )
             )
         return self

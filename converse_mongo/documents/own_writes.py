@@ -1,10 +1,10 @@
 """Own writes: a copy of a message is updated with the writes made through it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from converse_mongo.documents.tracking import ChangeTracker
-from converse_mongo.domain.chunks import ChunkLog, MessageChunk, PartChunk
+from converse_mongo.domain.chunks import ChunkLog, MessageChunk, PartChunk, StoredChunk
 from converse_mongo.domain.headers import PARTS_FORMAT
 from converse_mongo.domain.part_log import PartLog, storable_records
 from converse_mongo.domain.types import MessageStatus
@@ -50,6 +50,14 @@ class OwnWrites:
             self.log = PartLog.of(log.stored)
         return self.log
 
+    def open_part(self, fields: Fields) -> int | None:
+        """Returns the number of the part that the next text of the answer continues."""
+        if fields["format"] is not None:
+            parts = self.log_of(fields)
+            return None if parts is None else parts.open
+        log: ChunkLog = fields["chunks"]
+        return first_with_text(log.stored) if log.is_loaded else self.text_from
+
     def append(
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
     ) -> None:
@@ -74,8 +82,7 @@ class OwnWrites:
         if log.is_loaded and fields["next_sequence"] + len(chunks) <= PAGE_CHUNKS:
             log.stored.extend([chunk.to_stored() for chunk in chunks])
         elif log.is_loaded:
-            with_text = (chunk["sequence"] for chunk in log.stored if chunk["content"])
-            self.text_from = next(with_text, None)
+            self.text_from = first_with_text(log.stored)
             fields["chunks"] = ChunkLog.not_loaded()
         _add_text(fields, tracker, chunks, MAX_CONTENT_BYTES)
 
@@ -125,6 +132,11 @@ class OwnWrites:
             fields["chunks"] = ChunkLog(ended.chunks)
         elif fields["chunks"].is_loaded and len(fields["chunks"]) != state.next_sequence:
             fields["chunks"], fields["content"] = ChunkLog.not_loaded(), ended.content or ""
+
+
+def first_with_text(chunks: Iterable[StoredChunk]) -> int | None:
+    """Returns the sequence of the first chunk with text."""
+    return next((chunk["sequence"] for chunk in chunks if chunk["content"]), None)
 
 
 def _add_text(

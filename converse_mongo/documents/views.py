@@ -4,7 +4,7 @@ A document dumped to JSON is its view, so that an endpoint may return it. The ro
 make the same views, with a :class:`Presentation` of their own as the validation context.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, TypeAlias
 
@@ -13,47 +13,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     WithJsonSchema,
     computed_field,
+    model_serializer,
 )
 
+from converse_mongo.documents.part_views import PART_SCHEMA, shown_records
+from converse_mongo.documents.presentation import Presentation
 from converse_mongo.domain.cursors import message_cursor
-from converse_mongo.domain.jsonable import jsonable
-from converse_mongo.domain.surrogates import mend_all
 from converse_mongo.domain.types import MessageRole, MessageStatus
-
-PRIVATE_ERROR = "The answer could not be completed."
-SAFE_ERRORS = frozenset({"interrupted"})
-"""Errors that the library itself stores, for an orphan."""
-INTERNAL = frozenset({"error_type", "unstored"})
-"""Keys of metadata that name classes of the application."""
-
-
-class Presentation:
-    """Picks what clients see of the fields that may hold what is not for them.
-
-    By default: all metadata that names no classes, no stored error but the library's own, and no
-    reason of a stop.
-    """
-
-    def metadata(self, metadata: Mapping[str, Any]) -> Any:
-        """The metadata that clients see."""
-        return as_json({key: value for key, value in metadata.items() if key not in INTERNAL})
-
-    def error(self, error: str) -> str:
-        """The error that clients see."""
-        return error if error in SAFE_ERRORS else PRIVATE_ERROR
-
-    def reason(self, reason: str | None) -> str | None:  # noqa: ARG002 - others show it
-        """The reason of a stop that clients see."""
-        return None
-
-
-def as_json(metadata: Mapping[str, Any]) -> Any:
-    """Returns metadata in the types and with the texts that JSON can have."""
-    return mend_all(jsonable(metadata))
-
 
 _DEFAULT = Presentation()
 
@@ -93,6 +63,21 @@ Error: TypeAlias = Annotated[str, _presented(lambda presentation, value: present
 Reason: TypeAlias = Annotated[
     str | None, _presented(lambda presentation, value: presentation.reason(value))
 ]
+_PARTS = WithJsonSchema({"type": "array", "items": PART_SCHEMA})
+Parts: TypeAlias = Annotated[
+    Any,
+    _presented(lambda presentation, records: records and shown_records(records, presentation)),
+    _PARTS,
+]
+SnapshotParts: TypeAlias = Annotated[
+    Any,
+    _presented(
+        lambda presentation, parts: shown_records(
+            [part.to_record() for part in parts], presentation
+        )
+    ),
+    _PARTS,
+]
 Replaces: TypeAlias = Annotated[
     str | None, BeforeValidator(replaced_id), Field(validation_alias="metadata")
 ]
@@ -115,7 +100,11 @@ class ConversationView(View):
 
 
 class MessageView(View):
-    """A message with its text so far. ``cursor`` is where its stream continues."""
+    """A message with its text so far. ``cursor`` is where its stream continues.
+
+    ``parts`` are there if it has more than text; ``open_part``, the number of the part that the
+    next text continues, while it streams.
+    """
 
     id: Id
     conversation_id: Id
@@ -130,9 +119,20 @@ class MessageView(View):
     stop_reason: Reason
     created_at: Time
     completed_at: Time | None
+    parts: Parts = Field(None, validation_alias="_records")
+    open_part: Count | None = Field(None, validation_alias="_open_part")
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def cursor(self) -> str | None:
         """The cursor to pass to the stream of the message; ``None`` for its start."""
         return message_cursor(self.id, self.chunk_count, ended=self.status.is_final)
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        # A return type would become the schema.
+        found = handler(self)
+        for name in ("parts", "open_part"):
+            if found.get(name) is None:
+                found.pop(name, None)
+        return found

@@ -77,7 +77,7 @@ class MessageChunk:
     @staticmethod
     def from_stored(stored: Mapping[str, Any]) -> "MessageChunk":
         """Returns the chunk in a stored document, which may be a :class:`PartChunk`."""
-        if "part" in stored or "event" in stored:
+        if stored.get("part") is not None or stored.get("event") is not None:
             return PartChunk.from_stored_part(stored)
         metadata = stored.get("metadata")
         return MessageChunk(

@@ -10,6 +10,8 @@ from bson import ObjectId
 
 from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.jsonable import jsonable
+from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.parts import Part, parts_of
 from converse_mongo.domain.types import MessageRole
 
 
@@ -34,8 +36,16 @@ class Event:
         fields: dict[str, Any] = {"type": self.type}
         for name in (each.name for each in dataclasses.fields(self)):
             value = getattr(self, name)
-            fields[name] = value.to_dict() if isinstance(value, MessageChunk) else jsonable(value)
+            fields[name] = _to_json(value)
         return fields
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, MessageChunk | Part):
+        return value.to_dict()
+    if isinstance(value, list):
+        return [_to_json(each) for each in value]
+    return jsonable(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +93,7 @@ class MessageCreated(Event):
     Attributes:
         content: The text of a message added whole; empty for a stream, whose text follows in
             :class:`ChunkReceived`.
+        has_parts: True if a message added whole has more than text: load it to see its parts.
     """
 
     type: ClassVar[str] = "message.created"
@@ -94,6 +105,7 @@ class MessageCreated(Event):
     content: str
     metadata: Mapping[str, Any] = field(hash=False)
     created_at: datetime
+    has_parts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +123,46 @@ class ChunkReceived(_StreamEvent):
     type: ClassVar[str] = "chunk.received"
 
     chunk: MessageChunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageSnapshot(_StreamEvent):
+    """The parts of a message so far, in place of the chunks that made them.
+
+    Only ``watch_message`` with ``snapshot=True`` yields it, as the first event.
+
+    Attributes:
+        chunk_count: The number of chunks in it: the sequence of the next one.
+        content: The text of the answer.
+        parts: The parts, in order; a message of text alone has one text.
+        open_part: The number of the text part that the next text continues, or ``None``.
+        metadata: The metadata of the message.
+    """
+
+    type: ClassVar[str] = "message.snapshot"
+
+    chunk_count: int
+    content: str
+    parts: list[Part] = field(hash=False)
+    open_part: int | None
+    metadata: Mapping[str, Any] = field(hash=False)
+
+    @classmethod
+    def of(cls, log: PartLog, *, ended: bool, **about: Any) -> "MessageSnapshot":
+        """Makes the event of a log; ``about`` are the fields of a message."""
+        return cls(
+            chunk_count=log.next_sequence,
+            content=log.text(),
+            parts=parts_of(log.records(), ended=ended),
+            open_part=None if ended else log.open,
+            **about,
+        )
+
+    def log(self) -> PartLog:
+        """Returns the state, to add the chunks that follow."""
+        state: dict[str, Any] = {"next_sequence": self.chunk_count}
+        state["parts"] = [part.to_record() for part in self.parts]
+        return PartLog.from_snapshot(state | {"open": self.open_part})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +214,7 @@ class MessageCancelled(_MessageEnded):
 
 FinalEvent: TypeAlias = MessageCompleted | MessageFailed | MessageCancelled
 MessageEvent: TypeAlias = ChunkReceived | FinalEvent
-"""The events of ``watch_message``."""
+"""The events of ``watch_message``, behind a :class:`MessageSnapshot` if one was asked for."""
 ConversationEvent: TypeAlias = MessageCreated | ChunkReceived | MessageUpdated | FinalEvent
 """The events of ``watch_conversation``."""
 OwnerEvent: TypeAlias = (

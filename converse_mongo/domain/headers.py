@@ -198,6 +198,7 @@ class MessageRow:
             content=self.content,
             metadata=state.metadata,
             created_at=state.created_at,
+            has_parts=state.has_parts and not state.streamed,
             cursor=cursor,
         )
 

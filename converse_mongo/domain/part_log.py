@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeGuard
 
 from bson import Code
 
+from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.metadata import restored, storable
 
 Record: TypeAlias = dict[str, Any]
@@ -213,12 +214,19 @@ class PartLog:
         part = self._parts.get(number)
         return None if part is None else part.kind
 
-    def add(self, chunk: Mapping[str, Any]) -> int | None:
-        """Adds the next chunk, as it is stored; the chunk is not changed.
+    def record(self, number: int) -> Record | None:
+        """Returns a part; ``None`` if there is none with this number."""
+        part = self._parts.get(number)
+        return None if part is None else part.record()
+
+    def add(self, chunk: Mapping[str, Any] | MessageChunk) -> int | None:
+        """Adds the next chunk, as it is stored or as a watcher has it; the chunk is not changed.
 
         Returns:
             The number of the part that it belongs to; ``None`` if it belongs to none, or is void.
         """
+        if isinstance(chunk, MessageChunk):
+            chunk = chunk.to_stored()
         sequence: int = chunk["sequence"]
         self.next_sequence, self.counted = sequence + 1, {}
         event = chunk.get("event")
@@ -303,7 +311,7 @@ class PartLog:
 
     def _reset(self, first: object) -> None:
         """Voids the parts that are numbered from ``first`` on; those before keep what they got."""
-        start = _number(first)
+        start = part_number(first)
         if start is None:
             return
         self._close_text()
@@ -318,12 +326,15 @@ class PartLog:
             self.open = None
 
     def _find(self, value: object) -> _Part | None:
-        number = _number(value)
+        number = part_number(value)
         return None if number is None else self._parts.get(number)
 
 
-def _number(value: object) -> int | None:
-    """Returns a number of a part. A whole float is one, since JavaScript has no other numbers."""
+def part_number(value: object) -> int | None:
+    """Returns the number of a part, if it is one.
+
+    A whole float is one, since JavaScript has no other numbers.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:

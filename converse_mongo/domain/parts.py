@@ -79,7 +79,8 @@ class Part:
         if self.text or isinstance(self, TextPart | ToolCallPart):
             record["text"] = self.text
         for name in ("parent", "closed", "redacted"):
-            if (value := getattr(self, name)) not in (None, False):
+            value = getattr(self, name)
+            if value is not None and value is not False:  # 0 is a number of a call
                 record[name] = value
         return record
 
@@ -498,7 +499,7 @@ _KINDS: dict[str, type[Part]] = {
 }
 
 
-def parts_of(records: Iterable[Record], *, ended: bool) -> list[Part]:
+def parts_of(records: Iterable[Record], *, ended: bool = False) -> list[Part]:
     """Makes parts of the records of a log.
 
     Args:

@@ -18,6 +18,8 @@ from converse_mongo.domain.headers import (
     pages_of,
 )
 from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.part_identity import PartIdentity, Start, start_of
+from converse_mongo.domain.part_log import TEXT, PartLog, restored_records
 from converse_mongo.domain.part_merging import expand_events
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import EPOCH, PAGE_CHUNKS
@@ -32,6 +34,10 @@ T = TypeVar("T")
 IDS_PER_QUERY = 1000
 STATES_PER_READ = 500
 READS_AT_ONCE = 16
+CHUNKS_PER_READ = 8 * PAGE_CHUNKS
+"""The approximate number of chunks to read at once of a long message."""
+MAX_NESTING = 100
+"""The most tool calls, one in the other, that are looked up."""
 MERGED_CHUNKS_PER_READ = 8192
 """The number of chunks to make of the text of a merged message at once."""
 
@@ -327,6 +333,71 @@ class Reader:
             chunks += _chunks(page)
             start = page["next_sequence"]
         return chunks
+
+    async def identity(
+        self, message_id: ObjectId, conversation_id: ObjectId, part: int
+    ) -> PartIdentity | None:
+        """Reads what a part is.
+
+        Returns:
+            ``None`` if the chunk with this number begins no part.
+
+        Raises:
+            LookupError: The message, or the chunk, does not exist.
+        """
+        starts: list[Start] = []
+        number: int | None = part
+        while number is not None and len(starts) < MAX_NESTING:
+            found = await self.read(message_id, conversation_id, number, 1, stop=number + 1)
+            if found is None or not found[1]:
+                raise LookupError(f"message {message_id} has no chunk {number}")
+            start = start_of(found[1][0])
+            if start.kind is None or (start.parent is not None and start.parent >= number):
+                return None
+            starts.append(start)
+            number = start.parent
+        identity: PartIdentity | None = None
+        for start in reversed(starts):
+            identity = PartIdentity(start.kind or "", start.name, identity)
+        return identity
+
+    async def parts(
+        self, message_id: ObjectId, conversation_id: ObjectId
+    ) -> tuple[MessageHeader, PartLog] | None:
+        """Reads the parts of a message, up to some moment; ``None`` if it does not exist.
+
+        It holds some pages of chunks at a time. The parts that are stored with an end need none.
+        """
+        log, page_start = PartLog(), 0
+        while True:
+            found = await self.read(
+                *(message_id, conversation_id, log.next_sequence, CHUNKS_PER_READ, page_start)
+            )
+            if found is None:
+                return None
+            header, chunks = found
+            if not log.next_sequence and header.status.is_final:
+                stored = await self._stored_parts(header)
+                if stored is not None:
+                    return header, stored
+            for chunk in chunks:
+                log.add(chunk.to_stored())
+            if not chunks or log.next_sequence >= header.next_sequence:
+                return header, log
+            page_start = header.page_start
+
+    async def _stored_parts(self, header: MessageHeader) -> PartLog | None:
+        """Reads the parts that were stored with the end of a message, if they were."""
+        stored = await self.messages.find_one(header.key, {"parts": 1, "content": 1})
+        if stored is None:
+            return None
+        records, text = stored.get("parts"), stored.get("content")
+        if records is None:
+            if header.has_parts or (header.next_sequence and not text):
+                return None  # too large, or not stored yet: in the chunks
+            records = [{"part": 0, "kind": TEXT, "fields": {}, "text": text}] if text else []
+        snapshot = {"next_sequence": header.next_sequence, "parts": restored_records(records)}
+        return PartLog.from_snapshot(snapshot)
 
     async def appended(self, key: Mapping[str, Any], append_id: ObjectId, first: int) -> int | None:
         """Looks in the pages of a message for an append.

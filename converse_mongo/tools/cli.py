@@ -171,14 +171,18 @@ def _add_tail(commands: "Commands[_Parser]") -> None:
     parser = commands.add_parser(
         "tail",
         help="follow a message",
-        description="Prints the text of a message as it is stored. Exits with 0 when the message "
-        "is completed, with 1 if it failed or was cancelled.",
+        description="Prints the text of a message as it is stored; a terminal also gets a line for "
+        "each thought, tool call, source and other part. Exits with 0 when the message is "
+        "completed, with 1 if it failed or was cancelled.",
     )
     parser.add_argument("message_id", metavar="MESSAGE_ID")
     _add_uri(parser, "default: CONVERSE_URI")
     _add_database(parser, "the database in the URI")
     parser.add_argument(
         "--after", type=int, metavar="N", help="start after this sequence; default: at the start"
+    )
+    parser.add_argument(
+        "--parts", action="store_true", help="print all of the other parts, not a line of each"
     )
     parser.add_argument(
         "--json", action="store_true", help="print each event as a line of JSON instead"
@@ -353,7 +357,9 @@ def _tail(arguments: argparse.Namespace) -> int:
 
     with terminable():
         return tail.run(
-            uri, arguments.database, arguments.message_id, arguments.after, arguments.json
+            *(uri, arguments.database, arguments.message_id, arguments.after),
+            as_json=arguments.json,
+            whole=arguments.parts,
         )
 
 

@@ -1,8 +1,9 @@
-"""Follows a message, and prints its text as it is stored."""
+"""Follows a message, and prints what is stored of it."""
 
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 
 from converse_mongo.converse import Converse
 from converse_mongo.domain.events import (
@@ -11,30 +12,46 @@ from converse_mongo.domain.events import (
     MessageEvent,
     MessageFailed,
 )
+from converse_mongo.tools.folding import Folding
 from converse_mongo.tools.servers import SELECTION_SECONDS
-from converse_mongo.tools.terminal import one_line, printable, printable_json
+from converse_mongo.tools.terminal import one_line, printable_json
 
 
-def run(uri: str, database: str | None, message_id: str, after: int | None, as_json: bool) -> int:
+def run(
+    uri: str,
+    database: str | None,
+    message_id: str,
+    after: int | None,
+    *,
+    as_json: bool = False,
+    whole: bool = False,
+) -> int:
     """Prints a message until it ends. Returns 0 if it is completed, else 1.
 
-    A terminal gets a text that cannot steer it; anything else gets the text as it is stored.
+    A terminal gets the text of the answer, and a line for each other part; none of it can steer it.
+    Anything else gets the text as it is stored.
 
     Args:
         uri: The MongoDB server.
         database: The name of the database; by default that of the URI.
         message_id: The id of the message.
         after: The last sequence to leave out; ``None`` for none.
-        as_json: Whether to print each event as a line of JSON instead.
+        as_json: True to print each event as a line of JSON instead.
+        whole: True to print other parts as well, and all of them.
 
     Raises:
         ConverseError: The message is not there, or MongoDB cannot be reached.
     """
-    return asyncio.run(_follow(uri, database, message_id, after, as_json))
+    write = _write_json if as_json else _writer(whole=whole)
+    return asyncio.run(_follow(uri, database, message_id, after, write))
 
 
 async def _follow(
-    uri: str, database: str | None, message_id: str, after: int | None, as_json: bool
+    uri: str,
+    database: str | None,
+    message_id: str,
+    after: int | None,
+    write: Callable[[MessageEvent], None],
 ) -> int:
     async with (
         Converse(
@@ -45,7 +62,6 @@ async def _follow(
         ) as converse,
         converse.watch_message(message_id, after) as events,
     ):
-        write = _write_json if as_json else _write_text
         async for event in events:
             write(event)
             if isinstance(event, MessageFailed):
@@ -67,10 +83,19 @@ def _write_json(event: MessageEvent) -> None:
     sys.stdout.flush()
 
 
-def _write_text(event: MessageEvent) -> None:
-    if isinstance(event, ChunkReceived):
-        content = event.chunk.content
-        sys.stdout.write(printable(content) if sys.stdout.isatty() else content)
-    elif sys.stdout.isatty():
-        sys.stdout.write("\n")  # so that the shell's prompt starts a line
-    sys.stdout.flush()
+def _writer(*, whole: bool) -> Callable[[MessageEvent], None]:
+    """Returns what writes the events as text."""
+    is_terminal = sys.stdout.isatty()
+    shown = Folding(sys.stdout.write, whole=whole, safe=is_terminal)
+
+    def write(event: MessageEvent) -> None:
+        if not isinstance(event, ChunkReceived):
+            if is_terminal or whole:
+                shown.end()  # so that the shell's prompt starts a line
+        elif is_terminal or whole:
+            shown.add(event.chunk)
+        else:
+            sys.stdout.write(event.chunk.content)
+        sys.stdout.flush()
+
+    return write

@@ -1,14 +1,18 @@
 """A watched message: its conversation, filtered to one position, up to the message's end."""
 
 from collections.abc import Sequence
-from typing import NoReturn, cast
+from typing import NoReturn, TypeVar, cast
 
 from bson import ObjectId
 
-from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.errors import MessageNotFoundError
-from converse_mongo.domain.events import ChunkReceived, ConversationEvent, FinalEvent
+from converse_mongo.domain.events import (
+    ChunkReceived,
+    ConversationEvent,
+    FinalEvent,
+    MessageSnapshot,
+)
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.validation import check_sequence
 from converse_mongo.store.reads import Reader
@@ -16,6 +20,8 @@ from converse_mongo.watching.changes import Deleted, Inserted, MessageHint
 from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.replay import CHUNKS_PER_READ, hole, run_from
 from converse_mongo.watching.topics import WINDOW_EVENTS, OpenMessage, Routes, Topic, is_after
+
+T = TypeVar("T")
 
 
 class MessageTopic(Topic):
@@ -52,10 +58,31 @@ class MessageTopic(Topic):
     async def enter(self, cursor: ConversationCursor) -> None:
         """Accepts any cursor: a watcher may wait for a chunk that is not stored yet."""
 
-    def behind(self, event: ConversationEvent) -> ConversationCursor:
+    def behind(self, event: ConversationEvent | MessageSnapshot) -> ConversationCursor:
         if isinstance(event, ChunkReceived):
             return self._at(event.chunk.sequence + 1)
-        return self._at(cast(FinalEvent, event).chunk_count)
+        return self._at(cast(MessageSnapshot | FinalEvent, event).chunk_count)
+
+    async def snapshot(self) -> MessageSnapshot:
+        """Reads the parts so far.
+
+        Raises:
+            MessageNotFoundError: The message is missing, or was deleted and started anew.
+            OutdatedReadError: The read is older than what is known.
+            WatchError: A chunk is missing.
+        """
+        found = await self._reader.parts(self.key, self._message.conversation_id)
+        header, log = await self._accept(found)
+        if log.next_sequence != header.next_sequence:
+            self._refuse_hole(log.next_sequence)
+        return MessageSnapshot.of(
+            log,
+            ended=header.status.is_final,
+            conversation_id=header.conversation_id,
+            message_id=header.message_id,
+            role=header.role,
+            metadata=header.metadata,
+        )
 
     def locate(self, cursor: ConversationCursor) -> int | None:
         sequence = cursor.open[self._message.position]
@@ -135,9 +162,7 @@ class MessageTopic(Topic):
         self.cursor = self._at(sequence)
         self.window.jump(sequence)
 
-    async def _accept(
-        self, found: tuple[MessageHeader, list[MessageChunk]] | None
-    ) -> tuple[MessageHeader, list[MessageChunk]]:
+    async def _accept(self, found: tuple[MessageHeader, T] | None) -> tuple[MessageHeader, T]:
         """Returns what was read, if it is the watched message.
 
         Raises:

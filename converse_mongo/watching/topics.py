@@ -24,9 +24,11 @@ from converse_mongo.domain.events import (
     ConversationEvent,
     FinalEvent,
     MessageCreated,
+    MessageSnapshot,
     MessageUpdated,
 )
 from converse_mongo.domain.headers import MessageRow
+from converse_mongo.domain.part_identity import PartIdentity
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.driver.servers import Mark
 from converse_mongo.store.reads import Counters, Reader, Saved
@@ -204,9 +206,22 @@ class Topic:
             return None
         return cursor_at(self.key, end, await self._local.streaming(self.key, end))
 
-    def behind(self, event: ConversationEvent) -> ConversationCursor:
+    def behind(self, event: ConversationEvent | MessageSnapshot) -> ConversationCursor:
         """The cursor behind ``event``."""
         return ConversationCursor.parse(event.cursor, self.key)
+
+    async def identity(self, event: ChunkReceived, part: int) -> PartIdentity | None:
+        """Reads what the part is that an event names; ``None`` if its chunk begins none.
+
+        Raises:
+            OutdatedReadError: The read lacks that chunk.
+        """
+        try:
+            return await self._local.identity(event.message_id, event.conversation_id, part)
+        except LookupError:
+            if not self.doubts.stands(("part", event.message_id, part)):
+                raise OutdatedReadError from None
+            return None
 
     def locate(self, cursor: ConversationCursor) -> int | None:
         """The index in the window behind ``cursor``; ``None`` if events have to be read first."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar, cast
@@ -13,17 +14,24 @@ from pymongo.errors import PyMongoError
 
 from converse_mongo.domain.cursors import NOW, ConversationCursor
 from converse_mongo.domain.errors import InvalidCursorError
-from converse_mongo.domain.events import ConversationEvent, FinalEvent
+from converse_mongo.domain.events import (
+    ChunkReceived,
+    ConversationEvent,
+    FinalEvent,
+    MessageSnapshot,
+)
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_transient
 from converse_mongo.driver.retry import random_pause
 from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.hub import Hub
+from converse_mongo.watching.kinds import KindFilter
+from converse_mongo.watching.message_topic import MessageTopic
 from converse_mongo.watching.topics import Topic
 
 logger = logging.getLogger("converse_mongo")
 
-E = TypeVar("E", bound=ConversationEvent)
+E = TypeVar("E", bound=ConversationEvent | MessageSnapshot)
 T = TypeVar("T")
 
 FIRST_RETRY_SECONDS = 0.02
@@ -66,6 +74,7 @@ class Watcher(Generic[E]):
         "_after",
         "_batch",
         "_closed",
+        "_filter",
         "_goal",
         "_hub",
         "_index",
@@ -73,6 +82,7 @@ class Watcher(Generic[E]):
         "_join",
         "_key",
         "_last",
+        "_snapshot",
         "_start",
         "_topic",
     )
@@ -83,11 +93,16 @@ class Watcher(Generic[E]):
         join: Callable[[Hub, ObjectId], Topic],
         key: ObjectId,
         after: object,
+        kinds: KindFilter | None = None,
+        *,
+        snapshot: bool = False,
     ) -> None:
         self._hub = hub
         self._join = join
         self._key = key
         self._after = after
+        self._filter = kinds
+        self._snapshot = snapshot
         self._start: ConversationCursor | None = None
         self._last: E | None = None
         self._topic: Topic | None = None
@@ -114,31 +129,40 @@ class Watcher(Generic[E]):
                     raise StopAsyncIteration
                 if self._batch:
                     event = self._batch.popleft()
-                    break
-                if topic.failure is not None:
+                    if self._filter is None:
+                        break
+                elif topic.failure is not None:
                     raise topic.failure
-                window = topic.window
-                found = window.get(self._index)
-                if found is not None:
+                elif (found := topic.window.get(self._index)) is not None:
                     self._index += 1
                     event = cast(E, found)
-                    break
-                if self._index < window.first:
-                    await self._read_behind(topic)
-                elif topic.ended:
-                    self._index = window.head - 1  # it asked for more than there is: only the end
-                elif topic.stale:
-                    await self._catch_up(topic)
-                elif not wait:
-                    return cast(E, None)
+                    if self._filter is None:
+                        break
                 else:
-                    waiter = window.waiter()
-                    try:
-                        await waiter
-                    except BaseException:
-                        window.forget(waiter)
-                        raise
-            self._last = event
+                    window = topic.window
+                    if self._index < window.first:
+                        await self._read_behind(topic)
+                    elif topic.ended:
+                        self._index = window.head - 1  # it asked for more than there is: the end
+                    elif topic.stale:
+                        await self._catch_up(topic)
+                    elif not wait:
+                        return cast(E, None)
+                    else:
+                        waiter = window.waiter()
+                        try:
+                            await waiter
+                        except BaseException:
+                            window.forget(waiter)
+                            raise
+                    continue
+                shown = await self._filtered(topic, event)
+                if shown is not None:
+                    self._last, event = event, shown
+                    break
+                self._last = event
+            if self._filter is None:
+                self._last = event
             if topic.ended and isinstance(event, FinalEvent):
                 await self.aclose()
         except BaseException:
@@ -204,7 +228,11 @@ class Watcher(Generic[E]):
             await self._catch_up(topic)
         if topic.failure is not None:
             raise topic.failure
-        if self._start is None:
+        first: list[E] = []
+        if self._snapshot and self._last is None:
+            found = await retry_reads(topic, cast(MessageTopic, topic).snapshot)
+            self._start, first = topic.behind(found), [cast(E, found)]
+        elif self._start is None:
             self._start = await retry_reads(topic, lambda: topic.start(self._after))
         cursor = self._cursor(topic)
         try:
@@ -216,7 +244,22 @@ class Watcher(Generic[E]):
         index = topic.locate(cursor)
         self._index = _BEHIND if index is None else index
         self._goal = None
+        self._batch = deque(first)
         return topic
+
+    async def _filtered(self, topic: Topic, event: E) -> E | None:
+        """Returns what passes the filter; until it does, the event counts as not yielded."""
+        if self._filter is None or isinstance(event, FinalEvent):
+            return event
+        if isinstance(event, MessageSnapshot):
+            return cast(E, replace(event, parts=self._filter.parts(event.parts)))
+        assert isinstance(event, ChunkReceived)  # noqa: S101 - watch_message has no other events
+        chunk = await self._filter(
+            event.chunk, lambda part: retry_reads(topic, lambda: topic.identity(event, part))
+        )
+        if chunk is event.chunk:
+            return event
+        return None if chunk is None else cast(E, replace(event, chunk=chunk))
 
     def _cursor(self, topic: Topic) -> ConversationCursor:
         if self._last is None:

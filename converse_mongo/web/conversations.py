@@ -26,6 +26,7 @@ from converse_mongo.web.cursors import check_conversation_cursor, parse_cursor
 from converse_mongo.web.errors import UndecidedError, UnknownError
 from converse_mongo.web.operations import Operations
 from converse_mongo.web.responses import NO_STORE, Json, frame, in_turns
+from converse_mongo.web.stream_parts import StreamParts, is_text
 from converse_mongo.web.streams import EventStream, Grant, grant_of, is_outage, log_cut
 
 ONE = "/conversations/{conversation}"
@@ -79,12 +80,16 @@ async def watch_conversation(context: WebContext, request: Request) -> Response:
 
 
 @table(
-    *("GET", f"{MESSAGE}/events", models.MessageEvent, models.StreamQuery),
+    *("GET", f"{MESSAGE}/events", models.MessageEvent, models.MessageStreamQuery),
     streams=True,
     may_be_over=True,
 )
 async def watch_message(context: WebContext, request: Request) -> Response:
-    """Streams a message to its end. The status is 204 for a client that has received the end."""
+    """Streams a message to its end. The status is 204 for a client that has received the end.
+
+    With ``snapshot``, a client without a cursor first gets what the message has so far, as one
+    event in place of all chunks.
+    """
     conversation = await context.conversation(request)
     name = request.path_params["message"]
     message_id = await context.access.message_id(conversation, name)
@@ -95,18 +100,24 @@ async def watch_message(context: WebContext, request: Request) -> Response:
     if after is not None:
         await context.access.check_sequence(conversation, message_id, after)
     grant = grant_of(context, request, conversation)
-    watcher = context.converse.watch_message(message_id, after)
+    query = context.checked(models.MessageStreamQuery, request.query_params)
+    watcher: Watcher[Any]
+    if query.snapshot and after is None:
+        watcher = context.converse.watch_message(message_id, snapshot=True)
+    else:
+        watcher = context.converse.watch_message(message_id, after)
     await watcher.__aenter__()  # so that an error becomes the response
     return EventStream(context, watcher, _frames(context, watcher), grant)
 
 
 async def _frames(context: WebContext, watcher: Watcher[Any]) -> AsyncGenerator[bytes, None]:
     shows, frame_of = context.access.shows_event, context.frames.sse
+    parts = StreamParts(context.converse.message_model)
     yield context.streams.opening
     with log_cut():
         async for event in watcher:
             if shows(event):
-                yield frame_of(event)
+                yield frame_of(event, None if is_text(event) else await parts.of(event))
 
 
 @owner_table("GET", "/events", models.OwnerEvent, models.OwnerQuery, streams=True)

@@ -10,7 +10,7 @@ from bson import ObjectId
 
 from converse_mongo.domain.cursors import ENDED, NOW, message_cursor
 from converse_mongo.domain.errors import InvalidCursorError
-from converse_mongo.domain.events import ChunkReceived, Event, FinalEvent
+from converse_mongo.domain.events import ChunkReceived, Event, FinalEvent, MessageSnapshot
 from converse_mongo.web.errors import UnknownError
 
 _MESSAGE_CURSOR = re.compile(r"([0-9a-f]{24})\.([0-9]{1,18}|end)")
@@ -23,6 +23,8 @@ def event_cursor(event: Event) -> str | None:
         return event.cursor
     if isinstance(event, ChunkReceived):
         return message_cursor(event.message_id, event.chunk.sequence + 1, ended=False)
+    if isinstance(event, MessageSnapshot):
+        return message_cursor(event.message_id, event.chunk_count, ended=False)
     if isinstance(event, FinalEvent):
         return message_cursor(event.message_id, event.chunk_count, ended=True)
     raise TypeError(f"{event.type} is not an event of a message stream.")

@@ -29,6 +29,7 @@ from converse_mongo.web.models import ErrorBody
 from converse_mongo.web.open_streams import Streams
 from converse_mongo.web.openapi import NOTHING_LEFT, all_operations, answer_content, request_of
 from converse_mongo.web.operations import Operation
+from converse_mongo.web.presenter import ShowParts
 from converse_mongo.web.routes import routes
 
 __all__ = ["RouteOptions", "api_router"]
@@ -45,6 +46,7 @@ class RouteOptions(TypedDict, total=False):
     roles: Collection[MessageRole | str]
     show_errors: bool
     show_metadata: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
+    show_parts: ShowParts | None
     heartbeat: float
     retry: float
     lifetime: float

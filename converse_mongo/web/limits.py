@@ -39,8 +39,8 @@ class Limits:
         chat_bytes: The largest body of a POST of the AI SDK, which sends the whole history.
         pending_bytes: The most bytes that are kept of such bodies at once, which are those of their
             last messages; more requests get the status 503.
-        page_bytes: The size at which a page of history ends, in bytes of text and metadata. It has
-            at least one message.
+        page_bytes: The size at which a page of history ends, in bytes of text, parts and metadata.
+            It has at least one message.
 
     Raises:
         ConfigurationError: One is invalid.

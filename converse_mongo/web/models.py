@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from converse_mongo.documents.part_views import CHUNK_SCHEMA
 from converse_mongo.documents.views import (
     ChunkMetadata,
     Count,
@@ -26,8 +27,10 @@ from converse_mongo.documents.views import (
     Id,
     MessageView,
     Metadata,
+    Parts,
     Reason,
     Replaces,
+    SnapshotParts,
     Time,
     View,
 )
@@ -130,6 +133,12 @@ class StreamQuery(BaseModel):
     after: Annotated[str, Field(max_length=MAX_CURSOR_LENGTH)] | None = None
 
 
+class MessageStreamQuery(StreamQuery):
+    """The cursor that a client received last, and how the stream begins without one."""
+
+    snapshot: bool = False
+
+
 class OwnerQuery(BaseModel):
     """The query of the stream of an owner, which has no chunks."""
 
@@ -230,9 +239,31 @@ class _MessageCreated(_OfMessage):
     created_at: Time
 
 
+class MessageWithPartsCreated(_MessageCreated):
+    """A message with more than text was added whole."""
+
+    parts: Parts
+
+
 class _ChunkReceived(_OfMessage):
     type: Literal["chunk.received"]
     chunk: _Chunk
+
+
+class PartChunkReceived(_OfMessage):
+    """A chunk was appended that is no text of the answer."""
+
+    type: Literal["chunk.received"]
+    chunk: Annotated[Any, WithJsonSchema(CHUNK_SCHEMA)]
+
+
+class _MessageSnapshot(_OfMessage):
+    type: Literal["message.snapshot"]
+    chunk_count: Count
+    content: str
+    parts: SnapshotParts
+    open_part: Count | None
+    metadata: Metadata
 
 
 class _MessageUpdated(_OfMessage):
@@ -268,10 +299,17 @@ class StreamOpened(View):
 
 _Final: TypeAlias = _MessageCompleted | _MessageFailed | _MessageCancelled
 _Listed: TypeAlias = _ConversationCreated | _ConversationUpdated | _ConversationDeleted
-MessageEvent: TypeAlias = _ChunkReceived | _Final
-ConversationEvent: TypeAlias = _MessageCreated | _MessageUpdated | MessageEvent
+_Received: TypeAlias = _ChunkReceived | PartChunkReceived
+MessageEvent: TypeAlias = _MessageSnapshot | _Received | _Final
+ConversationEvent: TypeAlias = (
+    _MessageCreated | MessageWithPartsCreated | _MessageUpdated | _Received | _Final
+)
 OwnerEvent: TypeAlias = StreamOpened | _Listed | _MessageCreated | _Final
-EventView: TypeAlias = Annotated[_Listed | ConversationEvent, Field(discriminator="type")]
+EventView: TypeAlias = Annotated[
+    _Listed | _MessageCreated | _MessageUpdated | _MessageSnapshot | _ChunkReceived | _Final,
+    Field(discriminator="type"),
+]
+"""The events that have all that they show."""
 
 
 # The AI SDK, whose keys are in camel case; keys without a value are left out

@@ -1,20 +1,61 @@
 """The presenter: turns documents and events into what browsers may see of them."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
-from converse_mongo.documents.views import Presentation, as_json
-from converse_mongo.domain.events import Event
+from converse_mongo.documents.messages import Message
+from converse_mongo.documents.part_views import shown_chunk
+from converse_mongo.documents.presentation import Presentation, Shown, as_json
+from converse_mongo.documents.views import MessageView
+from converse_mongo.domain.chunks import PartChunk
+from converse_mongo.domain.events import ChunkReceived, Event
+from converse_mongo.domain.part_identity import PartIdentity
 from converse_mongo.web.errors import InternalError
-from converse_mongo.web.models import EventView
+from converse_mongo.web.models import EventView, MessageWithPartsCreated, PartChunkReceived
 
 logger = logging.getLogger("converse_mongo")
 
 _EVENTS: TypeAdapter[EventView] = TypeAdapter(EventView)
+
+ShowParts: TypeAlias = Callable[[PartIdentity], bool | Collection[str]]
+"""Picks what users may see of a part: all of it, nothing, or the fields of these names."""
+
+CHOICES = 1024
+MAX_NAME = 256
+
+
+class PartChoice:
+    """What users may see of parts, by their identities. The application is asked once for each.
+
+    Args:
+        show_parts: Asks the application. A part is hidden if it raises.
+    """
+
+    def __init__(self, show_parts: ShowParts) -> None:
+        self._show_parts = show_parts
+        self._choices = lru_cache(CHOICES)(self._ask)
+
+    def __call__(self, identity: PartIdentity) -> Shown:
+        """Returns what users may see of a part."""
+        is_long = len(identity.kind) + len(identity.name or "") > MAX_NAME
+        return self._ask(identity) if is_long else self._choices(identity)
+
+    def _ask(self, identity: PartIdentity) -> Shown:
+        try:
+            found = self._show_parts(identity)
+            if isinstance(found, bool):
+                return found
+            if isinstance(found, str | bytes | Mapping) or not isinstance(found, Collection):
+                raise TypeError(f"it returned an object of the type {type(found).__name__}")
+            return frozenset(found)
+        except Exception:
+            logger.exception("show_parts failed for a part of the kind %.100r", identity.kind)
+            return False
 
 
 @dataclass(frozen=True)
@@ -25,16 +66,39 @@ class Presenter(Presentation):
         show_errors: Whether stored errors of failed messages and reasons of stops are for users.
         show_metadata: Picks what users may see of metadata; ``None`` for all that is not about
             errors, or all.
+        show_parts: Picks what users may see of parts; ``None`` for all.
         in_stream: Whether a stream has begun, which goes on without metadata that cannot be shown.
     """
 
     show_errors: bool
     show_metadata: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None
+    show_parts: "PartChoice | None" = None
     in_stream: bool = False
 
-    def event(self, event: Event) -> EventView:
-        """An event, without its cursor and without the owner, whose name is the application's."""
-        return _EVENTS.validate_python(event, context=self)
+    def event(
+        self, event: Event, lacking: PartIdentity | Message | None = None
+    ) -> EventView | PartChunkReceived | MessageWithPartsCreated:
+        """An event, without its cursor and without the owner, whose name is the application's.
+
+        Args:
+            event: The event.
+            lacking: The identity of the part of a chunk, without which it is hidden; or the message
+                that was added, if it has parts.
+        """
+        if isinstance(event, ChunkReceived) and isinstance(event.chunk, PartChunk):
+            identity = lacking if isinstance(lacking, PartIdentity) else None
+            return PartChunkReceived(
+                type=event.type,
+                conversation_id=event.conversation_id,
+                message_id=event.message_id,
+                role=event.role,
+                chunk=shown_chunk(event.chunk, identity, self),
+            )
+        shown = _EVENTS.validate_python(event, context=self)
+        if isinstance(lacking, Message):
+            parts = MessageView.model_validate(lacking, context=self).parts
+            return MessageWithPartsCreated.model_construct(**dict(shown), parts=parts or [])
+        return shown
 
     @property
     def streaming(self) -> "Presenter":
@@ -59,6 +123,15 @@ class Presenter(Presentation):
             if self.in_stream:
                 return {}
             raise InternalError from error
+
+    @property
+    def chooses(self) -> bool:  # type: ignore[override]
+        """Whether users may not see some parts."""
+        return self.show_parts is not None
+
+    def part(self, identity: PartIdentity) -> Shown:
+        """What users may see of a part."""
+        return True if self.show_parts is None else self.show_parts(identity)
 
     def error(self, error: str) -> str:
         """The error that users may see."""

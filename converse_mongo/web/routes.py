@@ -24,7 +24,7 @@ from converse_mongo.web.limits import MIB, Limits, Slots
 from converse_mongo.web.open_streams import StreamOptions, Streams
 from converse_mongo.web.openapi import all_operations
 from converse_mongo.web.operations import Operation
-from converse_mongo.web.presenter import Presenter
+from converse_mongo.web.presenter import PartChoice, Presenter, ShowParts
 from converse_mongo.web.responses import Json, error_response
 from converse_mongo.web.sockets import Socket
 from converse_mongo.web.turns import Turns
@@ -43,6 +43,7 @@ def routes(
     roles: Collection[MessageRole | str] = SHOWN_ROLES,
     show_errors: bool = False,
     show_metadata: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    show_parts: ShowParts | None = None,
     heartbeat: float = 15.0,
     retry: float = 2.0,
     lifetime: float = 3600.0,
@@ -78,6 +79,12 @@ def routes(
             that you store is for users.
         show_metadata: Picks what browsers see of metadata; by default all of it, but without
             ``show_errors`` neither ``error_type`` nor ``unstored``.
+        show_parts: Picks what browsers see of a part, by its kind, its name and the tool call that
+            it belongs to: ``True`` for all of it, ``False`` for nothing, or the names of the fields
+            that they see, ``"text"`` for its text. By default they see all. Whatever it returns,
+            they see the text of the answer, and never the data of the provider. It is asked once
+            for each kind and name, and must always answer the same. A part for which it raises is
+            hidden. See :class:`PartIdentity`.
         heartbeat: Seconds of silence after which a stream sends a heartbeat.
         retry: Seconds that a browser's ``EventSource`` waits before it connects again.
         lifetime: Seconds after which a stream ends, for its client to connect again.
@@ -104,6 +111,8 @@ def routes(
         raise ConfigurationError(f"limits={limits!r}: pass Limits(...).")
     if show_metadata is not None and not callable(show_metadata):
         raise ConfigurationError(f"show_metadata={show_metadata!r}: pass a function, or None.")
+    if show_parts is not None and not callable(show_parts):
+        raise ConfigurationError(f"show_parts={show_parts!r}: pass a function, or None.")
     try:
         options = StreamOptions(heartbeat, retry, lifetime, send_timeout, reauthorize)
     except InvalidInputError as error:
@@ -119,7 +128,9 @@ def routes(
             f"origins={origins!r}: pass a list of origins, such as ['https://chat.example.com']."
         )
     limits = limits or Limits()
-    presenter = Presenter(show_errors, show_metadata)
+    presenter = Presenter(
+        show_errors, show_metadata, None if show_parts is None else PartChoice(show_parts)
+    )
     context = WebContext(
         converse=converse,
         access=Access(converse, authorize, owner, _roles(roles)),

@@ -14,6 +14,7 @@ from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import watcher_of
 from converse_mongo.web.errors import BusyError, UnknownError
 from converse_mongo.web.responses import error_response
+from converse_mongo.web.stream_parts import StreamParts, is_text
 from converse_mongo.web.streams import NOT_ALLOWED, Connection, Grant, grant_of, log_cut
 
 logger = logging.getLogger("converse_mongo")
@@ -75,10 +76,13 @@ async def _serve(
 
     async def serve() -> None:
         shows, text_of = context.access.shows_event, context.frames.text
+        parts = StreamParts(context.converse.message_model)
         with log_cut():
             async for event in watcher:
                 if shows(event):
-                    await connection.send({"type": "websocket.send", "text": text_of(event)})
+                    lacking = None if is_text(event) else await parts.of(event)
+                    text = text_of(event, lacking)
+                    await connection.send({"type": "websocket.send", "text": text})
 
     async def finish() -> None:
         close: Message = {"type": "websocket.close", "code": connection.code, "reason": ""}

@@ -9,6 +9,7 @@ from typing import Any
 from bson import ObjectId
 
 from converse_mongo.documents.messages import Message
+from converse_mongo.domain.chunks import PartChunk
 from converse_mongo.domain.events import (
     ChunkReceived,
     FinalEvent,
@@ -54,7 +55,8 @@ async def ui_frames(
     The client throws at a delta without a start and at an unknown key, so there are neither.
 
     Parts are counted, so that a client that has some gets the rest: the start is 0, the start of
-    the text 1, and the chunk with the sequence n is n + 2. The parts of the end follow.
+    the text 1, and the chunk with the sequence n is n + 2. The parts of the end follow. A chunk
+    that is no text of the answer is metadata without a value, which changes nothing.
 
     Args:
         context: The context.
@@ -121,7 +123,7 @@ def _begun(delta: bytes, first: int) -> bytes:
 
 
 def _delta_of(event: ChunkReceived) -> bytes:
-    return _delta(event.chunk.content)
+    return _NOTHING if isinstance(event.chunk, PartChunk) else _delta(event.chunk.content)
 
 
 def _delta(content: str) -> bytes:
@@ -132,6 +134,7 @@ def _frame(part: UiPart) -> bytes:
     return frame(part, omit_none=True)
 
 
+_NOTHING = frame({"type": "message-metadata", "messageMetadata": None})
 _TEXT_START = _frame(UiPart(type="text-start", id=_TEXT_ID))
 
 

@@ -408,6 +408,7 @@ async def test_head__of_a_stream_answers_at_once(site: Site) -> None:
         ({"roles": ["boss"]}, r"roles=\['boss'\].*'user'"),
         ({"roles": "user"}, "roles='user'.*a list of"),
         ({"show_metadata": ["model"]}, "show_metadata"),
+        ({"show_parts": {"tool_call"}}, "show_parts"),
         ({"origins": ["chat.example.com"]}, "origins.*https://"),
         ({"origins": ["*"]}, "origins"),
         ({"origins": ["https://*.example.com"]}, "origins"),

@@ -8,7 +8,16 @@ import jsonschema
 import pytest
 from starlette.routing import Route
 
-from converse_mongo import Converse
+from converse_mongo import (
+    Converse,
+    DataPart,
+    FilePart,
+    PartDelta,
+    PartEnd,
+    PartStart,
+    ToolCallPart,
+)
+from converse_mongo.domain.validation import now
 from converse_mongo.web import Limits, openapi_paths, routes
 from tests.web.conftest import MakeSite, Site, owner, read_all, read_events
 from tests.web.helpers import say, wait_for_end
@@ -79,6 +88,39 @@ async def test_events__fit_their_description(make_site: MakeSite) -> None:
         *((message, name) for name in {"chunk.received", *ends}),
         *((f"{one}/events", name) for name in {"message.created", "chunk.received", *ends}),
     }
+
+
+async def test_parts__fit_their_description(site: Site) -> None:
+    paths, one = openapi_paths(), "/conversations/{conversation}"
+    conversation = await site.conversation()
+    values = {"conversation": str(conversation.id)}
+    async with site.http.stream("GET", f"{one}/events".format(**values)) as stream:
+        events = read_events(stream)
+        await conversation.create_user_message("Look", parts=[FilePart("x", "image/png", size=1)])
+        message = await conversation.start_streaming_assistant()
+        call = ToolCallPart("search", "c1", input={"q": 1}, output=b"bytes", error="no")
+        await message.append_chunks(["a", PartStart(call, "c"), PartDelta("c", "{"), PartEnd("c")])
+        await message.append_chunks([DataPart("weather", {"at": now()}, id="w")])
+        sent = [(f"{one}/events", (await anext(events)).data) for _ in range(7)]
+    values["message"], path = str(message.id), f"{one}/messages/{{message}}"
+    read = [(path, (await site.http.get(path.format(**values))).json())]
+    await message.complete_streaming()
+    read.append((path, (await site.http.get(path.format(**values))).json()))
+    url = f"{path}/events".format(**values)
+    async with site.http.stream("GET", url, params={"snapshot": True}) as stream:
+        sent += [(f"{path}/events", each.data) for each in await read_all(stream)]
+    kinds = [each["type"] for _, each in sent]
+    assert (kinds.count("chunk.received"), kinds.count("message.snapshot")) == (5, 1)
+    assert all(each["parts"] for _, each in read)
+    for where, each in read:
+        content = paths[where]["get"]["responses"]["200"]["content"]
+        jsonschema.validate(each, content[JSON]["schema"])
+        each["parts"][0]["provider"] = {}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(each, content[JSON]["schema"])
+    for where, each in sent:
+        content = paths[where]["get"]["responses"]["200"]["content"]
+        jsonschema.validate(each, content["text/event-stream"]["schema"]["contentSchema"])
 
 
 @pytest.mark.parametrize("absent", [False, True])

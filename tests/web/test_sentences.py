@@ -10,7 +10,7 @@ import pytest
 
 import converse_mongo.tools.chat as chat_package
 import converse_mongo.web as web_package
-from converse_mongo.documents.views import PRIVATE_ERROR
+from converse_mongo.documents.presentation import PRIVATE_ERROR
 from converse_mongo.tools.chat.refusals import SENTENCES
 from converse_mongo.web import errors
 

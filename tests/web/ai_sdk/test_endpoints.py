@@ -1,6 +1,7 @@
 """The endpoints of the AI SDK: the parts that useChat reads, and what it asks for."""
 
 import asyncio
+import json
 from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Any
@@ -9,7 +10,7 @@ import httpx
 import pytest
 from beanie import Insert, before_event
 
-from converse_mongo import Conversation, Message, MessageStatus
+from converse_mongo import Conversation, Message, MessageStatus, ReasoningPart, ToolCallPart
 from converse_mongo.web import chat, without_replaced
 from tests.conftest import Facade
 from tests.web.conftest import MakeSite, Site, read_all, read_events
@@ -554,7 +555,7 @@ async def run_of(site: Site, run: str, first: int) -> tuple[list[Any], int]:
         return [each.data for each in (await read_all(stream))[:-1]], tail
 
 
-@pytest.mark.parametrize("how", ["completed", "empty", "failed", "cancelled", "whole"])
+@pytest.mark.parametrize("how", ["completed", "empty", "failed", "cancelled", "whole", "parts"])
 async def test_run__has_the_rest_from_every_part_on(site: Site, how: str) -> None:
     conversation = await site.conversation()
     await conversation.create_user_message("Hi")
@@ -565,6 +566,9 @@ async def test_run__has_the_rest_from_every_part_on(site: Site, how: str) -> Non
     if how in ("completed", "failed", "cancelled"):
         for chunk in ("a", "", "b", "c"):
             await message.append_chunk(chunk)
+    elif how == "parts":
+        call = ToolCallPart("search", "c1", input={"q": "secret"})
+        await message.append_chunks([ReasoningPart("secret"), "a", call, "b"])
     if how == "failed":
         await message.fail_streaming("no")
     elif how == "cancelled":
@@ -578,6 +582,9 @@ async def test_run__has_the_rest_from_every_part_on(site: Site, how: str) -> Non
     )
     assert whole[-1]["type"] == ("error" if how == "failed" else "finish")
     assert tail == len(whole) - 1
+    if how == "parts":
+        assert [each["delta"] for each in whole if each["type"] == "text-delta"] == ["a", "b"]
+        assert "secret" not in json.dumps(whole)
     for first in range(1, len(whole)):
         assert (await run_of(site, run, first))[0] == whole[first:]
         assert (await run_of(site, run, -first))[0] == whole[-first:]
