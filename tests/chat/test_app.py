@@ -427,6 +427,20 @@ async def test_without_a_key__a_built_in_text_answers(make_chat: MakeChat) -> No
     assert chat.fake.asked == []
 
 
+async def test_without_a_key__tools_shows_a_thought_tool_calls_and_a_source(
+    make_chat: MakeChat,
+) -> None:
+    chat = await make_chat(api_key=None)
+    browser = await chat.open_browser()
+    await browser.meet()
+    answer = await browser.ask(await browser.begin(), "/tools")
+    assert answer["status"] == "completed"
+    assert answer["content"].startswith("Two tools ran at once.")
+    kinds = [each["kind"] for each in answer["parts"]]
+    assert kinds == ["step", "reasoning", "tool_call", "tool_call", "text", "source_url"]
+    assert [each["fields"]["output"] for each in answer["parts"][2:4]][1] == "12:00"
+
+
 async def test_without_a_key__fail_fails_midway(make_chat: MakeChat) -> None:
     chat = await make_chat(api_key=None)
     browser = await chat.open_browser()
