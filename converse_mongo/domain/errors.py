@@ -213,7 +213,9 @@ class WriterFailedError(WriterError):
             of parts. ``append_chunks(error.unconfirmed, append_id=error.append_id)`` stores them
             once.
         append_id: The id of that write, or ``None`` without one.
-        unsent: The text behind it, which is not stored. ``text`` is all of it together.
+        unsent: The text behind it, which is not stored. ``text`` is all text together.
+        unsent_contents: All that is behind it: texts, and events of parts. ``append_chunks`` takes
+            them as well, once those that are unconfirmed are stored.
     """
 
     append_id: ObjectId | None = None
@@ -222,6 +224,7 @@ class WriterFailedError(WriterError):
     def __init__(self, message: str, message_id: ObjectId, text: str = "") -> None:
         super().__init__(message, message_id, text)
         self.unconfirmed: list[Any] = []
+        self.unsent_contents: list[Any] = []
 
 
 class TransactionsUnavailableError(ConfigurationError):

@@ -354,27 +354,26 @@ class Appender:
                 self.note_stop(state.stop_reason)
 
     def _fail(self, error: Exception) -> None:
-        unconfirmed, unsent = self.buffer.clear()
+        unconfirmed, behind = self.buffer.clear()
+        unsent = "".join([each for each in behind if isinstance(each, str)])
         text = "".join([each for each in unconfirmed if isinstance(each, str)]) + unsent
+        events = sum([not isinstance(each, str) for each in (*unconfirmed, *behind)])
         if isinstance(error, WriterFencedError):
             error.text = text
             self.failure = error
-        elif isinstance(error, MessageNotStreamingError) and not text:
+        elif isinstance(error, MessageNotStreamingError) and not (text or events):
             self.failure = error
         else:
             message_id = self._target.message_id
             failure = WriterFailedError(
                 f"The writer of message {message_id} gave up ({error}). "
-                + (
-                    f"{len(text)} characters that it accepted may not be stored: see 'text'."
-                    if text
-                    else "All text that it accepted is stored."
-                ),
+                + _what_is_lost(text, events),
                 message_id,
                 text,
             )
             failure.append_id = self._append_id if unconfirmed else None
             failure.unconfirmed, failure.unsent = unconfirmed, unsent
+            failure.unsent_contents = behind
             failure.__cause__ = error
             self.failure = failure
         # A deletion is the wish of somebody.
@@ -382,3 +381,14 @@ class Appender:
         logger.log(logging.INFO if deleted else logging.WARNING, "%s", self.failure)
         self._refused()
         self.buffer.wake_waiters()
+
+
+def _what_is_lost(text: str, events: int) -> str:
+    if not (text or events):
+        return "All that it accepted is stored."
+    lost = [f"{len(text)} characters"] if text else []
+    lost += [f"{events} events of parts"] if events else []
+    return (
+        f"{' and '.join(lost)} that it accepted may not be stored: see 'text', 'unconfirmed' and "
+        "'unsent_contents'."
+    )

@@ -400,12 +400,14 @@ class TokenBuffer:
         self.wake_waiters()
         return size
 
-    def clear(self) -> tuple[list[str | PartPiece], str]:
-        """Drops everything; returns what was in flight, and the text behind it."""
+    def clear(self) -> tuple[list[str | PartPiece], list[str | PartPiece]]:
+        """Drops everything; returns what was in flight, and what was behind it."""
         batch = self.batch if self.in_flight else []
-        pieces = [each.content if isinstance(each, Piece) else each for each in batch]
         self.end_half()
-        behind = "".join([run.text for run in self._gathering])
+        pieces, behind = (
+            [each.content if isinstance(each, Piece) else each for each in some]
+            for some in (batch, [run.piece() for run in self._gathering])
+        )
         self.in_flight.clear()
         self._gathering.clear()
         self._last = self._last_part = None

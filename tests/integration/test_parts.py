@@ -50,7 +50,7 @@ from converse_mongo.domain.parts import parts_of
 from converse_mongo.domain.validation import MAX_APPEND_CHUNKS, PAGE_CHUNKS
 from tests.conftest import Facade
 from tests.integration.helpers import Gate, fill, pages_of, raw, start
-from tests.streams import SOON, collect
+from tests.streams import SOON, collect, until
 
 QUESTION = {"q": "mongo"}
 
@@ -529,15 +529,21 @@ async def test_writer__that_gives_up_gives_its_parts_back(facade: Facade) -> Non
     with pytest.raises(WriterFailedError) as caught:
         async with message.writer() as writer:
             gate.failing = True
+            call = await writer.start_tool_call("search")
+            await until(lambda: gate.arrived > 0)
+            await call.input_delta("{}")
             await writer.write("text")
             await writer.write(DataPart("n", 1))
             await writer.flush()
     gate.failing = False
     error = caught.value
-    assert error.text == "text"
+    assert (error.text, error.unsent) == ("text", "text")
+    assert "4 characters and 3 events of parts" in str(error)
     await message.append_chunks(error.unconfirmed, append_id=error.append_id)
-    kinds = [part.kind for part in (await converse.get_message(message.id)).parts]
-    assert kinds[0] == "text"
+    await message.append_chunks(error.unsent_contents)
+    found, *rest = (await converse.get_message(message.id)).parts
+    assert (found.kind, found.text) == ("tool_call", "{}")
+    assert [(part.kind, part.text) for part in rest] == [("text", "text"), ("data", "")]
 
 
 async def test_whole_message__with_parts(converse: Converse) -> None:

@@ -494,9 +494,9 @@ async def test_events__are_encoded_once_for_all_who_watch(
     deltas: list[Event] = []
     present, delta = Presenter.event, ui_messages._delta
 
-    def counted(presenter: Presenter, event: Event) -> Any:
+    def counted(presenter: Presenter, event: Event, *lacking: Any) -> Any:
         made.append(event)
-        return present(presenter, event)
+        return present(presenter, event, *lacking)
 
     def counted_delta(event: Any) -> bytes:
         deltas.append(event)
