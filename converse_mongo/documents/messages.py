@@ -512,7 +512,7 @@ class Message(StoredDocument, Document):
             append_id = object_id(append_id, "append")
         store, private = self.store(), self._private()
         queue, key = self._own_queue(store), self._own_key()
-        has_parts = any(isinstance(piece, PartPiece) for piece in pieces)
+        has_parts = PartPiece in map(type, pieces)
         chunks = await store.appends.append(queue, key, pieces, append_id, has_parts=has_parts)
         own_writes: OwnWrites = private["_own_writes"]
         if store.session is not None:

@@ -95,7 +95,7 @@ class OwnWrites:
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
     ) -> None:
         """Adds chunks to the parts, if there are any or these are the first."""
-        if fields["format"] is None and not any(isinstance(each, PartChunk) for each in chunks):
+        if fields["format"] is None and PartChunk not in map(type, chunks):
             return
         log = self.log_of(fields)
         if fields["format"] is None:

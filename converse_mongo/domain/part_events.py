@@ -443,12 +443,13 @@ def pieces_of(contents: object) -> list[list[AnyPiece]]:
             f"append_chunks requires an iterable of strings, parts and events, not "
             f"{type(contents).__name__}; use append_chunk for one string. Nothing was written."
         )
-    composer = Composer()
+    composer: Composer | None = None
     pieces: list[list[AnyPiece]] = []
     for content in contents:
         if isinstance(content, PartPiece):  # given back by a writer
             pieces.append([content])
         elif not isinstance(content, str) and isinstance(content, PARTS):
+            composer = composer or Composer()
             pieces.append(composer.pieces(content))
         else:
             pieces.append([Piece(content, NO_METADATA, check_content(content, MAX_CHUNK_BYTES))])

@@ -93,27 +93,22 @@ class _Append:
     part_size: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        texts = self.texts
-        self.text_size = sum([piece.text_size for piece in texts])
-        self.size = sum([stored_size(piece.text_size, piece.metadata) for piece in texts])
+        texts: Any = self.pieces
         if self.has_parts:
+            texts = [piece for piece in texts if isinstance(piece, Piece)]
             self.part_size = part_size(self.pieces)
-            self.size += self.part_size
-
-    @property
-    def texts(self) -> Sequence[Piece]:
-        """Those of the pieces that are text of the answer."""
-        if self.has_parts:
-            return [piece for piece in self.pieces if isinstance(piece, Piece)]
-        return cast(Sequence[Piece], self.pieces)
+        self.text_size = sum([piece.text_size for piece in texts])
+        sizes = [stored_size(piece.text_size, piece.metadata) for piece in texts]
+        self.size = sum(sizes) + self.part_size
 
     def number(self, first: int) -> list[MessageChunk]:
         """Makes the chunks, from sequence ``first``."""
         if self.has_parts:
             return numbered(self.pieces, first, self.created_at, self.append_id)
+        texts: Any = self.pieces
         return [
             MessageChunk(sequence, content, self.created_at, metadata)
-            for sequence, (content, metadata, _) in enumerate(self.texts, first)
+            for sequence, (content, metadata, _) in enumerate(texts, first)
         ]
 
 

@@ -319,12 +319,6 @@ class TokenBuffer:
         """Returns the size that counts for a run beside its text."""
         return len(encoded) + CHUNK_OVERHEAD if encoded or not self._merges else 0
 
-    def _size_of(self, run: AnyRun) -> int:
-        """Returns the size that counts for a run."""
-        if isinstance(run, PartRun):
-            return run.held_size
-        return run.text_size + self._cost_of_run(run.encoded)
-
     async def put(
         self,
         content: str,
@@ -383,13 +377,16 @@ class TokenBuffer:
             if total > MAX_APPEND_BYTES and self.in_flight:
                 break
             self.in_flight.append(self._gathering.popleft())
-            size = self._size_of(run)
+            if isinstance(run, PartRun):
+                size = run.held_size
+            else:
+                size = run.text_size + self._cost_of_run(run.encoded)
             self._in_flight_bytes += size
             self._gathering_bytes -= size
         if not self._gathering:
             self._last = self._last_part = None
         self.batch = [run.piece() for run in self.in_flight]
-        self.has_parts = any(isinstance(run, PartRun) for run in self.in_flight)
+        self.has_parts = PartRun in map(type, self.in_flight)
         return self.batch
 
     def confirm(self) -> int:
