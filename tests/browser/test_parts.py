@@ -3,6 +3,7 @@
 import asyncio
 import queue
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -121,6 +122,10 @@ class Script:
         """Returns once the answer has ended."""
         self._played.result(60)
 
+    def close(self) -> None:
+        """Ends it, also where a test has failed."""
+        self._played.cancel()
+
     async def _play(self) -> None:
         try:
             async with self._message.writer() as writer:
@@ -156,24 +161,24 @@ def test_parts__reloaded_at_each_step_are_those_of_a_tab_that_was_not(
     converse = Converse(chat.uri, database=chat.database)
     with portal.wrap_async_context_manager(converse):
         message = begin(steady, portal, converse)
-        script = Script(portal, message)
-        steady.open(str(message.conversation_id))
-        other = open_tab(context=steady.page.context).open(str(message.conversation_id))
-        shown: list[Any] = []
-        while script.step():
-            # Both are told of it: the one since the begin, the other since its last reload.
-            until(lambda: steady.page.evaluate(SHOWN) not in [None, *shown])
-            until(lambda: steady.page.evaluate(SHOWN) == other.page.evaluate(SHOWN))
-            if len(shown) % 4 == 0:
-                other.page.reload()
-            else:  # as good, since nothing of the answer is kept, and cheaper
-                other.page.evaluate("location.hash = ''")
-                expect(other.messages).to_have_count(0)
-                other.page.evaluate(f"location.hash = '{message.conversation_id}'")
-            until(lambda: steady.page.evaluate(SHOWN) == other.page.evaluate(SHOWN))
-            shown.append(steady.page.evaluate(SHOWN))
-            assert steady.page.locator("#announcer").inner_text() == ""
-        script.end()
+        with closing(Script(portal, message)) as script:
+            steady.open(str(message.conversation_id))
+            other = open_tab(context=steady.page.context).open(str(message.conversation_id))
+            shown: list[Any] = []
+            while script.step():
+                # Both are told of it: the one since the begin, the other since its last reload.
+                until(lambda: steady.page.evaluate(SHOWN) not in [None, *shown])
+                until(lambda: steady.page.evaluate(SHOWN) == other.page.evaluate(SHOWN))
+                if len(shown) % 4 == 0:
+                    other.page.reload()
+                else:  # as good, since nothing of the answer is kept, and cheaper
+                    other.page.evaluate("location.hash = ''")
+                    expect(other.messages).to_have_count(0)
+                    other.page.evaluate(f"location.hash = '{message.conversation_id}'")
+                until(lambda: steady.page.evaluate(SHOWN) == other.page.evaluate(SHOWN))
+                shown.append(steady.page.evaluate(SHOWN))
+                assert steady.page.locator("#announcer").inner_text() == ""
+            script.end()
     expect(steady.answer).to_have_attribute("data-status", "completed")
     other.page.reload()
     expect(other.answer).to_have_attribute("data-status", "completed")
