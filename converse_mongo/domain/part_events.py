@@ -131,12 +131,17 @@ def numbered(pieces: Iterable[AnyPiece], first: int, created_at: datetime) -> li
 
 
 def is_chunk(piece: AnyPiece, chunk: MessageChunk) -> bool:
-    """Returns whether a stored chunk is that of a piece, as far as can be told."""
+    """Returns whether a stored chunk is that of a piece, as far as can be told.
+
+    A redaction may have emptied it, or made a start of a text.
+    """
     if isinstance(piece, Piece):
-        return not isinstance(chunk, PartChunk) and chunk.content == piece.content
+        if isinstance(chunk, PartChunk):
+            return chunk.event == "start" and chunk.fields == {"kind": TEXT}
+        return chunk.content in (piece.content, "")
     if not isinstance(chunk, PartChunk):
         return False
-    return (chunk.event, chunk.delta) == (piece.event, piece.delta)
+    return chunk.event == piece.event and chunk.delta in (piece.delta, "")
 
 
 def settle(pieces: Iterable[AnyPiece], chunks: Iterable[MessageChunk]) -> None:

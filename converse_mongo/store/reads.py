@@ -346,6 +346,16 @@ class Reader:
         sequence: int | None = page["chunks"][0]["sequence"] if page else None
         return sequence
 
+    async def page_from(
+        self, key: Mapping[str, Any], start: int, stop: int
+    ) -> dict[str, Any] | None:
+        """Returns the first page of a message that begins at ``start`` to before ``stop``."""
+        page: dict[str, Any] | None = await self.pages.find_one(
+            {**pages_of(key), "first_sequence": {"$gte": start, "$lt": stop}},
+            sort=[("first_sequence", 1)],
+        )
+        return page
+
     async def stored_chunks(self, key: Mapping[str, Any]) -> list[StoredChunk]:
         """Reads all chunks of a message; an empty list if it does not exist."""
         log = dict.fromkeys(("conversation_id", "log_id", "chunks", "page_start", "compacted"), 1)
