@@ -81,6 +81,7 @@ RESERVED = frozenset(
         "recent_appends",
         "save_mark",
         "stop_requested_at",
+        "sweeps",
         "taken_over_by",
     }
 )

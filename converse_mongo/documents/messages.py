@@ -43,7 +43,8 @@ from converse_mongo.domain.headers import (
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.part_events import AnyPiece, PartEvent, PartPiece, pieces_of
-from converse_mongo.domain.part_log import PartLog, Record, restored_records
+from converse_mongo.domain.part_log import Record, restored_records
+from converse_mongo.domain.part_redaction import reduced
 from converse_mongo.domain.parts import Part, TextPart, ToolCallPart, parts_of
 from converse_mongo.domain.stored_values import LargeValue, StoredValue, check_stored
 from converse_mongo.domain.types import Granularity, MessageRole, MessageStatus, Metadata
@@ -70,7 +71,7 @@ from converse_mongo.writing.writer import MessageWriter
 
 M = TypeVar("M", bound="Message")
 
-_OF_PARTS = frozenset({"format", "part_bytes", "part_records"})
+_OF_PARTS = frozenset({"format", "part_bytes", "part_records", "redactions"})
 
 _AT_THE_START = Protected("pass it when you start the message")
 _BY_APPENDS = Protected("use append_chunk")
@@ -105,6 +106,7 @@ class Message(StoredDocument, Document):
         content_bytes: The size of the streamed text, in bytes of UTF-8.
         part_bytes: An upper bound of the size of all else in the chunks, in bytes.
         part_records: The parts in stored form, for :attr:`parts`.
+        redactions: The parts that were redacted: ``part``, the number, and ``reason`` if any.
         format: ``None`` for a message of text alone, 2 for one with parts.
         metadata: The metadata of the application; an ended stream adds the number of ``chunks``.
         error: The reason of a failure, or ``None``.
@@ -131,6 +133,7 @@ class Message(StoredDocument, Document):
     content_bytes: Annotated[int, _BY_APPENDS] = 0
     part_bytes: Annotated[int, _BY_APPENDS] = 0
     part_records: Annotated[list[dict[str, Any]] | None, _BY_APPENDS] = Field(None, alias="parts")
+    redactions: Annotated[list[dict[str, Any]] | None, Protected("use redact_part")] = None
     format: Annotated[int | None, _BY_APPENDS] = None
     metadata: JsonableDict = Field(default_factory=dict)
     error: Annotated[str | None, Protected("use fail_streaming")] = None
@@ -299,7 +302,7 @@ class Message(StoredDocument, Document):
             async for chunk in self.iter_chunks(after):
                 yield chunk.content
         else:
-            async for text in texts_of(self.iter_chunks, after):
+            async for text in texts_of(self.iter_chunks, after, self.redactions):
                 yield text
 
     async def load_value(self, value: StoredValue) -> Any:
@@ -768,6 +771,64 @@ class Message(StoredDocument, Document):
         self._remember()
         return self
 
+    # Redaction
+
+    async def redact_part(self, part: Part | int, reason: str | None = None) -> Self:
+        """Removes the content of a part from the database, and tells the viewers.
+
+        The part stays in its place, with its kind and its number; data also keep their name and
+        their id. Its ``redacted`` is the reason, or true. Text is taken out of ``content``. Parts
+        of a sub-agent are parts of their own: redacting the call leaves them.
+
+        Viewers of a message that streams get a chunk with the event ``redact``; text that the
+        writer adds to the part later is dropped. For a message that has ended, watchers of the
+        conversation get :class:`MessageUpdated`. Until this call returns, :meth:`iter_chunks` and
+        watchers of such a message may still yield the chunks.
+
+        Call it again if it raises: what a first call has begun is then finished. If nobody does,
+        the sweeper of a ``Converse`` does it. Redacting a part again changes nothing, also not the
+        reason.
+
+        The message is read into this copy: changes of its ``content`` that are not saved are lost.
+
+        Args:
+            part: A part of this message, or its number.
+            reason: A text for viewers, such as ``"personal data"``.
+
+        Raises:
+            InvalidInputError: The message has no such part, or the reason cannot be stored.
+            MessageNotFoundError: The message does not exist.
+            UnknownFormatError: A later version wrote to the message.
+            StoreUnavailableError: MongoDB did not answer.
+        """
+        number, reason = self._number_of(part), check_reason(reason)
+        store, key = self.store(), self._own_key()
+        await store.redactions.redact(self._own_queue(store), key, number, reason)
+        while True:
+            stored = await _read_stored(store, key)
+            if stored.get("next_sequence", 0) >= self.next_sequence:
+                break  # else a writer has meanwhile added to this copy
+        self._own_writes = OwnWrites()
+        self._own_writes.unconfirmed = store.session is not None
+        self._own_writes.read(self.__dict__, self._tracker, type(self).model_validate(stored))
+        return self
+
+    def _number_of(self, part: object) -> int | None:
+        """Returns the number of a part; ``None`` for the text of a message of text alone.
+
+        Raises:
+            InvalidInputError: It is neither a part of this message nor a number.
+        """
+        number = part.number if isinstance(part, Part) else part
+        if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
+            return number
+        if self.format is None and isinstance(part, Part) and part in self.parts:
+            return None
+        raise InvalidInputError(
+            f"{part!r} is no part of message {self.id}: pass one of its parts, or the number of "
+            "one. Nothing was written."
+        )
+
     # This copy
 
     _own_writes: OwnWrites = PrivateAttr(default_factory=OwnWrites)
@@ -784,7 +845,8 @@ class Message(StoredDocument, Document):
         elif isinstance(chunks, list) and chunks and not data.get("content"):
             log = ChunkLog(chunks)
             has_parts = data.get("format") is not None
-            text = PartLog.of(chunks).text() if has_parts else log.text()
+            redactions = data.get("redactions")
+            text = reduced(chunks, redactions).text() if has_parts else log.text()
             data = {**data, "chunks": log, "content": text}
         if data.get("end_id") is not None:
             data = {**data, "metadata": with_chunk_count(data.get("metadata") or {}, count)}

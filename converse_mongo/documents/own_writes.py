@@ -7,6 +7,7 @@ from converse_mongo.documents.tracking import ChangeTracker
 from converse_mongo.domain.chunks import ChunkLog, MessageChunk, PartChunk, StoredChunk
 from converse_mongo.domain.headers import PARTS_FORMAT
 from converse_mongo.domain.part_log import PartLog, storable_records
+from converse_mongo.domain.part_redaction import reduced
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, PAGE_CHUNKS, utf8_size
 from converse_mongo.store import EndedMessage, Known, WriteQueue
@@ -15,6 +16,13 @@ Fields = dict[str, Any]
 
 _TAKE_OUT = "reset", "redact"
 """Events that take text out of the answer."""
+
+_WRITTEN = (
+    *("status", "error", "stop_reason", "completed_at", "updated_at", "revision"),
+    *("content", "chunks", "next_sequence", "page_start", "chunk_bytes", "content_bytes"),
+    *("format", "part_bytes", "part_records", "redactions"),
+)
+"""The fields that appends, an end and redactions change."""
 
 
 class OwnWrites:
@@ -50,7 +58,7 @@ class OwnWrites:
         """Returns the parts of the copy, if it has all of them."""
         log: ChunkLog = fields["chunks"]
         if self.log is None and fields["format"] is not None and log.is_loaded:
-            self.log = PartLog.of(log.stored)
+            self.log = reduced(log.stored, fields["redactions"])
         return self.log
 
     def open_part(self, fields: Fields) -> int | None:
@@ -130,6 +138,13 @@ class OwnWrites:
         made.next_sequence = fields["next_sequence"]
         return made
 
+    def read(self, fields: Fields, tracker: ChangeTracker, message: Any) -> None:
+        """Sets the fields that appends, an end and redactions change to those of another copy."""
+        for name in _WRITTEN:
+            fields[name] = message.__dict__[name]
+            if name in tracker.remembered:
+                tracker.remembered[name] = message.__dict__[name]
+
     def end(self, fields: Fields, ended: EndedMessage) -> None:
         """Sets the fields that the end of the message changed."""
         state = ended.state
@@ -145,6 +160,7 @@ class OwnWrites:
         fields["part_records"] = None if records is None else storable_records(records)
         if records is not None:
             fields["content_bytes"] = utf8_size(ended.content or "")
+        fields["redactions"] = state.redactions
         if ended.chunks is not None:
             fields["chunks"] = ChunkLog(ended.chunks)
         elif fields["chunks"].is_loaded and len(fields["chunks"]) != state.next_sequence:

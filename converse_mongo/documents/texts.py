@@ -1,15 +1,18 @@
 """The text of a message with parts, of any length, in pieces."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.part_redaction import Redaction
 from converse_mongo.domain.validation import check_sequence
 
 
 async def texts_of(
-    read: Callable[[], AsyncIterator[MessageChunk]], after: int | None
+    read: Callable[[], AsyncIterator[MessageChunk]],
+    after: int | None,
+    redactions: Iterable[Redaction] | None = None,
 ) -> AsyncIterator[str]:
     """Yields the text of the answer, from behind the sequence ``after``.
 
@@ -18,6 +21,7 @@ async def texts_of(
     Args:
         read: Reads all chunks, without a gap.
         after: The sequence of the last chunk to leave out; ``None`` for none.
+        redactions: The parts that were redacted since the end of the message.
 
     Raises:
         InvalidCursorError: ``after`` is not a sequence.
@@ -25,6 +29,8 @@ async def texts_of(
     outline, start = PartLog(), check_sequence(after)
     async for chunk in read():
         outline.add(_outline(chunk))
+    for each in redactions or ():
+        outline.redact(each["part"], None)
     left = {record["part"] for record in outline.records() if not record.get("redacted")}
     again = PartLog()
     async for chunk in read():

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from bson import ObjectId
@@ -19,7 +19,9 @@ from converse_mongo.domain.events import (
 )
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import aware, restored
+from converse_mongo.domain.part_redaction import Redaction
 from converse_mongo.domain.types import MessageRole, MessageStatus
+from converse_mongo.domain.validation import MAX_SECONDS
 
 PARTS_FORMAT = 2
 """The format of a message with parts. A message of text alone has none."""
@@ -83,6 +85,8 @@ class MessageHeader:
     compacted: bool
     format: int | None
     part_bytes: int
+    redactions: list[Redaction] | None
+    sweeps: int | None
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "MessageHeader":
@@ -110,6 +114,8 @@ class MessageHeader:
             compacted=bool(stored.get("compacted")),
             format=stored.get("format"),
             part_bytes=stored.get("part_bytes", 0),
+            redactions=stored.get("redactions"),
+            sweeps=stored.get("sweeps"),
         )
 
     @property
@@ -126,6 +132,13 @@ class MessageHeader:
     def is_known(self) -> bool:
         """True if this version may write to the message."""
         return self.format in FORMATS
+
+    @property
+    def merges_at(self) -> datetime | None:
+        """When its chunks are to be merged; ``None`` for never, and while it streams."""
+        if self.completed_at is None or self.retention is None or not self.streamed:
+            return None
+        return self.completed_at + timedelta(seconds=min(self.retention, MAX_SECONDS))
 
     @property
     def streamed(self) -> bool:

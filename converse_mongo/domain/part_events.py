@@ -181,22 +181,18 @@ def large_values(pieces: Iterable[AnyPiece], append_id: ObjectId) -> dict[str, L
     }
 
 
-def is_chunk(piece: AnyPiece, chunk: MessageChunk, *, merged: bool) -> bool:
+def is_chunk(piece: AnyPiece, chunk: MessageChunk) -> bool:
     """Returns whether a stored chunk is that of a piece, as far as can be told.
 
-    Args:
-        piece: The piece.
-        chunk: The chunk.
-        merged: True if text may have been taken out, since it is void or redacted.
+    A redaction may have emptied it, or made a start of a text.
     """
     if isinstance(piece, Piece):
         if isinstance(chunk, PartChunk):
-            return merged and chunk.event == "start"  # of text that was redacted
-        return chunk.content == piece.content or (merged and not chunk.content)
+            return chunk.event == "start" and chunk.fields == {"kind": TEXT}
+        return chunk.content in (piece.content, "")
     if not isinstance(chunk, PartChunk):
         return False
-    same = chunk.delta == piece.delta or (merged and not chunk.delta)
-    return same and chunk.event == piece.event
+    return chunk.event == piece.event and chunk.delta in (piece.delta, "")
 
 
 def settle(pieces: Iterable[AnyPiece], chunks: Iterable[MessageChunk]) -> None:

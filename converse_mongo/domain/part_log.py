@@ -247,6 +247,10 @@ class PartLog:
         part = self._parts.get(number)
         return None if part is None else part.record()
 
+    def redact(self, number: int, reason: object) -> None:
+        """Redacts a part after the last chunk, as a redaction of an ended message does."""
+        self._change(number, "redact", {"reason": reason})
+
     def add(self, chunk: Mapping[str, Any] | MessageChunk) -> int | None:
         """Adds the next chunk, as it is stored or as a watcher has it; the chunk is not changed.
 

@@ -23,7 +23,7 @@ with their count. No event holds text of the answer.
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, groupby, pairwise, repeat
 from typing import Any, NamedTuple, TypeAlias
 
@@ -57,16 +57,15 @@ class Merged(NamedTuple):
     events: list[Event]
 
 
-def merge(chunks: Sequence[StoredChunk], redacted: Collection[int] = ()) -> Merged:
+def merge(chunks: Sequence[StoredChunk]) -> Merged:
     """Merges the chunks of an ended message; :func:`expand_events` reverses it.
 
     Args:
         chunks: All chunks as stored, from sequence 0 on without a gap.
-        redacted: The numbers of parts that were redacted after the end.
     """
-    if not redacted and all(map(_is_text, chunks)):
+    if all(map(_is_text, chunks)):
         return Merged(text_of(chunks), encode_lengths([chunk["content"] for chunk in chunks]), [])
-    remains = _Remains(chunks, redacted)
+    remains = _Remains(chunks)
     texts: list[str] = []
     events: list[Event] = []
     for chunk, number in zip(chunks, remains.numbers, strict=True):
@@ -108,7 +107,7 @@ class _Remains:
         numbers: The part of each chunk; ``None`` if it belongs to none, or changed nothing.
     """
 
-    def __init__(self, chunks: Sequence[StoredChunk], redacted: Collection[int]) -> None:
+    def __init__(self, chunks: Sequence[StoredChunk]) -> None:
         self.numbers: list[int | None] = []
         self._log = PartLog()
         self._source: dict[tuple[int | None, str], int] = {}
@@ -124,7 +123,7 @@ class _Remains:
         # Metadata are those of no part.
         self._legible: dict[int | None, Mapping[str, Any]] = {None: self._log.metadata}
         for record in self._log.records():
-            if not record.get("redacted") and record["part"] not in redacted:
+            if not record.get("redacted"):
                 self._legible[record["part"]] = fields_of(record)
 
     def text(self, chunk: StoredChunk, number: int | None) -> str:

@@ -316,7 +316,6 @@ class Appends:
     ) -> list[MessageChunk]:
         """Reads the chunks of a stored append, from sequence ``first``."""
         chunks: list[MessageChunk] = []
-        merged = False
         while len(chunks) < len(pieces):
             start = first + len(chunks)
             read = await self._collections.call(
@@ -329,9 +328,8 @@ class Appends:
             if not read[1]:
                 break
             chunks += read[1]
-            merged = merged or read[0].compacted
         pairs = list(zip(pieces, chunks, strict=False))
-        if len(pairs) != len(pieces) or not all(is_chunk(*each, merged=merged) for each in pairs):
+        if len(pairs) != len(pieces) or not all(is_chunk(*each) for each in pairs):
             raise InvalidInputError(
                 f"The append_id belongs to another append, which message {key['_id']} has at "
                 f"sequence {first}: pass it with the same contents. Nothing was written."

@@ -19,12 +19,14 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.headers import HEADER, MessageHeader, check_format, with_chunk_count
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.part_log import PartLog, Record
+from converse_mongo.domain.part_redaction import reduced
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, MAX_SECONDS, now
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates
 from converse_mongo.store.appends import refuse_overtaken
 from converse_mongo.store.collections import Collections, WriteQueue, back_off, name_too_large
 from converse_mongo.store.pages import Pages
+from converse_mongo.store.sweeps import Sweeps
 from converse_mongo.store.updates import End
 
 logger = logging.getLogger("converse_mongo")
@@ -61,9 +63,10 @@ class Known(NamedTuple):
 class Ends:
     """Ends messages."""
 
-    def __init__(self, collections: Collections, pages: Pages) -> None:
+    def __init__(self, collections: Collections, pages: Pages, sweeps: Sweeps) -> None:
         self._collections = collections
         self._pages = pages
+        self._sweeps = sweeps
 
     async def end(
         self,
@@ -166,7 +169,7 @@ class Ends:
         """Stores the text of an ended message, if it can: the end itself is already stored."""
         content, chunks, records = None, None, None
         fits = state.content_bytes + state.part_bytes <= MAX_CONTENT_BYTES
-        if known is not None and known.chunk_count != state.next_sequence:
+        if known is not None and (known.chunk_count != state.next_sequence or state.redactions):
             known = None
         elif known is not None and known.log is None and state.has_parts and fits:
             known = None  # the parts are to be stored as well
@@ -183,13 +186,15 @@ class Ends:
                     what=f"read message {state.message_id}",
                 )
                 if [chunk["sequence"] for chunk in chunks] == list(range(state.next_sequence)):
-                    content, records = _read(chunks, has_parts=state.has_parts)
+                    content, records = _read(chunks, state)
                 else:
                     logger.error("Message %s has chunks that are not in order", state.message_id)
                     chunks = None
             await self._fill(state, content, records)
-            if state.retention == 0:
-                await self._pages.compact(state)
+            merged = state.retention == 0 and await self._pages.compact(state)
+            if state.redactions and not merged:
+                # A writer that did not know went on to write into the part.
+                await self._sweeps.sweep(state.key)
         except (PyMongoError, StoreUnavailableError, ConverseClosedError):
             logger.exception(
                 "Message %s has ended, but its joined text is not stored; "
@@ -212,17 +217,24 @@ class Ends:
         )
         end_id: Any = state.end_id
         try:
-            await fill(*updates.fill(key, end_id, state.next_sequence, content, records))
+            await fill(
+                *updates.fill(
+                    *(key, end_id, state.next_sequence, content, records),
+                    redactions=state.redactions,
+                )
+            )
         except OperationFailure as error:
             if not is_too_large(error):
                 raise
             # Metadata and joined text do not fit into one document: the chunks are the text.
-            await fill(*updates.fill(key, end_id, state.next_sequence, None))
+            await fill(
+                *updates.fill(key, end_id, state.next_sequence, None, redactions=state.redactions)
+            )
 
 
-def _read(chunks: list[StoredChunk], *, has_parts: bool) -> tuple[str, list[Record] | None]:
+def _read(chunks: list[StoredChunk], state: MessageHeader) -> tuple[str, list[Record] | None]:
     """Returns the text that the chunks of a message make, and the records of its parts."""
-    if not has_parts:
+    if not state.has_parts:
         return text_of(chunks), None
-    log = PartLog.of(chunks)
+    log = reduced(chunks, state.redactions)
     return log.text(), log.records()

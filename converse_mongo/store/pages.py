@@ -92,11 +92,11 @@ class Pages:
         message_id = key["_id"]
         call = partial(self._collections.call, at_most=SEAL_SECONDS)
         what = f"move chunks of message {message_id} to a page"
-        messages, pages = await self._durable()
+        messages, pages = await self.durable()
         found = await call(
             messages.find_one,
             updates.known(key),
-            {"page_start": 1, "chunks": 1, "chunk_bytes": 1},
+            {"page_start": 1, "chunks": 1, "chunk_bytes": 1, "sweeps": 1},
             what=what,
         )
         if found is None:
@@ -114,7 +114,8 @@ class Pages:
                 f"The chunks of message {message_id} are not in order: something other than "
                 "converse_mongo has written to the message."
             )
-        page = updates.page(key, chunks)
+        sweeps = found.get("sweeps")
+        page = made = updates.page(key, chunks, sweeps)
         page_key = {"_id": page["_id"], "conversation_id": page["conversation_id"]}
         try:
             await call(pages.insert_one, page, what=what)
@@ -123,24 +124,58 @@ class Pages:
             page = await call(pages.find_one, page_key, {"chunks": 0}, what=what)
             if page is None:
                 return False  # a failover may still roll it back
+            if page.get("sweeps") != sweeps:
+                if not await self._replace(pages, page_key, made, what):
+                    return False
+                page = made
         trimmed = await call(
             self._collections.messages.update_one,
-            *updates.trim(key, first, page["next_sequence"], page["chunk_bytes"]),
+            *updates.trim(key, first, page["next_sequence"], page["chunk_bytes"], sweeps),
             what=what,
         )
         if not trimmed.matched_count:
             # Another process trimmed it; unless its chunks were merged or deleted.
             left = await call(
-                messages.find_one, updates.any_log(key), {"compacted": 1, "log_id": 1}, what=what
+                messages.find_one,
+                updates.any_log(key),
+                dict.fromkeys(("compacted", "log_id", "page_start", "sweeps"), 1),
+                what=what,
             )
             if left is None or left.get("compacted") or left.get("log_id") != key["log_id"]:
                 await call(pages.delete_many, page_key, what=what)
+            elif left.get("page_start", 0) == first:
+                if (left.get("sweeps") or 0) > (sweeps or 0):
+                    # Nobody trims the message by this page any more; it may have what was redacted.
+                    await call(pages.delete_many, {**page_key, "sweeps": sweeps}, what=what)
+                return False
         if page["next_sequence"] > queue.page_start:
             queue.page_start = page["next_sequence"]
             queue.live_bytes = max(queue.live_bytes - page["chunk_bytes"], 0)
         return True
 
-    async def _durable(self) -> tuple[collections.Collection, collections.Collection]:
+    async def _replace(
+        self,
+        pages: collections.Collection,
+        page_key: Mapping[str, Any],
+        made: dict[str, Any],
+        what: str,
+    ) -> bool:
+        """Replaces a page whose chunks were read before a sweep, and are not trimmed.
+
+        Returns:
+            ``False`` if the stored page is newer, or gone.
+        """
+        if "sweeps" not in made:
+            return False
+        replaced = await self._collections.call(
+            pages.update_one,
+            {**page_key, **updates.older_than(made["sweeps"])},
+            {"$set": {name: value for name, value in made.items() if name != "_id"}},
+            what=what,
+        )
+        return bool(replaced.matched_count)
+
+    async def durable(self) -> tuple[collections.Collection, collections.Collection]:
         """Returns messages and pages, read and written so that no failover rolls anything back."""
         messages = self._collections.messages
         if self._collections.session is not None:  # the transaction holds all of it together
@@ -174,7 +209,7 @@ class Pages:
             if [chunk["sequence"] for chunk in chunks] != list(range(state.next_sequence)):
                 return False  # just merged by another process, or modified outside the library
             end_id: Any = state.end_id
-            match, update = updates.compact(key, end_id, chunks, state.retention)
+            match, update = updates.compact(key, end_id, chunks, state.retention, state.redactions)
             beside = ("chunk_metadata", "chunk_events")
             kept = {name: update["$set"].get(name, ()) for name in beside}
             size = len(bson.encode(kept))
@@ -182,10 +217,10 @@ class Pages:
                 size *= 2  # the reduced parts are there as well
             possible = state.content_bytes + size <= MAX_CONTENT_BYTES
             if possible:
-                messages, _ = await self._durable()
+                messages, _ = await self.durable()
                 await collections.call(messages.update_one, match, update, what=what)
         if possible and not await self._delete_merged(key, state):
-            return False  # a failover rolled the end back, or may do so
+            return False  # a failover rolled the end back, or may do so; or more was redacted
         await collections.call(
             collections.messages.update_one, *updates.finish_compaction(key), what=what
         )
@@ -198,7 +233,7 @@ class Pages:
         show a state that is rolled back: they may then be the only copy of acknowledged text.
         """
         what = f"merge the chunks of message {state.message_id}"
-        messages, pages = await self._durable()
+        messages, pages = await self.durable()
         call = self._collections.call
         fields = {"compacted": 1, "chunk_events.values": 1}
         merged = await call(messages.find_one, key, fields, what=what)

@@ -383,6 +383,8 @@ class Reader:
             for chunk in chunks:
                 log.add(chunk.to_stored())
             if not chunks or log.next_sequence >= header.next_sequence:
+                for each in (header.redactions or ()) if header.status.is_final else ():
+                    log.redact(each["part"], each.get("reason"))
                 return header, log
             page_start = header.page_start
 
@@ -416,6 +418,16 @@ class Reader:
         )
         sequence: int | None = page["chunks"][0]["sequence"] if page else None
         return sequence
+
+    async def page_from(
+        self, key: Mapping[str, Any], start: int, stop: int
+    ) -> dict[str, Any] | None:
+        """Returns the first page of a message that begins at ``start`` to before ``stop``."""
+        page: dict[str, Any] | None = await self.pages.find_one(
+            {**pages_of(key), "first_sequence": {"$gte": start, "$lt": stop}},
+            sort=[("first_sequence", 1)],
+        )
+        return page
 
     async def stored_chunks(self, key: Mapping[str, Any]) -> list[StoredChunk]:
         """Reads all chunks of a message; an empty list if it does not exist."""

@@ -16,6 +16,7 @@ from converse_mongo.store.collections import Collections
 from converse_mongo.store.leases import LOOKS_KEPT, Leases
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.reads import Found
+from converse_mongo.store.sweeps import Sweeps
 
 logger = logging.getLogger("converse_mongo")
 
@@ -34,10 +35,13 @@ async def pause(seconds: float) -> None:
 class Recovery:
     """Ends orphans, and merges chunks that are due."""
 
-    def __init__(self, collections: Collections, leases: Leases, pages: Pages) -> None:
+    def __init__(
+        self, collections: Collections, leases: Leases, pages: Pages, sweeps: Sweeps
+    ) -> None:
         self._collections = collections
         self._leases = leases
         self._pages = pages
+        self._sweeps = sweeps
         self._next_tending = 0.0
         self.tending: asyncio.Task[None] | None = None
 
@@ -78,6 +82,8 @@ class Recovery:
     async def compact_due(self) -> int:
         """Merges the chunks whose retention is over; returns the number of messages.
 
+        It also finishes redactions whose process died.
+
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
@@ -85,6 +91,10 @@ class Recovery:
         compacted = 0
         async for state in self._each(self._collections.reader.to_compact, now()):
             try:
+                if state.redactions:
+                    await self._sweeps.sweep(state.key)
+                    if state.merges_at is None or state.merges_at > now():
+                        continue
                 compacted += await self._pages.compact(state)
             except PyMongoError:
                 logger.exception("The chunks of message %s were not merged", state.message_id)

@@ -14,7 +14,9 @@ from converse_mongo.store.notices import WriterNotices
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.positions import Positions
 from converse_mongo.store.recovery import Recovery
+from converse_mongo.store.redactions import Redactions
 from converse_mongo.store.saves import Saves
+from converse_mongo.store.sweeps import Sweeps
 from converse_mongo.store.values import Values
 
 GIVE_UP_SECONDS, GIVE_UP_TRIES = 0.5, 4
@@ -44,7 +46,9 @@ class Store(Collections):
         paging: Moves chunks out of long messages, and merges those of ended messages.
         positions: Adds conversations and messages.
         recovery: Ends orphans, and merges chunks that are due.
+        redactions: Removes the content of parts.
         saves: Saves fields that the application changed.
+        sweeps: Removes the content of redacted parts from chunks.
         writers: The running writers.
     """
 
@@ -55,11 +59,13 @@ class Store(Collections):
         self.large_values = Values(self)
         self.paging = Pages(self, self.large_values)
         self.appends = Appends(self, self.paging, self.large_values)
-        self.ends = Ends(self, self.paging)
+        self.sweeps = Sweeps(self, self.paging, self.large_values)
+        self.ends = Ends(self, self.paging, self.sweeps)
         self.leases = Leases(self, self.ends)
         self.answers = Answers(self, self.leases)
         self.positions = Positions(self)
-        self.recovery = Recovery(self, self.leases, self.paging)
+        self.recovery = Recovery(self, self.leases, self.paging, self.sweeps)
+        self.redactions = Redactions(self, self.appends, self.sweeps, self.large_values)
         self.saves = Saves(self)
 
     async def aclose(self, timeout: float) -> None:  # noqa: ASYNC109 - writers then give up

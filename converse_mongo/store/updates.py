@@ -14,13 +14,14 @@ from typing import Any, TypeAlias
 
 from bson import ObjectId
 
-from converse_mongo.domain.chunks import MessageChunk, StoredChunk
+from converse_mongo.domain.chunks import MessageChunk, PartChunk, StoredChunk
 from converse_mongo.domain.headers import FORMATS, PARTS_FORMAT, pages_of
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.lengths import encode_metadata
 from converse_mongo.domain.metadata import is_addressable, storable
 from converse_mongo.domain.part_log import Record, storable_records
 from converse_mongo.domain.part_merging import merge
+from converse_mongo.domain.part_redaction import Redaction, redaction, swept
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_LIVE_BYTES, utf8_size
 
@@ -119,7 +120,21 @@ def append(
     if has_parts:
         update["$set"] = {"format": PARTS_FORMAT}
         update["$inc"]["part_bytes"] = part_size
+        _note_redactions(update, chunks)
     return match, update
+
+
+def _note_redactions(update: Document, chunks: Sequence[MessageChunk]) -> None:
+    """Notes what an append redacts, and that the chunks before it are to be swept."""
+    noted = [
+        redaction(chunk.part, chunk.fields.get("reason"))
+        for chunk in chunks
+        if isinstance(chunk, PartChunk) and chunk.event == "redact" and chunk.part is not None
+    ]
+    if noted:
+        update["$push"]["redactions"] = {"$each": noted}
+        update["$inc"]["sweeps"] = 1
+        update["$set"]["compact_at"] = chunks[0].created_at
 
 
 def find_append(append_id: ObjectId) -> Document:
@@ -133,11 +148,14 @@ def find_append(append_id: ObjectId) -> Document:
 # Pages
 
 
-def page(key: Mapping[str, Any], chunks: Sequence[StoredChunk]) -> Document:
+def page(
+    key: Mapping[str, Any], chunks: Sequence[StoredChunk], sweeps: int | None = None
+) -> Document:
     """Returns the page for ``chunks``, the first ones that a message embeds.
 
     Its id is derived from its content: of two processes that store the same page, one finds it
     stored. The id of the message would not do, since a generation that is started anew has it, too.
+    It has the ``sweeps`` of the message if there are any; see :mod:`converse_mongo.store.sweeps`.
     """
     first = chunks[0]["sequence"]
     return {
@@ -147,19 +165,29 @@ def page(key: Mapping[str, Any], chunks: Sequence[StoredChunk]) -> Document:
         "next_sequence": first + len(chunks),
         "chunk_bytes": sum([MessageChunk.from_stored(chunk).stored_size for chunk in chunks]),
         "chunks": list(chunks),
-    }
+    } | ({} if sweeps is None else {"sweeps": sweeps})
+
+
+def older_than(sweeps: int) -> Document:
+    """Matches pages with chunks that were read before the last sweep."""
+    return {"sweeps": {"$not": {"$gte": sweeps}}}
 
 
 def trim(
-    key: Mapping[str, Any], first: int, next_sequence: int, chunk_bytes: int
+    key: Mapping[str, Any],
+    first: int,
+    next_sequence: int,
+    chunk_bytes: int,
+    sweeps: int | None = None,
 ) -> tuple[Document, Document]:
     """Removes the chunks of a stored page from the message.
 
     It matches only while the message begins with that page: a second trim of the same page, or a
-    late one, changes nothing.
+    late one, changes nothing. Nor does one after a redaction or a sweep since the chunks were read:
+    the page may then have what they removed.
     """
     return (
-        {**known(key), "page_start": first},
+        {**known(key), "page_start": first, "sweeps": sweeps},
         {
             "$set": {"page_start": next_sequence},
             "$pull": {"chunks": {"sequence": {"$lt": next_sequence}}},
@@ -386,8 +414,12 @@ def fill(
     chunk_count: int,
     content: str | None,
     records: Sequence[Record] | None = None,
+    redactions: Sequence[Redaction] | None = None,
 ) -> tuple[Document, Document]:
-    """Stores what is known only after the end: the number of chunks, the text, and the parts."""
+    """Stores what is known only after the end: the number of chunks, the text, and the parts.
+
+    A redaction since the end has stored them without what it redacted.
+    """
     fields: Document = {"metadata.chunks": chunk_count}
     if content is not None:
         fields["content"] = content
@@ -395,7 +427,7 @@ def fill(
         fields["parts"] = storable_records(records)
         # A reset has taken text back.
         fields["content_bytes"] = utf8_size(content or "")
-    return {**known(key), "end_id": end_id}, {"$set": fields}
+    return {**known(key), "end_id": end_id, "redactions": redactions}, {"$set": fields}
 
 
 def compact(
@@ -403,22 +435,21 @@ def compact(
     end_id: ObjectId,
     chunks: Sequence[StoredChunk],
     retention: float | None = None,
+    redactions: Sequence[Redaction] | None = None,
 ) -> tuple[Document, Document]:
     """Replaces the chunks of an ended message by its text, and what it takes to expand them.
 
     The ids of the last appends stay, for writers whose answer was lost: they ask within seconds, so
     after a ``retention`` of an hour nobody does. It matches once, since the chunks that are read of
-    a merged message do not have those ids.
+    a merged message do not have those ids, and only while no more is redacted.
     """
     appends = [
         {"append_id": chunk["append_id"], "sequence": chunk["sequence"]}
         for chunk in chunks
         if "append_id" in chunk
     ]
-    merged = merge(chunks)
-    fields: Document = {
-        "content": merged.content,
-        "chunk_lengths": merged.lengths,
+    fields = {
+        **merged_log(chunks, redactions),
         "chunks": [],
         "chunk_bytes": 0,
         "page_start": len(chunks),
@@ -427,16 +458,87 @@ def compact(
     }
     if retention is None or retention < APPENDS_KEPT_SECONDS:
         fields["recent_appends"] = appends[-APPENDS_KEPT:]
+    unmerged = {"compacted": {"$ne": True}, "redactions": redactions}
+    return {**known(key), "end_id": end_id, **unmerged}, {"$set": fields}
+
+
+def merged_log(
+    chunks: Sequence[StoredChunk], redactions: Sequence[Redaction] | None = None
+) -> Document:
+    """Returns the fields that hold merged chunks, without what was redacted."""
+    if redactions:
+        chunks = swept(chunks, [each["part"] for each in redactions])
+    merged = merge(chunks)
+    fields: Document = {"content": merged.content, "chunk_lengths": merged.lengths}
     if runs := encode_metadata(chunks):
         fields["chunk_metadata"] = runs
     if merged.events:
         fields["chunk_events"] = merged.events
-    return {**known(key), "end_id": end_id, "compacted": {"$ne": True}}, {"$set": fields}
+    return fields
 
 
 def finish_compaction(key: Mapping[str, Any]) -> tuple[Document, Document]:
     """Marks a message as having nothing left to merge."""
     return known(key), {"$unset": {"compact_at": ""}}
+
+
+# Redactions
+
+
+def sweep(
+    key: Mapping[str, Any],
+    page_start: int | None,
+    sweeps: int | None,
+    changed: Mapping[int, StoredChunk],
+) -> tuple[Document, Document]:
+    """Replaces embedded chunks, by their index, by what a sweep makes of them.
+
+    It matches only while the message embeds the chunks from the same sequence on. It also counts,
+    so that no page becomes part of the message whose chunks were read before.
+    """
+    match = {
+        **known(key),
+        "page_start": page_start,
+        "sweeps": sweeps,
+        "compacted": {"$ne": True},
+    }
+    update: Document = {"$inc": {"sweeps": 1}}
+    if changed:
+        last = max(changed)  # a failover may have taken the last chunks back
+        match[f"chunks.{last}.sequence"] = changed[last]["sequence"]
+        update["$set"] = {f"chunks.{index}": chunk for index, chunk in changed.items()}
+    return match, update
+
+
+def finish_sweep(
+    key: Mapping[str, Any], sweeps: int, status: MessageStatus, merges_at: datetime | None
+) -> tuple[Document, Document]:
+    """Notes that nothing is left to sweep: the chunks are due again when they were before."""
+    update = {"$set": {"compact_at": merges_at}} if merges_at else {"$unset": {"compact_at": ""}}
+    return {**known(key), "sweeps": sweeps, "status": status.value}, update
+
+
+def redact(
+    key: Mapping[str, Any],
+    seen: Mapping[str, Any],
+    redacted: Redaction,
+    save: Document,
+) -> tuple[Document, Document]:
+    """Redacts a part of a message that has ended.
+
+    It matches only while what the redaction was made from is stored: a second try, after a lost
+    answer, changes nothing.
+
+    Args:
+        key: The message.
+        seen: The document as it was read.
+        redacted: The redaction.
+        save: The update of a save, which stores what is left.
+    """
+    assumed = ("status", "end_id", "compacted", "revision", "redactions", "sweeps")
+    match = {**known(key), **{name: seen.get(name) for name in assumed}}
+    counted = {**save["$inc"], "sweeps": 1}
+    return match, {**save, "$push": {"redactions": redacted}, "$inc": counted}
 
 
 # Saves and positions

@@ -55,7 +55,7 @@ SHORTENED: list[dict[str, Any]] = [
                 *("content", "parts", "recent_appends"),
                 *("chunk_lengths", "chunk_metadata", "chunk_events"),
                 *("chunk_bytes", "content_bytes", "part_bytes", "format"),
-                *("page_start", "compact_at", "compacted"),
+                *("page_start", "compact_at", "compacted", "redactions", "sweeps"),
             )
         }
     },

@@ -638,10 +638,10 @@ class Behind:
 
     def __init__(self, converse: Converse) -> None:
         self._paging = converse.message_model.store().paging
-        self._durable = self._paging._durable
+        self._durable = self._paging.durable
         self.reads = 0
         self.behind = True
-        self._paging._durable = self.durable  # type: ignore[method-assign]
+        self._paging.durable = self.durable  # type: ignore[method-assign]
 
     async def durable(self) -> Any:
         messages, pages = await self._durable()

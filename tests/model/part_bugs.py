@@ -385,8 +385,8 @@ def _superseded(self: Any) -> None:
 named("superseded_values_are_kept", after(_superseded))
 
 
-def _first(source: Any, self: Any, chunks: Any, redacted: Any) -> None:
-    source(self, chunks, redacted)
+def _first(source: Any, self: Any, chunks: Any) -> None:
+    source(self, chunks)
     log, self._source = PartLog(), {}
     for chunk in chunks:
         number = log.add(chunk)

@@ -56,6 +56,8 @@ ENDED: dict[str, Any] = {
     "compacted": True,
     "format": 2,
     "part_bytes": 300,
+    "redactions": [{"part": 1}],
+    "sweeps": 2,
     "content": "abc",
 }
 IDS: dict[str, Any] = {

@@ -11,6 +11,7 @@ from bson import ObjectId
 from converse_mongo.domain.lengths import encode_lengths, encode_metadata, expand
 from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.part_merging import Merged, expand_events, merge
+from converse_mongo.domain.part_redaction import swept
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -150,7 +151,7 @@ def test_redacted_parts__leave_no_content(in_log: bool) -> None:
         *(start("data", name="w", id="1", value="secret"), "b"),
         *(start("data", name="w", id="1", value="secret"), *ends),
     )
-    merged = merge(chunks, () if in_log else (0, 2, 4))
+    merged = merge(chunks if in_log else swept(chunks, (0, 2, 4)))
     assert merged.content == "b"
     assert "secret" not in repr(merged)
     assert merged.events[0] == {"sequence": 0, **start("text")}

@@ -172,6 +172,19 @@ async def test_hint__that_leaves_something_out_has_it_read(
     assert topic.stale
 
 
+async def test_hint__of_chunks_that_a_redaction_changed_is_no_news(
+    watched: tuple[Topic, Answers],
+) -> None:
+    topic, _ = watched
+    topic.receive(appended(2))
+    before = contents(topic)
+    topic.receive(Updated(MESSAGE, [chunk(1), chunk(2)], time=Timestamp(12, 0)))
+    assert contents(topic) == before
+    assert not topic.stale
+    topic.receive(appended(3, time=13))
+    assert sequence_of(topic) == 4
+
+
 async def test_hint__from_before_the_message_was_found_is_of_another(
     watched: tuple[Topic, Answers],
 ) -> None:

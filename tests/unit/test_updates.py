@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.chunks import MessageChunk, PartChunk
 from converse_mongo.domain.headers import FORMATS, message_key
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageRole, MessageStatus
@@ -48,6 +48,17 @@ def test_append__of_a_writer_insists_on_its_lease_and_on_no_stop() -> None:
     assert match == {**plain, **HELD, "stop_requested_at": None}
 
 
+def test_append__of_a_redaction_notes_it_in_the_same_write() -> None:
+    redact = PartChunk(3, "", AT, event="redact", part=1, fields={"reason": "r"})
+    _, update = updates.append(KEY, [redact], ID, 100, 0, has_parts=True)
+    assert update["$push"]["redactions"] == {"$each": [{"part": 1, "reason": "r"}]}
+    assert update["$inc"]["sweeps"] == 1
+    assert update["$set"] == {"format": 2, "compact_at": AT}
+    others = [PartChunk(3, "", AT, event="end", part=1), PartChunk(4, "", AT, event="redact")]
+    _, update = updates.append(KEY, others, ID, 100, 0, has_parts=True)
+    assert (update["$push"].keys(), update["$set"]) == ({"chunks"}, {"format": 2})
+
+
 def test_any_log__is_the_key_of_whichever_message_has_the_id() -> None:
     assert updates.any_log(KEY) == {
         "_id": KEY["_id"],
@@ -67,13 +78,29 @@ def test_page__is_named_by_what_it_holds() -> None:
 
 def test_trim__matches_only_the_message_that_begins_with_the_page() -> None:
     assert updates.trim(KEY, 3, 5, 100) == (
-        {**KNOWN, "page_start": 3},
+        {**KNOWN, "page_start": 3, "sweeps": None},
         {
             "$set": {"page_start": 5},
             "$pull": {"chunks": {"sequence": {"$lt": 5}}},
             "$inc": {"chunk_bytes": -100},
         },
     )
+
+
+def test_sweep__matches_only_chunks_in_the_same_place() -> None:
+    match, update = updates.sweep(KEY, 2, 1, {0: stored()[0], 1: stored()[1]})
+    assert match == {
+        **KNOWN,
+        "page_start": 2,
+        "sweeps": 1,
+        "compacted": {"$ne": True},
+        "chunks.1.sequence": 4,
+    }
+    assert update == {
+        "$inc": {"sweeps": 1},
+        "$set": {"chunks.0": stored()[0], "chunks.1": stored()[1]},
+    }
+    assert updates.sweep(KEY, 2, 1, {})[1] == {"$inc": {"sweeps": 1}}
 
 
 def test_lease__is_unchanged_without_a_heartbeat_since() -> None:
@@ -169,7 +196,7 @@ def test_finish_compaction__leaves_what_a_later_version_wrote() -> None:
 
 
 def test_fill__belongs_to_one_end() -> None:
-    match = {**KNOWN, "end_id": ID}
+    match = {**KNOWN, "end_id": ID, "redactions": None}
     assert updates.fill(KEY, ID, 2, "ab") == (
         match,
         {"$set": {"metadata.chunks": 2, "content": "ab"}},
@@ -179,7 +206,7 @@ def test_fill__belongs_to_one_end() -> None:
 
 def test_compact__keeps_the_text_and_the_last_appends() -> None:
     match, update = updates.compact(KEY, ID, stored())
-    assert match == {**KNOWN, "end_id": ID, "compacted": {"$ne": True}}
+    assert match == {**KNOWN, "end_id": ID, "compacted": {"$ne": True}, "redactions": None}
     kept = update["$set"]
     assert (kept["content"], kept["chunk_lengths"]) == ("ab", b"\x02\x00")
     assert kept["recent_appends"] == [{"append_id": ID, "sequence": 3}]
