@@ -30,6 +30,7 @@ from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.documents.views import ConversationView
 from converse_mongo.domain.chunks import UtcDatetime
+from converse_mongo.domain.composing import whole
 from converse_mongo.domain.errors import (
     ConversationNotFoundError,
     ConverseError,
@@ -41,7 +42,6 @@ from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import PARTS_FORMAT
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.owners import Owner, check_owner
-from converse_mongo.domain.part_events import whole
 from converse_mongo.domain.parts import Part
 from converse_mongo.domain.stored_values import LargeValue
 from converse_mongo.domain.types import IdLike, MessageRole, MessageStatus, Metadata, Retention

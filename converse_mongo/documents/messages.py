@@ -25,6 +25,7 @@ from converse_mongo.documents.own_writes import OwnWrites
 from converse_mongo.documents.texts import texts_of
 from converse_mongo.documents.views import MessageView
 from converse_mongo.domain.chunks import NO_METADATA, ChunkLog, MessageChunk, Piece, UtcDatetime
+from converse_mongo.domain.composing import pieces_of
 from converse_mongo.domain.errors import (
     ChunksNotLoadedError,
     InvalidInputError,
@@ -42,8 +43,9 @@ from converse_mongo.domain.headers import (
 )
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import check_metadata
-from converse_mongo.domain.part_events import AnyPiece, PartEvent, PartPiece, pieces_of
+from converse_mongo.domain.part_events import PartEvent
 from converse_mongo.domain.part_log import Record, restored_records
+from converse_mongo.domain.part_pieces import AnyPiece, PartPiece
 from converse_mongo.domain.part_redaction import reduced
 from converse_mongo.domain.parts import Part, TextPart, ToolCallPart, parts_of
 from converse_mongo.domain.stored_values import LargeValue, StoredValue, check_stored

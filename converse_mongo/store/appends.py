@@ -23,7 +23,7 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.events import ChunkReceived
 from converse_mongo.domain.headers import MessageHeader, check_format
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.part_events import (
+from converse_mongo.domain.part_pieces import (
     AnyPiece,
     is_chunk,
     large_values,

@@ -20,8 +20,8 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.events import MessageUpdated
 from converse_mongo.domain.headers import PARTS_FORMAT, MessageHeader, check_format
-from converse_mongo.domain.part_events import PartPiece, PartRef
 from converse_mongo.domain.part_log import TEXT, PartLog, Record, restored_records, storable_records
+from converse_mongo.domain.part_pieces import PartPiece, PartRef
 from converse_mongo.domain.part_redaction import Redaction, Sweep, redaction, reduced
 from converse_mongo.domain.stored_values import StoredValue, references
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, now, utf8_size

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from converse_mongo.domain.chunks import NO_METADATA, Piece
-from converse_mongo.domain.part_events import AnyPiece, PartPiece
+from converse_mongo.domain.part_pieces import AnyPiece, PartPiece
 from converse_mongo.domain.surrogates import (
     REPLACEMENT,
     begins_with_second_half,

@@ -9,8 +9,10 @@ from weakref import WeakSet
 
 from bson import ObjectId
 
+from converse_mongo.domain.composing import Composer
 from converse_mongo.domain.errors import ConverseError, InvalidInputError
-from converse_mongo.domain.part_events import AnyPiece, Composer, PartEvent, PartRef
+from converse_mongo.domain.part_events import PartEvent
+from converse_mongo.domain.part_pieces import AnyPiece, PartRef
 from converse_mongo.domain.parts import (
     Executor,
     Part,

@@ -31,13 +31,8 @@ from converse_mongo.domain.metadata import (
     keep_storable,
     storable,
 )
-from converse_mongo.domain.part_events import (
-    PARTS,
-    AnyPiece,
-    PartEvent,
-    PartPiece,
-    PartRef,
-)
+from converse_mongo.domain.part_events import PARTS, PartEvent
+from converse_mongo.domain.part_pieces import AnyPiece, PartPiece, PartRef
 from converse_mongo.domain.parts import Part
 from converse_mongo.domain.types import MessageStatus, Metadata
 from converse_mongo.domain.validation import check_int, check_token

@@ -44,8 +44,8 @@ from converse_mongo import (
     WriterFailedError,
     WriterFencedError,
 )
-from converse_mongo.domain.part_events import PartPiece, PartRef
 from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.part_pieces import PartPiece, PartRef
 from converse_mongo.domain.parts import parts_of
 from converse_mongo.domain.validation import MAX_APPEND_CHUNKS, PAGE_CHUNKS
 from tests.conftest import Facade

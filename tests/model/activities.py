@@ -17,8 +17,8 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.headers import message_key
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.part_events import AnyPiece
 from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.part_pieces import AnyPiece
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.store.appends import WriterClaim
 from converse_mongo.store.ends import Known

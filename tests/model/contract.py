@@ -16,8 +16,8 @@ from bson import ObjectId
 from converse_mongo.domain import errors, part_merging
 from converse_mongo.domain.chunks import MessageChunk, PartChunk, StoredChunk
 from converse_mongo.domain.headers import MessageHeader
-from converse_mongo.domain.part_events import PartPiece
 from converse_mongo.domain.part_log import PartLog, storable_records
+from converse_mongo.domain.part_pieces import PartPiece
 from converse_mongo.store import EndedMessage
 from converse_mongo.store.collections import WriteQueue
 from tests.model.parts import Reading

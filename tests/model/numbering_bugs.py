@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from converse_mongo.domain import part_events
+from converse_mongo.domain import part_pieces
 from converse_mongo.domain.chunks import MessageChunk, PartChunk
-from converse_mongo.domain.part_events import AnyPiece
 from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.part_pieces import AnyPiece
 from converse_mongo.store import appends, ends
 from tests.model.bugs import BUGS, bug, rewrite
 
@@ -44,7 +44,7 @@ def references_keep_their_first_numbers(patch: pytest.MonkeyPatch) -> None:
             replace(each, part=each.part - late)
             if isinstance(each, PartChunk) and each.part is not None and each.part >= first
             else each
-            for each in part_events.numbered(pieces, first, *rest)
+            for each in part_pieces.numbered(pieces, first, *rest)
         ]
 
     patch.setattr(appends, "numbered", spoiled)
@@ -56,12 +56,12 @@ def numbers_are_learned_at_the_first_try(patch: pytest.MonkeyPatch) -> None:
 
     def spoiled(pieces: Pieces, first: int, *rest: Any) -> list[MessageChunk]:
         guess(pieces, first)
-        return part_events.numbered(pieces, first, *rest)
+        return part_pieces.numbered(pieces, first, *rest)
 
     def settle(pieces: Pieces, chunks: Sequence[MessageChunk]) -> None:
         late = chunks[0].sequence - guess(pieces, chunks[0].sequence)
         moved = [replace(each, sequence=each.sequence - late) for each in chunks]
-        part_events.settle(pieces, moved)
+        part_pieces.settle(pieces, moved)
 
     patch.setattr(appends, "numbered", spoiled)
     patch.setattr(appends, "settle", settle)
@@ -79,7 +79,7 @@ def numbers_are_not_learned_without_an_answer(patch: pytest.MonkeyPatch) -> None
 
     def settle(pieces: Pieces, chunks: Sequence[MessageChunk]) -> None:
         if not isinstance(chunks, Back):
-            part_events.settle(pieces, chunks)
+            part_pieces.settle(pieces, chunks)
 
     patch.setattr(appends.Appends, "_read_back", spoiled)
     patch.setattr(appends, "settle", settle)

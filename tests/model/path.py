@@ -31,8 +31,8 @@ from converse_mongo import (
     WriterFencedError,
 )
 from converse_mongo.domain.chunks import MessageChunk, PartChunk, StoredChunk
-from converse_mongo.domain.part_events import PartPiece, PartRef
 from converse_mongo.domain.part_log import PartLog
+from converse_mongo.domain.part_pieces import PartPiece, PartRef
 from converse_mongo.domain.parts import parts_of
 from tests.model.part_logs import as_in_javascript
 from tests.model.parts import KINDS, Chunk, Reading

@@ -21,7 +21,7 @@ from converse_mongo.domain.chunks import MessageChunk, StoredChunk
 from converse_mongo.domain.errors import MessageNotFoundError, WriterFencedError
 from converse_mongo.domain.headers import message_key
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.part_events import PartRef
+from converse_mongo.domain.part_pieces import PartRef
 from converse_mongo.store import Options, Store
 from converse_mongo.store.reads import Reader
 from tests.model.contract import CONVERSATION_ID, MESSAGE, MESSAGE_ID, Contract, broken

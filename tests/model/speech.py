@@ -6,8 +6,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from converse_mongo.domain.chunks import Piece
-from converse_mongo.domain.part_events import AnyPiece, PartPiece, PartRef
 from converse_mongo.domain.part_log import KINDS_WITH_TEXT
+from converse_mongo.domain.part_pieces import AnyPiece, PartPiece, PartRef
 
 __all__ = ["Meaning", "Part", "Utterance", "has_parts", "is_text", "said", "text", "utter"]
 

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from converse_mongo import DataPart
-from converse_mongo.domain.part_events import Composer, PartPiece
+from converse_mongo.domain.composing import Composer
+from converse_mongo.domain.part_pieces import PartPiece
 from converse_mongo.domain.validation import (
     CHUNK_OVERHEAD,
     MAX_APPEND_CHUNKS,

@@ -17,7 +17,8 @@ from converse_mongo import (
     TextPart,
     ToolCallPart,
 )
-from converse_mongo.domain.part_events import Composer, PartPiece, PartRef, numbered, pieces_of
+from converse_mongo.domain.composing import Composer, pieces_of
+from converse_mongo.domain.part_pieces import PartPiece, PartRef, numbered
 from converse_mongo.domain.validation import now
 from converse_mongo.tools.folding import Folding
 from converse_mongo.tools.terminal import printable

@@ -7,6 +7,7 @@ import pytest
 from bson import Decimal128, ObjectId
 
 from converse_mongo.domain import errors, validation
+from converse_mongo.domain.composing import pieces_of
 from converse_mongo.domain.errors import (
     ConverseError,
     InvalidContentError,
@@ -20,7 +21,6 @@ from converse_mongo.domain.metadata import (
     MAX_METADATA_DEPTH,
     check_metadata,
 )
-from converse_mongo.domain.part_events import pieces_of
 from converse_mongo.domain.types import MessageRole
 
 circular: dict[str, Any] = {}

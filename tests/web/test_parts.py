@@ -27,7 +27,7 @@ from converse_mongo import (
 )
 from converse_mongo.domain.chunks import PartChunk
 from converse_mongo.domain.events import MessageCreated
-from converse_mongo.domain.part_events import PartPiece, PartRef
+from converse_mongo.domain.part_pieces import PartPiece, PartRef
 from converse_mongo.domain.validation import now
 from converse_mongo.web import Limits, stream_parts
 from converse_mongo.web.stream_parts import StreamParts
