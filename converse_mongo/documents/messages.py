@@ -65,7 +65,7 @@ from converse_mongo.driver.failures import words_for
 from converse_mongo.driver.servers import FIRST_MARK
 from converse_mongo.store import Store, WriteQueue, updates
 from converse_mongo.store.appends import in_appends, refuse_overtaken
-from converse_mongo.store.reads import CHUNKS_PER_READ
+from converse_mongo.store.message_reads import CHUNKS_PER_READ
 from converse_mongo.store.saves import Changes
 from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import WriterOptions, WriterTarget

@@ -19,7 +19,7 @@ from converse_mongo import (
     WriterFencedError,
 )
 from converse_mongo.driver import change_streams, installed, servers
-from converse_mongo.store import reads
+from converse_mongo.store import message_reads
 from converse_mongo.watching import hub
 from tests.conftest import Commands, Facade
 from tests.integration.helpers import NEVER, SilentFeed, feeds, soon, start
@@ -423,7 +423,7 @@ async def test_lost_stream__has_few_topics_read_at_once(
 ) -> None:
     viewer = await facade(**NEVER)
     conversation = await viewer.start_conversation()
-    count, room = 40, reads.READS_AT_ONCE
+    count, room = 40, message_reads.READS_AT_ONCE
     messages = await asyncio.gather(
         *[conversation.start_streaming_assistant() for _ in range(count)]
     )
