@@ -45,7 +45,7 @@ from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.part_events import PartEvent
 from converse_mongo.domain.part_log import Record, restored_records
-from converse_mongo.domain.part_pieces import AnyPiece, PartPiece
+from converse_mongo.domain.part_pieces import AnyPiece
 from converse_mongo.domain.part_redaction import reduced
 from converse_mongo.domain.parts import Part, TextPart, ToolCallPart, parts_of
 from converse_mongo.domain.stored_values import LargeValue, StoredValue, check_stored
@@ -517,7 +517,7 @@ class Message(StoredDocument, Document):
             append_id = object_id(append_id, "append")
         store, private = self.store(), self._private()
         queue, key = self._own_queue(store), self._own_key()
-        has_parts = PartPiece in map(type, pieces)
+        has_parts = {*map(type, pieces)} != {Piece}
         chunks = await store.appends.append(queue, key, pieces, append_id, has_parts=has_parts)
         own_writes: OwnWrites = private["_own_writes"]
         if store.session is not None:

@@ -103,7 +103,7 @@ class OwnWrites:
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
     ) -> None:
         """Adds chunks to the parts, if there are any or these are the first."""
-        if fields["format"] is None and PartChunk not in map(type, chunks):
+        if fields["format"] is None and {*map(type, chunks)} == {MessageChunk}:
             return
         log = self.log_of(fields)
         if fields["format"] is None:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from converse_mongo.documents import own_writes
-from converse_mongo.domain import part_merging
+from converse_mongo.domain import part_merging, part_redaction
 from converse_mongo.driver import retry
 from converse_mongo.store import pages
 from tests.conftest import USES_MOTOR
@@ -128,6 +128,10 @@ NAMED: dict[str, tuple[list[Chunk], Plan]] = {
         [(0, "writer", 3), (1, "by hand", 2), (0, "writer", 3)],
     ),
     "plain text redacted to nothing": (LOGS["text redacted to nothing"], WRITTEN),
+    "text that a reset takes back": (
+        log("a", REASONING, "b", {"event": "reset", "fields": {"from": 2}}, "c"),
+        [(0, "writer", 2), (0, "writer", 3)],
+    ),
     "fields: true": (LOGS["fields that are none"], TAKEN_OVER),
 }
 
@@ -171,16 +175,28 @@ def merged_events_are_read_from_the_next_one_on(patch: pytest.MonkeyPatch) -> No
     patch.setattr(part_merging, "bisect_right", spoiled)
 
 
+def swept_text_has_no_start(patch: pytest.MonkeyPatch) -> None:
+    sweep = part_redaction.Sweep.sweep
+
+    def spoiled(self: part_redaction.Sweep, chunk: dict[str, Any]) -> dict[str, Any]:
+        swept = sweep(self, chunk)
+        if chunk.get("event") is None and swept.get("event") == "start":
+            del swept["event"], swept["fields"]
+        return swept
+
+    patch.setattr(part_redaction.Sweep, "sweep", spoiled)
+
+
 BUGS: dict[Plant, str | None] = {
     numbering_bugs.references_keep_their_first_numbers: "an append at a stale number",
     numbering_bugs.numbers_are_learned_at_the_first_try: "an append at a stale number",
     numbering_bugs.numbers_are_not_learned_without_an_answer: None,
     numbering_bugs.end_with_the_parts_of_a_copy_that_is_behind: "an append at a stale number",
-    copy_keeps_what_was_taken_out: "plain text redacted to nothing",
+    copy_keeps_what_was_taken_out: "text that a reset takes back",
     copy_takes_no_parts_of_appends: "deltas keep their places",
     merged_events_are_read_from_the_next_one_on: "deltas keep their places",
     merge_bug("deltas_merged_into_the_first"): "deltas keep their places",
-    merge_bug("emptied_text_without_its_start"): "plain text redacted to nothing",
+    swept_text_has_no_start: "plain text redacted to nothing",
     merge_bug("names_of_superseded_data_go"): "data again and again have none",
     merge_bug("snapshot_without_the_open_part"): "a snapshot has the open part",
 }
