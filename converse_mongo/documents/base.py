@@ -256,11 +256,12 @@ class StoredDocument(_Base):
         }
         for name in hidden:
             properties.pop(cls._path(name), None)
+        optional = found["properties"].keys() - found.get("required", ())
         return {
             **found,
             "title": cls.__name__,
             "properties": properties,
-            "required": list(properties),
+            "required": [name for name in properties if name not in optional],
         }
 
     # Changes of this copy

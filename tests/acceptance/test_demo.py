@@ -115,9 +115,10 @@ def test_demo__of_a_file_exits_with_1_when_the_stored_text_is_not_the_streamed_o
     with start_demo(*slow, *arguments) as demo, connect(server_uri) as client:
         stored = message_id(read_until(demo.stdout, "* conversation"))
         read_until(demo.stdout, "| One line.")
-        client[database]["messages"].update_one(
-            {"_id": stored}, {"$set": {"chunks.0.content": "None"}}
-        )
+        messages = client[database]["messages"]
+        (message,) = messages.find({"_id": stored}, {"chunks": 1})
+        text = next(index for index, chunk in enumerate(message["chunks"]) if chunk["content"])
+        messages.update_one({"_id": stored}, {"$set": {f"chunks.{text}.content": "None"}})
         output, errors = demo.communicate(timeout=SECONDS)
     assert demo.returncode == 1
     assert "its joined chunks differ from the input" in output, errors
