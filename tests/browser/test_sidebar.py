@@ -45,6 +45,7 @@ def test_list__has_first_what_was_added_to_last(tab: Tab, other: Tab, model: Mod
     for each in (tab, other):
         expect(each.titles).to_have_text(["Second", "First"])
     other.titles.last.click()
+    expect(other.text).to_have_text("Yes.")  # it is loaded, so that a question can be sent
     model.will("And yes.")
     other.ask("First again")
     for each in (tab, other):
