@@ -10,6 +10,7 @@ from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.domain.chunks import ChunkLog, MessageChunk, PartChunk
 from converse_mongo.domain.errors import (
+    CallNotPendingError,
     ChunksNotLoadedError,
     ConfigurationError,
     ConversationNotFoundError,
@@ -23,6 +24,7 @@ from converse_mongo.domain.errors import (
     InvalidMetadataError,
     MessageNotFoundError,
     MessageNotStreamingError,
+    MessageQueuedError,
     MessageTooLargeError,
     NotFoundError,
     ProtectedFieldError,
@@ -114,6 +116,7 @@ __all__ = [
     "MAX_REASON_BYTES",
     "MAX_VALUE_BYTES",
     "Approval",
+    "CallNotPendingError",
     "ChunkLog",
     "ChunkReceived",
     "ChunksNotLoadedError",
@@ -153,6 +156,7 @@ __all__ = [
     "MessageList",
     "MessageNotFoundError",
     "MessageNotStreamingError",
+    "MessageQueuedError",
     "MessageRole",
     "MessageSnapshot",
     "MessageStatus",

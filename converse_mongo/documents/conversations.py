@@ -55,6 +55,7 @@ from converse_mongo.domain.validation import (
     now,
     object_id,
 )
+from converse_mongo.domain.work import Job
 from converse_mongo.store import Store
 from converse_mongo.store.answers import CONVERSATION_DELETED
 
@@ -236,8 +237,21 @@ class Conversation(StoredDocument, Document):
 
         Raises the errors of :meth:`create_message`.
         """
+        return await self._start(role, metadata, generation_id, retention, fields)
+
+    async def _start(
+        self,
+        role: MessageRole | str,
+        metadata: Metadata | None,
+        generation_id: str | None,
+        retention: Retention | None,
+        fields: dict[str, Any],
+        job: Job | None = None,
+    ) -> Message:
+        """Adds a message that grows; with a ``job``, it is queued for workers."""
         store = self.store()
         kept = store.options.retention if retention is None else check_retention(retention)
+        own: dict[str, Any] = {} if job is None else {"work": await store.jobs.work_of(job)}
         message = self._make(
             role,
             metadata,
@@ -245,6 +259,7 @@ class Conversation(StoredDocument, Document):
             status=MessageStatus.STREAMING,
             retention=kept,
             generation_id=generation_id,
+            **own,
         )
         message = await self._add(message)
         if kept is not None:
@@ -262,6 +277,8 @@ class Conversation(StoredDocument, Document):
             found = await message.insert()
             if not found._was_stored:  # noqa: SLF001 - between the two documents
                 return found
+        else:
+            await found._ask()  # noqa: SLF001 - who inserted it may have died before
         if found.role is not role:
             raise GenerationConflictError(name, found.id, f"the role {found.role}, not {role}")
         if whole and not await has_text(found, content):

@@ -125,10 +125,17 @@ class Reader(MessageReader):
                     found[stored["_id"]] = Counters(0, True, Lease(), False)
         return found
 
-    async def streaming_anywhere(self, after: Place | None) -> Found:
-        """Lists some messages that are streaming, in the order of their ids."""
+    async def leased_anywhere(self, after: Place | None) -> Found:
+        """Lists some streaming messages that may become orphans, in the order of their ids.
+
+        Those that wait in a queue, or for people, have no lease.
+        """
         behind = {} if after is None else {"_id": {"$gt": after.message_id}}
-        match = {"status": MessageStatus.STREAMING.value, **behind}
+        match = {
+            "status": MessageStatus.STREAMING.value,
+            "lease.duration": {"$gte": 0},
+            **behind,
+        }
         return await self._states(match, [("_id", 1)])
 
     async def to_compact(self, after: Place | None, moment: datetime) -> Found:

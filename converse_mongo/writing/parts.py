@@ -96,6 +96,7 @@ class PartWriter(ABC):
             )
         ref = self._composer.continued(call.number)
         ref.has_input = "input" in call.fields
+        ref.is_clients = call.executor == "client"
         return ToolCall(self, self._composer, ref, call.call_id)
 
     @asynccontextmanager
