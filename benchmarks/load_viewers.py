@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from benchmarks.children import tell, wait_for_parent
 from benchmarks.figures import BenchmarkError
 from benchmarks.load_samples import VIEWERS_PER_MESSAGE, Latencies, digest, sample_parts
-from converse_mongo import ChunkReceived, Converse, MessageCompleted
+from converse_mongo import (
+    ChunkReceived,
+    Converse,
+    MessageCancelled,
+    MessageCompleted,
+    MessageFailed,
+)
 from converse_mongo.domain.events import FinalEvent
 
 __all__ = ["view"]
@@ -88,7 +94,7 @@ class Audience:
                         )
                     view.contents.append(event.chunk.content)
                     self._count(event.chunk.content, came)
-                else:
+                elif isinstance(event, MessageCompleted | MessageFailed | MessageCancelled):
                     view.end = event
         return view
 

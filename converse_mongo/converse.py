@@ -3,17 +3,19 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, overload
 from urllib.parse import parse_qs, urlsplit
 
+from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from converse_mongo.documents.conversations import Conversation, load_conversation
-from converse_mongo.documents.messages import Message, load_message
+from converse_mongo.documents.messages import Message, find_header, load_message
 from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.documents.responding import Respond, check_respond, load_attempt
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.domain.cursors import NOW, ConversationCursor
 from converse_mongo.domain.errors import (
@@ -29,7 +31,11 @@ from converse_mongo.domain.events import (
     MessageEvent,
     MessageSnapshot,
 )
+from converse_mongo.domain.open_calls import ToolOutput, answer_of
 from converse_mongo.domain.owners import Owner, check_owner
+from converse_mongo.domain.parts import Approval
+from converse_mongo.domain.queues import AnyQueue, names_of
+from converse_mongo.domain.retries import RetryPolicy
 from converse_mongo.domain.stored_values import StoredValue, check_stored
 from converse_mongo.domain.types import (
     DEFAULT_RETENTION,
@@ -41,12 +47,14 @@ from converse_mongo.domain.types import (
 )
 from converse_mongo.domain.validation import (
     check_count,
+    check_int,
     check_reason,
     check_retention,
     check_seconds,
     check_sequence,
     object_id,
 )
+from converse_mongo.domain.work import PendingCall, check_delay
 from converse_mongo.driver import (
     change_streams,
     clients,
@@ -61,14 +69,19 @@ from converse_mongo.store import Options, Store, Transaction, store_now
 from converse_mongo.store.collections import PAGES
 from converse_mongo.store.handlers import Handler, Handlers
 from converse_mongo.store.indexes import build_missing
+from converse_mongo.store.queues import QueueStatistics
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching import changes
-from converse_mongo.watching.hub import Hub, WatchStatistics
+from converse_mongo.watching.hub import Demand, Hub, WatchStatistics
 from converse_mongo.watching.kinds import KindFilter
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
+from converse_mongo.working.attempt import Limits
+from converse_mongo.working.worker import Worker, WorkerOptions
 
 E = TypeVar("E", bound=Event)
+
+DEFAULT_RETRIES = RetryPolicy()
 
 SOCKET_TIMEOUT_MS = 30_000
 OPEN_SECONDS = 30.0
@@ -242,27 +255,29 @@ class Converse:
             collections.sibling(messages, PAGES),
             local=store.reader if replicated else None,
         )
-        open_stream, open_writers_stream = (
-            partial(
+        names = reader.messages.name, reader.conversations.name
+        open_streams = {
+            demand: partial(
                 change_streams.open_change_stream,
                 reader.messages.database,
-                pipeline,
+                pipeline(*names),
                 reader.begin_times,
                 secondary=self._stream_from == "secondary",
             )
-            for pipeline in (
-                changes.pipeline(reader.messages.name, reader.conversations.name),
-                changes.writers_pipeline(reader.messages.name, reader.conversations.name),
+            for demand, pipeline in (
+                (Demand.WRITERS, changes.writers_pipeline),
+                (Demand.WORKERS, changes.workers_pipeline),
+                (Demand.WATCHERS, changes.pipeline),
             )
-        )
+        }
         streams = replicated and self._change_streams
         hub = Hub(
             reader,
-            open_stream if streams else None,
+            open_streams.pop(Demand.WATCHERS) if streams else None,
             store,
             poll_interval=self._poll_interval,
             check_interval=self._check_interval,
-            open_writers_stream=open_writers_stream if streams else None,
+            narrow_streams=open_streams,
             sharded=sharded,
         )
         sweeping = None
@@ -464,6 +479,125 @@ class Converse:
         """
         leases, key = self._open_parts.store.leases, object_id(message_id, "message")
         return (await leases.request_stop({"_id": key}, check_reason(reason))).status
+
+    async def answer_tool_calls(
+        self,
+        message_id: IdLike,
+        answers: Iterable[Approval | ToolOutput],
+        *,
+        append_id: ObjectId | None = None,
+    ) -> list[PendingCall]:
+        """Answers tool calls of a queued message that wait for people: all of them, or none.
+
+        The first answer to a call wins, from whatever process it comes. With the last one, in the
+        same write, the message goes back to its queue, and a worker goes on with it.
+
+        Args:
+            message_id: The message.
+            answers: ``Approval(call_id, approved=True)``, or the outputs of tools that the browser
+                runs. A call is named by its ``call_id``.
+            append_id: The ``append_id`` of a :class:`StoreUnavailableError`, to answer again: the
+                answers are stored once.
+
+        Returns:
+            The calls that still wait.
+
+        Raises:
+            CallNotPendingError: A call does not wait for this answer: it was answered before, or
+                never asked.
+            InvalidInputError: An answer cannot be stored, there are none, or two to one call.
+            StreamStoppedError: A stop was requested.
+            MessageNotStreamingError: The message has ended.
+            MessageNotFoundError: The message does not exist.
+            StoreUnavailableError: MongoDB did not answer; the error has the append id.
+        """
+        given = [answer_of(each) for each in answers]
+        store, key = self._open_parts.store, object_id(message_id, "message")
+        state = await find_header(store, key)
+        queue = store.queue((state.message_id, state.log_id))
+        queue.role = state.role
+        answered = await store.calls.answer(queue, state.key, given, append_id)
+        return list(answered.pending)
+
+    # Queues
+
+    def worker(
+        self,
+        respond: Respond,
+        *,
+        queues: Iterable[AnyQueue] = ("default",),
+        concurrency: int = 100,
+        retry: RetryPolicy = DEFAULT_RETRIES,
+        timeout: float | None = None,
+        silence: float | None = None,
+        start_over: bool = False,
+        grace: float = 10.0,
+        poll_interval: float = 5.0,
+    ) -> Worker:
+        """Makes a worker, which generates the answers of queued messages.
+
+        Use it in ``async with``, and await :meth:`Worker.run` inside. Any number of workers, in any
+        processes, share the queues. Each message has one worker at a time. If a worker dies,
+        another one goes on with its messages once their ``lease`` has run out; if it is closed, at
+        once.
+
+        A message has ``max_attempts`` attempts. An attempt ends with ``respond``. What is left
+        streaming then fails, unless ``respond`` has suspended or detached its writer.
+
+        Args:
+            respond: Writes the answer; see :data:`Respond`. It is given the conversation and the
+                message. ``message.attempt``, ``message.parts`` and ``message.checkpoint`` tell what
+                earlier attempts did: it goes on behind them, or calls ``writer.reset()``.
+            queues: The queues.
+            concurrency: The most messages at a time.
+            retry: What errors of ``respond`` lead to.
+            timeout: Seconds for an attempt; a longer one is ended, and made again. ``None`` for no
+                limit.
+            silence: Seconds without a write, and without ``writer.heartbeat()``, after which an
+                attempt is ended and made again. ``None`` for no limit.
+            start_over: True to void, before each further attempt, what is stored, for a ``respond``
+                that always begins anew.
+            grace: Seconds that attempts have, when the worker is closed, to reach a point to go on
+                from.
+            poll_interval: Seconds between two looks for messages that no change stream told of.
+
+        Raises:
+            InvalidInputError: An option is out of range.
+            ConfigurationError: ``respond`` is no function.
+        """
+        parts = self._open_parts
+        if not isinstance(retry, RetryPolicy):
+            raise InvalidInputError(f"retry must be a RetryPolicy, got {retry!r}.")
+        for name, seconds in (("timeout", timeout), ("silence", silence)):
+            if seconds is not None:
+                check_seconds(seconds, name)
+        options = WorkerOptions(
+            queues=names_of(queues),
+            concurrency=check_int(concurrency, "concurrency", 1),
+            limits=Limits(timeout, silence, retry, start_over),
+            grace=check_delay(grace),
+            poll_interval=check_seconds(poll_interval, "poll_interval"),
+        )
+        load = partial(load_attempt, parts.message, check_respond(respond))
+        return Worker(parts.own_store, load, options)
+
+    async def queue_statistics(
+        self, queues: Iterable[AnyQueue] | None = None
+    ) -> dict[str, QueueStatistics]:
+        """Counts the messages of queues by what they wait for.
+
+        Args:
+            queues: The queues; ``None`` for all that have messages.
+
+        Returns:
+            The numbers by the name of the queue.
+
+        Raises:
+            InvalidInputError: One of these is no queue.
+            StoreUnavailableError: MongoDB did not answer.
+        """
+        names = None if queues is None else names_of(queues)
+        return await self._open_parts.store.jobs.statistics(names)
 
     async def recover_stale(self, *, complete_partial: bool = False) -> list[FinalEvent]:
         """Ends all messages of the database whose writer is presumed dead.
@@ -726,6 +860,11 @@ class _Parts:
         odm.release_documents(self.models)
         if self.own_client is not None and self._process == os.getpid():
             await clients.abandon_client(self.own_client)
+
+    @property
+    def own_store(self) -> Store:
+        """The store, also in a transaction."""
+        return self._store
 
     @property
     def store(self) -> Store:

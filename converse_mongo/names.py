@@ -7,9 +7,11 @@ from converse_mongo.documents.conversations import DOCUMENT_MODELS, Conversation
 from converse_mongo.documents.listings import History, MessageList
 from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.documents.responding import Respond
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.domain.chunks import ChunkLog, MessageChunk, PartChunk
 from converse_mongo.domain.errors import (
+    CallNotPendingError,
     ChunksNotLoadedError,
     ConfigurationError,
     ConversationNotFoundError,
@@ -23,6 +25,7 @@ from converse_mongo.domain.errors import (
     InvalidMetadataError,
     MessageNotFoundError,
     MessageNotStreamingError,
+    MessageQueuedError,
     MessageTooLargeError,
     NotFoundError,
     ProtectedFieldError,
@@ -51,12 +54,17 @@ from converse_mongo.domain.events import (
     MessageCreated,
     MessageEvent,
     MessageFailed,
+    MessageQueued,
     MessageSnapshot,
+    MessageStarted,
+    MessageSuspended,
     MessageUpdated,
     OwnerEvent,
+    WorkEvent,
 )
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import MAX_METADATA_BYTES
+from converse_mongo.domain.open_calls import ToolOutput
 from converse_mongo.domain.owners import Owner
 from converse_mongo.domain.part_events import PartDelta, PartEnd, PartEvent, PartSet, PartStart
 from converse_mongo.domain.part_identity import PartIdentity
@@ -76,6 +84,8 @@ from converse_mongo.domain.parts import (
     ToolCallState,
     parts_of,
 )
+from converse_mongo.domain.queues import Queue
+from converse_mongo.domain.retries import Retry, RetryPolicy
 from converse_mongo.domain.stored_values import StoredValue
 from converse_mongo.domain.types import (
     Granularity,
@@ -92,10 +102,13 @@ from converse_mongo.domain.validation import (
     MAX_REASON_BYTES,
     MAX_VALUE_BYTES,
 )
+from converse_mongo.domain.work import PendingCall, Work, WorkState
 from converse_mongo.store import Transaction
+from converse_mongo.store.queues import QueueStatistics
 from converse_mongo.watching.hub import WatchStatistics
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
+from converse_mongo.working.worker import Worker, WorkerStatistics
 from converse_mongo.writing.parts import NestedWriter, Step, ToolCall
 from converse_mongo.writing.writer import MessageWriter, WriterStatistics
 
@@ -114,6 +127,7 @@ __all__ = [
     "MAX_REASON_BYTES",
     "MAX_VALUE_BYTES",
     "Approval",
+    "CallNotPendingError",
     "ChunkLog",
     "ChunkReceived",
     "ChunksNotLoadedError",
@@ -153,9 +167,13 @@ __all__ = [
     "MessageList",
     "MessageNotFoundError",
     "MessageNotStreamingError",
+    "MessageQueued",
+    "MessageQueuedError",
     "MessageRole",
     "MessageSnapshot",
+    "MessageStarted",
     "MessageStatus",
+    "MessageSuspended",
     "MessageTooLargeError",
     "MessageUpdated",
     "MessageValue",
@@ -174,9 +192,15 @@ __all__ = [
     "PartLog",
     "PartSet",
     "PartStart",
+    "PendingCall",
     "ProtectedFieldError",
+    "Queue",
+    "QueueStatistics",
     "ReasoningPart",
+    "Respond",
     "Retention",
+    "Retry",
+    "RetryPolicy",
     "SourceDocumentPart",
     "SourceUrlPart",
     "Step",
@@ -188,6 +212,7 @@ __all__ = [
     "ToolCall",
     "ToolCallPart",
     "ToolCallState",
+    "ToolOutput",
     "Transaction",
     "TransactionAbortedError",
     "TransactionsUnavailableError",
@@ -197,6 +222,11 @@ __all__ = [
     "WatchMode",
     "WatchStatistics",
     "Watcher",
+    "Work",
+    "WorkEvent",
+    "WorkState",
+    "Worker",
+    "WorkerStatistics",
     "WriterError",
     "WriterExistsError",
     "WriterFailedError",

@@ -1,6 +1,7 @@
 """Conversations: ordered lists of messages."""
 
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
@@ -43,6 +44,7 @@ from converse_mongo.domain.headers import PARTS_FORMAT
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.owners import Owner, check_owner
 from converse_mongo.domain.parts import Part
+from converse_mongo.domain.queues import AnyQueue, job
 from converse_mongo.domain.stored_values import LargeValue
 from converse_mongo.domain.types import IdLike, MessageRole, MessageStatus, Metadata, Retention
 from converse_mongo.domain.validation import (
@@ -55,6 +57,7 @@ from converse_mongo.domain.validation import (
     now,
     object_id,
 )
+from converse_mongo.domain.work import Job, Key
 from converse_mongo.store import Store
 from converse_mongo.store.answers import CONVERSATION_DELETED
 
@@ -221,9 +224,17 @@ class Conversation(StoredDocument, Document):
         *,
         generation_id: str | None = None,
         retention: Retention | None = None,
+        queue: AnyQueue | None = None,
+        key: Key | None = None,
+        priority: int | None = None,
+        delay: float | timedelta | None = None,
+        max_attempts: int | None = None,
         **fields: Any,
     ) -> Message:
         """Adds a message that grows: write to it, or append by hand and complete or fail it.
+
+        With a ``queue``, a worker generates it: see ``Converse.worker``. Then nobody else may write
+        to it, and it is seen through to its end, whatever process dies.
 
         Args:
             role: The speaker.
@@ -232,12 +243,35 @@ class Conversation(StoredDocument, Document):
                 call with the same id in this conversation, also in another process at the same
                 moment, returns the message of the first.
             retention: The retention of the chunks; that of the facade by default.
+            queue: The queue in which it waits for a worker, or the name of one; ``None`` to write
+                to it here.
+            key: Who it is for, such as ``("user", "42")``: of a queue with ``per_key``, so many
+                messages with the same key have a worker at a time.
+            priority: Messages with the highest one come first, then those that wait longest. By
+                default that of the queue.
+            delay: Seconds, or a ``timedelta``, until a worker may take it.
+            max_attempts: The attempts until it fails: an error that a worker retries costs one, and
+                so does a worker that dies. By default those of the queue.
             fields: Fields that a subclass of :class:`Message` adds.
 
         Raises the errors of :meth:`create_message`.
         """
+        work = job(queue, key=key, priority=priority, delay=delay, max_attempts=max_attempts)
+        return await self._start(role, metadata, generation_id, retention, fields, work)
+
+    async def _start(
+        self,
+        role: MessageRole | str,
+        metadata: Metadata | None,
+        generation_id: str | None,
+        retention: Retention | None,
+        fields: dict[str, Any],
+        job: Job | None = None,
+    ) -> Message:
+        """Adds a message that grows; with a ``job``, it is queued for workers."""
         store = self.store()
         kept = store.options.retention if retention is None else check_retention(retention)
+        own: dict[str, Any] = {} if job is None else {"work": await store.jobs.work_of(job)}
         message = self._make(
             role,
             metadata,
@@ -245,6 +279,7 @@ class Conversation(StoredDocument, Document):
             status=MessageStatus.STREAMING,
             retention=kept,
             generation_id=generation_id,
+            **own,
         )
         message = await self._add(message)
         if kept is not None:
@@ -262,6 +297,8 @@ class Conversation(StoredDocument, Document):
             found = await message.insert()
             if not found._was_stored:  # noqa: SLF001 - between the two documents
                 return found
+        else:
+            await found._ask()  # noqa: SLF001 - who inserted it may have died before
         if found.role is not role:
             raise GenerationConflictError(name, found.id, f"the role {found.role}, not {role}")
         if whole and not await has_text(found, content):
@@ -361,6 +398,11 @@ class Conversation(StoredDocument, Document):
         *,
         generation_id: str | None = None,
         retention: Retention | None = None,
+        queue: AnyQueue | None = None,
+        key: Key | None = None,
+        priority: int | None = None,
+        delay: float | timedelta | None = None,
+        max_attempts: int | None = None,
         **fields: Any,
     ) -> Message:
         """Starts an answer of the model; see :meth:`start_streaming_message`."""
@@ -369,6 +411,11 @@ class Conversation(StoredDocument, Document):
             metadata,
             generation_id=generation_id,
             retention=retention,
+            queue=queue,
+            key=key,
+            priority=priority,
+            delay=delay,
+            max_attempts=max_attempts,
             **fields,
         )
 

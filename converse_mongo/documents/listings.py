@@ -265,7 +265,7 @@ async def _stored_cursor(reader: Reader, conversation_id: ObjectId) -> Conversat
     """Returns the cursor behind everything that the primary has of a conversation."""
     end = await _end(reader.messages, conversation_id)
     streaming = await reader.streaming(conversation_id, end)
-    opened = {position: sequence for position, (_, sequence, _) in streaming.items()}
+    opened = {position: found.next_sequence for position, found in streaming.items()}
     return ConversationCursor(conversation_id, end, opened)
 
 

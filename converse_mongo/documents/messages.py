@@ -18,7 +18,7 @@ from beanie.odm.actions import ActionDirections, ActionRegistry, EventTypes, wra
 from beanie.odm.utils.parsing import parse_obj
 from bson import ObjectId
 from pydantic import Field, PrivateAttr
-from pymongo import IndexModel
+from pymongo import DESCENDING, IndexModel
 
 from converse_mongo.documents.base import GIVEN_ONCE, JsonableDict, Protected, StoredDocument
 from converse_mongo.documents.own_writes import OwnWrites
@@ -37,8 +37,11 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.events import MessageCreated
 from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import (
+    HEADER,
+    WORK_FORMAT,
     MessageHeader,
     message_key,
+    shows_parts,
     with_chunk_count,
 )
 from converse_mongo.domain.leases import Lease
@@ -61,6 +64,7 @@ from converse_mongo.domain.validation import (
     now,
     object_id,
 )
+from converse_mongo.domain.work import Work, WorkState
 from converse_mongo.driver.failures import words_for
 from converse_mongo.driver.servers import FIRST_MARK
 from converse_mongo.store import Store, WriteQueue, updates
@@ -69,11 +73,14 @@ from converse_mongo.store.message_reads import CHUNKS_PER_READ
 from converse_mongo.store.saves import Changes
 from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import WriterOptions, WriterTarget
+from converse_mongo.writing.attempt import Attempt
 from converse_mongo.writing.writer import MessageWriter
 
 M = TypeVar("M", bound="Message")
 
-_OF_PARTS = frozenset({"format", "part_bytes", "part_records", "redactions"})
+_NOT_EVERYWHERE = frozenset(
+    {"checkpoint", "format", "part_bytes", "part_records", "redactions", "work"}
+)
 
 _AT_THE_START = Protected("pass it when you start the message")
 _BY_APPENDS = Protected("use append_chunk")
@@ -109,13 +116,16 @@ class Message(StoredDocument, Document):
         part_bytes: An upper bound of the size of all else in the chunks, in bytes.
         part_records: The parts in stored form, for :attr:`parts`.
         redactions: The parts that were redacted: ``part``, the number, and ``reason`` if any.
-        format: ``None`` for a message of text alone, 2 for one with parts.
+        format: ``None`` for a message of text alone, 2 for one with parts, 3 for one that was
+            queued for workers.
         metadata: The metadata of the application; an ended stream adds the number of ``chunks``.
         error: The reason of a failure, or ``None``.
         stop_reason: The reason of a stop, or ``None``.
         generation_id: The id that the application gave to the generation, or ``None``.
         retention: Seconds from the end to the merge of the chunks; ``None`` for never.
         lease: The right to write to it; ``None`` for a message that never streamed.
+        work: Its place in its queue; ``None`` for a message that was never queued.
+        checkpoint: What the last worker left to the next, or ``None``.
         revision: The number of saves so far.
         created_at: When it was made; UTC, aware, like all dates here.
         updated_at: When it was last changed, other than by a chunk.
@@ -143,12 +153,14 @@ class Message(StoredDocument, Document):
     generation_id: Annotated[str | None, _AT_THE_START] = None
     retention: Annotated[float | None, _AT_THE_START] = None
     lease: Annotated[Lease | None, Protected("writers set it")] = None
+    work: Annotated[Work | None, Protected("its queue sets it")] = None
+    checkpoint: Annotated[JsonableDict | None, Protected("workers set it")] = None
     revision: Annotated[int, Protected("save() counts it")] = 0
     created_at: Annotated[UtcDatetime, GIVEN_ONCE] = Field(default_factory=now)
     updated_at: UtcDatetime = Field(default_factory=now)
     completed_at: Annotated[UtcDatetime | None, _BY_AN_END] = None
 
-    _untracked = frozenset({"revision_id", "chunks", "updated_at", "lease"})
+    _untracked = frozenset({"revision_id", "chunks", "updated_at", "lease", "work", "checkpoint"})
     _kind = "message"
     _view = MessageView
     _missing_error = MessageNotFoundError
@@ -174,11 +186,31 @@ class Message(StoredDocument, Document):
                 name="conversation_saves_role",
                 partialFilterExpression={"save_mark": {"$gt": FIRST_MARK}},
             ),
-            # All streaming messages, for recovery. No append changes it.
+            # Streaming messages that may become orphans, for recovery: none that waits in a queue
+            # or for people. No append changes it.
             IndexModel(
-                ["status", "_id"],
-                name="streaming_by_id",
-                partialFilterExpression={"status": MessageStatus.STREAMING.value},
+                ["status", "_id", "lease.duration"],
+                name="streaming_leased",
+                partialFilterExpression={
+                    "status": MessageStatus.STREAMING.value,
+                    "lease.duration": {"$gte": 0},
+                },
+            ),
+            # What workers have to look at, the best first. Only a claim takes a key out of it; no
+            # append and no end changes it.
+            IndexModel(
+                ["work.queue", ("work.priority", DESCENDING), "work.due", "_id"],
+                name="work_due",
+                partialFilterExpression={"work.due": {"$gt": EPOCH}},
+            ),
+            # Queued messages by state: the best of a key that is blocked, and their number.
+            IndexModel(
+                [
+                    *("work.state", "work.queue", "work.key"),
+                    *(("work.priority", DESCENDING), "work.ticket"),
+                ],
+                name="work_state",
+                partialFilterExpression={"work.state": {"$gt": ""}},
             ),
             # Messages to merge, for the sweeper. Not sparse: every message has an _id.
             IndexModel(
@@ -219,7 +251,7 @@ class Message(StoredDocument, Document):
         Raises:
             ChunksNotLoadedError: They are derived from chunks that this copy does not have.
         """
-        if self.format is None:
+        if not self._has_parts:
             return [TextPart(self.content)] if self.content else []
         records = self._records
         if records is None:
@@ -227,11 +259,21 @@ class Message(StoredDocument, Document):
         return parts_of(records, ended=not self.is_streaming)
 
     @property
+    def attempt(self) -> int:
+        """The number of the attempt to generate it, from 1 on; 1 if it was never queued."""
+        return 1 if self.work is None else self.work.attempt
+
+    @property
+    def _has_parts(self) -> bool:
+        """True if it has more than the text of the answer, as far as this copy knows."""
+        return shows_parts(self.format, self.part_bytes, self.redactions)
+
+    @property
     def _records(self) -> list[Record] | None:
         """The records of the parts; ``None`` for text alone, and if this copy lacks them."""
         if self.part_records is not None:
             return restored_records(self.part_records)
-        log = None if self.format is None else self._own_writes.log_of(self.__dict__)
+        log = None if not self._has_parts else self._own_writes.log_of(self.__dict__)
         return None if log is None else log.records()
 
     @property
@@ -250,9 +292,9 @@ class Message(StoredDocument, Document):
         return [call for call in calls if not call.is_finished]
 
     def __iter__(self) -> Generator[tuple[str, Any], None, None]:
-        """Yields the fields. Those of parts are stored only where there are parts."""
+        """Yields the fields. Those of parts, and of work, are stored only where there is some."""
         for name, value in super().__iter__():
-            if value or name not in _OF_PARTS:
+            if value or name not in _NOT_EVERYWHERE:
                 yield name, value
 
     # Reading
@@ -300,7 +342,7 @@ class Message(StoredDocument, Document):
         """
         if not self.is_streaming and not self.next_sequence:
             yield self.content
-        elif self.format is None and not self.is_streaming:
+        elif not self._has_parts and not self.is_streaming:
             async for chunk in self.iter_chunks(after):
                 yield chunk.content
         else:
@@ -383,7 +425,9 @@ class Message(StoredDocument, Document):
         store, new_id = self.store(), None
         if self.completed_at is None and not self.is_streaming:
             self.completed_at = self.created_at
-        if self.is_streaming:
+        if self.work is not None:
+            self.lease, self.format = Lease(), WORK_FORMAT
+        elif self.is_streaming:
             self.lease = self.lease or Lease(duration=store.options.idle_timeout)
         self.log_id = PydanticObjectId()
         if self.generation_id is not None:
@@ -395,6 +439,9 @@ class Message(StoredDocument, Document):
 
         async def insert(position: int) -> None:
             self.position = position
+            if self.work is not None and self.work.state is WorkState.BLOCKED:
+                # A new one for each try: a late place of another message cannot be taken for its.
+                self.work = self.work.model_copy(update={"ticket": PydanticObjectId()})
             skipped = list(skip)
             skip[:] = [ActionDirections.BEFORE]  # hooks run once, also with retries
             await add(skip_actions=skipped, session=store.session)
@@ -419,7 +466,9 @@ class Message(StoredDocument, Document):
                 await store.large_values.delete_if_gone(key)
             await self.refresh()
             self._was_stored = True
+            await self._ask()
             return self
+        await self._ask()
         if store.handlers.wants(MessageCreated):
             await store.handlers.publish(
                 MessageCreated(
@@ -431,10 +480,15 @@ class Message(StoredDocument, Document):
                     content=self.content,
                     metadata=self.metadata,
                     created_at=self.created_at,
-                    has_parts=self.format is not None,
+                    has_parts=self._has_parts,
                 )
             )
         return self
+
+    async def _ask(self) -> None:
+        """Has a queued message look for a place of its key, if it needs one."""
+        if self.work is not None and self.work.state is WorkState.BLOCKED:
+            await self.store().jobs.enqueued(self._own_key())
 
     async def delete(self, *args: Any, **kwargs: Any) -> Any:
         """Deletes the message, as Beanie does, with its pages and its large values.
@@ -445,7 +499,9 @@ class Message(StoredDocument, Document):
             ConverseClosedError: The facade was closed.
         """
         deleted = await super().delete(*args, **kwargs)
-        await self.store().paging.delete(self._own_key())
+        store, key = self.store(), self._own_key()
+        await store.paging.delete(key)
+        await store.key_places.release_of(key, self.work)
         return deleted
 
     def _deletable(self) -> dict[str, Any]:
@@ -610,6 +666,7 @@ class Message(StoredDocument, Document):
             written=lambda chunks: self._own_writes.write(self.__dict__, self._tracker, chunks),
             behind_steps=self._behind_steps,
             end=self._end,
+            attempt=self._attempt,
         )
         return MessageWriter(target, checked, metadata, completion=completion, take_over=take_over)
 
@@ -618,7 +675,7 @@ class Message(StoredDocument, Document):
         count = self._own_queue(store).next_sequence
         if log is not None and log.next_sequence == count:
             return log.behind_steps()
-        if self.format is None and self.next_sequence == count:
+        if not self._has_parts and self.next_sequence == count:
             return 0  # text alone
         found = await store.call(
             store.reader.parts,
@@ -824,7 +881,7 @@ class Message(StoredDocument, Document):
         number = part.number if isinstance(part, Part) else part
         if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
             return number
-        if self.format is None and isinstance(part, Part) and part in self.parts:
+        if not self._has_parts and isinstance(part, Part) and part in self.parts:
             return None
         raise InvalidInputError(
             f"{part!r} is no part of message {self.id}: pass one of its parts, or the number of "
@@ -835,6 +892,7 @@ class Message(StoredDocument, Document):
 
     _own_writes: OwnWrites = PrivateAttr(default_factory=OwnWrites)
     _was_stored: bool = PrivateAttr(default=False)  # when it was inserted
+    _attempt: Attempt | None = PrivateAttr(default=None)  # of the worker that generates it
     _large_values: Mapping[str, LargeValue] | None = PrivateAttr(default=None)  # to be inserted
 
     @classmethod
@@ -846,8 +904,8 @@ class Message(StoredDocument, Document):
             data = {**data, "chunks": ChunkLog.not_loaded()}
         elif isinstance(chunks, list) and chunks and not data.get("content"):
             log = ChunkLog(chunks)
-            has_parts = data.get("format") is not None
             redactions = data.get("redactions")
+            has_parts = shows_parts(data.get("format"), data.get("part_bytes", 0), redactions)
             text = reduced(chunks, redactions).text() if has_parts else log.text()
             data = {**data, "chunks": log, "content": text}
         if data.get("end_id") is not None:
@@ -891,6 +949,7 @@ class Message(StoredDocument, Document):
                 own_writes.queue = queue
         fields = self.__dict__
         queue.role = MessageRole(fields["role"])
+        queue.has_work = fields["work"] is not None
         queue.learn(fields["next_sequence"], fields["page_start"], fields["chunk_bytes"])
         return queue
 
@@ -910,6 +969,20 @@ async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
         if settled.status.is_final:
             return await load_message(model, key)
     return cast(M, parse_obj(model, stored))
+
+
+async def find_header(store: Store, key: ObjectId) -> MessageHeader:
+    """Reads the header of a message.
+
+    Raises:
+        MessageNotFoundError: The message does not exist.
+        StoreUnavailableError: MongoDB did not answer.
+    """
+    find = store.messages.find_one
+    stored = await store.call(find, {"_id": key}, HEADER, what=f"read message {key}")
+    if stored is None:
+        raise MessageNotFoundError(key)
+    return MessageHeader.from_stored(stored)
 
 
 async def _read_stored(

@@ -5,7 +5,7 @@ from typing import Any
 
 from converse_mongo.documents.tracking import ChangeTracker
 from converse_mongo.domain.chunks import ChunkLog, MessageChunk, PartChunk, StoredChunk
-from converse_mongo.domain.headers import PARTS_FORMAT
+from converse_mongo.domain.headers import PARTS_FORMAT, shows_parts
 from converse_mongo.domain.part_log import PartLog, storable_records
 from converse_mongo.domain.part_redaction import reduced
 from converse_mongo.domain.types import MessageStatus
@@ -20,7 +20,7 @@ _TAKE_OUT = "reset", "redact"
 _WRITTEN = (
     *("status", "error", "stop_reason", "completed_at", "updated_at", "revision"),
     *("content", "chunks", "next_sequence", "page_start", "chunk_bytes", "content_bytes"),
-    *("format", "part_bytes", "part_records", "redactions"),
+    *("format", "part_bytes", "part_records", "redactions", "work"),
 )
 """The fields that appends, an end and redactions change."""
 
@@ -57,13 +57,13 @@ class OwnWrites:
     def log_of(self, fields: Fields) -> PartLog | None:
         """Returns the parts of the copy, if it has all of them."""
         log: ChunkLog = fields["chunks"]
-        if self.log is None and fields["format"] is not None and log.is_loaded:
+        if self.log is None and has_parts(fields) and log.is_loaded:
             self.log = reduced(log.stored, fields["redactions"])
         return self.log
 
     def open_part(self, fields: Fields) -> int | None:
         """Returns the number of the part that the next text of the answer continues."""
-        if fields["format"] is not None:
+        if has_parts(fields):
             parts = self.log_of(fields)
             return None if parts is None else parts.open
         log: ChunkLog = fields["chunks"]
@@ -106,10 +106,12 @@ class OwnWrites:
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]
     ) -> None:
         """Adds chunks to the parts, if there are any or these are the first."""
-        if fields["format"] is None and {*map(type, chunks)} == {MessageChunk}:
+        had_parts = has_parts(fields)
+        if not had_parts and {*map(type, chunks)} == {MessageChunk}:
             return
-        if fields["format"] is None:
-            fields["format"] = tracker.remembered["format"] = PARTS_FORMAT
+        if not had_parts:
+            if fields["format"] is None:
+                fields["format"] = tracker.remembered["format"] = PARTS_FORMAT
             self.log = self._log_of_text(fields)
         of_parts = [each for each in chunks if isinstance(each, PartChunk)]
         fields["part_bytes"] += sum([each.stored_size for each in of_parts])
@@ -158,6 +160,7 @@ class OwnWrites:
         if ended.content is not None:
             fields["content"] = ended.content
         fields["format"], fields["part_bytes"] = state.format, state.part_bytes
+        fields["work"] = state.work
         records = ended.records
         fields["part_records"] = None if records is None else storable_records(records)
         if records is not None:
@@ -167,6 +170,11 @@ class OwnWrites:
             fields["chunks"] = ChunkLog(ended.chunks)
         elif fields["chunks"].is_loaded and len(fields["chunks"]) != state.next_sequence:
             fields["chunks"], fields["content"] = ChunkLog.not_loaded(), ended.content or ""
+
+
+def has_parts(fields: Fields) -> bool:
+    """Returns whether a copy has more than the text of the answer."""
+    return shows_parts(fields["format"], fields["part_bytes"], fields["redactions"])
 
 
 def first_with_text(chunks: Iterable[StoredChunk]) -> int | None:

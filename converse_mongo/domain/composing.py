@@ -101,6 +101,7 @@ class Composer:
         ref = PartRef(part.kind)
         self.begun.add(ref)
         ref.has_input = "input" in part.fields
+        ref.is_clients = part.fields.get("executor") == "client"
         fields, values = _checked({**part.fields, "kind": part.kind})
         begin = PartPiece("start", fields=fields, parent=self._parent, marks=ref, values=values)
         pieces: list[AnyPiece] = [begin]

@@ -1,5 +1,6 @@
 """Errors: one root, and a class for each case that a caller can act on."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from bson import ObjectId
@@ -129,6 +130,44 @@ class UnknownFormatError(ConverseError):
         )
         self.message_id = message_id
         self.format = found
+
+
+class MessageQueuedError(ConverseError):
+    """The message is queued: only a worker that takes it from its queue writes to it.
+
+    Attributes:
+        message_id: The message.
+        state: What it waits for, such as ``queued`` or ``waiting``.
+    """
+
+    def __init__(self, message_id: ObjectId, state: str) -> None:
+        super().__init__(
+            f"Message {message_id} is {state}: it has no writer, and gets one from its queue. Run "
+            "a worker for the queue; start a message without a queue to write to it here. Nothing "
+            "was written."
+        )
+        self.message_id = message_id
+        self.state = state
+
+
+class CallNotPendingError(ConverseError):
+    """A tool call does not wait for this answer, such as since somebody else has answered it.
+
+    Attributes:
+        message_id: The message.
+        call_id: The id of the call.
+        pending: The ids of the calls of the message that wait for an answer.
+    """
+
+    def __init__(self, message_id: ObjectId, call_id: str, pending: Mapping[str, str]) -> None:
+        left = ", ".join(f"{name} (its {wanted})" for name, wanted in pending.items()) or "nothing"
+        super().__init__(
+            f"The call {call_id!r} of message {message_id} does not wait for this answer: it was "
+            f"answered before, or never asked. The message waits for: {left}. Nothing was written."
+        )
+        self.message_id = message_id
+        self.call_id = call_id
+        self.pending = dict(pending)
 
 
 class MessageTooLargeError(ConverseError):

@@ -13,6 +13,7 @@ from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.parts import Part, parts_of
 from converse_mongo.domain.types import MessageRole
+from converse_mongo.domain.work import PendingCall, Work, WorkState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class Event:
 def _to_json(value: Any) -> Any:
     if isinstance(value, MessageChunk | Part):
         return value.to_dict()
+    if isinstance(value, PendingCall):
+        return jsonable(value.to_stored())
     if isinstance(value, list):
         return [_to_json(each) for each in value]
     return jsonable(value)
@@ -180,6 +183,79 @@ class MessageUpdated(_StreamEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _WorkChanged(_StreamEvent):
+    """News of a message that was queued for workers; see ``conversation.start_streaming_message``.
+
+    Watchers get the latest state: one that another followed at once may be left out.
+
+    Attributes:
+        attempt: The number of the attempt, from 1 on.
+    """
+
+    attempt: int
+
+    @property
+    def is_usual(self) -> bool:
+        """True if it says only that the first attempt runs."""
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageQueued(_WorkChanged):
+    """A message waits for a worker, for the attempt of this number."""
+
+    type: ClassVar[str] = "message.queued"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageStarted(_WorkChanged):
+    """A worker has begun to write a message, in the attempt of this number.
+
+    It is left out for the first attempt, unless watchers were told that the message was queued.
+    """
+
+    type: ClassVar[str] = "message.started"
+
+    @property
+    def is_usual(self) -> bool:
+        """True if it says only that the first attempt runs."""
+        return self.attempt == 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageSuspended(_WorkChanged):
+    """A message waits for people to answer tool calls, however long that takes.
+
+    Attributes:
+        pending: The calls that wait.
+    """
+
+    type: ClassVar[str] = "message.suspended"
+
+    pending: list[PendingCall] = field(hash=False)
+
+
+WorkEvent: TypeAlias = MessageQueued | MessageStarted | MessageSuspended
+
+
+def work_event(
+    message_id: ObjectId, conversation_id: ObjectId, role: MessageRole, work: Work
+) -> WorkEvent:
+    """Makes the event that says what a queued message waits for."""
+    common: dict[str, Any] = {
+        "conversation_id": conversation_id,
+        "message_id": message_id,
+        "role": role,
+        "attempt": work.attempt,
+    }
+    if work.state is WorkState.RUNNING:
+        return MessageStarted(**common)
+    if work.state is WorkState.WAITING:
+        return MessageSuspended(**common, pending=list(work.pending))
+    return MessageQueued(**common)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _MessageEnded(_StreamEvent):
     """A streaming message ended. No chunk follows."""
 
@@ -214,9 +290,11 @@ class MessageCancelled(_MessageEnded):
 
 
 FinalEvent: TypeAlias = MessageCompleted | MessageFailed | MessageCancelled
-MessageEvent: TypeAlias = ChunkReceived | FinalEvent
+MessageEvent: TypeAlias = ChunkReceived | WorkEvent | FinalEvent
 """The events of ``watch_message``, behind a :class:`MessageSnapshot` if one was asked for."""
-ConversationEvent: TypeAlias = MessageCreated | ChunkReceived | MessageUpdated | FinalEvent
+ConversationEvent: TypeAlias = (
+    MessageCreated | ChunkReceived | MessageUpdated | WorkEvent | FinalEvent
+)
 """The events of ``watch_conversation``."""
 OwnerEvent: TypeAlias = (
     ConversationCreated | ConversationUpdated | ConversationDeleted | MessageCreated | FinalEvent

@@ -22,11 +22,15 @@ from converse_mongo.domain.metadata import aware, restored
 from converse_mongo.domain.part_redaction import Redaction
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import MAX_SECONDS
+from converse_mongo.domain.work import Work
 
 PARTS_FORMAT = 2
 """The format of a message with parts. A message of text alone has none."""
 
-FORMATS: tuple[int | None, ...] = (None, PARTS_FORMAT)
+WORK_FORMAT = 3
+"""The format of a message that was queued for workers, whatever its chunks are."""
+
+FORMATS: tuple[int | None, ...] = (None, PARTS_FORMAT, WORK_FORMAT)
 """The formats of messages that this version writes to."""
 
 
@@ -38,6 +42,19 @@ def check_format(message_id: ObjectId, found: object) -> None:
     """
     if found not in FORMATS:
         raise UnknownFormatError(message_id, found)
+
+
+def shows_parts(known: int | None, part_bytes: int, redactions: object) -> bool:
+    """Returns whether a message has more than the text of the answer.
+
+    Args:
+        known: Its format.
+        part_bytes: Its ``part_bytes``.
+        redactions: What was redacted in it, if anything was.
+    """
+    if known == WORK_FORMAT:
+        return bool(part_bytes or redactions)
+    return known is not None
 
 
 def message_key(
@@ -87,6 +104,7 @@ class MessageHeader:
     part_bytes: int
     redactions: list[Redaction] | None
     sweeps: int | None
+    work: Work | None = None
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "MessageHeader":
@@ -116,6 +134,7 @@ class MessageHeader:
             part_bytes=stored.get("part_bytes", 0),
             redactions=stored.get("redactions"),
             sweeps=stored.get("sweeps"),
+            work=Work.from_stored(stored.get("work")),
         )
 
     @property
@@ -126,7 +145,7 @@ class MessageHeader:
     @property
     def has_parts(self) -> bool:
         """True if its chunks are more than the text of the answer."""
-        return self.format is not None
+        return shows_parts(self.format, self.part_bytes, self.redactions)
 
     @property
     def is_known(self) -> bool:

@@ -40,15 +40,17 @@ class PartRef:
         number: Its number; ``None`` until it is stored.
         closed: True once its writer has ended it.
         has_input: For a tool call, true once its input is complete.
+        is_clients: For a tool call, whether the browser runs the tool; ``None`` if that is unknown.
         void: True once a reset of its writer has voided it.
     """
 
-    __slots__ = ("__weakref__", "closed", "has_input", "kind", "number", "void")
+    __slots__ = ("__weakref__", "closed", "has_input", "is_clients", "kind", "number", "void")
 
     def __init__(self, kind: str | None, number: int | None = None) -> None:
         self.kind = kind
         self.number = number
         self.closed = self.has_input = self.void = False
+        self.is_clients: bool | None = None
 
 
 Numbers: TypeAlias = dict[PartRef, int]

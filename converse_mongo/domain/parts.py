@@ -165,8 +165,10 @@ class ReasoningPart(TextPart):
 class Approval(NamedTuple):
     """The consent to a tool call.
 
+    As an answer, in ``Converse.answer_tool_calls``, it names the call.
+
     Attributes:
-        id: The id of the request.
+        id: The id of the request; in an answer, that of the call.
         approved: The answer; ``None`` until there is one.
         reason: The reason of the answer, or ``None``.
         automatic: True if no person was asked.

@@ -1,6 +1,7 @@
 """Collections of either driver, with their read and write concerns."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from beanie import Document
@@ -85,6 +86,17 @@ async def read_linearizable(collection: Collection, key: Mapping[str, Any]) -> b
             raise
         return False
     return True
+
+
+async def aggregate(
+    collection: Collection, pipeline: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Runs a pipeline and returns all that it finds."""
+    cursor = collection.aggregate(list(pipeline))
+    if inspect.isawaitable(cursor):  # PyMongo's
+        cursor = await cursor
+    found: list[dict[str, Any]] = await cursor.to_list(None)
+    return found
 
 
 def majority_of(collection: Collection) -> Collection:

@@ -23,6 +23,7 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.events import ChunkReceived
 from converse_mongo.domain.headers import MessageHeader, check_format
 from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.open_calls import closed_by, may_change_more, open_calls
 from converse_mongo.domain.part_pieces import (
     AnyPiece,
     is_chunk,
@@ -38,8 +39,9 @@ from converse_mongo.domain.validation import (
     MAX_LIVE_BYTES,
     now,
 )
+from converse_mongo.domain.work import PendingCall
 from converse_mongo.driver.failures import is_too_large
-from converse_mongo.store import updates
+from converse_mongo.store import updates, work_updates
 from converse_mongo.store.collections import Collections, WriteQueue, back_off
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.values import Values, referred_to
@@ -78,6 +80,8 @@ class _Append:
         text_size: The size of all text, in bytes of UTF-8.
         size: The size of the chunks in a document, in bytes.
         part_size: The size of those that are no text of the answer.
+        reads_calls: True if only the log tells which calls wait for people behind it.
+        pending: Those calls, once they are read.
     """
 
     key: Mapping[str, Any]
@@ -91,6 +95,8 @@ class _Append:
     text_size: int = field(init=False)
     size: int = field(init=False)
     part_size: int = field(init=False, default=0)
+    reads_calls: bool = False
+    pending: Sequence[PendingCall] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         texts: Any = self.pieces
@@ -161,6 +167,7 @@ class Appends:
         # An append that may already be stored is looked for first, by a try that cannot match.
         wanted.first = -1 if append_id is not None and again else None
         large = large_values(pieces, wanted.append_id) if has_parts else None
+        wanted.reads_calls = has_parts and queue.has_work and may_change_more(pieces)
         try:
             if large:
                 keep_alive = claim.keep_alive if claim else None
@@ -230,8 +237,10 @@ class Appends:
         if wanted.earliest is None:
             wanted.earliest = wanted.first
         for attempt in count():
+            if wanted.reads_calls and wanted.first >= 0:
+                await self._read_pending(wanted)
             chunks = wanted.number(wanted.first)
-            if await self._try(wanted, chunks):
+            if await self._try(wanted, chunks, has_work=queue.has_work):
                 return chunks
             found = await self._explain_miss(wanted, wanted.earliest)
             if "stored_at" in found:
@@ -248,7 +257,25 @@ class Appends:
                 await back_off(attempt)
         raise AssertionError("unreachable")
 
-    async def _try(self, wanted: "_Append", chunks: Sequence[MessageChunk]) -> bool:
+    async def _read_pending(self, wanted: "_Append") -> None:
+        """Reads which calls wait for people behind an append."""
+        key = wanted.key
+        found = await self._collections.call(
+            self._collections.reader.parts,
+            *(key["_id"], key["conversation_id"]),
+            what=f"read message {key['_id']}",
+        )
+        if found is None or found[0].log_id != key["log_id"] or found[0].status.is_final:
+            return  # the append does not match, and then says why
+        state, log = found
+        wanted.first = log.next_sequence
+        for chunk in wanted.number(wanted.first):
+            log.add(chunk)
+        wanted.pending = open_calls(log, () if state.work is None else state.work.pending)
+
+    async def _try(
+        self, wanted: "_Append", chunks: Sequence[MessageChunk], *, has_work: bool
+    ) -> bool:
         claim, message_id = wanted.claim, wanted.key["_id"]
         match, update = updates.append(
             *(wanted.key, chunks, wanted.append_id, wanted.size, wanted.text_size),
@@ -257,6 +284,8 @@ class Appends:
             has_parts=wanted.has_parts,
             part_size=wanted.part_size,
         )
+        if has_work and wanted.has_parts:
+            work_updates.keep_pending(update, wanted.pending, closed_by(chunks))
         try:  # without a context manager, since this runs for each append
             result = await self._collections.call(
                 self._collections.messages.update_one,

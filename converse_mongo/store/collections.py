@@ -33,6 +33,9 @@ PAGES = "message_chunk_pages"
 VALUES = "message_values"
 """The collection of the values of parts that are too large for a chunk."""
 
+PLACES = "message_places"
+"""The collection of the places of queued messages that have a key."""
+
 _BACKOFF_SECONDS = 0.002
 _BACKOFF_MAX_SECONDS = 0.1
 
@@ -66,6 +69,7 @@ class WriteQueue:
         page_start: The expected sequence of the first chunk that it embeds.
         live_bytes: The expected size of its embedded chunks.
         role: The role of the message.
+        has_work: True if the message was queued for workers.
         sealing: True while its chunks are being moved to a page.
         failed_seals: The number of such moves in a row without effect.
         next_seal: The time of the next try, by the clock of this process.
@@ -74,6 +78,7 @@ class WriteQueue:
     __slots__ = (
         "__weakref__",
         "failed_seals",
+        "has_work",
         "live_bytes",
         "lock",
         "next_seal",
@@ -92,6 +97,7 @@ class WriteQueue:
         self.page_start = 0
         self.live_bytes = 0
         self.role: MessageRole | None = None
+        self.has_work = False
         self.sealing = False
         self.failed_seals = 0
         self.next_seal = 0.0
@@ -116,6 +122,7 @@ class Collections:
         conversations: The conversations.
         pages: The chunks that long messages no longer embed.
         values: The values of parts that are too large for a chunk.
+        places: The places of queued messages that have a key.
         committed: The messages as watchers see them: without what a failover may roll back.
         handlers: The handlers of events.
         options: The options of the facade.
@@ -132,6 +139,7 @@ class Collections:
     conversations: Collection
     pages: Collection = None
     values: Collection = None
+    places: Collection = None
     committed: Collection = None
     handlers: Handlers = field(default_factory=Handlers)
     options: Options = field(default_factory=Options)
@@ -150,6 +158,8 @@ class Collections:
             self.pages = collections.sibling(self.messages, PAGES)
         if self.values is None:
             self.values = collections.sibling(self.messages, VALUES)
+        if self.places is None:
+            self.places = collections.sibling(self.messages, PLACES)
         if self.committed is None:
             self.committed = self.messages
         self.reader = Reader(self.messages, self.conversations, self.pages)
@@ -166,6 +176,14 @@ class Collections:
         if queue is None:
             queue = self.queues[key] = WriteQueue()
         return queue
+
+    async def after_commit(self, action: "Callable[[Collections], Awaitable[None]]") -> None:
+        """Does something to what is stored: at once, and in a transaction after its commit.
+
+        Args:
+            action: Gets the collections to do it with.
+        """
+        await action(self)
 
     def check_keys(self, *mappings: Mapping[str, Any]) -> None:
         """Refuses keys that no path can name if the database is a mock.

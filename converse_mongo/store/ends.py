@@ -26,6 +26,7 @@ from converse_mongo.store import updates
 from converse_mongo.store.appends import refuse_overtaken
 from converse_mongo.store.collections import Collections, WriteQueue, back_off, name_too_large
 from converse_mongo.store.pages import Pages
+from converse_mongo.store.places import Places
 from converse_mongo.store.sweeps import Sweeps
 from converse_mongo.store.updates import End
 
@@ -63,10 +64,13 @@ class Known(NamedTuple):
 class Ends:
     """Ends messages."""
 
-    def __init__(self, collections: Collections, pages: Pages, sweeps: Sweeps) -> None:
+    def __init__(
+        self, collections: Collections, pages: Pages, sweeps: Sweeps, places: Places
+    ) -> None:
         self._collections = collections
         self._pages = pages
         self._sweeps = sweeps
+        self._places = places
 
     async def end(
         self,
@@ -202,6 +206,7 @@ class Ends:
                 state.message_id,
             )
         state = replace(state, metadata=with_chunk_count(state.metadata, state.next_sequence))
+        await self._places.release_of(state.key, state.work)
         await self._collections.handlers.publish(state.ended())
         return EndedMessage(state, content, chunks, records)
 

@@ -34,6 +34,7 @@ SUPERSEDED_INDEXES = {
         *[("_id", 1), ("revision", 1), ("position", 1)],
     ],
     "streaming": [("status", 1)],
+    "streaming_by_id": [("status", 1), ("_id", 1)],
     "compact_at": [("compact_at", 1)],
 }
 """Name to key of the indexes of earlier versions. A changed index gets a new name and a new key:

@@ -12,7 +12,6 @@ import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
 from bson import ObjectId
@@ -22,13 +21,16 @@ from converse_mongo.domain.errors import (
     ConverseError,
     MessageNotFoundError,
     MessageNotStreamingError,
+    MessageQueuedError,
     WriterExistsError,
 )
 from converse_mongo.domain.headers import HEADER, MessageHeader, check_format
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageStatus
-from converse_mongo.store import updates
+from converse_mongo.domain.work import Work, WorkState
+from converse_mongo.store import updates, work_updates
 from converse_mongo.store.appends import fenced, replaced
+from converse_mongo.store.clock import ServerClock
 from converse_mongo.store.collections import Collections
 from converse_mongo.store.ends import Ends
 from converse_mongo.store.updates import End
@@ -40,9 +42,6 @@ LOOKS_APART = 3
 """The two looks are this fraction of a lease apart: a writer sends as many heartbeats."""
 LOOKS_KEPT = 10_000
 """The most first looks to remember; further orphans are ended later."""
-
-_CLOCK_SECONDS = 30.0
-"""The time for which the server's clock is estimated instead of read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class Leases:
     def __init__(self, collections: Collections, ends: Ends) -> None:
         self._collections = collections
         self._ends = ends
-        self._clock: tuple[datetime, float] | None = None
+        self.clock = ServerClock(collections)
         self._looks: dict[ObjectId, _Look] = {}
 
     # Writers
@@ -86,6 +85,7 @@ class Leases:
 
         Raises:
             WriterExistsError: The message has or had a writer.
+            MessageQueuedError: It is queued: only a worker takes it.
             WriterFencedError: Another writer took over meanwhile.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: The message does not exist.
@@ -111,6 +111,7 @@ class Leases:
 
         Raises:
             WriterFencedError: Yet another writer took over meanwhile.
+            MessageQueuedError: It is queued: only a worker takes it.
             MessageNotStreamingError: The message has ended.
             MessageNotFoundError: The message does not exist.
             UnknownFormatError: A later version wrote to the message.
@@ -146,12 +147,17 @@ class Leases:
     async def release(self, key: Mapping[str, Any], lease: Lease) -> None:
         """Releases a message, which becomes an orphan after the ``idle_timeout``.
 
+        One from a queue goes back to it.
+
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        await self._change(
-            key, updates.release_lease(key, lease, self._collections.options.idle_timeout)
-        )
+        idle_timeout = self._collections.options.idle_timeout
+        if not await self._change(key, updates.release_lease(key, lease, idle_timeout)):
+            state = await self._look(key)
+            if state.work is not None:
+                change = work_updates.hand_over(key, lease)
+                await self._change(key, work_updates.told(change, state.work.queue))
 
     async def _change(
         self, key: Mapping[str, Any], change: tuple[updates.Document, updates.Document]
@@ -197,6 +203,9 @@ class Leases:
         if state.status.is_final:
             raise MessageNotStreamingError(state.message_id, state.status)
         check_format(state.message_id, state.format)
+        work = state.work
+        if work is not None and work.state not in (None, WorkState.RUNNING):
+            raise MessageQueuedError(state.message_id, work.state)
 
     # Stops
 
@@ -218,15 +227,24 @@ class Leases:
         """
         if "conversation_id" not in key:
             key = (await self._look(key)).key
-        await self._change(key, updates.request_stop(key, reason))
-        state = await self._look(key)
-        if state.status.is_final:
-            return state
-        check_format(state.message_id, state.format)
-        if state.lease.holder is None:
-            # Appends by hand are not notified, and may continue.
-            return await self._settle(state, updates.same_writer(state.lease)) or state
-        return await self.settle_if_expired(state)
+        while True:
+            await self._change(key, updates.request_stop(key, reason))
+            state = await self._look(key)
+            if state.status.is_final:
+                return state
+            check_format(state.message_id, state.format)
+            if state.lease.holder is None:
+                # Appends by hand are not notified, and may continue until then.
+                end = End(MessageStatus.CANCELLED, {}, stop_reason=reason)
+                if state.stop_requested:
+                    end = End(MessageStatus.CANCELLED, {})
+                unheld = updates.unheld(stopped=state.stop_requested)
+                ended = await self._ends.settle(state, end, unheld)
+                if ended is None or ended.status.is_final:
+                    return ended or state
+            elif state.stop_requested:
+                return await self.settle_if_expired(state)
+            # A worker or a writer came, or left, in between.
 
     # Orphans
 
@@ -258,8 +276,8 @@ class Leases:
                 what="start the leases of messages",
             )
         met = limited.keys() - unmet
-        if met and self._guess_clock() is None:
-            await self._read_clock()
+        if met and self.clock.latest() is None:
+            await self.clock.read()
         return [
             key
             for key in met
@@ -269,7 +287,7 @@ class Leases:
     async def settle_orphan(
         self, message_id: ObjectId, conversation_id: ObjectId
     ) -> MessageHeader | None:
-        """Ends a message if its lease has expired; returns it as it is then, if it exists.
+        """Does :meth:`settle_if_expired` for a message; returns it as it is then, if it exists.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
@@ -287,6 +305,8 @@ class Leases:
         self, state: MessageHeader, *, complete_partial: bool = False
     ) -> MessageHeader:
         """Ends the message of ``state`` if its lease has expired; returns it as it is then.
+
+        One from a queue goes back to it, while it has attempts left.
 
         Not at the first look: :meth:`next_look` then returns when the second is due.
 
@@ -351,32 +371,43 @@ class Leases:
         return False
 
     async def _settle(
-        self,
-        state: MessageHeader,
-        condition: Mapping[str, Any] | None = None,
-        *,
-        complete_partial: bool = False,
+        self, state: MessageHeader, *, complete_partial: bool = False
     ) -> MessageHeader | None:
+        """Ends an orphan, or gives it back to its queue; returns it as it is then, if it exists."""
+        work, lost = state.work, End(MessageStatus.FAILED, {}, INTERRUPTED)
         if state.stop_requested:
-            end = End(MessageStatus.CANCELLED, {})
-        elif complete_partial and state.next_sequence:
-            end = End(MessageStatus.COMPLETED, {"partial": True})
-        else:
-            end = End(MessageStatus.FAILED, {}, INTERRUPTED)
-        if condition is None:
-            condition = updates.unchanged_lease(state.lease)
-        return await self._ends.settle(state, end, condition)
+            lost = End(MessageStatus.CANCELLED, {})
+        elif work is not None and work.state is WorkState.RUNNING:
+            if not work.is_last_attempt:
+                return await self._requeue(state, work)
+            attempts = f"{INTERRUPTED} in attempt {work.attempt} of {work.max_attempts}"
+            lost = End(MessageStatus.FAILED, {}, attempts, is_crash=True)
+        if complete_partial and state.next_sequence and lost.status is MessageStatus.FAILED:
+            lost = End(MessageStatus.COMPLETED, {"partial": True}, is_crash=lost.is_crash)
+        condition = updates.unchanged_lease(state.lease)
+        if not state.stop_requested:
+            condition["stop_requested_at"] = None
+        return await self._ends.settle(state, lost, condition)
+
+    async def _requeue(self, state: MessageHeader, work: Work) -> MessageHeader | None:
+        change = work_updates.told(work_updates.recover(state.key, state.lease), work.queue)
+        await self._change(state.key, change)
+        return await self._collections.call(
+            self._collections.reader.state,
+            *(state.message_id, state.conversation_id),
+            what=f"read message {state.message_id}",
+        )
 
     def _may_have_expired(self, lease: Lease) -> bool:
         """Returns whether the server's clock should be read."""
         if lease.renewed_at is None or lease.duration is None:
             return False
-        guess = self._guess_clock()
+        guess = self.clock.latest()
         return guess is None or lease.has_expired(guess)
 
     def seconds_left(self, leases: Iterable[Lease]) -> float | None:
         """Returns the time until the first of these leases expires, if it can be estimated."""
-        guess = self._guess_clock()
+        guess = self.clock.latest()
         left = [
             lease.duration - (guess - lease.renewed_at).total_seconds()
             for lease in leases
@@ -384,20 +415,5 @@ class Leases:
         ]
         return min(left, default=None)
 
-    def _guess_clock(self) -> datetime | None:
-        """Estimates the latest time of the server's clock, if it was read recently."""
-        if self._clock is None:
-            return None
-        seen, when = self._clock
-        elapsed = time.monotonic() - when
-        return seen + timedelta(seconds=elapsed + 1) if elapsed <= _CLOCK_SECONDS else None
-
     async def _has_expired(self, lease: Lease) -> bool:
-        return self._may_have_expired(lease) and lease.has_expired(await self._read_clock())
-
-    async def _read_clock(self) -> datetime:
-        seen = await self._collections.call(
-            self._collections.reader.server_time, what="read the server's clock"
-        )
-        self._clock = seen, time.monotonic()
-        return seen
+        return self._may_have_expired(lease) and lease.has_expired(await self.clock.read())

@@ -1,7 +1,8 @@
-"""Writer notices: hints for the running writers of this process. No MongoDB here."""
+"""Notices: hints for the running writers and workers of this process. No MongoDB here."""
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias
 
 from bson import ObjectId
 
@@ -61,3 +62,78 @@ class WriterNotices:
         for message_id, own in list(self.messages.items()):
             if own == conversation_id:
                 self.tell(message_id)
+
+
+class QueueListener(Protocol):
+    """A worker that hears of messages."""
+
+    def opened(
+        self, message_id: ObjectId, due: datetime | None, stored: Mapping[str, Any] | None
+    ) -> None:
+        """Hears that a message waits for a worker.
+
+        Args:
+            message_id: The message.
+            due: When it can be claimed; ``None`` for at once.
+            stored: Its header as it is stored, if the hint has it.
+        """
+
+    def gone(self, message_id: ObjectId) -> None:
+        """Hears that a message has a worker, or has ended."""
+
+    def look(self) -> None:
+        """Hears that there may be messages that no hint told of."""
+
+
+class Openings:
+    """Passes hints about messages that wait for a worker to the workers of their queues.
+
+    A hint carries no truth: a worker claims the message, or does not get it.
+    """
+
+    def __init__(self) -> None:
+        self.on_listen: Callable[[], None] | None = None
+        """Called after a listener was added."""
+        self.on_leave: Callable[[], None] | None = None
+        """Called after a listener was removed."""
+        self._listeners: list[tuple[frozenset[str], QueueListener]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._listeners)
+
+    def listen(self, queues: Collection[str], listener: QueueListener) -> Callable[[], None]:
+        """Tells a listener of messages in some queues, until the returned function is called."""
+        entry = frozenset(queues), listener
+        self._listeners.append(entry)
+        if self.on_listen is not None:
+            self.on_listen()
+
+        def stop() -> None:
+            if entry in self._listeners:
+                self._listeners.remove(entry)
+                if self.on_leave is not None:
+                    self.on_leave()
+
+        return stop
+
+    def tell(
+        self,
+        queue: str,
+        message_id: ObjectId,
+        due: datetime | None,
+        stored: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Tells that a message waits for a worker; see :class:`QueueListener`."""
+        for queues, listener in list(self._listeners):
+            if queue in queues:
+                listener.opened(message_id, due, stored)
+
+    def tell_gone(self, message_id: ObjectId) -> None:
+        """Tells that a message has a worker, or has ended."""
+        for _, listener in list(self._listeners):
+            listener.gone(message_id)
+
+    def tell_all(self) -> None:
+        """Tells that there may be messages that no hint told of."""
+        for _, listener in list(self._listeners):
+            listener.look()

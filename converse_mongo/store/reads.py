@@ -15,6 +15,7 @@ from converse_mongo.domain.headers import HEADER, MessageHeader, MessageRow
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import EPOCH
+from converse_mongo.domain.work import Work
 from converse_mongo.driver import collections, servers
 from converse_mongo.driver.servers import Mark
 from converse_mongo.store.message_reads import MessageReader
@@ -26,7 +27,7 @@ T = TypeVar("T")
 IDS_PER_QUERY = 1000
 STATES_PER_READ = 500
 
-COUNTERS = dict.fromkeys(("status", "next_sequence", "lease", "stop_requested_at"), 1)
+COUNTERS = dict.fromkeys(("status", "next_sequence", "lease", "stop_requested_at", "work"), 1)
 """The projection of all that a :class:`Counters` holds."""
 
 SAVE = {"conversation_id": 1, "save_mark": 1, "revision": 1, "position": 1, "role": 1}
@@ -35,12 +36,13 @@ SAVE = {"conversation_id": 1, "save_mark": 1, "revision": 1, "position": 1, "rol
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The progress of a message, its lease, and whether a stop was requested."""
+    """The progress of a message, its lease, its work, and whether a stop was requested."""
 
     next_sequence: int
     ended: bool
     lease: Lease
     stop_requested: bool
+    work: Work | None = None
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> "Counters":
@@ -50,7 +52,17 @@ class Counters:
             stored["status"] != MessageStatus.STREAMING.value,
             Lease.from_stored(stored.get("lease")),
             stored.get("stop_requested_at") is not None,
+            Work.from_stored(stored.get("work")),
         )
+
+
+class Streaming(NamedTuple):
+    """A streaming message of a conversation, whose role and work are as stored."""
+
+    message_id: ObjectId
+    next_sequence: int
+    role: str
+    work: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +137,17 @@ class Reader(MessageReader):
                     found[stored["_id"]] = Counters(0, True, Lease(), False)
         return found
 
-    async def streaming_anywhere(self, after: Place | None) -> Found:
-        """Lists some messages that are streaming, in the order of their ids."""
+    async def leased_anywhere(self, after: Place | None) -> Found:
+        """Lists some streaming messages that may become orphans, in the order of their ids.
+
+        Those that wait in a queue, or for people, have no lease.
+        """
         behind = {} if after is None else {"_id": {"$gt": after.message_id}}
-        match = {"status": MessageStatus.STREAMING.value, **behind}
+        match = {
+            "status": MessageStatus.STREAMING.value,
+            "lease.duration": {"$gte": 0},
+            **behind,
+        }
         return await self._states(match, [("_id", 1)])
 
     async def to_compact(self, after: Place | None, moment: datetime) -> Found:
@@ -221,19 +240,19 @@ class Reader(MessageReader):
                 found[stored["_id"]] = stored.get("next_position", 0)
         return found
 
-    async def streaming(
-        self, conversation_id: ObjectId, before: int
-    ) -> dict[int, tuple[ObjectId, int, str]]:
-        """Maps the positions of streaming messages to their id, next sequence and stored role."""
+    async def streaming(self, conversation_id: ObjectId, before: int) -> dict[int, Streaming]:
+        """Returns the streaming messages by their positions."""
         match = {
             "conversation_id": conversation_id,
             "status": MessageStatus.STREAMING.value,
             "position": {"$lt": before},
         }
-        cursor = self.messages.find(match, {"next_sequence": 1, "position": 1, "role": 1})
+        names = ("next_sequence", "position", "role", "work")
         return {
-            each["position"]: (each["_id"], each["next_sequence"], each["role"])
-            async for each in cursor
+            each["position"]: Streaming(
+                *(each["_id"], each["next_sequence"], each["role"]), each.get("work")
+            )
+            async for each in self.messages.find(match, dict.fromkeys(names, 1))
         }
 
     async def rows(

@@ -57,7 +57,7 @@ class Recovery:
         seen: dict[ObjectId, float] | None = None
         for further in reversed(range(ROUNDS)):
             waiting: dict[ObjectId, float] = {}
-            async for state in self._each(self._collections.reader.streaming_anywhere):
+            async for state in self._each(self._collections.reader.leased_anywhere):
                 if seen is not None and state.message_id not in seen:
                     continue
                 try:

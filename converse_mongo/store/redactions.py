@@ -199,7 +199,7 @@ def _left(
     """Returns the fields that change with a redaction, and the names of those that go."""
     records, text = storable_records(log.records()), log.text()
     size, removed = utf8_size(text), []
-    kept: Document = {"format": PARTS_FORMAT}
+    kept: Document = {"format": state.format or PARTS_FORMAT}
     if state.compacted:
         redactions = [*(state.redactions or ()), redacted]
         merged = updates.merged_log(stored["chunks"], redactions)

@@ -7,12 +7,15 @@ from typing import Protocol
 from converse_mongo.domain.errors import ConverseClosedError, ConverseError
 from converse_mongo.store.answers import Answers
 from converse_mongo.store.appends import Appends
+from converse_mongo.store.calls import Calls
 from converse_mongo.store.collections import Collections
 from converse_mongo.store.ends import Ends
 from converse_mongo.store.leases import Leases
-from converse_mongo.store.notices import WriterNotices
+from converse_mongo.store.notices import Openings, WriterNotices
 from converse_mongo.store.pages import Pages
+from converse_mongo.store.places import Places
 from converse_mongo.store.positions import Positions
+from converse_mongo.store.queues import Queues
 from converse_mongo.store.recovery import Recovery
 from converse_mongo.store.redactions import Redactions
 from converse_mongo.store.saves import Saves
@@ -39,11 +42,15 @@ class Store(Collections):
     Attributes:
         answers: Lists answers that are being written, and gives turns to begin one.
         appends: Appends chunks to streaming messages.
+        calls: Answers tool calls that wait for people.
         ends: Ends streaming messages.
         large_values: Stores values of parts that are too large for a chunk.
         leases: Gives the right to write to a message, and ends messages whose writer died.
         notices: Notifies running writers.
+        openings: Notifies workers.
         paging: Moves chunks out of long messages, and merges those of ended messages.
+        jobs: Gives queued messages to workers, and takes them back.
+        key_places: Gives queued messages the places of their keys.
         positions: Adds conversations and messages.
         recovery: Ends orphans, and merges chunks that are due.
         redactions: Removes the content of parts.
@@ -55,13 +62,17 @@ class Store(Collections):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.notices = WriterNotices()
+        self.openings = Openings()
         self.writers: set[RunningWriter] = set()
         self.large_values = Values(self)
         self.paging = Pages(self, self.large_values)
         self.appends = Appends(self, self.paging, self.large_values)
         self.sweeps = Sweeps(self, self.paging, self.large_values)
-        self.ends = Ends(self, self.paging, self.sweeps)
+        self.key_places = Places(self)
+        self.ends = Ends(self, self.paging, self.sweeps, self.key_places)
         self.leases = Leases(self, self.ends)
+        self.jobs = Queues(self, self.key_places, self.leases.clock)
+        self.calls = Calls(self, self.paging, self.large_values, self.leases.clock)
         self.answers = Answers(self, self.leases)
         self.positions = Positions(self)
         self.recovery = Recovery(self, self.leases, self.paging, self.sweeps)

@@ -16,6 +16,7 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.events import Event
 from converse_mongo.driver import closing, deadlines, failures, retry, servers, sessions
+from converse_mongo.store.collections import Collections
 from converse_mongo.store.handlers import Handlers
 from converse_mongo.store.store import Store
 
@@ -97,6 +98,8 @@ class Transaction:
             self._left.set()
             await _quietly(self._session.end_session)
         if exc is None and isinstance(store, _SessionStore):
+            for action in store.actions:
+                await action(self.parent)
             for event in store.events:
                 await self.parent.handlers.publish(event)
 
@@ -133,21 +136,29 @@ class _SessionStore(Store):
     """A store whose calls belong to a session, one after the other, and are not retried."""
 
     def __init__(self, parent: Store, session: Any) -> None:
-        messages, conversations, pages, values = (
+        messages, conversations, pages, values, places = (
             sessions.SessionCollection(each, session)
-            for each in (parent.messages, parent.conversations, parent.pages, parent.values)
+            for each in (
+                *(parent.messages, parent.conversations),
+                *(parent.pages, parent.values, parent.places),
+            )
         )
         self.events: list[Event] = []
+        self.actions: list[Callable[[Collections], Awaitable[None]]] = []
         super().__init__(
             messages,
             conversations,
             pages=pages,
             values=values,
+            places=places,
             handlers=_LaterHandlers(parent.handlers, self.events),
             options=parent.options,
         )
         self.session = session
         self._turn = asyncio.Lock()
+
+    async def after_commit(self, action: Callable[[Collections], Awaitable[None]]) -> None:
+        self.actions.append(action)
 
     async def call(
         self,

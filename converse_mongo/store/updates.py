@@ -45,7 +45,8 @@ def known(key: Mapping[str, Any]) -> Document:
     return {**key, "format": {"$in": list(FORMATS)}}
 
 
-def _streaming(key: Mapping[str, Any]) -> Document:
+def streaming(key: Mapping[str, Any]) -> Document:
+    """Matches the message while it streams."""
     return {**known(key), "status": MessageStatus.STREAMING.value}
 
 
@@ -58,12 +59,14 @@ class End:
         metadata: Merged into that of the message, key by key.
         error: The reason of a failure.
         stop_reason: The reason of a stop.
+        is_crash: True if it is since the worker of a queued message died.
     """
 
     status: MessageStatus
     metadata: Mapping[str, Any]
     error: str | None = None
     stop_reason: str | None = None
+    is_crash: bool = False
 
 
 # Appends
@@ -100,7 +103,7 @@ def append(
     """
     stored = [chunk.to_stored() for chunk in chunks]
     stored[0]["append_id"] = append_id
-    match = _streaming(key) | {
+    match = streaming(key) | {
         "next_sequence": chunks[0].sequence,
         "chunk_bytes": {"$not": {"$gt": MAX_LIVE_BYTES - size}},
     }
@@ -118,7 +121,7 @@ def append(
         "$currentDate": _HEARTBEAT,
     }
     if has_parts:
-        update["$set"] = {"format": PARTS_FORMAT}
+        update["$max"] = {"format": PARTS_FORMAT}  # that of a queued message is higher
         update["$inc"]["part_bytes"] = part_size
         _note_redactions(update, chunks)
     return match, update
@@ -134,7 +137,7 @@ def _note_redactions(update: Document, chunks: Sequence[MessageChunk]) -> None:
     if noted:
         update["$push"]["redactions"] = {"$each": noted}
         update["$inc"]["sweeps"] = 1
-        update["$set"]["compact_at"] = chunks[0].created_at
+        update["$set"] = {"compact_at": chunks[0].created_at}
 
 
 def find_append(append_id: ObjectId) -> Document:
@@ -237,6 +240,11 @@ def held_by(lease: Lease) -> Document:
     return {"lease.epoch": lease.epoch, "lease.holder": lease.holder}
 
 
+def unheld(*, stopped: bool) -> Document:
+    """Matches a message without a writer, of which a stop was requested or was not."""
+    return {"lease.holder": None, "stop_requested_at": {"$ne": None} if stopped else None}
+
+
 def _hold(holder: ObjectId, duration: float) -> Document:
     return {"lease.holder": holder, "lease.duration": duration}
 
@@ -246,7 +254,7 @@ def acquire_lease(
 ) -> tuple[Document, Document]:
     """Makes ``holder`` the first writer of the message."""
     return (
-        _streaming(key) | {"lease.epoch": {"$in": [0, None]}},
+        streaming(key) | {"lease.epoch": {"$in": [0, None]}, "work.state": None},
         {
             # The last field notifies the writer of a deleted message that had this id.
             "$set": {**_hold(holder, duration), "lease.epoch": 1, "taken_over_by": holder},
@@ -260,7 +268,7 @@ def take_over(
 ) -> tuple[Document, Document]:
     """Makes ``holder`` the next writer: no append of an earlier epoch matches any more."""
     return (
-        _streaming(key) | same_writer(seen),
+        streaming(key) | same_writer(seen) | {"work.state": {"$in": [None, "running"]}},
         {
             "$set": {
                 **_hold(holder, duration),
@@ -279,7 +287,7 @@ def renew_lease(key: Mapping[str, Any], lease: Lease) -> tuple[Document, Documen
     It matches only while there is no news for the writer.
     """
     return (
-        _streaming(key) | held_by(lease) | {"stop_requested_at": None},
+        streaming(key) | held_by(lease) | {"stop_requested_at": None},
         {"$currentDate": _HEARTBEAT},
     )
 
@@ -287,9 +295,9 @@ def renew_lease(key: Mapping[str, Any], lease: Lease) -> tuple[Document, Documen
 def release_lease(
     key: Mapping[str, Any], lease: Lease, duration: float | None
 ) -> tuple[Document, Document]:
-    """Releases a message for another writer."""
+    """Releases a message for another writer, unless it has a queue to go back to."""
     return (
-        _streaming(key) | held_by(lease),
+        streaming(key) | held_by(lease) | {"work.state": None},
         {
             "$set": {"lease.duration": duration, "lease.holder": None},
             "$currentDate": _HEARTBEAT,
@@ -303,15 +311,18 @@ def start_lease(key: Mapping[str, Any]) -> tuple[Document, Document]:
     An insert cannot set the server's time; the first process that reads the message does.
     """
     return (
-        _streaming(key) | {"lease.renewed_at": None, "lease.duration": {"$ne": None}},
+        streaming(key) | {"lease.renewed_at": None, "lease.duration": {"$ne": None}},
         {"$currentDate": _HEARTBEAT},
     )
 
 
 def request_stop(key: Mapping[str, Any], reason: str | None) -> tuple[Document, Document]:
-    """Requests a stop of a message; the first request sets the reason."""
+    """Requests a stop of a message that has a writer; the first request sets the reason.
+
+    One without a writer ends at once instead: see :func:`unheld`.
+    """
     return (
-        _streaming(key) | {"stop_requested_at": None},
+        streaming(key) | {"stop_requested_at": None, "lease.holder": {"$ne": None}},
         {"$set": {"stop_reason": reason}, "$currentDate": {"stop_requested_at": True}},
     )
 
@@ -362,6 +373,10 @@ def forget_stop(conversation_id: ObjectId, message_id: ObjectId) -> tuple[Docume
 
 # Ends
 
+_OF_NO_END = tuple(f"work.{name}" for name in ("state", "ticket", "due", "available_at", "pending"))
+"""The fields of a queued message that ask something of others. Where there are none, an end writes
+none."""
+
 
 def end(
     key: Mapping[str, Any],
@@ -395,16 +410,21 @@ def end(
         fields["stop_reason"] = end.stop_reason
     if retention is not None:
         fields["compact_at"] = completed_at + timedelta(seconds=retention)
-    match = _streaming(key) | dict(condition or {})
+    match = streaming(key) | dict(condition or {})
     if not all(map(is_addressable, end.metadata)):
         stage = {path: {"$literal": value} for path, value in fields.items()}
         stage["metadata"] = _merge("metadata", end.metadata)
         if fence:
             stage["lease.epoch"] = {"$add": [{"$ifNull": ["$lease.epoch", 0]}, 1]}
-        return match, [{"$set": stage}]
-    update: Document = {"$set": fields | _under("metadata", end.metadata)}
+        return match, [{"$set": stage}, {"$unset": list(_OF_NO_END)}]
+    update: Document = {
+        "$set": fields | _under("metadata", end.metadata),
+        "$unset": dict.fromkeys(_OF_NO_END, ""),
+    }
     if fence:
         update["$inc"] = {"lease.epoch": 1}
+        if end.is_crash:
+            update["$inc"]["work.crashes"] = 1
     return match, update
 
 

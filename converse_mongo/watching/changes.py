@@ -6,13 +6,16 @@ may be late, repeated or missing. It tells where to read, and carries chunks to 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeAlias
 
 from bson import ObjectId, Timestamp
 
 from converse_mongo.domain.chunks import StoredChunk
 from converse_mongo.domain.headers import HEADER
+from converse_mongo.domain.metadata import aware
 from converse_mongo.domain.owners import OwnerKey, owner_key
+from converse_mongo.domain.work import WorkState
 
 _UPDATED = "updateDescription.updatedFields"
 
@@ -95,15 +98,36 @@ def writers_pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
         messages: The name of the collection of messages.
         conversations: The name of the collection of conversations.
     """
+    return [{"$match": {"$or": _for_writers(messages, conversations)}}, *SHORTENED]
+
+
+def _for_writers(messages: str, conversations: str) -> list[dict[str, Any]]:
     news = [
         {f"{_UPDATED}.{name}": {"$exists": True}}
         for name in ("status", "stop_requested_at", "taken_over_by")
     ]
-    wanted = [
+    return [
         {"ns.coll": messages, "operationType": "update", "$or": news},
         {"ns.coll": messages, "operationType": "delete"},
         {"ns.coll": conversations, "operationType": "delete"},
     ]
+
+
+def workers_pipeline(messages: str, conversations: str) -> list[dict[str, Any]]:
+    """The pipeline for a process with workers: what writers need, and what waits for a worker.
+
+    Args:
+        messages: The name of the collection of messages.
+        conversations: The name of the collection of conversations.
+    """
+    queued = [
+        {
+            "ns.coll": messages,
+            "fullDocument.work.state": {"$in": [WorkState.QUEUED.value, WorkState.DELAYED.value]},
+        },
+        {"ns.coll": messages, f"{_UPDATED}.queued": {"$exists": True}},
+    ]
+    wanted = [*_for_writers(messages, conversations), *queued]
     return [{"$match": {"$or": wanted}}, *SHORTENED]
 
 
@@ -134,6 +158,9 @@ class Updated:
         conversation_id: The conversation, if fields of the message were saved, else ``None``.
         revision: The number of saves, if fields were saved.
         role: The role of the message, as stored, if fields were saved by a version that stores it.
+        queue: The queue in which the message waits for a worker since the change, else ``None``.
+        due: When a worker can claim it; ``None`` for at once.
+        work: The fields of ``work`` that changed, by name.
         time: The time of the change by the server's clock.
     """
 
@@ -146,6 +173,9 @@ class Updated:
     conversation_id: ObjectId | None = None
     revision: int = 0
     role: str | None = None
+    queue: str | None = None
+    due: datetime | None = None
+    work: Mapping[str, Any] | None = None
     time: Timestamp | None = None
 
 
@@ -223,13 +253,16 @@ def _decode_update(
     message_id: ObjectId, fields: Mapping[str, Any], time: Timestamp | None
 ) -> Updated:
     chunks: list[StoredChunk] = []
+    work: dict[str, Any] = {}
     for path, value in fields.items():
         # A push arrives as "chunks.7". For an empty array, some servers send the whole array.
         if path == "chunks":
             chunks.extend(value or ())
         elif path.startswith("chunks.") and path[7:].isdigit():
             chunks.append(value)
-    save = fields.get("last_save")
+        elif path.startswith("work."):
+            work[path[5:]] = value
+    save, queued = fields.get("last_save"), fields.get("queued")
     return Updated(
         message_id,
         chunks,
@@ -240,5 +273,8 @@ def _decode_update(
         conversation_id=save["conversation_id"] if save else None,
         revision=fields.get("revision", 0),
         role=save.get("role") if save else None,
+        queue=queued["queue"] if queued else None,
+        due=aware(queued["at"]) if queued and queued.get("at") else None,
+        work=work or None,
         time=time,
     )

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from bson import ObjectId
@@ -19,6 +20,7 @@ from converse_mongo.domain.errors import (
     WatchError,
 )
 from converse_mongo.domain.types import WatchMode
+from converse_mongo.domain.work import Work, WorkState
 from converse_mongo.driver.change_streams import Change, ChangeStream
 from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.driver.deadlines import bounded
@@ -56,11 +58,12 @@ T = TypeVar("T", bound=AnyTopic)
 
 
 class Demand(IntEnum):
-    """The parts that need a change stream. Watchers need all that writers need, and more."""
+    """The parts that need a change stream. Each needs all that the one before needs, and more."""
 
     NOBODY = 0
     WRITERS = 1
-    WATCHERS = 2
+    WORKERS = 2
+    WATCHERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,9 @@ class WatchStatistics:
     checks: int
 
 
+NO_STREAMS: Mapping[Demand, Callable[[], Awaitable[ChangeStream]]] = MappingProxyType({})
+
+
 class Hub:
     """Feeds the topics of one pair of collections.
 
@@ -100,7 +106,7 @@ class Hub:
         store: The store that the running writers use.
         poll_interval: Seconds between two comparisons without a change stream.
         check_interval: Seconds between two comparisons while a change stream is open.
-        open_writers_stream: Opens a change stream of stops, ends and take-overs only.
+        narrow_streams: Open change streams of less than watchers need.
         sharded: Whether the server is a ``mongos``.
     """
 
@@ -112,7 +118,7 @@ class Hub:
         *,
         poll_interval: float,
         check_interval: float,
-        open_writers_stream: Callable[[], Awaitable[ChangeStream]] | None = None,
+        narrow_streams: Mapping[Demand, Callable[[], Awaitable[ChangeStream]]] = NO_STREAMS,
         sharded: bool = False,
     ) -> None:
         self._registry = TopicRegistry(reader)
@@ -122,13 +128,15 @@ class Hub:
         self._conversations = reader.conversations.name
         self._notices = store.notices
         self._open_stream = open_stream
-        self._open_writers_stream = open_writers_stream
+        self._narrow_streams = narrow_streams
         self._poll_interval = poll_interval
         self._check_interval = check_interval
         self._pace = Pace(poll_interval, check_interval, sharded=sharded)
         self._tasks: list[asyncio.Task[None]] = []
-        self._notices.on_listen = self._ensure_running
-        self._notices.on_leave = self._note_leaving
+        self._openings = store.openings
+        for listened in (self._notices, self._openings):
+            listened.on_listen = self._ensure_running
+            listened.on_leave = self._note_leaving
         self._needed = asyncio.Event()
         self._demand_changed = asyncio.Event()
         self._soon: asyncio.TimerHandle | None = None
@@ -188,6 +196,8 @@ class Hub:
     def _demand(self) -> Demand:
         if self._registry.any():
             return Demand.WATCHERS
+        if self._openings:
+            return Demand.WORKERS
         return Demand.WRITERS if self._notices.messages else Demand.NOBODY
 
     def _note_leaving(self) -> None:
@@ -217,7 +227,8 @@ class Hub:
         # A flag beside the cancellation: on Python 3.11, asyncio.wait_for, which PyMongo uses to
         # connect, may swallow a cancellation that comes as it finishes.
         self._closing = True
-        self._notices.on_listen = self._notices.on_leave = None
+        for listened in (self._notices, self._openings):
+            listened.on_listen = listened.on_leave = None
         if self._soon is not None:
             self._soon.cancel()
         for task in self._tasks:
@@ -258,11 +269,10 @@ class Hub:
             demand = await self._wait_for_demand()
             refused = opened = False
             try:
-                if demand is Demand.WATCHERS or self._open_writers_stream is None:
+                if demand not in self._narrow_streams:
                     demand = Demand.WATCHERS
-                    stream = await bounded(CHECK_SECONDS, self._open_stream)
-                else:
-                    stream = await bounded(CHECK_SECONDS, self._open_writers_stream)
+                open_stream = self._narrow_streams.get(demand, self._open_stream)
+                stream = await bounded(CHECK_SECONDS, open_stream)
             except Exception as error:  # noqa: BLE001 - polling goes on, and it is tried again
                 self._losses = self._losses + 1 if _is_lasting(error) else 0
                 refused = refuses_change_streams(error) or self._losses > LOSSES_IN_A_ROW
@@ -275,6 +285,7 @@ class Hub:
                 self._registry.mark_all_stale()
                 if self._notices.messages:
                     self._check_now.set()
+                self._openings.tell_all()
                 try:
                     await self._pump(stream, demand)
                     lost = False
@@ -380,6 +391,8 @@ class Hub:
     def _lead(self, hint: changes.Hint) -> None:
         if isinstance(hint, changes.StreamInvalidated):
             raise _StreamLostError(hint.operation)
+        if self._openings:
+            self._tell_workers(hint)
         if isinstance(hint, changes.Updated) and (hint.concerns_writer or hint.holder is not None):
             self._notices.hints += 1
             self._notices.tell(hint.message_id, hint.holder)
@@ -390,6 +403,19 @@ class Hub:
             self._notices.hints += 1
             self._notices.tell_conversation(hint.conversation_id)
         self._registry.take(hint)
+
+    def _tell_workers(self, hint: changes.Hint) -> None:
+        if isinstance(hint, changes.Updated):
+            if hint.queue is not None:
+                self._openings.tell(hint.queue, hint.message_id, hint.due)
+            elif hint.holder is not None or hint.ended:
+                self._openings.tell_gone(hint.message_id)
+        elif isinstance(hint, changes.Inserted):
+            work = Work.from_stored(hint.document.get("work"))
+            if work is not None and work.state is WorkState.QUEUED:
+                self._openings.tell(work.queue, hint.message_id, work.due, hint.document)
+            elif work is not None and work.state is WorkState.DELAYED:
+                self._openings.tell(work.queue, hint.message_id, work.due)
 
     # The comparison with the database
 

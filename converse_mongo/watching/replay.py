@@ -10,7 +10,7 @@ from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.errors import WatchError
 from converse_mongo.domain.events import ConversationEvent
-from converse_mongo.store.reads import Reader
+from converse_mongo.store.reads import Reader, Streaming
 from converse_mongo.watching.doubts import Doubts, OutdatedReadError
 
 CHUNKS_PER_READ = 256
@@ -152,7 +152,7 @@ def hole(message_id: ObjectId, sequence: int) -> WatchError:
 
 
 def cursor_at(
-    conversation_id: ObjectId, end: int, streaming: Mapping[int, tuple[ObjectId, int, str]]
+    conversation_id: ObjectId, end: int, streaming: Mapping[int, Streaming]
 ) -> ConversationCursor:
     """The cursor behind all that is stored.
 
@@ -161,5 +161,5 @@ def cursor_at(
         end: The position that comes next.
         streaming: The streaming messages, as ``Reader.streaming`` returns them.
     """
-    opened = {position: sequence for position, (_, sequence, _) in streaming.items()}
+    opened = {position: found.next_sequence for position, found in streaming.items()}
     return ConversationCursor(conversation_id, end, opened)

@@ -37,6 +37,7 @@ from converse_mongo.watching.doubts import Doubts, OutdatedReadError
 from converse_mongo.watching.replay import Replay, cursor_at
 from converse_mongo.watching.saves import SAVES_KNOWN, SaveNews
 from converse_mongo.watching.window import Window
+from converse_mongo.watching.work_news import WorkNews
 
 logger = logging.getLogger("converse_mongo")
 
@@ -96,6 +97,7 @@ class Topic:
         failure: The error that every watcher raises, once watching cannot go on.
         watchers: The number of watchers; the hub counts them.
         hints: The number of hints received.
+        work: What its queued messages wait for.
     """
 
     def __init__(self, key: ObjectId, reader: Reader, routes: Routes) -> None:
@@ -118,6 +120,7 @@ class Topic:
         self._forgotten = False
         self._told = _Told()
         self._saves = SaveNews()
+        self.work = WorkNews()
 
     @property
     def _known(self) -> ConversationCursor:
@@ -308,6 +311,12 @@ class Topic:
         row = MessageRow.from_stored(hint.document)
         cursor = self._known.created(row.state.streamed)
         self._put(row.created(str(cursor)), cursor)
+        self._read_work(hint.message_id, row.state.role.value, hint.document.get("work"))
+
+    def _read_work(self, message_id: ObjectId, role: str, stored: Mapping[str, Any] | None) -> None:
+        """Takes the work of a streaming message as it is stored."""
+        if stored and self.work.read(message_id, self._known.conversation_id, role, stored):
+            self.window.wake()
 
     def _apply_updated(self, hint: Updated, known: OpenMessage) -> None:
         for stored in hint.chunks if is_after(hint, known.since) else ():
@@ -315,6 +324,10 @@ class Topic:
                 self._append(hint.message_id, known, MessageChunk.from_stored(stored))
         if hint.ended or (hint.next_sequence or 0) > self._known.open[known.position]:
             self.mark_stale()
+        if hint.work and self.work.change(
+            hint.message_id, self._known.conversation_id, known.role, hint.work
+        ):
+            self.window.wake()
 
     def _append(self, message_id: ObjectId, known: OpenMessage, chunk: MessageChunk) -> None:
         cursor = self._known.appended(known.position, chunk.sequence + 1)
@@ -346,6 +359,7 @@ class Topic:
         for message_id in self.open.keys() - messages.keys():
             self._close(message_id)
         self.open = messages
+        self.work.keep(messages)
         if not self._forgotten:
             self._routes.open |= dict.fromkeys(messages, self)
 
@@ -364,6 +378,8 @@ class Topic:
             # A read that failed halfway may have closed the message already.
             sequence = self._known.open.get(known.position, -1)
             if found is None or found.ended or found.next_sequence > sequence:
+                return True
+            if self.work.is_behind(message_id, found.work):
                 return True
         return False
 
@@ -459,7 +475,7 @@ class Topic:
         opened = await self._find_open(
             {
                 message_id: OpenMessage(position, role)
-                for position, (message_id, _, role) in streaming.items()
+                for position, (message_id, _, role, _) in streaming.items()
                 if position in target.open
             }
         )
@@ -476,6 +492,9 @@ class Topic:
             self.cursor = target
             self.window.jump(self.window.head)
         self._set_open(opened)
+        for message_id, _, role, work in streaming.values():
+            if message_id in opened:
+                self._read_work(message_id, role, work)
         self._told.forget_all_but(target.open)
         for message_id, save in self._saves.take_early().items():
             self._tell_saved(message_id, *save)

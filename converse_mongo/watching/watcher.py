@@ -19,6 +19,7 @@ from converse_mongo.domain.events import (
     ConversationEvent,
     FinalEvent,
     MessageSnapshot,
+    WorkEvent,
 )
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_transient
@@ -82,9 +83,11 @@ class Watcher(Generic[E]):
         "_join",
         "_key",
         "_last",
+        "_news",
         "_snapshot",
         "_start",
         "_topic",
+        "_work_seen",
     )
 
     def __init__(
@@ -109,6 +112,8 @@ class Watcher(Generic[E]):
         self._index = _BEHIND
         self._goal: tuple[ConversationCursor, int] | None = None
         self._batch: deque[E] | None = None
+        self._news: deque[WorkEvent] = deque()
+        self._work_seen = 0
         self._iterating = False
         self._closed = False
 
@@ -146,6 +151,10 @@ class Watcher(Generic[E]):
                         self._index = window.head - 1  # it asked for more than there is: the end
                     elif topic.stale:
                         await self._catch_up(topic)
+                    elif self._news or topic.work.version > self._work_seen:
+                        news = self._next_news(topic)
+                        if news is not None:
+                            return cast(E, news)  # it has no place among the others
                     elif not wait:
                         return cast(E, None)
                     else:
@@ -172,6 +181,13 @@ class Watcher(Generic[E]):
         finally:
             self._iterating = False
         return event
+
+    def _next_news(self, topic: Topic) -> WorkEvent | None:
+        """Returns the next news of queued messages."""
+        if not self._news:
+            self._news.extend(topic.work.since(self._work_seen))
+            self._work_seen = topic.work.version
+        return self._news.popleft() if self._news else None
 
     async def poll(self) -> E | None:
         """The next event if there is one, else ``None``. It reads, but does not wait for news.
@@ -245,6 +261,8 @@ class Watcher(Generic[E]):
         self._index = _BEHIND if index is None else index
         self._goal = None
         self._batch = deque(first)
+        self._news.clear()
+        self._work_seen = 0
         return topic
 
     async def _filtered(self, topic: Topic, event: E) -> E | None:

@@ -28,11 +28,11 @@ from converse_mongo.domain.types import MessageStatus
 from converse_mongo.driver import deadlines
 from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.driver.deadlines import bounded
+from converse_mongo.driver.shielded import ShieldedTask
 from converse_mongo.store import Store, Transaction, context_apart, open_transaction
 from converse_mongo.store.answers import CONVERSATION_DELETED
 from converse_mongo.web.errors import BusyError
 from converse_mongo.web.limits import Slots
-from converse_mongo.writing.shielded import ShieldedTask
 
 logger = logging.getLogger("converse_mongo")
 

@@ -24,11 +24,12 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.types import Granularity
 from converse_mongo.domain.validation import check_int, check_seconds
+from converse_mongo.driver.shielded import ShieldedTask
 from converse_mongo.store import Store, WriteQueue
 from converse_mongo.store.appends import WriterClaim, refuse_overtaken
 from converse_mongo.store.updates import End
+from converse_mongo.writing.attempt import Attempt
 from converse_mongo.writing.buffer import TokenBuffer
-from converse_mongo.writing.shielded import ShieldedTask
 
 logger = logging.getLogger("converse_mongo")
 
@@ -74,6 +75,7 @@ class WriterTarget:
         behind_steps: Returns the number from which a reset voids what no finished step has.
         end: Ends the message, if the writer still holds the given lease; a second call with the
             same id is the same end.
+        attempt: The attempt of a worker that holds the lease; ``None`` without a worker.
     """
 
     store: Store
@@ -83,6 +85,7 @@ class WriterTarget:
     written: Callable[[Sequence[MessageChunk]], None]
     behind_steps: Callable[[], Awaitable[int]]
     end: Callable[[End, Lease, ObjectId], Awaitable[Any]]
+    attempt: Attempt | None = None
 
     @property
     def message_id(self) -> ObjectId:

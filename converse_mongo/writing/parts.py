@@ -96,6 +96,7 @@ class PartWriter(ABC):
             )
         ref = self._composer.continued(call.number)
         ref.has_input = "input" in call.fields
+        ref.is_clients = call.executor == "client"
         return ToolCall(self, self._composer, ref, call.call_id)
 
     @asynccontextmanager
@@ -183,6 +184,16 @@ class ToolCall:
             value: A value that BSON can hold.
         """
         await self._set({"input": value})
+
+    async def request_approval(self, approval_id: str | None = None) -> None:
+        """Asks people whether the tool may run; it is stored when this returns.
+
+        Ask once the input is complete. Then suspend the writer: see ``MessageWriter.suspend``.
+
+        Args:
+            approval_id: The id of the request; ``None`` for a new one.
+        """
+        await self._set({"approval": {"id": approval_id or f"approval_{ObjectId()}"}})
 
     async def set_output(
         self,

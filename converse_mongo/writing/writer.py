@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
@@ -18,6 +18,7 @@ from converse_mongo.domain.chunks import NO_METADATA
 from converse_mongo.domain.errors import (
     ConverseClosedError,
     ConverseError,
+    InvalidInputError,
     InvalidMetadataError,
     MessageTooLargeError,
     StreamStoppedError,
@@ -35,12 +36,12 @@ from converse_mongo.domain.part_events import PARTS, PartEvent
 from converse_mongo.domain.part_pieces import AnyPiece, PartPiece, PartRef
 from converse_mongo.domain.parts import Part
 from converse_mongo.domain.types import MessageStatus, Metadata
-from converse_mongo.domain.validation import check_int, check_token
+from converse_mongo.domain.validation import check_int, check_seconds, check_token
 from converse_mongo.driver.failures import words_for
+from converse_mongo.driver.shielded import ShieldedTask
 from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import Appender, WriterOptions, WriterTarget
 from converse_mongo.writing.parts import PartWriter
-from converse_mongo.writing.shielded import ShieldedTask
 
 logger = logging.getLogger("converse_mongo")
 
@@ -260,28 +261,110 @@ class MessageWriter(PartWriter):
         self._knows_stop = stop is not None
         return stop.reason if stop is not None else None
 
-    async def detach(self) -> None:
+    async def detach(self, checkpoint: Mapping[str, Any] | None = None) -> None:
         """Stores all text, and releases the message without ending it.
 
-        For a worker that shuts down while another continues with ``Message.resume_writer``. The
-        message becomes an orphan after the ``idle_timeout`` of the facade.
+        A queued message goes back to its queue, and another worker goes on at once: see
+        :attr:`handing_over`. Any other message is for a process that continues with
+        ``Message.resume_writer``; it becomes an orphan after the ``idle_timeout`` of the facade.
+
+        Args:
+            checkpoint: What the next attempt is to know, as ``Message.checkpoint``: values that
+                BSON can hold. Only for a queued message.
 
         Raises:
+            InvalidInputError: The checkpoint cannot be stored, or the message was not queued.
             StoreUnavailableError: All text is stored, but the message was not released.
 
         It also raises the errors of :meth:`write`.
         """
+        attempt, target = self._target.attempt, self._target
+        checked = None if checkpoint is None else check_metadata(checkpoint, "checkpoint")
+        if attempt is None and checked is not None:
+            raise InvalidInputError(
+                "Only an attempt of a worker has a checkpoint, and this message has no worker. "
+                "Nothing was written."
+            )
+        if not await self._leave():
+            return
+        if attempt is None:
+            await target.store.leases.release(target.key, self._lease)
+        else:
+            await attempt.hand_over(checked)
+
+    async def suspend(
+        self, checkpoint: Mapping[str, Any] | None = None, *, expires: float | None = None
+    ) -> None:
+        """Stores all text, and has the message wait for the answers to its open tool calls.
+
+        Return from ``respond`` then: no process waits. Open are the calls for which an approval was
+        requested, and those that the browser executes. ``Converse.answer_tool_calls`` answers them,
+        from any process. Once all are answered, a worker makes another attempt: at once if they are
+        answered already.
+
+        Args:
+            checkpoint: What that attempt is to know, as ``Message.checkpoint``: values that BSON
+                can hold.
+            expires: Seconds after which the open calls are denied; ``None`` for never.
+
+        Raises:
+            InvalidInputError: The checkpoint cannot be stored, or the message has no worker.
+            StoreUnavailableError: All text is stored, but the message was not released.
+
+        It also raises the errors of :meth:`write`.
+        """
+        attempt = self._target.attempt
+        checked = None if checkpoint is None else check_metadata(checkpoint, "checkpoint")
+        if expires is not None:
+            check_seconds(expires, "expires")
+        if attempt is None:
+            raise InvalidInputError(
+                "Only an attempt of a worker can wait for people: start the message with a queue. "
+                "Nothing was written."
+            )
+        if await self._leave():
+            await attempt.suspend(checked, expires)
+
+    async def _leave(self) -> bool:
+        """Stores all text and accepts no more; ``False`` if a stop ended the message."""
         self._check()
-        target, appender = self._target, self._appender
+        appender, message_id = self._appender, self._target.message_id
+        await self._end_growing()
         self._detached = True
         self._refusal = WriterError(
-            f"This writer was detached from message {target.message_id}.", target.message_id
+            f"This writer was detached from message {message_id}.", message_id
         )
         await appender.drain()
         if appender.failure is not None:
             raise appender.failure
-        if appender.stop is None:
-            await target.store.leases.release(target.key, self._lease)
+        return appender.stop is None
+
+    @property
+    def handing_over(self) -> bool:
+        """True once the worker of the message shuts down: reach a point to go on from, soon.
+
+        Then :meth:`detach` with a checkpoint, and return: another worker goes on at once. If
+        ``respond`` does not return in time, it is cancelled, and another worker goes on all the
+        same. Always false without a worker.
+        """
+        attempt = self._target.attempt
+        return attempt is not None and attempt.handing_over
+
+    async def wait_handing_over(self) -> None:
+        """Waits until :attr:`handing_over` is true; for ever without a worker."""
+        attempt = self._target.attempt
+        if attempt is None:
+            await asyncio.Event().wait()
+        else:
+            await attempt.wait_handing_over()
+
+    def heartbeat(self) -> None:
+        """Tells the worker that there is progress, though nothing is written.
+
+        It is for the limit of ``silence`` only: leases are renewed in the background.
+        """
+        if self._target.attempt is not None:
+            self._target.attempt.note_progress()
 
     def statistics(self) -> WriterStatistics:
         """Returns the counters of this writer."""
@@ -302,13 +385,12 @@ class MessageWriter(PartWriter):
         target = self._target
         if self._closing is not None or self._lease.epoch:
             raise WriterError("A writer can be used once: make a new one.", target.message_id)
-        opening = asyncio.create_task(self._open(), name="converse_mongo-writer-open")
-        try:
-            state = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            # This writer may hold the message by now, and nobody else would end it.
-            await ShieldedTask(lambda: self._give_back(opening), "converse_mongo-writer-end").wait()
-            raise
+        if target.attempt is not None:
+            buffer = self._buffer
+            state = target.attempt.open(lambda: buffer.accepted)
+            self._lease = state.lease
+        else:
+            state = await self._acquire()
         if state.stop_requested:
             self._appender.note_stop(state.stop_reason)
             await self._cancel()
@@ -323,7 +405,26 @@ class MessageWriter(PartWriter):
         self._unlisten = self._appender.start(self._lease)
         self._turns.watch()
         target.store.writers.add(self)
+        if target.attempt is not None and target.attempt.starts_over:
+            await self._start_over()
         return self
+
+    async def _start_over(self) -> None:
+        """Voids what earlier attempts have written."""
+        try:
+            await self.reset(0)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, None)
+            raise
+
+    async def _acquire(self) -> MessageHeader:
+        opening = asyncio.create_task(self._open(), name="converse_mongo-writer-open")
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # This writer may hold the message by now, and nobody else would end it.
+            await ShieldedTask(lambda: self._give_back(opening), "converse_mongo-writer-end").wait()
+            raise
 
     async def _open(self) -> MessageHeader:
         target = self._target
@@ -343,7 +444,10 @@ class MessageWriter(PartWriter):
         """Releases the message, if MongoDB answers."""
         target = self._target
         with contextlib.suppress(ConverseError, PyMongoError):
-            await target.store.leases.release(target.key, self._lease)
+            if target.attempt is not None:
+                await target.attempt.hand_over(None)
+            else:
+                await target.store.leases.release(target.key, self._lease)
 
     async def _give_back(self, opening: "asyncio.Task[MessageHeader]") -> None:
         await asyncio.wait({opening})
@@ -381,6 +485,8 @@ class MessageWriter(PartWriter):
                 self._unlisten()
             self._target.store.writers.discard(self)
             self._refused.set()
+            if self._target.attempt is not None:
+                self._target.attempt.close()
         failure = self._appender.failure
         if interrupted or exc is None:
             tell = interrupted or not self._knows_stop
@@ -441,6 +547,9 @@ class MessageWriter(PartWriter):
             if isinstance(cause, PyMongoError):
                 # MongoDB answers, but refuses the text: end the message before its lease expires.
                 await self._fail(cause)
+            return
+        attempt = self._target.attempt
+        if exc is not None and attempt is not None and attempt.keeps(exc):
             return
         if exc is None:
             await self._end(MessageStatus.COMPLETED)

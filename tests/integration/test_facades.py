@@ -252,8 +252,10 @@ async def test_open__makes_the_indexes_unless_told_not_to(facade: Facade) -> Non
         "conversation_position",
         "conversation_saves_role",
         "conversation_status",
-        "streaming_by_id",
+        "streaming_leased",
         "compact_at_by_id",
+        "work_due",
+        "work_state",
     }
     assert set(await without.message_model.store().pages.index_information()) == {
         "_id_",

@@ -22,6 +22,7 @@ from converse_mongo import (
     StreamStoppedError,
     WriterFencedError,
 )
+from converse_mongo.store import clock as clocks
 from converse_mongo.store import leases, recovery
 from tests.conftest import Commands, Facade
 from tests.integration.helpers import DEAD, Between, Call, die, expired, start
@@ -535,7 +536,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
     """The clock by which this process tells how far apart two looks are."""
     clock = Looks()
     monkeypatch.setattr(leases, "time", clock)
-    monkeypatch.setattr(leases, "_CLOCK_SECONDS", -1)  # the server's clock is asked each time
+    monkeypatch.setattr(clocks, "ESTIMATED_SECONDS", -1)  # the server's clock is asked each time
     return clock
 
 

@@ -494,7 +494,7 @@ async def test_retention__is_swept_in_the_background(facade: Facade) -> None:
     [
         ("messages", "update_one", "chunk_lengths"),
         ("pages", "delete_many", "message_id"),
-        ("messages", "update_one", "$unset"),
+        ("messages", "update_one", "{'$unset': {'compact_at': ''}}"),
     ],
 )
 @pytest.mark.parametrize("applied", [False, True], ids=["before", "after"])

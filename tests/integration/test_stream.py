@@ -59,7 +59,9 @@ class Streams:
         self.open = self.most = 0
         the_hub = converse._open_parts.hub
         the_hub._open_stream = self._counting(the_hub._open_stream)
-        the_hub._open_writers_stream = self._counting(the_hub._open_writers_stream)
+        the_hub._narrow_streams = {
+            demand: self._counting(real) for demand, real in the_hub._narrow_streams.items()
+        }
 
     def _counting(self, real: Any) -> Callable[[], Any]:
         async def open_stream() -> Any:

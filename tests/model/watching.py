@@ -28,6 +28,7 @@ from converse_mongo.domain.events import (
 from converse_mongo.domain.headers import MessageHeader, MessageRow
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.driver import retry
+from converse_mongo.store.reads import Streaming
 from converse_mongo.watching import doubts, message_topic, topics, watcher
 from converse_mongo.watching.changes import (
     Deleted,
@@ -251,11 +252,9 @@ class ModelReader:
     async def conversation_end(self, conversation_id: ObjectId) -> int:
         return self._set.ends[self._index]
 
-    async def streaming(
-        self, conversation_id: ObjectId, before: int
-    ) -> dict[int, tuple[ObjectId, int, MessageRole]]:
+    async def streaming(self, conversation_id: ObjectId, before: int) -> dict[int, Streaming]:
         return {
-            position: (message["_id"], message["next_sequence"], MessageRole(message["role"]))
+            position: Streaming(message["_id"], message["next_sequence"], message["role"])
             for position, message in self._state.items()
             if position < before and message["status"] == "streaming"
         }

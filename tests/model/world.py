@@ -9,7 +9,18 @@ import pytest
 from converse_mongo.domain.chunks import PART_OVERHEAD
 from converse_mongo.domain.validation import CHUNK_OVERHEAD
 from converse_mongo.driver import retry
-from converse_mongo.store import appends, ends, leases, pages, recovery, updates
+from converse_mongo.store import (
+    appends,
+    calls,
+    clock,
+    ends,
+    leases,
+    pages,
+    places,
+    queues,
+    recovery,
+    updates,
+)
 from converse_mongo.store.collections import WriteQueue
 from converse_mongo.store.pages import Pages
 from tests.model.server import CLOCK
@@ -42,16 +53,16 @@ def simulate(monkeypatch: pytest.MonkeyPatch, *, hasty: bool = False, parts: boo
     most = MAX_LIVE_BYTES_WITH_PARTS if parts else MAX_LIVE_BYTES
 
     monkeypatch.setattr(pages, "PAGE_CHUNKS", PAGE_CHUNKS)
-    for module in (appends, updates):
+    for module in (appends, calls, updates):
         monkeypatch.setattr(module, "MAX_LIVE_BYTES", most)
-    for module in (appends, ends, recovery):
+    for module in (appends, calls, ends, recovery):
         monkeypatch.setattr(module, "now", CLOCK.read)
-    for module in (appends, leases, pages):
+    for module in (appends, calls, clock, leases, pages):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=CLOCK.monotonic))
     monkeypatch.setattr(pages, "_FIRST_DELAY_SECONDS", 0)
     monkeypatch.setattr(mongomock, "utcnow", CLOCK.read_naive)
-    monkeypatch.setattr(appends, "back_off", no_wait)
-    monkeypatch.setattr(ends, "back_off", no_wait)
+    for module in (appends, calls, ends, places, queues):
+        monkeypatch.setattr(module, "back_off", no_wait)
     monkeypatch.setattr(recovery, "pause", pause)
     monkeypatch.setattr(retry, "random_pause", lambda *_: 0.0)
     if hasty:

@@ -58,6 +58,7 @@ ENDED: dict[str, Any] = {
     "part_bytes": 300,
     "redactions": [{"part": 1}],
     "sweeps": 2,
+    "work": {"queue": "q", "crashes": 1},
     "content": "abc",
 }
 IDS: dict[str, Any] = {
@@ -75,8 +76,27 @@ def test_header__is_read_with_its_projection() -> None:
     assert (header.next_sequence, header.page_start, header.content_bytes) == (3, 2, 9)
     assert (header.stop_requested, header.stop_reason, header.error) == (True, "enough", "lost")
     assert (header.format, header.part_bytes, header.has_parts) == (2, 300, True)
+    assert header.work is not None
+    assert (header.work.queue, header.work.attempt, header.work.state) == ("q", 2, None)
     assert (header.retention, header.compacted, header.end_id) == (0.0, True, ENDED["end_id"])
     assert (header.created_at, header.completed_at, header.lease.epoch) == (AT, LATER, 2)
+
+
+@pytest.mark.parametrize(
+    ("found", "has_parts"),
+    [
+        ({}, False),
+        ({"format": 2}, True),
+        ({"format": 3}, False),
+        ({"format": 3, "part_bytes": 1}, True),
+        ({"format": 3, "redactions": [{"part": 0}]}, True),
+        ({"format": 4}, True),
+    ],
+)
+def test_header__of_a_queued_message_has_parts_if_there_are_some(
+    found: dict[str, Any], has_parts: bool
+) -> None:
+    assert MessageHeader.from_stored({**LEAST, **found}).has_parts is has_parts
 
 
 def test_header__of_a_document_with_the_least() -> None:

@@ -35,6 +35,7 @@ class Copy:
             "chunk_bytes": 0,
             "part_bytes": 0,
             "format": None,
+            "redactions": None,
             "content_bytes": len("".join(contents)),
         }
         self.tracker.remember({name: self.fields[name] for name in self.fields if name != "chunks"})

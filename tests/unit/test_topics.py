@@ -13,8 +13,7 @@ from converse_mongo.domain.errors import InvalidCursorError, MessageNotFoundErro
 from converse_mongo.domain.events import ChunkReceived
 from converse_mongo.domain.headers import MessageHeader, MessageRow
 from converse_mongo.domain.leases import Lease
-from converse_mongo.domain.types import MessageRole
-from converse_mongo.store.reads import Counters
+from converse_mongo.store.reads import Counters, Streaming
 from converse_mongo.watching.changes import Deleted, Inserted, MessageHint, Updated
 from converse_mongo.watching.doubts import OutdatedReadError
 from converse_mongo.watching.message_topic import MessageTopic
@@ -118,8 +117,10 @@ class Answers:
         message = self.message
         if message is None or message["status"] != "streaming" or message["position"] >= before:
             return {}
-        place = message["_id"], message["next_sequence"], MessageRole.ASSISTANT
-        return {message["position"]: place}
+        found = Streaming(
+            message["_id"], message["next_sequence"], "assistant", message.get("work")
+        )
+        return {message["position"]: found}
 
     async def messages_at(self, conversation_id: ObjectId, positions: Any) -> list[MessageHeader]:
         found = self.message and self.message["position"] in positions

@@ -53,10 +53,11 @@ def test_append__of_a_redaction_notes_it_in_the_same_write() -> None:
     _, update = updates.append(KEY, [redact], ID, 100, 0, has_parts=True)
     assert update["$push"]["redactions"] == {"$each": [{"part": 1, "reason": "r"}]}
     assert update["$inc"]["sweeps"] == 1
-    assert update["$set"] == {"format": 2, "compact_at": AT}
+    assert (update["$set"], update["$max"]) == ({"compact_at": AT}, {"format": 2})
     others = [PartChunk(3, "", AT, event="end", part=1), PartChunk(4, "", AT, event="redact")]
     _, update = updates.append(KEY, others, ID, 100, 0, has_parts=True)
-    assert (update["$push"].keys(), update["$set"]) == ({"chunks"}, {"format": 2})
+    assert (update["$push"].keys(), update["$max"]) == ({"chunks"}, {"format": 2})
+    assert "$set" not in update
 
 
 def test_any_log__is_the_key_of_whichever_message_has_the_id() -> None:
@@ -113,23 +114,26 @@ def test_lease__is_unchanged_without_a_heartbeat_since() -> None:
     }
 
 
+OF_NO_END = ["work.state", "work.ticket", "work.due", "work.available_at", "work.pending"]
+
+
 NEXT = ObjectId()
 GIVEN = {"lease.holder": NEXT, "lease.duration": 9.0, "taken_over_by": NEXT}
 CHANGES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "acquire": (
         updates.acquire_lease(KEY, NEXT, 9.0),
-        {"lease.epoch": NO_WRITER},
+        {"lease.epoch": NO_WRITER, "work.state": None},
         {"$set": {**GIVEN, "lease.epoch": 1}, **HEARTBEAT},
     ),
     "take over": (
         updates.take_over(KEY, LEASE, NEXT, 9.0),
-        HELD,
+        {**HELD, "work.state": {"$in": [None, "running"]}},
         {"$set": {**GIVEN, "lease.epoch": 3}, **HEARTBEAT},
     ),
     "renew": (updates.renew_lease(KEY, LEASE), {**HELD, "stop_requested_at": None}, HEARTBEAT),
     "release": (
         updates.release_lease(KEY, LEASE, 9.0),
-        HELD,
+        {**HELD, "work.state": None},
         {"$set": {"lease.duration": 9.0, "lease.holder": None}, **HEARTBEAT},
     ),
     "start": (
@@ -139,7 +143,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     ),
     "stop": (
         updates.request_stop(KEY, "enough"),
-        {"stop_requested_at": None},
+        {"stop_requested_at": None, "lease.holder": {"$ne": None}},
         {"$set": {"stop_reason": "enough"}, "$currentDate": {"stop_requested_at": True}},
     ),
 }
@@ -165,8 +169,16 @@ def test_end__happens_once_and_sets_what_it_was() -> None:
             "compact_at": AT + timedelta(seconds=60),
             "metadata.a": 1,
         },
+        "$unset": dict.fromkeys(OF_NO_END, ""),
         "$inc": {"lease.epoch": 1},
     }
+
+
+def test_end__of_a_worker_that_died_counts_it() -> None:
+    end = updates.End(MessageStatus.FAILED, {}, error="lost", is_crash=True)
+    _, update = updates.end(KEY, ID, end, AT, fence=True)
+    assert isinstance(update, dict)
+    assert update["$inc"] == {"lease.epoch": 1, "work.crashes": 1}
 
 
 def test_end__that_cancels_has_a_reason_and_no_fence() -> None:
@@ -183,7 +195,8 @@ def test_end__with_keys_that_no_path_names_takes_everything_for_a_literal() -> N
     end = updates.End(MessageStatus.FAILED, {"a.b": "$c"}, error="$lost")
     _, update = updates.end(KEY, ID, end, AT, fence=True)
     assert isinstance(update, list)
-    (stage,) = update
+    stage, removed = update
+    assert removed == {"$unset": OF_NO_END}
     assert stage["$set"]["error"] == {"$literal": "$lost"}
     assert stage["$set"]["metadata"] == {
         "$mergeObjects": ["$metadata", {"$literal": {"a.b": "$c"}}]

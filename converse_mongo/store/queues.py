@@ -1,0 +1,379 @@
+"""Queues: messages that wait for a worker, and what becomes of them.
+
+Each step is one write, whose filter says from where it leads: see
+:mod:`converse_mongo.store.work_updates`. What a step leaves to be done, such as looking for a
+place, whoever comes next can do as well.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+from bson import ObjectId
+
+from converse_mongo.domain.errors import (
+    InvalidInputError,
+    MessageNotFoundError,
+    StreamStoppedError,
+)
+from converse_mongo.domain.headers import HEADER, MessageHeader
+from converse_mongo.domain.leases import Lease
+from converse_mongo.domain.metadata import aware, check_metadata
+from converse_mongo.domain.open_calls import expire_at, first_expiry
+from converse_mongo.domain.work import Job, Work, WorkState, check_delay, check_queue
+from converse_mongo.driver.collections import aggregate
+from converse_mongo.store import updates, work_updates
+from converse_mongo.store.appends import refuse_overtaken
+from converse_mongo.store.clock import ServerClock
+from converse_mongo.store.collections import Collections, back_off
+from converse_mongo.store.places import Places, left_to_a_sweep
+
+Checkpoint = Mapping[str, Any] | None
+"""What the next worker is to know; ``None`` leaves what is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStatistics:
+    """A queue at a moment.
+
+    Attributes:
+        counts: The number of its messages by state; those that are not due yet are ``delayed``.
+        oldest: Seconds for which the first of those that are due has been so; ``None`` if none is.
+    """
+
+    counts: Mapping[WorkState, int] = field(default_factory=dict)
+    oldest: float | None = None
+
+
+class Queues:
+    """Gives queued messages to workers, and takes them back."""
+
+    def __init__(self, collections: Collections, places: Places, clock: ServerClock) -> None:
+        self._collections = collections
+        self._places = places
+        self._clock = clock
+
+    # From the start to a worker
+
+    async def work_of(self, job: Job) -> Work:
+        """Returns the work of a new message, by the server's clock.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        return Work.of(job, await self._clock.now())
+
+    async def enqueued(self, key: Mapping[str, Any]) -> None:
+        """Looks for a place for a message that was added just now; in a transaction, later.
+
+        If it fails, a sweep does it.
+        """
+
+        async def ask(collections: Collections) -> None:
+            with left_to_a_sweep(key["_id"]):
+                stored: Any = await collections.call(
+                    collections.messages.find_one,
+                    *(updates.any_log(key), HEADER),
+                    what=f"read message {key['_id']}",
+                )
+                if stored is not None:
+                    await Places(collections).ask(MessageHeader.from_stored(stored))
+
+        await self._collections.after_commit(ask)
+
+    async def due(self, queues: Sequence[str], limit: int) -> list[MessageHeader]:
+        """Returns messages that somebody has to look at, the best first, in one indexed query.
+
+        Those that are ``queued`` can be claimed, a ``delayed`` one is for :meth:`undelay`, and a
+        ``waiting`` one for ``Calls.expire``. Some may be due a moment later only.
+
+        Args:
+            queues: The names of the queues.
+            limit: The most messages.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        if self._clock.latest() is None:
+            await self._clock.read()
+        moment: Any = self._clock.latest()
+        match = work_updates.due(list(map(check_queue, queues)), moment)
+
+        async def read() -> list[Mapping[str, Any]]:
+            cursor = self._collections.messages.find(match, HEADER).sort(work_updates.DUE_ORDER)
+            found: list[Mapping[str, Any]] = await cursor.limit(limit).to_list(limit)
+            return found
+
+        stored = await self._collections.call(read, what="look for queued messages")
+        return [MessageHeader.from_stored(each) for each in stored]
+
+    async def is_due(self, work: Work) -> bool:
+        """Returns whether the time of a queued message has come, by the server's clock.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        if work.due is None:
+            return False
+        estimate = self._clock.estimate()
+        if estimate is not None and work.due <= estimate - timedelta(seconds=1):
+            return True
+        latest = self._clock.latest()
+        if latest is not None and work.due > latest:
+            return False
+        return work.due <= await self._clock.read()
+
+    async def undelay(self, state: MessageHeader) -> bool:
+        """Has a message whose delay is over look for a place of its key.
+
+        Args:
+            state: The message, as it was delayed.
+
+        Returns:
+            True if it is queued then.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        work = state.work
+        if work is None or work.state is not WorkState.DELAYED or not await self.is_due(work):
+            return False
+        at: Any = work.available_at
+        await self._change(state.key, work_updates.undelay(state.key, at, ObjectId()))
+        blocked = await self._look(state.key)  # it may be another who was first
+        return blocked is not None and await self._places.ask(blocked)
+
+    async def claim(self, state: MessageHeader) -> MessageHeader | None:
+        """Makes the caller the writer of a queued message.
+
+        Args:
+            state: The message, as it was queued.
+
+        Returns:
+            The message with the lease of the caller. ``None`` if another took it, if it was
+            stopped or deleted, or if its time has not come.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds. If it was claimed all
+                the same, its lease runs out.
+        """
+        work, holder = state.work, ObjectId()
+        if work is None or work.state is not WorkState.QUEUED or not await self.is_due(work):
+            return None
+        duration = self._collections.options.lease
+        change = work_updates.claim(state.key, state.lease.epoch, holder, duration)
+        # An update that returns the document writes its image into the oplog. And a try whose
+        # answer was lost may have succeeded.
+        await self._change(state.key, change)
+        claimed = await self._look(state.key)
+        return claimed if claimed is not None and claimed.lease.holder == holder else None
+
+    # From a worker
+
+    async def hand_over(
+        self, key: Mapping[str, Any], lease: Lease, queue: str, checkpoint: Checkpoint = None
+    ) -> MessageHeader:
+        """Gives a message back to its queue, for another worker at once.
+
+        Args:
+            key: The message.
+            lease: The lease of the worker.
+            queue: The name of the queue.
+            checkpoint: What the next worker is to know; ``None`` leaves what is stored.
+
+        Returns:
+            The message as it is then.
+
+        Raises:
+            InvalidMetadataError: The checkpoint cannot be stored.
+            StreamStoppedError: A stop was requested: the message is to be cancelled.
+            WriterFencedError: The message has another worker, or was deleted and started anew.
+            MessageNotStreamingError: The message has ended.
+            MessageNotFoundError: The message does not exist.
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        checked = _checked(checkpoint)
+        change = work_updates.hand_over(key, lease, checked)
+        await self._change(key, work_updates.told(change, queue))
+        return await self._left(key, lease, {WorkState.QUEUED})
+
+    async def retry(
+        self,
+        key: Mapping[str, Any],
+        lease: Lease,
+        delay: float = 0,
+        checkpoint: Checkpoint = None,
+    ) -> MessageHeader:
+        """Gives a message back to its queue for another attempt.
+
+        While it is delayed, a message with a key gives its place back.
+
+        Args:
+            key: The message.
+            lease: The lease of the worker.
+            delay: Seconds until a worker may take it.
+            checkpoint: What the next worker is to know; ``None`` leaves what is stored.
+
+        Raises:
+            InvalidInputError: It was the last attempt: fail the message.
+
+        It also raises and returns what :meth:`hand_over` does.
+        """
+        checked, seconds = _checked(checkpoint), check_delay(delay)
+        state = await self._held(key, lease)
+        work: Any = state.work
+        if work.is_last_attempt:
+            raise InvalidInputError(
+                f"Attempt {work.attempt} of message {key['_id']} was the last one: fail the "
+                "message. Nothing was written."
+            )
+        at = await self._clock.now() + timedelta(seconds=seconds) if seconds else None
+        leaves = at is not None and work.key is not None
+        change = work_updates.retry(key, lease, at, checked, leaves_place=leaves)
+        await self._change(key, work_updates.told(change, work.queue, at))
+        left = await self._left(key, lease, {WorkState.QUEUED, WorkState.DELAYED})
+        await self._release(left, work)
+        return left
+
+    async def suspend(
+        self,
+        key: Mapping[str, Any],
+        lease: Lease,
+        expires: float | None = None,
+        checkpoint: Checkpoint = None,
+    ) -> MessageHeader:
+        """Has a message wait for the answers to its open calls, without a worker and a place.
+
+        If all are answered already, it goes back to its queue instead: its state tells.
+
+        Args:
+            key: The message.
+            lease: The lease of the worker.
+            expires: Seconds after which the calls are denied; ``None`` for never.
+            checkpoint: What the next worker is to know; ``None`` leaves what is stored.
+
+        It raises and returns what :meth:`hand_over` does.
+        """
+        checked = _checked(checkpoint)
+        seconds = None if expires is None else check_delay(expires)
+        state = await self._held(key, lease)
+        for attempt in count():
+            work: Any = state.work
+            if not work.pending:
+                return await self.hand_over(key, lease, work.queue, checkpoint)
+            at = None if seconds is None else await self._clock.now() + timedelta(seconds=seconds)
+            pending = expire_at(work.pending, at)
+            change = work_updates.suspend(
+                *(key, lease, state.next_sequence, pending, first_expiry(pending)), checked
+            )
+            changed = await self._change(key, change)
+            found = await self._look(key)
+            if not changed and found is not None and found.lease.is_held_by(lease):
+                state = await self._held(key, lease)  # somebody answered, or appended
+                await back_off(attempt)
+                continue
+            # Others may have answered since.
+            left = await self._left(key, lease, {*WorkState} - {WorkState.RUNNING})
+            await self._release(left, work)
+            return left
+        raise AssertionError("unreachable")
+
+    async def _held(self, key: Mapping[str, Any], lease: Lease) -> MessageHeader:
+        """Reads a message that a worker still has, and that goes on."""
+        state = await self._look_at_any(key)
+        refuse_overtaken(state, key, lease)
+        if state.stop_requested:
+            raise StreamStoppedError(state.message_id, state.stop_reason)
+        if state.work is None:
+            raise InvalidInputError(
+                f"Message {state.message_id} was not started with a queue: it has none to go back "
+                "to. Nothing was written."
+            )
+        return state
+
+    async def _left(
+        self, key: Mapping[str, Any], lease: Lease, states: Collection[WorkState]
+    ) -> MessageHeader:
+        """Reads a message that a worker wanted to leave in one of some states."""
+        state = await self._look_at_any(key)
+        work = state.work
+        same = state.log_id == key["log_id"] and state.lease.epoch == lease.epoch
+        # By an earlier try whose answer was lost; or others did the same, which is as good.
+        if same and state.lease.holder is None and work is not None and work.state in states:
+            return state
+        return await self._held(key, lease)
+
+    async def _release(self, left: MessageHeader, before: Work) -> None:
+        """Gives back the place that a message had, once it is seen to have lost it."""
+        if before.ticket is None or (left.work is not None and left.work.ticket == before.ticket):
+            return
+        with left_to_a_sweep(left.message_id):
+            await self._places.release(before, ticket=before.ticket)
+
+    # What is there
+
+    async def statistics(self, queues: Sequence[str] | None = None) -> dict[str, QueueStatistics]:
+        """Counts the messages of queues; those with no message are left out.
+
+        Args:
+            queues: The names of the queues; ``None`` for all.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        names = None if queues is None else list(map(check_queue, queues))
+        clock = await self._clock.read()
+        counts: dict[str, dict[WorkState, int]] = {}
+        for each in await self._aggregate(work_updates.count_states(names)):
+            of = each["_id"]
+            counts.setdefault(of["queue"], {})[WorkState(of["state"])] = each["count"]
+        found = list(counts)
+        for each in await self._aggregate(work_updates.count_later(found, clock)):
+            states, later = counts[each["_id"]], each["count"]
+            states[WorkState.DELAYED] = states.get(WorkState.DELAYED, 0) + later
+            states[WorkState.QUEUED] = max(states.get(WorkState.QUEUED, 0) - later, 0)
+        oldest = {
+            each["_id"]: (clock - aware(each["due"])).total_seconds()
+            for each in await self._aggregate(work_updates.find_oldest(found, clock))
+        }
+        return {name: QueueStatistics(each, oldest.get(name)) for name, each in counts.items()}
+
+    async def _aggregate(self, pipeline: list[updates.Document]) -> list[dict[str, Any]]:
+        return await self._collections.call(
+            aggregate,
+            *(self._collections.messages, pipeline),
+            what="count queued messages",
+        )
+
+    async def _change(
+        self, key: Mapping[str, Any], change: tuple[updates.Document, updates.Document]
+    ) -> bool:
+        """Changes a message, and returns whether this try did."""
+        result = await self._collections.call(
+            self._collections.messages.update_one,
+            *change,
+            what=f"move message {key['_id']} in its queue",
+        )
+        return bool(result.matched_count)
+
+    async def _look(self, key: Mapping[str, Any]) -> MessageHeader | None:
+        """Reads a message; ``None`` if it is gone."""
+        stored: Any = await self._collections.call(
+            self._collections.messages.find_one,
+            *(key, HEADER),
+            what=f"read message {key['_id']}",
+        )
+        return MessageHeader.from_stored(stored) if stored else None
+
+    async def _look_at_any(self, key: Mapping[str, Any]) -> MessageHeader:
+        """Reads the message that has the id."""
+        state = await self._look(updates.any_log(key))
+        if state is None:
+            raise MessageNotFoundError(key["_id"])
+        return state
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    return None if checkpoint is None else check_metadata(checkpoint, "checkpoint")

@@ -1,0 +1,1 @@
+"""Workers: they claim queued messages, have the application generate them, and see them through."""

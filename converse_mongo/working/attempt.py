@@ -1,0 +1,411 @@
+"""Attempts: what a worker does with one message, from the claim to the end or the next attempt."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from converse_mongo.domain.errors import (
+    ConversationNotFoundError,
+    ConverseClosedError,
+    ConverseError,
+    MessageNotFoundError,
+    MessageNotStreamingError,
+    StreamStoppedError,
+    WriterError,
+    WriterFailedError,
+    WriterFencedError,
+)
+from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.retries import Retry, RetryPolicy
+from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.work import Work, WorkState
+from converse_mongo.driver.shielded import ShieldedTask
+from converse_mongo.store import Store
+from converse_mongo.store.appends import refuse_overtaken
+from converse_mongo.store.updates import End
+
+logger = logging.getLogger("converse_mongo")
+
+RENEWALS_PER_LEASE = 3
+
+UNFINISHED = "The answer could not be generated."
+TOO_LONG = "The answer took too long."
+SILENT = "The answer made no progress."
+
+
+class Verdict(Enum):
+    """Why a worker ends an attempt that still runs."""
+
+    SHUT_DOWN = "the worker shuts down"
+    TOO_LONG = "it took too long"
+    SILENT = "it made no progress"
+    STOPPED = "a stop was requested"
+    LOST = "the message has another worker, or is gone"
+
+
+_RETRIED = {Verdict.TOO_LONG: TOO_LONG, Verdict.SILENT: SILENT}
+
+
+class Outcome(Enum):
+    """What became of a message."""
+
+    ENDED = "ended"
+    RETRIED = "retried"
+    HANDED_OVER = "handed over"
+    SUSPENDED = "suspended"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A message with its conversation, as the application is given them.
+
+    Attributes:
+        respond: Has the application generate the answer.
+        is_streaming: Returns whether the message has not ended, as far as its copy knows.
+        end: Ends the message while it has the lease; see ``WriterTarget.end``.
+    """
+
+    respond: Callable[[], Awaitable[None]]
+    is_streaming: Callable[[], bool]
+    end: Callable[[End, Any, ObjectId], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a worker allows an attempt.
+
+    Attributes:
+        timeout: Seconds for an attempt; ``None`` for no limit.
+        silence: Seconds without progress; ``None`` for no limit.
+        retry: What errors lead to.
+        start_over: True to void what earlier attempts have written.
+    """
+
+    timeout: float | None
+    silence: float | None
+    retry: RetryPolicy
+    start_over: bool
+
+
+class Attempt:
+    """One attempt at a message whose lease the worker holds.
+
+    It renews the lease while no writer does. It ends what the application left streaming, or gives
+    it back to its queue.
+
+    Args:
+        store: The store.
+        state: The message as it was claimed.
+        load: Loads the message for the application.
+        limits: What the attempt is allowed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        state: MessageHeader,
+        load: Callable[["Attempt"], Awaitable[Loaded]],
+        limits: Limits,
+    ) -> None:
+        self._store = store
+        self._state = state
+        self._load = load
+        self._limits = limits
+        self._end_id = ObjectId()
+        self._handing_over = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._outcome: Outcome | None = None
+        self._verdict: Verdict | None = None
+        self._writes = self._had_writer = False
+        self._task: asyncio.Task[Any] | None = None
+        self._loaded: Loaded | None = None
+        self._progress: Callable[[], int] = int
+        self._seen, self._seen_at = 0, 0.0
+
+    @property
+    def message_id(self) -> ObjectId:
+        """The id of the message."""
+        return self._state.message_id
+
+    @property
+    def work(self) -> Work:
+        """The work of the message as it was claimed."""
+        assert self._state.work is not None  # noqa: S101 - it was claimed
+        return self._state.work
+
+    # For the writer
+
+    @property
+    def handing_over(self) -> bool:
+        """True once the worker shuts down: another one is to go on soon."""
+        return self._handing_over.is_set()
+
+    @property
+    def starts_over(self) -> bool:
+        """True if the writer is to void what is stored."""
+        return self._limits.start_over and bool(self._state.next_sequence)
+
+    async def wait_handing_over(self) -> None:
+        """Waits until the worker shuts down."""
+        await self._handing_over.wait()
+
+    def open(self, progress: Callable[[], int]) -> MessageHeader:
+        """Gives the lease to a writer; see :class:`converse_mongo.writing.attempt.Attempt`."""
+        if self._had_writer or self._outcome is not None:
+            raise WriterError(
+                f"Message {self.message_id} had a writer in this attempt: a worker's attempt has "
+                "one writer.",
+                self.message_id,
+            )
+        self._writes = self._had_writer = True
+        self._progress = progress
+        return self._state
+
+    def close(self) -> None:
+        """Takes the lease back from the writer, which has closed."""
+        self._writes = False
+
+    def note_progress(self) -> None:
+        """Notes that there is progress."""
+        self._seen_at = asyncio.get_running_loop().time()
+
+    def keeps(self, error: BaseException) -> bool:
+        """Returns whether the worker decides what an error means."""
+        if self._verdict in (Verdict.STOPPED, Verdict.LOST):
+            return False
+        return self._verdict is not None or self._may_retry(error)
+
+    async def hand_over(self, checkpoint: Mapping[str, Any] | None) -> None:
+        """Gives the message back to its queue, for another worker at once."""
+        state = self._state
+        await self._store.jobs.hand_over(state.key, state.lease, self.work.queue, checkpoint)
+        self._outcome = Outcome.HANDED_OVER
+
+    async def suspend(self, checkpoint: Mapping[str, Any] | None, expires: float | None) -> bool:
+        """Has the message wait for people; ``False`` if all of its calls were answered already."""
+        state = self._state
+        left = await self._store.jobs.suspend(state.key, state.lease, expires, checkpoint)
+        waits = left.work is not None and left.work.state is WorkState.WAITING
+        self._outcome = Outcome.SUSPENDED if waits else Outcome.HANDED_OVER
+        return waits
+
+    # For the worker
+
+    def shut_down(self) -> None:
+        """Tells the application that another worker is to go on soon."""
+        self._handing_over.set()
+
+    def cut(self, verdict: Verdict) -> None:
+        """Ends the attempt now."""
+        if self._verdict is None and self._task is not None and not self._task.done():
+            self._verdict = verdict
+            self._task.cancel()
+
+    async def run(self) -> Outcome:
+        """Has the application generate, and sees to what it leaves.
+
+        Raises:
+            CancelledError: It was cancelled, other than by :meth:`cut`; the message was handed
+                over.
+        """
+        state, task = self._state, asyncio.current_task()
+        self._task = task
+        stop_listening = self._store.notices.listen(
+            state.message_id, state.conversation_id, self._hear
+        )
+        keeping = asyncio.create_task(self._keep(), name="converse_mongo-worker-keep")
+        error = None
+        self.note_progress()
+        timer = self._start_timer()
+        try:
+            self._loaded = await self._load(self)
+            await self._loaded.respond()
+        except BaseException as raised:  # noqa: BLE001 - it is settled
+            error = raised
+        finally:
+            self._task = None
+            if timer is not None:
+                timer.cancel()
+            stop_listening()
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if cancelled and self._verdict is None and self._outcome is None:
+            self._verdict = Verdict.SHUT_DOWN
+        elif cancelled and task is not None:
+            task.uncancel()
+            cancelled = False
+        outcome: list[Outcome] = []
+
+        async def settle() -> None:
+            outcome[:] = [await self._settle(error)]
+
+        try:
+            await ShieldedTask(settle, "converse_mongo-worker-settle").finish()
+        finally:
+            keeping.cancel()
+        if cancelled and error is not None:
+            raise error
+        return outcome[0]
+
+    def _start_timer(self) -> asyncio.TimerHandle | None:
+        if self._limits.timeout is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return loop.call_later(self._limits.timeout, self.cut, Verdict.TOO_LONG)
+
+    # The lease, while nobody writes
+
+    def _hear(self, holder: ObjectId | None) -> None:
+        if holder is None or holder != self._state.lease.holder:
+            self._wake.set()
+
+    async def _keep(self) -> None:
+        seconds = self._store.options.lease / RENEWALS_PER_LEASE
+        if self._limits.silence is not None:
+            seconds = min(seconds, self._limits.silence / RENEWALS_PER_LEASE)
+        while not self._is_over:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._check_silence()
+            self._wake.clear()
+            if not (self._writes or self._is_over):
+                await self._renew()
+
+    @property
+    def _is_over(self) -> bool:
+        ended = self._loaded is not None and not self._loaded.is_streaming()
+        return ended or self._outcome is not None
+
+    def _check_silence(self) -> None:
+        limit, seen = self._limits.silence, self._progress()
+        if seen != self._seen:
+            self._seen = seen
+            self.note_progress()
+        elif limit is not None and asyncio.get_running_loop().time() - self._seen_at > limit:
+            self.cut(Verdict.SILENT)
+
+    async def _renew(self) -> None:
+        """Sends a heartbeat, and hears of a stop, a deletion, or another worker."""
+        state = self._state
+        try:
+            found = await self._store.leases.renew(state.key, state.lease)
+            if found is None or self._writes or self._is_over:
+                return
+            refuse_overtaken(found, state.key, state.lease)
+        except (WriterError, MessageNotFoundError, MessageNotStreamingError):
+            self.cut(Verdict.LOST)
+        except (ConverseError, PyMongoError) as error:
+            logger.warning("Message %s: the heartbeat failed (%s)", self.message_id, error)
+        else:
+            if found.stop_requested:
+                self.cut(Verdict.STOPPED)
+
+    # What becomes of the message
+
+    async def _settle(self, error: BaseException | None) -> Outcome:
+        if self._is_over:
+            if isinstance(error, Exception):
+                logger.error("Behind the end of message %s", self.message_id, exc_info=error)
+            self._outcome = self._outcome or Outcome.ENDED
+            return self._outcome
+        try:
+            try:
+                self._outcome = await self._decide(error)
+            except StreamStoppedError:
+                self._outcome = await self._cancel()
+        except MessageNotStreamingError:
+            self._outcome = Outcome.ENDED
+        except (WriterError, MessageNotFoundError) as lost:
+            logger.info("The attempt at message %s ended: %s", self.message_id, lost)
+            self._outcome = Outcome.LOST
+        except (ConverseError, PyMongoError):
+            logger.exception("Message %s is left to its lease", self.message_id)
+            self._outcome = Outcome.LOST
+        return self._outcome
+
+    async def _decide(self, error: BaseException | None) -> Outcome:
+        verdict, state = self._verdict, self._state
+        if verdict is Verdict.STOPPED or isinstance(error, StreamStoppedError):
+            return await self._cancel()
+        if verdict is Verdict.LOST or self._is_lost(error):
+            logger.info("The attempt at message %s ended: %s", self.message_id, error)
+            return Outcome.LOST
+        if verdict is Verdict.SHUT_DOWN or (error is None and self.handing_over):
+            await self._store.jobs.hand_over(state.key, state.lease, self.work.queue)
+            return Outcome.HANDED_OVER
+        if verdict in _RETRIED or self._may_retry(error):
+            if self._retries_left:
+                pause = self._limits.retry.pause(self.work.retries, error)
+                logger.warning(
+                    "Attempt %d at message %s ended (%s); the next one follows in %.1f s",
+                    *(self.work.attempt, self.message_id, self._reason(error), pause),
+                )
+                await self._store.jobs.retry(state.key, state.lease, pause)
+                return Outcome.RETRIED
+        elif error is not None and not isinstance(error, Exception):
+            return await self._cancel()  # by the application
+        return await self._fail(error)
+
+    @property
+    def _retries_left(self) -> bool:
+        return not self.work.is_last_attempt and self._limits.retry.allows(self.work.retries)
+
+    def _may_retry(self, error: BaseException | None) -> bool:
+        return error is not None and not self._is_lost(error) and self._limits.retry.wants(error)
+
+    def _is_lost(self, error: BaseException | None) -> bool:
+        """Returns whether an error says that the message is somebody else's, or gone."""
+        if isinstance(error, WriterFailedError) and isinstance(error.__cause__, ConverseError):
+            error = error.__cause__
+        if isinstance(error, ConversationNotFoundError):
+            return error.conversation_id == self._state.conversation_id
+        if isinstance(error, MessageNotFoundError):
+            return error.message_id == self.message_id
+        return isinstance(error, WriterFencedError | ConverseClosedError)
+
+    def _reason(self, error: BaseException | None) -> str:
+        if self._verdict is not None:
+            return self._verdict.value
+        return f"{type(error).__name__}: {error}"
+
+    async def _cancel(self) -> Outcome:
+        return await self._end(End(MessageStatus.CANCELLED, {}))
+
+    async def _fail(self, error: BaseException | None) -> Outcome:
+        """Fails the message; its error is for users, and the log has that of the application."""
+        words = _RETRIED.get(self._verdict) if self._verdict else None
+        if words is None and isinstance(error, Retry):
+            words = error.reason or None
+        metadata: dict[str, Any] = {}
+        if isinstance(error, Exception):
+            logger.error("The generation of message %s failed", self.message_id, exc_info=error)
+            metadata["error_type"] = type(error).__name__
+        else:
+            logger.error("The generation of message %s left it streaming", self.message_id)
+        if self.work.attempt > 1:
+            metadata["attempts"] = self.work.attempt
+        return await self._end(End(MessageStatus.FAILED, metadata, words or UNFINISHED))
+
+    async def _end(self, end: End) -> Outcome:
+        state, store = self._state, self._store
+        if self._loaded is not None:
+            await self._loaded.end(end, state.lease, self._end_id)
+        else:
+            await store.ends.end(
+                store.queue((state.message_id, state.log_id)),
+                state.key,
+                end,
+                retention=state.retention,
+                known=None,
+                lease=state.lease,
+                end_id=self._end_id,
+            )
+        return Outcome.ENDED

@@ -1,0 +1,315 @@
+"""The worker: looks for queued messages, claims them, and runs an attempt at each."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Self
+
+from bson import ObjectId
+from pymongo.errors import PyMongoError
+
+from converse_mongo.domain.errors import ConverseError, WatchError
+from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.work import WorkState
+from converse_mongo.driver.closing import CLOSE_SECONDS
+from converse_mongo.store import Store, context_apart
+from converse_mongo.working.attempt import Attempt, Limits, Loaded, Outcome, Verdict
+
+logger = logging.getLogger("converse_mongo")
+
+SPARE = 4
+"""Messages to look at beyond those that there is room for: others claim some first."""
+MOST_LOOKED_AT = 64
+CLAIMS_AT_ONCE = 8
+MOST_HEARD = 1000
+
+SPREAD_SECONDS = 0.004
+"""Seconds to wait for each message that was heard of since the last claim, at most, at random.
+
+Each worker of a queue hears of each message. Without a wait all of them would try to claim it."""
+LONGEST_SPREAD_SECONDS = 0.25
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
+"""Seconds to wait after a look that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """The numbers of a worker.
+
+    Attributes:
+        running: The attempts that run.
+        claimed: The messages claimed so far.
+        ended: The attempts whose message ended.
+        retried: The attempts that another one followed since they failed.
+        handed_over: The attempts that another worker goes on with.
+        suspended: The attempts whose message waits for people.
+        lost: The attempts whose message got another worker, or was deleted.
+        looks: The looks for messages in the database.
+    """
+
+    running: int = 0
+    claimed: int = 0
+    ended: int = 0
+    retried: int = 0
+    handed_over: int = 0
+    suspended: int = 0
+    lost: int = 0
+    looks: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """The options of a worker; see ``Converse.worker``."""
+
+    queues: Sequence[str]
+    concurrency: int
+    limits: Limits
+    grace: float
+    poll_interval: float
+
+
+class Worker:
+    """Generates the answers of queued messages. Made by ``Converse.worker``.
+
+    Use it in ``async with``, and await :meth:`run` inside. Leaving it gives the attempts that run
+    ``grace`` seconds to reach a point to go on from, then cancels them, and gives their messages
+    back to their queues: other workers go on with them at once.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        load: Callable[[MessageHeader, Attempt], Awaitable[Loaded]],
+        options: WorkerOptions,
+    ) -> None:
+        self._store = store
+        self._load = load
+        self._options = options
+        self._attempts: dict[Attempt, asyncio.Task[Outcome]] = {}
+        self._wake = asyncio.Event()
+        self._look_now = True
+        self._heard: dict[ObjectId, asyncio.TimerHandle] = {}
+        self._heard_since_claim = 0
+        self._claims: set[asyncio.Task[bool]] = set()
+        self._closing = False
+        self._claimed = self._looks = 0
+        self._outcomes = dict.fromkeys(Outcome, 0)
+
+    def statistics(self) -> WorkerStatistics:
+        """Returns the numbers of right now."""
+        count = self._outcomes
+        return WorkerStatistics(
+            running=len(self._attempts),
+            claimed=self._claimed,
+            ended=count[Outcome.ENDED],
+            retried=count[Outcome.RETRIED],
+            handed_over=count[Outcome.HANDED_OVER],
+            suspended=count[Outcome.SUSPENDED],
+            lost=count[Outcome.LOST],
+            looks=self._looks,
+        )
+
+    # Hints
+
+    def opened(
+        self, message_id: ObjectId, due: datetime | None, stored: Mapping[str, Any] | None
+    ) -> None:
+        """Hears that a message waits for a worker."""
+        if self._closing or not self._free or message_id in self._heard:
+            return
+        seconds = 0.0 if due is None else self._store.leases.clock.seconds_until(due)
+        if seconds > self._options.poll_interval or len(self._heard) >= MOST_HEARD:
+            return  # a look finds it
+        self._heard_since_claim += 1
+        longest = min(SPREAD_SECONDS * self._heard_since_claim, LONGEST_SPREAD_SECONDS)
+        self._heard[message_id] = asyncio.get_running_loop().call_later(
+            seconds + random.uniform(0, longest), self._grab, message_id, stored
+        )
+
+    def gone(self, message_id: ObjectId) -> None:
+        """Hears that a message has a worker, or has ended."""
+        timer = self._heard.pop(message_id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def look(self) -> None:
+        """Hears that there may be messages that no hint told of."""
+        self._look_now = True
+        self._wake.set()
+
+    def _grab(self, message_id: ObjectId, stored: Mapping[str, Any] | None) -> None:
+        self._heard.pop(message_id, None)
+        if self._closing or not self._free:
+            return
+        if stored is None:
+            self.look()  # the database tells what is the best now
+            return
+        self._begin_claim(MessageHeader.from_stored(stored))
+
+    # Looking
+
+    async def run(self) -> None:
+        """Generates until it is cancelled or closed.
+
+        Raises:
+            WatchError: It is closed already, or runs already.
+        """
+        if self._closing:
+            raise WatchError("This worker is closed: make a new one.")
+        failures = 0
+        stop_listening = self._store.openings.listen(self._options.queues, self)
+        try:
+            while not self._closing:
+                self._wake.clear()
+                self._look_now = False
+                try:
+                    more = await self._look()
+                    failures = 0
+                except (ConverseError, PyMongoError) as error:
+                    if self._store.closing:
+                        raise
+                    failures += 1
+                    more = False
+                    logger.warning("Could not look for queued messages (%s)", error)
+                if more:
+                    continue
+                await self._wait(failures)
+        finally:
+            stop_listening()
+            for timer in self._heard.values():
+                timer.cancel()
+            self._heard.clear()
+
+    async def _wait(self, failures: int) -> None:
+        seconds = self._options.poll_interval * random.uniform(0.75, 1.25)
+        if failures:
+            longest = FIRST_PAUSE_SECONDS * 2 ** min(failures - 1, 10)
+            seconds = random.uniform(0.5, 1) * min(longest, LONGEST_PAUSE_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    @property
+    def _free(self) -> int:
+        return self._options.concurrency - len(self._attempts) - len(self._claims)
+
+    async def _look(self) -> bool:
+        """Looks once, and returns whether there is more to look at now."""
+        free = self._free
+        if free <= 0:
+            return False
+        self._looks += 1
+        limit = min(free + SPARE, MOST_LOOKED_AT)
+        store = self._store
+        found = await store.jobs.due(self._options.queues, limit)
+        claimable: list[MessageHeader] = []
+        for state in found:
+            if state.work is None:
+                continue
+            if state.work.state is WorkState.QUEUED:
+                claimable.append(state)
+            elif state.work.state is WorkState.DELAYED:
+                await store.jobs.undelay(state)
+            elif state.work.state is WorkState.WAITING:
+                queue = store.queue((state.message_id, state.log_id))
+                await store.calls.expire(queue, state)
+        won = 0
+        while claimable and self._free > 0 and not self._closing:
+            count = min(len(claimable), CLAIMS_AT_ONCE, self._free)
+            claims = [self._begin_claim(claimable.pop(0)) for _ in range(count)]
+            won += sum(await asyncio.gather(*map(asyncio.shield, claims)))
+        return won > 0 and len(found) >= limit and self._free > 0
+
+    def _begin_claim(self, state: MessageHeader) -> "asyncio.Task[bool]":
+        """Claims a message in a task of its own: a claim that is cancelled may have succeeded."""
+        task = asyncio.create_task(
+            self._claim(state), name="converse_mongo-worker-claim", context=context_apart()
+        )
+        self._claims.add(task)
+        task.add_done_callback(self._claims.discard)
+        return task
+
+    async def _claim(self, state: MessageHeader) -> bool:
+        """Claims a message and starts the attempt; returns whether this worker has it."""
+        assert state.work is not None  # noqa: S101 - it was found in a queue
+        is_suspect = state.work.is_last_life
+        if is_suspect and any(attempt.work.is_last_life for attempt in self._attempts):
+            return False  # if it crashes this process, it shall not end another one
+        try:
+            claimed = await self._store.jobs.claim(state)
+        except (ConverseError, PyMongoError) as error:
+            logger.warning("Message %s could not be claimed (%s)", state.message_id, error)
+            return False
+        if claimed is None:
+            return False
+        self._claimed += 1
+        self._heard_since_claim = 0
+        self._start(claimed)
+        return True
+
+    def _start(self, state: MessageHeader) -> None:
+        attempt = Attempt(
+            self._store, state, lambda own: self._load(state, own), self._options.limits
+        )
+        if self._closing:
+            attempt.shut_down()
+        task = asyncio.create_task(
+            attempt.run(),
+            name=f"converse_mongo-worker-{state.message_id}",
+            context=context_apart(),
+        )
+        self._attempts[attempt] = task
+        task.add_done_callback(lambda done: self._finished(attempt, done))
+
+    def _finished(self, attempt: Attempt, task: asyncio.Task[Outcome]) -> None:
+        del self._attempts[attempt]
+        self.look()
+        if task.cancelled():
+            self._outcomes[Outcome.HANDED_OVER] += 1
+        elif (error := task.exception()) is not None:
+            logger.critical("The attempt at message %s crashed", attempt.message_id, exc_info=error)
+        else:
+            self._outcomes[task.result()] += 1
+
+    # The end
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.aclose()
+
+    def close(self) -> None:
+        """Claims nothing more, and tells the attempts that run to hand over soon."""
+        self._closing = True
+        self._wake.set()
+        for attempt in self._attempts:
+            attempt.shut_down()
+
+    async def aclose(self) -> None:
+        """Claims nothing more, and returns once all attempts have ended or were handed over.
+
+        It takes ``grace`` seconds, and then a few more while MongoDB does not answer. A message
+        that is left goes back to its queue once its lease has run out.
+        """
+        self.close()
+        if self._claims:
+            await asyncio.wait(set(self._claims), timeout=CLOSE_SECONDS)
+        if self._attempts:
+            await asyncio.wait(set(self._attempts.values()), timeout=self._options.grace)
+        for attempt in list(self._attempts):
+            attempt.cut(Verdict.SHUT_DOWN)
+        if self._attempts:
+            await asyncio.wait(set(self._attempts.values()), timeout=CLOSE_SECONDS)
+        left = list(self._attempts)
+        if left:
+            logger.warning(
+                "%d attempts were left when the worker was closed, and go back to their queues "
+                "once their leases have run out: %s",
+                *(len(left), ", ".join(str(attempt.message_id) for attempt in left)),
+            )

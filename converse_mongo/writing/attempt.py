@@ -1,0 +1,49 @@
+"""The attempt of a worker, as the writer of its message knows it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from converse_mongo.domain.headers import MessageHeader
+
+
+class Attempt(Protocol):
+    """An attempt of a worker at a message, whose lease it holds.
+
+    The worker decides what becomes of the message, unless its writer ends it.
+    """
+
+    @property
+    def handing_over(self) -> bool:
+        """True once the worker shuts down: another one is to go on soon."""
+
+    @property
+    def starts_over(self) -> bool:
+        """True if the writer is to void what is stored."""
+
+    async def wait_handing_over(self) -> None:
+        """Waits until the worker shuts down."""
+
+    def open(self, progress: Callable[[], int]) -> MessageHeader:
+        """Gives the lease to a writer, which renews it from now on.
+
+        Args:
+            progress: Returns a number that grows with what the writer accepts.
+
+        Raises:
+            WriterError: There was a writer, or the attempt is over.
+        """
+
+    def close(self) -> None:
+        """Takes the lease back from the writer, which has closed."""
+
+    def note_progress(self) -> None:
+        """Notes that there is progress."""
+
+    def keeps(self, error: BaseException) -> bool:
+        """Returns whether the worker decides what an error means, so that it ends nothing yet."""
+
+    async def hand_over(self, checkpoint: Mapping[str, Any] | None) -> None:
+        """Gives the message back to its queue, for another worker at once."""
+
+    async def suspend(self, checkpoint: Mapping[str, Any] | None, expires: float | None) -> bool:
+        """Has the message wait for people; ``False`` if all of its calls were answered already."""
