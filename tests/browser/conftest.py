@@ -123,21 +123,19 @@ def make_chat(
     _, base_url = shared_model
     with ExitStack() as stack:
 
-        def make(
-            *, database: str | None = None, port: int | None = None, **environment: str
-        ) -> Chat:
+        def make(*, database: str | None = None, **options: Any) -> Chat:
             if database is None:
                 database = f"test_{uuid4().hex[:16]}"
                 stack.callback(portal.call, drop_database, server_uri, database)
             log = tmp_path_factory.mktemp("chat") / "log.txt"
-            environment = {
+            options = {
                 "OPENAI_API_KEY": KEY,
                 "OPENAI_BASE_URL": base_url,
                 "CHAT_MODEL": "small",
                 "CHAT_HOSTS": "127.0.0.1",  # with every port: lines have ports of their own
-                **environment,
+                **options,
             }
-            chat = Chat(server_uri, database, log, port=port, **environment)
+            chat = Chat(server_uri, database, log, **options)
             stack.callback(chat.stop)
             return chat
 

@@ -21,6 +21,7 @@ from playwright.sync_api import (
     Route,
     expect,
 )
+from pymongo import MongoClient
 
 from converse_mongo.embedded import free_port
 from tests.chat.fake_openai import Fake, Plan
@@ -33,6 +34,14 @@ START_SECONDS = 120.0
 # A busy machine may stand still for seconds; what comes about is not waited for so long.
 END_SECONDS = 60.0
 NETWORK = "Failed to load resource"
+
+WITH_GRACE = """\
+import sys
+from converse_mongo.tools.chat import app
+app.GRACE_SECONDS, app.CLOSE_SECONDS = {grace}, 30.0
+from converse_mongo.tools.cli import main
+sys.exit(main())
+"""
 
 
 def words(count: int) -> list[str]:
@@ -93,14 +102,26 @@ class Model:
 
 
 class Chat:
-    """The example as a process, which a test may end and start again at the same port."""
+    """The example as a process, which a test may end and start again at the same port.
+
+    Args:
+        grace: The seconds that its answers have when it ends, if they matter.
+    """
 
     def __init__(
-        self, uri: str, database: str, log: Path, *, port: int | None = None, **environment: str
+        self,
+        uri: str,
+        database: str,
+        log: Path,
+        *,
+        port: int | None = None,
+        grace: float | None = None,
+        **environment: str,
     ) -> None:
         self.uri = uri
         self.database = database
         self.port = port or free_port()
+        self._grace = grace
         self._log = log
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
@@ -131,9 +152,12 @@ class Chat:
         raise RuntimeError(f"The chat did not start:\n{self.log}")
 
     def _open(self, log: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        program = ["-m", "converse_mongo.tools.cli"]
+        if self._grace is not None:
+            program = ["-c", WITH_GRACE.format(grace=self._grace)]
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "converse_mongo.tools.cli", "serve", "--uri", self.uri),
+                *(sys.executable, *program, "serve", "--uri", self.uri),
                 *("--database", self.database, "--port", str(self.port)),
             ],
             cwd=ROOT,
@@ -148,6 +172,23 @@ class Chat:
         self._send(signal.SIGKILL)
         self.wait()
 
+    def expire_leases(self, seconds: float) -> None:
+        """Lets its answers count as orphans so many seconds from now on, once it is killed.
+
+        A lease that was as short while it wrote could run out when the machine is busy.
+        """
+        assert self._process is not None
+        assert self._process.poll() is not None
+        with MongoClient[dict[str, Any]](self.uri) as client:
+            ended = client[self.database].messages.update_many(
+                {"status": "streaming"},
+                {
+                    "$set": {"lease.duration": seconds},
+                    "$currentDate": {"lease.renewed_at": True},
+                },
+            )
+        assert ended.modified_count > 0
+
     def terminate(self) -> None:
         """Asks it to end, as a deploy does, and does not wait for it."""
         self._send(signal.SIGTERM)
@@ -158,13 +199,8 @@ class Chat:
         return self._process.wait(END_SECONDS)
 
     def stop(self) -> None:
-        """Ends it, whatever state it is in."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        self.terminate()
-        try:
-            self.wait()
-        except subprocess.TimeoutExpired:
+        """Ends it at once, if it runs."""
+        if self._process is not None:
             self.kill()
 
     def _send(self, number: int) -> None:
