@@ -31,7 +31,7 @@ ARTEFACTS = BUILD / "screenshots"
 FAILURES = BUILD / "browser-failures"
 
 expect.set_options(timeout=END_SECONDS * 1000)
-TEST_SECONDS = 300
+TEST_SECONDS = 600
 
 OpenTab = Callable[..., Tab]
 Shoot = Callable[[Tab, str], None]

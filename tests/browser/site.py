@@ -13,6 +13,7 @@ from typing import IO, Any, Self
 import httpx
 from anyio.from_thread import BlockingPortal
 from playwright.sync_api import (
+    APIResponse,
     BrowserContext,
     ConsoleMessage,
     Dialog,
@@ -238,10 +239,16 @@ class Line:
 
 
 class Held:
-    """Requests of a page that are held back from the moment that it is made, until it lets go."""
+    """Requests of a page that are held back from the moment that it is made, until it lets go.
 
-    def __init__(self, page: Page, pattern: str) -> None:
+    Args:
+        late: Whether they are answered as if they were not, and the responses are held back.
+    """
+
+    def __init__(self, page: Page, pattern: str, *, late: bool = False) -> None:
         self._page = page
+        self._late = late
+        self._responses: list[APIResponse] = []
         self._routes: list[Route] = []
         self._holds = True
         page.route(pattern, self._take)
@@ -254,11 +261,15 @@ class Held:
     def release(self) -> None:
         """Lets all of them go, and those that come."""
         self._holds = False
+        for response in self._responses:
+            self._routes.pop(0).fulfill(response=response)
         while self._routes:
             self._routes.pop(0).fallback()
 
     def _take(self, route: Route) -> None:
         if self._holds:
+            if self._late:
+                self._responses.append(route.fetch())
             self._routes.append(route)
         else:
             route.fallback()

@@ -7,7 +7,6 @@ import os
 import re
 from typing import Literal
 
-import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import ARTEFACTS, OpenLine, OpenTab, StartChat
@@ -83,7 +82,6 @@ class States:
             page.keyboard.press("Escape")
 
 
-@pytest.mark.timeout(300)  # some sixty pictures
 def test_states__are_shown_on_each_screen(
     open_tab: OpenTab,
     open_line: OpenLine,
