@@ -179,6 +179,18 @@ def complaints() -> Iterator[Complaints]:
 
 
 @pytest.fixture
+def new_context(new_context: Callable[..., BrowserContext]) -> Callable[..., BrowserContext]:
+    """Makes browsers that wait for a page as long as tests do for what it shows."""
+
+    def make(**options: Any) -> BrowserContext:
+        context = new_context(**options)
+        context.set_default_timeout(END_SECONDS * 1000)
+        return context
+
+    return make
+
+
+@pytest.fixture
 def open_tab(
     request: pytest.FixtureRequest,
     complaints: Complaints,

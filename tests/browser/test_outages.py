@@ -151,6 +151,7 @@ def test_killed_process__leaves_an_answer_that_can_be_given_again(
     shoot(tab, "reconnecting")
     chat.expire_leases(3)
     chat.start()
+    tab.hasten()
     expect(tab.connection).to_have_text("")
     assert tab.shown_text() == "".join(tokens[:10]).rstrip()
     # Nobody knows yet that the writer is gone, and not only slow.
@@ -231,6 +232,7 @@ def test_deploy__that_an_answer_outlasts__keeps_its_text(
     old.terminate()
     expect(tab.connection).to_have_text("Reconnecting")
     start_chat(database=old.database, port=old.port)
+    tab.hasten()
     tab.expect_end("cancelled", "It is a database ")
     model.wait_until_left()
     assert old.wait() == 128 + signal.SIGTERM

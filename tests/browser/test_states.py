@@ -161,6 +161,7 @@ def test_answer_that_failed__works_with_a_corrected_key(
     expect(tab.error).to_contain_text("rejected")
     chat.stop()
     start_chat(database=chat.database, port=chat.port, OPENAI_API_KEY="right", CHAT_MODEL="large")
+    tab.hasten()
     tab.again.click()
     tab.expect_end("completed", TEXT)
     assert model.fake.keys[-1] == "right"
