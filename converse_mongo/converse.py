@@ -475,8 +475,8 @@ class Converse:
         a worker starts, or pass ``sweep_interval``.
 
         Args:
-            complete_partial: True to complete messages with text, with ``partial: True`` in their
-                metadata, and to fail only empty ones.
+            complete_partial: True to complete messages with chunks, with ``partial: True`` in
+                their metadata, and to fail only empty ones.
 
         Returns:
             The final events of the messages that this call ended, or found ended meanwhile.

@@ -827,9 +827,9 @@ class Message(StoredDocument, Document):
     async def redact_part(self, part: Part | int, reason: str | None = None) -> Self:
         """Removes the content of a part from the database, and tells the viewers.
 
-        The part stays in its place, with its kind and its number; data also keep their name and
-        their id. Its ``redacted`` is the reason, or true. Text is taken out of ``content``. Parts
-        of a sub-agent are parts of their own: redacting the call leaves them.
+        The part stays in its place, with its kind and its number. A tool call also keeps its name,
+        and data their name and their id. Its ``redacted`` is the reason, or true. Text is taken out
+        of ``content``. Parts of a sub-agent are parts of their own: redacting the call leaves them.
 
         Viewers of a message that streams get a chunk with the event ``redact``; text that the
         writer adds to the part later is dropped. For a message that has ended, watchers of the

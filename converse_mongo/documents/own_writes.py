@@ -90,8 +90,11 @@ class OwnWrites:
         self.has_text = True
         if chunks[0].sequence != fields["next_sequence"]:
             return
+        fits = fields["next_sequence"] + len(chunks) <= PAGE_CHUNKS
+        if log.is_loaded and not fits:
+            self.log_of(fields)  # while its chunks are there
         self._add_parts(fields, tracker, chunks)
-        if log.is_loaded and fields["next_sequence"] + len(chunks) <= PAGE_CHUNKS:
+        if log.is_loaded and fits:
             log.stored.extend([chunk.to_stored() for chunk in chunks])
         elif log.is_loaded:
             self.text_from = first_with_text(log.stored)
@@ -106,19 +109,18 @@ class OwnWrites:
         had_parts = has_parts(fields)
         if not had_parts and {*map(type, chunks)} == {MessageChunk}:
             return
-        log = self.log_of(fields)
         if not had_parts:
             if fields["format"] is None:
                 fields["format"] = tracker.remembered["format"] = PARTS_FORMAT
-            log = self.log = self._log_of_text(fields)
+            self.log = self._log_of_text(fields)
         of_parts = [each for each in chunks if isinstance(each, PartChunk)]
         fields["part_bytes"] += sum([each.stored_size for each in of_parts])
         tracker.remembered["part_bytes"] = fields["part_bytes"]
         if fields["part_bytes"] + fields["content_bytes"] > MAX_CONTENT_BYTES:
             self.log = None  # if the chunks are loaded, it can be made again
-        elif log is not None:
+        elif self.log is not None:  # else it is made once somebody asks for the parts
             for chunk in chunks:
-                log.add(chunk.to_stored())
+                self.log.add(chunk)
 
     def _take_out_text(
         self, fields: Fields, tracker: ChangeTracker, chunks: Sequence[MessageChunk]

@@ -9,13 +9,8 @@ from typing import Any
 
 from converse_mongo.documents.presentation import Presentation, Shown, as_json
 from converse_mongo.domain.chunks import PartChunk
-from converse_mongo.domain.part_identity import PartIdentity
+from converse_mongo.domain.part_identity import HIDDEN, MAX_NESTING, PartIdentity
 from converse_mongo.domain.part_log import DATA, STEP, TEXT, Record, part_number
-
-HIDDEN = "hidden"
-"""The kind that clients see of a part that is not shown to them."""
-MAX_NESTING = 64
-"""The most tool calls, one in the other, below which a part is shown."""
 
 _PROVIDERS = frozenset({"provider", "result_provider"})
 _NAMES = frozenset({"kind", "name", "id", "call_id"})
@@ -168,9 +163,7 @@ def _shown(identity: PartIdentity, presentation: Presentation) -> Shown:
     above, depth = identity.parent, 0
     while above is not None:
         depth += 1
-        # A call that was redacted has lost its name, by which it may have been hidden.
-        is_nameless = presentation.chooses and not above.name
-        if depth > MAX_NESTING or is_nameless or presentation.part(above) is False:
+        if depth > MAX_NESTING or presentation.part(above) is False:
             return False
         above = above.parent
     shown = presentation.part(identity)

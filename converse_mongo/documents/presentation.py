@@ -22,12 +22,7 @@ class Presentation:
 
     By default: all metadata that names no classes, all parts, no stored error but the library's
     own, and no reason of a stop. The data of the provider of a model are never shown.
-
-    Attributes:
-        chooses: Whether it hides some parts.
     """
-
-    chooses = False
 
     def metadata(self, metadata: Mapping[str, Any]) -> Any:
         """The metadata that clients see."""

@@ -18,6 +18,7 @@ from converse_mongo.domain.part_events import (
     PartSet,
     PartStart,
 )
+from converse_mongo.domain.part_identity import HIDDEN
 from converse_mongo.domain.part_log import (
     KINDS_WITH_TEXT,
     REASONING,
@@ -89,6 +90,11 @@ class Composer:
         if part.number is not None:
             raise InvalidInputError(
                 f"The part {part.number} of a message cannot be written again: make a new one. "
+                "Nothing was written."
+            )
+        if part.kind == HIDDEN:
+            raise InvalidInputError(
+                f"The kind {HIDDEN!r} is that of parts that clients may not see: use another. "
                 "Nothing was written."
             )
         self._refuse_closed(self._parent)

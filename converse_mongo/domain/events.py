@@ -133,8 +133,9 @@ class MessageSnapshot(_StreamEvent):
 
     Attributes:
         chunk_count: The number of chunks in it: the sequence of the next one.
-        content: The text of the answer.
-        parts: The parts, in order; a message of text alone has one text.
+        content: The text of the answer; empty if ``kinds`` leaves out text.
+        parts: The parts, in order; a message of text alone has one text. Those of kinds that were
+            not asked for have no text and no fields.
         open_part: The number of the text part that the next text continues, or ``None``.
         metadata: The metadata of the message.
     """

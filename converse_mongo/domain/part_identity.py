@@ -5,6 +5,13 @@ from typing import Any, NamedTuple
 from converse_mongo.domain.chunks import MessageChunk, PartChunk
 from converse_mongo.domain.part_log import TEXT, part_number
 
+HIDDEN = "hidden"
+"""The kind that clients see of a part that is not shown to them. No part is written with it."""
+MAX_NESTING = 64
+"""The most tool calls, one in the other, below which a part is shown."""
+MAX_NAME = 256
+"""The most characters of a kind and a name together that are remembered."""
+
 
 class PartIdentity(NamedTuple):
     """What a part is.
@@ -18,6 +25,11 @@ class PartIdentity(NamedTuple):
     kind: str
     name: str | None = None
     parent: "PartIdentity | None" = None
+
+    @property
+    def is_short(self) -> bool:
+        """True if it may be remembered: an application's names have no limit."""
+        return len(self.kind) + len(self.name or "") <= MAX_NAME
 
 
 class Start(NamedTuple):

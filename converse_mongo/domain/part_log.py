@@ -26,6 +26,10 @@ stored apart."""
 TEXT, REASONING, TOOL_CALL, DATA, STEP = "text", "reasoning", "tool_call", "data", "step"
 KINDS_WITH_TEXT = frozenset({TEXT, REASONING, TOOL_CALL})
 
+IDENTITY: Mapping[str, tuple[str, ...]] = {TOOL_CALL: ("name",), DATA: ("name", "id")}
+"""The fields, by kind, that tell what a part is. A redaction keeps them: by the name an application
+decides who sees a part, and what replaces data has to find their place."""
+
 _FIXED = {"kind", "name"}
 
 
@@ -102,13 +106,9 @@ class _Part:
         return fields
 
     def redact(self, reason: object) -> None:
-        """Drops the content.
-
-        Data keep what tells them from others, so that what replaces them is dropped as well.
-        """
+        """Drops the content; see :data:`IDENTITY`."""
         self.redacted = reason if _is_string(reason) and reason else True
-        kept = {} if self.place is None else {"name": self.place.name, "id": self.place.id}
-        self.fields, self.pieces = kept, []
+        self.fields, self.pieces = identity_of(self.kind, self.fields), []
 
     def _keep_outcome(self, fields: dict[str, Any]) -> None:
         """A call has one outcome; a preliminary one comes before it, and each replaces the last."""
@@ -137,6 +137,12 @@ class _Part:
             and _string_or_none(before.get("id")) == _string_or_none(after.get("id"))
         ):
             fields.pop("approval")
+
+
+def identity_of(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those fields of a part, or of its start, that a redaction keeps."""
+    named = ((name, fields.get(name)) for name in IDENTITY.get(kind, ()))
+    return {name: value for name, value in named if _is_string(value)}
 
 
 def storable_records(records: Iterable[Record]) -> list[Record]:

@@ -8,7 +8,8 @@ replace them.
 - Each event stays in its place, with its part, its parent and the kind of a start: a start closes
   the open text, even one that a reset voids. A transient one does not, so it stays transient.
 - A reset stays. It voids what a viewer has of the parts that are emptied here.
-- Each start of data keeps name and id, without which it would begin a part of its own.
+- Each start of data keeps name and id, without which it would begin a part of its own, and that of
+  a call its name, also if it was redacted.
 - The value of a field stays with the chunk that it came from; the values before it go. So do
   preliminary outputs, for each outcome replaces the one before it.
 - Requests for approval and answers stay if they counted: whether an answer counts depends on the
@@ -32,7 +33,7 @@ import bson
 from converse_mongo.domain.chunks import StoredChunk, text_of
 from converse_mongo.domain.lengths import decode_lengths, encode_lengths, expand
 from converse_mongo.domain.metadata import restored, storable
-from converse_mongo.domain.part_log import DATA, TEXT, PartLog, fields_of
+from converse_mongo.domain.part_log import TEXT, PartLog, fields_of, identity_of
 from converse_mongo.domain.stored_values import parted
 
 Event: TypeAlias = dict[str, Any]
@@ -155,6 +156,8 @@ class _Remains:
         kept = _effective(chunk["event"], fields)
         if chunk["event"] == "redact" and self._is_there(number):
             kept.add("reason")
+        if chunk["event"] == "start" and self._is_there(number):
+            kept |= identity_of(fields["kind"], fields).keys()
         if number in self._legible:
             sequence, now = chunk["sequence"], self._legible[number]
             kept |= {
@@ -180,12 +183,7 @@ def _effective(event: object, fields: Mapping[str, Any]) -> set[str]:
         return {"from"}
     if event != "start" or not isinstance(fields.get("kind"), str):
         return set()
-    names = {"kind"}
-    if fields.get("transient") is True:
-        names.add("transient")
-    if fields["kind"] == DATA:
-        names |= {"name", "id"}
-    return names
+    return {"kind", "transient"} if fields.get("transient") is True else {"kind"}
 
 
 def _in_runs(events: Sequence[Event]) -> Iterator[Event]:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from converse_mongo.domain.chunks import StoredChunk
 from converse_mongo.domain.metadata import restored, storable
-from converse_mongo.domain.part_log import DATA, TEXT, PartLog
+from converse_mongo.domain.part_log import TEXT, PartLog, identity_of
 
 Redaction: TypeAlias = dict[str, Any]
 """An entry of ``redactions``: ``part``, the number, and ``reason`` if one was given."""
@@ -73,8 +73,8 @@ _KEPT = ("created_at", "append_id", "event", "part", "parent")
 
 def _of_start(chunk: StoredChunk) -> dict[str, Any]:
     fields = restored(chunk["fields"])
-    kept = ("kind", "name", "id") if fields["kind"] == DATA else ("kind",)
-    return {name: storable(fields[name]) for name in kept if name in fields}
+    kind = fields["kind"]
+    return {"kind": storable(kind), **storable(identity_of(kind, fields))}
 
 
 def swept(chunks: Iterable[StoredChunk], redacted: Collection[int]) -> list[StoredChunk]:

@@ -33,7 +33,8 @@ ToolCallState: TypeAlias = Literal[
     "output-denied",
     "interrupted",
 ]
-"""How far a tool call is. ``interrupted``: its message ended before the call had an outcome."""
+"""How far a tool call is. ``interrupted``: its message ended, or the call was redacted, before it
+had an outcome."""
 
 Executor: TypeAlias = Literal["server", "client", "provider"]
 """Who runs a tool: a process of the application, the browser, or the provider of the model."""
@@ -287,8 +288,10 @@ class ToolCallPart(Part):
 
     @property
     def is_finished(self) -> bool:
-        """True if it has its outcome, or was denied: nothing more is to be done for it."""
-        return self.state in ("output-available", "output-error", "output-denied")
+        """True if it has its outcome, was denied or was redacted: nothing is to be done for it."""
+        return bool(self.redacted) or self.state in (
+            *("output-available", "output-error", "output-denied"),
+        )
 
     @property
     def state(self) -> ToolCallState:
@@ -298,7 +301,7 @@ class ToolCallPart(Part):
             return "output-error" if "error" in self.fields else "output-available"
         if approval is not None and approval.approved is False:
             return "output-denied"
-        if self.ended:
+        if self.ended or self.redacted:
             return "interrupted"
         if self.started:
             return "running"
@@ -501,7 +504,12 @@ class StepPart(Part):
 
 
 class CustomPart(Part):
-    """A part of a kind that this version does not know: its fields are passed through."""
+    """A part of a kind that this version does not know: its fields are passed through.
+
+    Args:
+        kind: The kind; not ``hidden``, by which clients know the parts that they may not see.
+        fields: The fields, with values that BSON can hold.
+    """
 
     __slots__ = ()
 

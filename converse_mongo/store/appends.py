@@ -44,7 +44,7 @@ from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates, work_updates
 from converse_mongo.store.collections import Collections, WriteQueue, back_off
 from converse_mongo.store.pages import Pages
-from converse_mongo.store.values import Values
+from converse_mongo.store.values import Values, referred_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,9 @@ class Appends:
                 keep_alive = claim.keep_alive if claim else None
                 await self._values.store(key, large, keep_alive=keep_alive)
             chunks = await self._append_once_there_is_room(queue, wanted)
+            if large:  # of an earlier try, whose part has been redacted since
+                stray = large.keys() - referred_to(chunk.to_stored() for chunk in chunks)
+                await self._values.delete(key, stray)
         except (MessageNotFoundError, WriterFencedError):
             if large:  # they may have come after those of the message were deleted
                 await self._values.delete_if_gone(key)

@@ -96,6 +96,10 @@ class Calls:
         wanted = append_id or ObjectId()
         try:
             return await self._answer(queue, key, answers, wanted, again=append_id is not None)
+        except MessageNotFoundError:
+            # Large values may have come after those of the message were deleted.
+            await self._values.delete_if_gone(key)
+            raise
         except StoreUnavailableError as error:
             raise StoreUnavailableError(
                 f"{error} Answer again with append_id=ObjectId('{wanted}').", wanted

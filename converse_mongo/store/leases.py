@@ -309,7 +309,7 @@ class Leases:
 
         Args:
             state: The message.
-            complete_partial: True to complete a message that has text, instead of failing it.
+            complete_partial: True to complete a message that has chunks, instead of failing it.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.

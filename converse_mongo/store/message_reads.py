@@ -9,7 +9,7 @@ from bson import ObjectId, Timestamp
 
 from converse_mongo.domain.chunks import MessageChunk, StoredChunk
 from converse_mongo.domain.headers import HEADER, MessageHeader, message_key, pages_of
-from converse_mongo.domain.part_identity import PartIdentity, Start, start_of
+from converse_mongo.domain.part_identity import MAX_NESTING, PartIdentity, Start, start_of
 from converse_mongo.domain.part_log import TEXT, PartLog, restored_records
 from converse_mongo.domain.part_merging import expand_events
 from converse_mongo.domain.validation import PAGE_CHUNKS
@@ -19,7 +19,6 @@ from converse_mongo.driver.collections import Collection
 READS_AT_ONCE = 16
 CHUNKS_PER_READ = 8 * PAGE_CHUNKS
 """The approximate number of chunks to read at once of a long message."""
-MAX_NESTING = 100
 """The most tool calls, one in the other, that are looked up."""
 MERGED_CHUNKS_PER_READ = 8192
 """The number of chunks to make of the text of a merged message at once."""
@@ -261,7 +260,8 @@ class MessageReader:
         """
         starts: list[Start] = []
         number: int | None = part
-        while number is not None and len(starts) < MAX_NESTING:
+        # One more than are shown, which tells that there are too many.
+        while number is not None and len(starts) <= MAX_NESTING + 1:
             found = await self.read(message_id, conversation_id, number, 1, stop=number + 1)
             if found is None or not found[1]:
                 raise LookupError(f"message {message_id} has no chunk {number}")

@@ -104,10 +104,10 @@ class Pages:
         chunks = found.get("chunks") or []
         first, live_bytes = found.get("page_start", 0), found.get("chunk_bytes", 0)
         if not chunks or (len(chunks) < PAGE_CHUNKS and live_bytes < PAGE_BYTES):
-            if first <= queue.page_start:
-                return False
-            queue.page_start, queue.live_bytes = first, live_bytes
-            return True  # by another process
+            moved: bool = first > queue.page_start  # by another process
+            if first >= queue.page_start:
+                queue.page_start, queue.live_bytes = first, live_bytes  # a sweep frees some
+            return moved
         sequences = [chunk["sequence"] for chunk in chunks]
         if sequences != list(range(first, first + len(chunks))):
             raise WatchError(

@@ -23,7 +23,6 @@ from converse_mongo.domain.headers import PARTS_FORMAT, MessageHeader, check_for
 from converse_mongo.domain.part_log import TEXT, PartLog, Record, restored_records, storable_records
 from converse_mongo.domain.part_pieces import PartPiece, PartRef
 from converse_mongo.domain.part_redaction import Redaction, Sweep, redaction, reduced
-from converse_mongo.domain.stored_values import StoredValue, references
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, now, utf8_size
 from converse_mongo.driver import servers
 from converse_mongo.driver.failures import is_too_large
@@ -31,7 +30,7 @@ from converse_mongo.store import updates
 from converse_mongo.store.appends import Appends
 from converse_mongo.store.collections import Collections, WriteQueue, back_off
 from converse_mongo.store.sweeps import Sweeps
-from converse_mongo.store.values import Values
+from converse_mongo.store.values import Values, referred_to
 
 Document = dict[str, Any]
 
@@ -84,7 +83,7 @@ class Redactions:
             else:
                 tried = True
                 # Before their references go.
-                await self._values.delete(key, _values_of(stored, record))
+                await self._values.delete(key, _referred_to(stored, record))
                 if await self._hide(state, stored, log, redacted):
                     break
             await back_off(attempt)
@@ -180,11 +179,10 @@ def _log_of(stored: Document) -> PartLog:
     return PartLog.from_snapshot({"next_sequence": 0, "parts": restored_records(records)})
 
 
-def _values_of(stored: Document, record: Record) -> list[StoredValue]:
-    """Returns the values of a part that are stored apart, with those that others replaced."""
-    sweep, found = Sweep([record["part"]]), [record]
-    found += [each for each in stored.get("chunks") or () if sweep.sweep(each) is not each]
-    return [value for each in found for value in references(each.get("values")).values()]
+def _referred_to(stored: Document, record: Record) -> set[str]:
+    """Returns the ids of the values of a part, with those that others replaced."""
+    sweep, chunks = Sweep([record["part"]]), stored.get("chunks") or ()
+    return referred_to([record, *(each for each in chunks if sweep.sweep(each) is not each)])
 
 
 def _find(log: PartLog, number: int | None) -> Record | None:

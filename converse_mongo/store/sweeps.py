@@ -19,14 +19,13 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from converse_mongo.domain.chunks import StoredChunk
+from converse_mongo.domain.chunks import MessageChunk, StoredChunk
 from converse_mongo.domain.headers import HEADER, MessageHeader, pages_of
 from converse_mongo.domain.part_redaction import Sweep
-from converse_mongo.domain.stored_values import StoredValue, references
 from converse_mongo.store import updates
 from converse_mongo.store.collections import Collections, back_off
 from converse_mongo.store.pages import Pages
-from converse_mongo.store.values import Values
+from converse_mongo.store.values import Values, referred_to
 
 
 class Sweeps:
@@ -65,7 +64,7 @@ class Sweeps:
         sweep = Sweep([each["part"] for each in state.redactions])
         async for page in self._moved(state, key):
             if changed := _changed(sweep, page["chunks"]):
-                await self._values.delete(key, _values_of(page["chunks"], changed))
+                await self._values.delete(key, _lost(page["chunks"], changed))
                 same = ("_id", "conversation_id", "next_sequence")
                 found = await call(
                     pages.update_one,
@@ -77,10 +76,11 @@ class Sweeps:
         embedded = stored.get("chunks") or ()
         changed = _changed(sweep, embedded)
         # Before their references go.
-        await self._values.delete(key, _values_of(embedded, changed))
+        await self._values.delete(key, _lost(embedded, changed))
+        freed = _size([embedded[index] for index in changed]) - _size(changed.values())
         swept = await call(
             messages.update_one,
-            *updates.sweep(key, stored.get("page_start"), state.sweeps, changed),
+            *updates.sweep(key, stored.get("page_start"), state.sweeps, changed, freed),
         )
         if not swept.matched_count:
             return False
@@ -109,10 +109,13 @@ class Sweeps:
             start = page["next_sequence"]
 
 
-def _values_of(chunks: Sequence[StoredChunk], changed: Iterable[int]) -> list[StoredValue]:
-    """Returns the values to which the chunks with some indexes refer."""
-    found = (references(chunks[index].get("values")) for index in changed)
-    return [value for each in found for value in each.values()]
+def _lost(chunks: Sequence[StoredChunk], changed: Mapping[int, StoredChunk]) -> set[str]:
+    """Returns the ids of the values to which changed chunks refer no more."""
+    return referred_to(chunks[index] for index in changed) - referred_to(changed.values())
+
+
+def _size(chunks: Iterable[StoredChunk]) -> int:
+    return sum([MessageChunk.from_stored(chunk).stored_size for chunk in chunks])
 
 
 def _changed(sweep: Sweep, chunks: Any) -> dict[int, StoredChunk]:

@@ -510,11 +510,19 @@ def sweep(
     page_start: int | None,
     sweeps: int | None,
     changed: Mapping[int, StoredChunk],
+    freed: int,
 ) -> tuple[Document, Document]:
     """Replaces embedded chunks, by their index, by what a sweep makes of them.
 
     It matches only while the message embeds the chunks from the same sequence on. It also counts,
     so that no page becomes part of the message whose chunks were read before.
+
+    Args:
+        key: The message.
+        page_start: The sequence of its first embedded chunk.
+        sweeps: The sweeps and redactions so far.
+        changed: The new chunks.
+        freed: The bytes that they take less.
     """
     match = {
         **known(key),
@@ -524,6 +532,7 @@ def sweep(
     }
     update: Document = {"$inc": {"sweeps": 1}}
     if changed:
+        update["$inc"]["chunk_bytes"] = -freed
         last = max(changed)  # a failover may have taken the last chunks back
         match[f"chunks.{last}.sequence"] = changed[last]["sequence"]
         update["$set"] = {f"chunks.{index}": chunk for index, chunk in changed.items()}

@@ -20,7 +20,6 @@ from converse_mongo.domain.errors import (
     ValueNotFoundError,
 )
 from converse_mongo.domain.headers import message_key, pages_of
-from converse_mongo.domain.part_log import Record
 from converse_mongo.domain.stored_values import LargeValue, StoredValue, references, value_of
 from converse_mongo.driver import collections
 from converse_mongo.store import updates
@@ -102,15 +101,14 @@ class Values:
         key = message_key(message_id, found["conversation_id"], found.get("log_id"))
         return await self.load(key, value)
 
-    async def delete(self, key: Mapping[str, Any], values: Iterable[StoredValue]) -> None:
-        """Deletes some values of a message, given by their references.
+    async def delete(self, key: Mapping[str, Any], ids: Collection[str]) -> None:
+        """Deletes some values of a message, given by their ids.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        ids = [value.id for value in values]
         if ids:
-            await self._delete(key, {"value_id": {"$in": ids}})
+            await self._delete(key, {"value_id": {"$in": list(ids)}})
 
     async def delete_all(self, key: Mapping[str, Any]) -> None:
         """Deletes all values of a message.
@@ -161,6 +159,6 @@ class Values:
         )
 
 
-def referred_to(stored: Iterable[Record]) -> set[str]:
-    """Returns the ids of the values that events or records refer to."""
+def referred_to(stored: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Returns the ids of the values that chunks, events or records refer to."""
     return {value.id for each in stored for value in references(each.get("values")).values()}

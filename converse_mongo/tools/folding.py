@@ -62,7 +62,7 @@ class Folding:
             self._look(number)
         elif chunk.event == "start":
             self._show(self._part(number))
-        else:
+        elif chunk.event is not None:  # no delta completes a part
             self._look(number, has_ended=chunk.event == "end")
 
     def end(self) -> None:

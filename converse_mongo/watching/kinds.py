@@ -7,6 +7,7 @@ from typing import Protocol
 
 from converse_mongo.domain.chunks import NO_METADATA, MessageChunk, PartChunk
 from converse_mongo.domain.errors import InvalidInputError
+from converse_mongo.domain.events import MessageSnapshot
 from converse_mongo.domain.part_identity import PartIdentity, start_of
 from converse_mongo.domain.part_log import TEXT, part_number
 from converse_mongo.domain.parts import Part, parts_of
@@ -71,9 +72,11 @@ class KindFilter:
             return replace(chunk, fields=NO_METADATA, values=NO_VALUES)
         return None
 
-    def parts(self, parts: Iterable[Part]) -> list[Part]:
-        """Returns the parts of a snapshot; those of other kinds without their values."""
-        return [part if part.kind in self._kinds else _shell(part) for part in parts]
+    def snapshot(self, snapshot: MessageSnapshot) -> MessageSnapshot:
+        """Returns a snapshot without the text and the values of parts of other kinds."""
+        parts = [part if part.kind in self._kinds else _shell(part) for part in snapshot.parts]
+        content = snapshot.content if TEXT in self._kinds else ""
+        return replace(snapshot, parts=parts, content=content)
 
     async def _kind(self, chunk: PartChunk, identify: Identities) -> str | None:
         part = part_number(chunk.part)

@@ -252,7 +252,7 @@ class Watcher(Generic[E]):
         if self._filter is None or isinstance(event, FinalEvent):
             return event
         if isinstance(event, MessageSnapshot):
-            return cast(E, replace(event, parts=self._filter.parts(event.parts)))
+            return cast(E, self._filter.snapshot(event))
         assert isinstance(event, ChunkReceived)  # noqa: S101 - watch_message has no other events
         chunk = await self._filter(
             event.chunk, lambda part: retry_reads(topic, lambda: topic.identity(event, part))

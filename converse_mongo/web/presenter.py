@@ -26,7 +26,6 @@ ShowParts: TypeAlias = Callable[[PartIdentity], bool | Collection[str]]
 """Picks what users may see of a part: all of it, nothing, or the fields of these names."""
 
 CHOICES = 1024
-MAX_NAME = 256
 
 
 class PartChoice:
@@ -42,8 +41,7 @@ class PartChoice:
 
     def __call__(self, identity: PartIdentity) -> Shown:
         """Returns what users may see of a part."""
-        is_long = len(identity.kind) + len(identity.name or "") > MAX_NAME
-        return self._ask(identity) if is_long else self._choices(identity)
+        return self._choices(identity) if identity.is_short else self._ask(identity)
 
     def _ask(self, identity: PartIdentity) -> Shown:
         try:
@@ -123,11 +121,6 @@ class Presenter(Presentation):
             if self.in_stream:
                 return {}
             raise InternalError from error
-
-    @property
-    def chooses(self) -> bool:  # type: ignore[override]
-        """Whether users may not see some parts."""
-        return self.show_parts is not None
 
     def part(self, identity: PartIdentity) -> Shown:
         """What users may see of a part."""

@@ -83,8 +83,9 @@ def routes(
             it belongs to: ``True`` for all of it, ``False`` for nothing, or the names of the fields
             that they see, ``"text"`` for its text. By default they see all. Whatever it returns,
             they see the text of the answer, and never the data of the provider. It is asked once
-            for each kind and name, and must always answer the same. A part for which it raises is
-            hidden. See :class:`PartIdentity`.
+            for each kind, name and tool call above, and must always answer the same. Parts of a
+            sub-agent are asked for separately: only ``False`` for the call hides them, too. A part
+            for which it raises is hidden. See :class:`PartIdentity`.
         heartbeat: Seconds of silence after which a stream sends a heartbeat.
         retry: Seconds that a browser's ``EventSource`` waits before it connects again.
         lifetime: Seconds after which a stream ends, for its client to connect again.

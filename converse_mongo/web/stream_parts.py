@@ -14,7 +14,6 @@ from converse_mongo.domain.part_identity import PartIdentity, start_of
 from converse_mongo.domain.part_log import part_number
 
 MAX_KNOWN = 512
-MAX_NAME = 256
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds between reads of a chunk that the server which is read does not have yet."""
 
@@ -93,7 +92,7 @@ class StreamParts:
     def _keep(
         self, event: ChunkReceived, number: int, identity: PartIdentity | None
     ) -> PartIdentity | None:
-        if identity is None or len(identity.kind) + len(identity.name or "") <= MAX_NAME:
+        if identity is None or identity.is_short:
             self._known[event.message_id, number] = identity
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)

@@ -106,15 +106,17 @@ class PartWriter(ABC):
         await self._put(pieces)
         step = Step()
         yield step
-        given = {name: value for name, value in asdict(step).items() if value is not None}
-        await self._put([self._composer.change(ref, "end", given)])
+        if not ref.void:  # a reset inside may have voided it
+            given = {name: value for name, value in asdict(step).items() if value is not None}
+            await self._put([self._composer.change(ref, "end", given)])
 
     async def _grow(self, part: Part) -> None:
         """Adds text to the part of this kind that was written last, or begins one."""
         if not part.text:
             return
-        if self._growing is not None and self._growing.kind == part.kind:
-            await self.put(self._composer.delta(self._growing, part.text))
+        growing = self._growing
+        if growing is not None and growing.kind == part.kind and not growing.void:
+            await self.put(self._composer.delta(growing, part.text))
             return
         growing, pieces = self._composer.start(part)
         await self._put(pieces)
@@ -122,8 +124,8 @@ class PartWriter(ABC):
 
     async def _end_growing(self) -> None:
         """Ends the part that grows: something else is to be written."""
-        if self._growing is not None:
-            ref, self._growing = self._growing, None
+        ref, self._growing = self._growing, None
+        if ref is not None and not ref.void:
             await self.put([self._composer.change(ref, "end", {})])
 
     async def _put(self, pieces: Sequence[AnyPiece]) -> None:
@@ -205,13 +207,13 @@ class ToolCall:
             fields["preliminary"] = True
             await self._writer.put([self._composer.change(self._ref, "set", fields)])
         else:
-            self._has_outcome = True
             await self._set(fields)
+            self._has_outcome = True
 
     async def set_error(self, error: str) -> None:
         """Sets an error in place of an output; it is stored when this returns."""
-        self._has_outcome = True
         await self._set({"error": error})
+        self._has_outcome = True
 
     @asynccontextmanager
     async def execution(self) -> AsyncIterator[Self]:

@@ -19,7 +19,7 @@ pytest.importorskip("pytest_playwright", reason="needs a browser: python -m nox 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from playwright.sync_api import BrowserContext, expect
 
-from tests.browser.site import Chat, Complaints, Line, Model, Tab
+from tests.browser.site import END_SECONDS, Chat, Complaints, Line, Model, Tab
 from tests.chat.fake_openai import KEY
 from tests.conftest import drop_database
 from tests.faults.proxy import Proxy
@@ -30,8 +30,8 @@ BUILD = Path(__file__).parents[2] / "build"
 ARTEFACTS = BUILD / "screenshots"
 FAILURES = BUILD / "browser-failures"
 
-# A busy machine is slow, and no test waits for long without a reason.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=END_SECONDS * 1000)
+TEST_SECONDS = 300
 
 OpenTab = Callable[..., Tab]
 Shoot = Callable[[Tab, str], None]
@@ -53,8 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves these tests out where they are collected together with others."""
+    """Gives these tests time, and leaves them out where others are collected, too."""
     ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    for item in ours:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
     if len(ours) < len(items):
         alone = pytest.mark.skip(reason="not beside coroutines: python -m pytest tests/browser")
         for item in ours:

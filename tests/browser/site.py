@@ -12,17 +12,26 @@ from typing import IO, Any, Self
 
 import httpx
 from anyio.from_thread import BlockingPortal
-from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Page, Request, expect
+from playwright.sync_api import (
+    BrowserContext,
+    ConsoleMessage,
+    Dialog,
+    Page,
+    Request,
+    Route,
+    expect,
+)
 
 from converse_mongo.embedded import free_port
 from tests.chat.fake_openai import Fake, Plan
 from tests.faults.proxy import Proxy
 
-__all__ = ["Chat", "Complaints", "Line", "Model", "Tab", "until", "words"]
+__all__ = ["Chat", "Complaints", "Held", "Line", "Model", "Tab", "until", "until_is", "words"]
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120.0
-END_SECONDS = 20.0
+# A busy machine may stand still for seconds; what comes about is not waited for so long.
+END_SECONDS = 60.0
 NETWORK = "Failed to load resource"
 
 
@@ -37,6 +46,14 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "It did not come about."
         time.sleep(0.05)
+
+
+def until_is(read: Callable[[], Any], wanted: Any) -> None:
+    """Returns once what is read is this."""
+    deadline = time.monotonic() + END_SECONDS
+    while (found := read()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found == wanted
 
 
 class Model:
@@ -184,6 +201,33 @@ class Line:
         self._portal.call(self._proxy.heal)
 
 
+class Held:
+    """Requests of a page that are held back from the moment that it is made, until it lets go."""
+
+    def __init__(self, page: Page, pattern: str) -> None:
+        self._page = page
+        self._routes: list[Route] = []
+        self._holds = True
+        page.route(pattern, self._take)
+
+    def wait(self) -> None:
+        """Returns once there is one."""
+        # Asking the page for something also takes in what it has told.
+        until(lambda: bool(self._page.evaluate("true") and self._routes))
+
+    def release(self) -> None:
+        """Lets all of them go, and those that come."""
+        self._holds = False
+        while self._routes:
+            self._routes.pop(0).fallback()
+
+    def _take(self, route: Route) -> None:
+        if self._holds:
+            self._routes.append(route)
+        else:
+            route.fallback()
+
+
 class Complaints:
     """What is wrong in a browser: errors of scripts and of the console, dialogs, strange requests.
 
@@ -239,6 +283,7 @@ class Tab:
         self.again = page.get_by_role("button", name="Try again")
         self.typing = page.locator(".typing:visible")
         self.messages = page.locator(".message")
+        self.questions = page.locator(".message.user")
         self.answers = page.locator(".message.assistant")
         self.answer = self.answers.last
         self.text = self.answer.locator(".text")
@@ -249,26 +294,42 @@ class Tab:
         self.titles = self.sidebar.get_by_role("link")
 
     def open(self, conversation: str | None = None) -> Self:
-        """Shows a conversation, or the page to begin one on."""
+        """Shows a conversation, once it is loaded, or the page to begin one on."""
         self.page.goto(f"{self.address}/#{conversation}" if conversation else self.address)
+        self._wait_until_loaded()
         if conversation is None:
             expect(self.page.get_by_role("heading", name="What would you like")).to_be_visible()
-            # Who the user is must be known before somebody asks.
-            expect(self.page.locator("#model")).not_to_be_empty()
             expect(self.question).to_be_focused()
         return self
 
+    def reload(self) -> Self:
+        """Loads the page again, with its conversation."""
+        self.page.reload()
+        return self._wait_until_loaded()
+
+    def _wait_until_loaded(self) -> Self:
+        # Who the user is must be known before somebody asks.
+        expect(self.page.locator("#model")).not_to_be_empty()
+        expect(self.page.locator("#loading")).to_be_hidden()
+        return self
+
     def ask(self, question: str) -> None:
-        """Types a question and sends it."""
+        """Types a question as soon as one can be sent, and returns once the page shows it."""
+        self._wait_until_loaded()
+        expect(self.page.locator(".message[data-status=pending]")).to_have_count(0)
+        expect(self.stop).to_be_hidden()
+        before = self.questions.count()
         self.question.fill(question)
         self.question.press("Enter")
         expect(self.question).to_have_value("")
+        expect(self.questions).to_have_count(before + 1)
 
     @property
     def conversation(self) -> str:
         """The id of the conversation that is shown."""
-        found = re.search(r"#([0-9a-f]{24})$", self.page.url)
-        assert found is not None, self.page.url
+        shown = str(self.page.evaluate("location.hash"))
+        found = re.fullmatch(r"#([0-9a-f]{24})", shown)
+        assert found is not None, shown
         return found[1]
 
     def stored(self, address: str | None = None) -> list[dict[str, Any]]:
@@ -295,7 +356,7 @@ class Tab:
     def expect_end(self, status: str, text: str, *, tokens: int | None = None) -> dict[str, Any]:
         """Waits until the last answer has ended; the page and the store must have this text."""
         expect(self.answer).to_have_attribute("data-status", status)
-        assert self.shown_text() == text.rstrip()
+        until_is(self.shown_text, text.rstrip())
         stored = self.stored()[-1]
         assert (stored["role"], stored["status"]) == ("assistant", status)
         assert stored["content"] == text

@@ -161,7 +161,7 @@ def test_screen_reader__is_told_of_an_answer_that_is_over_at_once(tab: Tab, mode
     model.will("No.")
     tab.again.click()
     expect(announcer).to_have_text("Answer: No.")
-    tab.page.reload()
+    tab.reload()
     expect(tab.text).to_have_text("No.")
     expect(announcer).to_be_empty()
 
@@ -259,7 +259,7 @@ def test_axe__finds_nothing(
     shoot(tab, f"{scheme}-narrow-list")
 
     tab.page.goto(f"{tab.address}/#{'0' * 24}")
-    tab.page.reload()
+    tab.reload()
     expect(tab.page.get_by_role("alert")).to_contain_text("The conversation does not exist")
     check(tab)
 

@@ -146,7 +146,7 @@ def test_strict_mode__runs_effects_twice_and_doubles_nothing(tab: Tab, talk: Tal
     tab.ask("How?")
     text = talk.say(*words(3))
     tab.expect_text(text)
-    tab.page.reload()
+    tab.reload()
     tab.expect_text(text)
     expect(tab.page.locator("body")).to_have_attribute("data-effects", "2")
     assert tab.asked_for(RESUME) == 2
@@ -231,7 +231,7 @@ def test_reload__after_the_end__starts_nothing(tab: Tab, talk: Talk) -> None:
     talk.end()
     tab.expect_status("ready")
     with tab.page.expect_response(lambda response: response.url.endswith("/stream")) as resumed:
-        tab.page.reload()
+        tab.reload()
     assert resumed.value.status == 204
     tab.expect_text(text)
     tab.expect_status("ready")
@@ -269,7 +269,7 @@ def test_error__is_a_safe_sentence_and_the_answer_is_given_again(
         shown = tab.shown()
         assert [text for _, _, text in shown] == ["How?", text]
         assert shown[-1][1] == given["id"]
-        tab.page.reload()
+        tab.reload()
         tab.expect_text(text)
         tab.expect_status("ready")
     assert talk.asked == 2
@@ -280,7 +280,7 @@ def test_error__after_a_reload__is_said_in_the_metadata(tab: Tab, talk: Talk) ->
     text = talk.say("part")
     talk.fail("secret")
     tab.expect_status("error")
-    tab.page.reload()
+    tab.reload()
     tab.expect_status("ready")
     tab.expect_stored("How?", text)
     tab.expect_metadata(status="failed", error=SAFE, **talk.stored[-1]["metadata"])
@@ -299,7 +299,7 @@ def test_stop__ends_the_generation_and_leaves_the_page_ready(tab: Tab, talk: Tal
     tab.expect_stored("Count", text)
     assert tab.asked_for(STOP) == 1
     shoot(tab, "stopped")
-    tab.page.reload()
+    tab.reload()
     tab.expect_text(text)
     tab.expect_metadata(status="cancelled", **talk.stored[-1]["metadata"])
     tab.expect_stored("Count", text)
@@ -372,7 +372,7 @@ def test_deploy__in_mid_answer__keeps_the_text(
     shoot(tab, "deploy")
     site.wait()
     site.start()
-    tab.page.reload()
+    tab.reload()
     tab.expect_text(text)
     tab.expect_status("ready")
     tab.expect_stored("Count", text)

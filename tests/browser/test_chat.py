@@ -6,7 +6,7 @@ from functools import partial
 from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import OpenTab, Shoot, StartChat
-from tests.browser.site import Chat, Complaints, Model, Tab, until, words
+from tests.browser.site import Chat, Complaints, Held, Model, Tab, until, words
 from tests.chat.fake_openai import ANSWER, KEY
 
 TEXT = "".join(ANSWER)
@@ -96,16 +96,6 @@ def test_code__is_shown_as_code_and_can_be_copied(
 def test_enter__before_it_is_known_whether_an_answer_is_written__keeps_the_text(
     tab: Tab, model: Model
 ) -> None:
-    held: list[Route] = []
-
-    def hold(route: Route) -> None:
-        held.append(route)
-
-    def release(pattern: str) -> None:
-        tab.page.unroute(pattern)
-        while held:  # one may be of the page before the reload
-            held.pop().fallback()
-
     def expect_wait(reason: str) -> None:
         expect(tab.page.locator("#wait")).to_contain_text(reason)
         expect(tab.question).to_have_value("Next")
@@ -116,31 +106,29 @@ def test_enter__before_it_is_known_whether_an_answer_is_written__keeps_the_text(
     expect(tab.text).to_have_text("It")
     conversation = tab.conversation
     # Who the user is, and then what the conversation has.
-    tab.page.route("**/api/me", hold)
-    tab.page.route("**/messages?*", hold)
+    me, messages = Held(tab.page, "**/api/me"), Held(tab.page, "**/messages?*")
     tab.page.reload()
     tab.question.fill("Next")
     tab.question.press("Enter")
     expect_wait("Wait until the conversation is loaded.")
     expect(tab.page.get_by_text("Loading the conversation")).to_be_visible()
     with tab.page.expect_request("**/messages?*"):
-        release("**/api/me")
+        me.release()
     tab.question.press("Enter")
     expect_wait("Wait until the conversation is loaded.")
-    release("**/messages?*")
+    messages.release()
     expect_wait("Wait until the answer ends")
     expect(tab.titles).to_have_count(1)
     model.go_on(len(ANSWER))
     expect(tab.page.locator("#wait")).to_be_empty()
 
     # A message that is being sent will be answered.
-    tab.page.route("**/messages", hold)
+    sent = Held(tab.page, "**/messages")
     tab.ask("And what is a document?")
     tab.question.fill("Next")
     tab.question.press("Enter")
     expect_wait("Wait until your message is sent.")
-    tab.page.unroute("**/messages")
-    held.pop().fallback()
+    sent.release()
     expect(tab.page.locator("#wait")).to_be_empty()
     expect(tab.answers).to_have_count(2)
     expect(tab.answer).to_have_attribute("data-status", "completed")

@@ -132,7 +132,7 @@ def test_markup__of_a_user__is_shown_as_text(
     expect(tab.page).to_have_title(f"{title} - Chat")
     assert tab.page.evaluate(STRANGE, OURS) == []
     assert tab.stored()[0]["content"] == question
-    tab.page.reload()
+    tab.reload()
     expect(tab.titles).to_have_text([title])
     assert tab.page.evaluate(STRANGE, OURS) == []
 
@@ -284,7 +284,7 @@ def test_text__has_all_of_markdown_and_grows_without_showing_marks(
 ) -> None:
     grown = tab.page.evaluate(GROW, MARKDOWN.replace("[by name][ref]", "by name"))
     assert grown == {"same": True, "marks": []}
-    tab.page.reload()
+    tab.reload()
     model.will(*(MARKDOWN[start : start + 9] for start in range(0, len(MARKDOWN), 9)))
     tab.ask(MARKDOWN)
     expect(tab.answer).to_have_attribute("data-status", "completed")

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from playwright.sync_api import BrowserContext, expect
 
-from tests.browser.site import Chat, Complaints, Model, Tab, until
+from tests.browser.conftest import OpenTab
+from tests.browser.site import Chat, Complaints, Held, Model, Tab, until
 
 FORM = """<form id="form" action="{address}/api/conversations" method="post"></form>
 <form id="plain" action="{address}/api/conversations" method="post" enctype="text/plain">
@@ -23,7 +24,7 @@ def test_form_of_another_site__begins_no_session(
     )
     for form in ("form", "plain"):
         page.goto("http://evil.example/")
-        with page.expect_response(f"{chat.address}/**") as answered:
+        with page.expect_response(f"{chat.address}/api/conversations") as answered:
             page.evaluate("(id) => document.getElementById(id).submit()", form)
         page.wait_for_url(f"{chat.address}/**")
         assert answered.value.status in (401, 403)
@@ -63,10 +64,37 @@ def test_page__begins_a_new_session_when_its_cookie_is_gone(
     expect(tab.titles).to_have_text(["Second question"])
 
 
-def test_page__asks_once_for_a_session_that_is_gone(tab: Tab, model: Model) -> None:
+def test_page__asks_once_who_the_user_is(open_tab: OpenTab, model: Model) -> None:
+    tab = open_tab()
     asked: list[str] = []
-    tab.page.context.on("request", lambda request: asked.append(request.url))
+    tab.page.on("request", lambda request: asked.append(request.url.removeprefix(tab.address)))
+    held = Held(tab.page, "**/api/events")
+    tab.open()
+    # The stream of the list may be opened long after the list was loaded, which is then loaded
+    # again; whatever else the page asks for then, it asks for at the same time.
+    held.wait()
+    with tab.page.expect_response("**/api/conversations"):
+        held.release()
     model.will("One.")
     tab.ask("First question")
     tab.expect_end("completed", "One.")
-    assert not [url for url in asked if url.endswith("/api/me")]
+    assert asked.count("/api/conversations") > 1
+    assert asked.count("/api/me") == 1
+
+
+def test_question__typed_before_the_page_has_started__is_kept(
+    open_tab: OpenTab, model: Model
+) -> None:
+    tab = open_tab()
+    held = Held(tab.page, "**/app.js")
+    tab.page.goto(tab.address, wait_until="commit")
+    tab.question.fill("What is it?")
+    expect(tab.send).to_be_disabled()  # else it would send the form, and load the page again
+    held.wait()
+    held.release()
+    expect(tab.send).to_be_enabled()
+    expect(tab.question).to_have_value("What is it?")
+    model.will("One.")
+    tab.send.click()
+    tab.expect_end("completed", "One.")
+    expect(tab.questions.locator(".text")).to_have_text(["What is it?"])

@@ -111,7 +111,7 @@ def test_states__are_shown_on_each_screen(
     expect(tab.messages).to_have_count(2)
     states.show("streaming")
     # An answer is marked in the list, also after a reload.
-    tab.page.reload()
+    tab.reload()
     expect(tab.titles).to_have_text(["What is MongoDB, and how do I use it? First Second, " + BUSY])
     tab.page.get_by_role("button", name="New chat").click()
     states.show("list")

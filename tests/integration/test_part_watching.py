@@ -119,6 +119,16 @@ async def test_kinds__of_a_snapshot(converse: Converse) -> None:
     assert not any(each["fields"] for each in found if each["kind"] != "text")
 
 
+async def test_kinds__of_a_snapshot_without_text(converse: Converse) -> None:
+    message = await answer(converse)
+    for kinds, content in (({"data"}, ""), ({"data", "text"}, message.content)):
+        events = converse.watch_message(message.id, kinds=kinds, snapshot=True)
+        first = await anext(events)
+        assert isinstance(first, MessageSnapshot)
+        assert first.content == content
+        await events.aclose()
+
+
 async def test_kinds__cancelled_while_it_looks_one_up__yield_the_chunk_later(
     converse: Converse, monkeypatch: pytest.MonkeyPatch
 ) -> None:

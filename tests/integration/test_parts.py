@@ -44,8 +44,10 @@ from converse_mongo import (
     WriterFailedError,
     WriterFencedError,
 )
+from converse_mongo.documents import own_writes
 from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.part_pieces import PartPiece, PartRef
+from converse_mongo.domain.part_redaction import reduced
 from converse_mongo.domain.parts import parts_of
 from converse_mongo.domain.validation import MAX_APPEND_CHUNKS, PAGE_CHUNKS
 from tests.conftest import Facade
@@ -213,6 +215,23 @@ async def test_execution__stores_the_error_of_the_tool(converse: Converse) -> No
     assert (part.state, part.error) == ("output-error", "no such page")
 
 
+async def test_execution__that_cannot_store_an_output_may_store_an_error(
+    converse: Converse,
+) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        call = await writer.start_tool_call("search")
+        await call.set_input({})
+        with pytest.raises(ValueError, match="no output"):
+            async with call.execution():
+                with pytest.raises(InvalidInputError):
+                    await call.set_output(object())
+                raise ValueError("no output")
+    (part,) = message.parts
+    assert isinstance(part, ToolCallPart)
+    assert (part.state, part.error) == ("output-error", "no output")
+
+
 async def test_call__without_an_outcome_is_interrupted_by_the_end(converse: Converse) -> None:
     message = await start(converse)
     with pytest.raises(ZeroDivisionError):
@@ -365,6 +384,7 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
         [ToolCallPart("t", "c", approval={"id": 5})],
         "approval.id of a part must be str, not int",
     ),
+    "reserved kind": ([CustomPart("hidden")], "The kind 'hidden' is that of parts"),
     "no approval": ([ToolCallPart("t", "c", approval=True)], "approval.id of a part must be str"),
 }
 
@@ -809,3 +829,69 @@ async def test_reset__of_text_alone__begins_the_answer_anew(converse: Converse) 
     assert "".join([each async for each in read.iter_content(0)]) == "four"
     last = read.next_sequence - 1
     assert "".join([each async for each in read.iter_content(last)]) == ""
+
+
+async def test_reset__inside_a_step_leaves_an_agent_that_can_write(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        call = await writer.start_tool_call("ask")
+        await call.set_input({})
+        async with writer.step() as step:
+            agent = call.nested()
+            await agent.write_reasoning("hm")
+            await agent.write("in vain")
+            await writer.write_reasoning("in vain")
+            await writer.reset(1)
+            await agent.write("kept")
+            await writer.write_reasoning("kept")
+            step.usage = {"input": 1}
+        await writer.write("Done.")
+    read = await converse.get_message(message.id)
+    assert [(part.kind, part.text) for part in read.parts] == [
+        *(("tool_call", ""), ("text", "kept"), ("reasoning", "kept"), ("text", "Done.")),
+    ]
+    assert read.parts == message.parts
+
+
+async def test_take_over__of_a_long_answer_keeps_its_parts(converse: Converse) -> None:
+    message = await start(converse)
+    await message.append_chunks([ReasoningPart("Hm."), "a"])
+    again = await converse.get_message(message.id)
+    async with again.resume_writer(granularity="token") as writer:
+        for _ in range(PAGE_CHUNKS + 1):
+            await writer.write("b")
+        await writer.flush()
+        parts = again.parts
+        assert parts == (await converse.get_message(message.id)).parts
+        assert [part.kind for part in parts] == ["reasoning", "text"]
+
+
+async def test_reset__at_the_start_of_the_open_step(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        async with writer.step():
+            await writer.write("in vain")
+            await writer.reset(0)
+            await writer.write("kept")
+        await writer.write(", all of it")
+    assert message.content == "kept, all of it"
+    assert [part.kind for part in message.parts] == ["text"]
+
+
+async def test_appends_by_hand__reduce_no_log_again(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = await start(converse)
+    await message.append_chunks([ReasoningPart("Hm.")])
+    monkeypatch.setattr(own_writes, "MAX_CONTENT_BYTES", 0)
+    reductions: list[int] = []
+
+    def counted(*arguments: Any) -> PartLog:
+        reductions.append(1)
+        return reduced(*arguments)
+
+    monkeypatch.setattr(own_writes, "reduced", counted)
+    for _ in range(5):
+        await message.append_chunks([ReasoningPart("Hm.")])
+    assert reductions == []
+    assert len(message.parts) == 6

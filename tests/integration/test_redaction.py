@@ -26,6 +26,7 @@ from converse_mongo import (
     ToolCallPart,
     UnknownFormatError,
 )
+from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.part_redaction import reduced
 from converse_mongo.domain.parts import parts_of
@@ -57,7 +58,7 @@ async def write_secrets(message: Message) -> None:
         await writer.write(f"{PRIVATE} ")
         await writer.write(PRIVATE)
         await writer.write_reasoning(PRIVATE)
-        call = await writer.start_tool_call(PRIVATE, call_id=PRIVATE)
+        call = await writer.start_tool_call("search", call_id=PRIVATE)
         await call.input_delta(f'"{PRIVATE}"')
         await call.set_input(PRIVATE)
         async with call.execution():
@@ -249,7 +250,8 @@ async def test_redact__a_call_leaves_the_parts_of_its_agent(converse: Converse) 
     (inner,) = [part for part in message.parts if part.parent == call.number]
     assert inner.text == "inner"
     (call,) = [part for part in message.parts if isinstance(part, ToolCallPart)]
-    assert (call.redacted, call.name, call.state) == (True, "", "interrupted")
+    assert (call.redacted, call.name, call.state) == (True, "search", "interrupted")
+    assert (call.call_id, call.input, call.text) == ("", None, "")
 
 
 async def test_redact__refuses_what_is_no_part(converse: Converse) -> None:
@@ -611,3 +613,45 @@ async def test_large_values__go_with_their_part(converse: Converse, state: str) 
     assert await message.load_value(last.fields["data"]) == kept
     assert message.parts == (await converse.get_message(message.id)).parts
     assert "".join([text async for text in message.iter_content()]) == "Text"
+
+
+async def test_large_value__of_an_append_that_is_tried_again_stays_away(facade: Facade) -> None:
+    converse = await facade(retry_timeout=0.1)
+    other = await facade(converse.database_name)
+    message = await start(converse)
+    written: list[str | Part] = [
+        DataPart("w", [PRIVATE * 40_000]),
+        DataPart("v", ["kept" * 80_000]),
+    ]
+    await message.append_chunks(written)
+    append_id = (await raw(converse, message))["chunks"][0]["append_id"]
+    await (await other.get_message(message.id)).redact_part(0)
+    await message.append_chunks(written, append_id=append_id)
+    assert await found(other) == []
+    (part,) = [each for each in (await other.get_message(message.id)).parts if not each.redacted]
+    assert await message.load_value(part.fields["data"]) == ["kept" * 80_000]
+
+
+async def test_sweep__gives_back_the_room_of_what_is_gone(facade: Facade) -> None:
+    converse = await facade()
+    message = await start(converse)
+    await message.append_chunks(["Kept", ReasoningPart(PRIVATE * 1000), "Kept"])
+    await message.redact_part(1)
+    stored = await raw(converse, message)
+    sizes = [MessageChunk.from_stored(chunk).stored_size for chunk in stored["chunks"]]
+    assert stored["chunk_bytes"] == sum(sizes)
+    assert stored["chunk_bytes"] < len(PRIVATE) * 1000
+
+
+async def test_redact__a_call_that_was_not_done_is_not_to_be_done(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        call = await writer.start_tool_call("search")
+        await call.set_input({})
+        await writer.detach()
+    await message.redact_part(0)
+    assert message.unfinished_calls == []
+    read = await converse.get_message(message.id)
+    (part,) = read.parts
+    assert isinstance(part, ToolCallPart)
+    assert (read.unfinished_calls, part.state) == ([], "interrupted")

@@ -420,7 +420,11 @@ def dropping(*names: str) -> Plant:
 
 named("kinds_of_void_starts_go", dropping("kind"))
 named("transient_starts_become_void", dropping("transient"))
-named("names_of_superseded_data_go", dropping("name", "id"), "data three times with text between")
+named(
+    "names_of_superseded_data_go",
+    around(part_merging, "identity_of", lambda *_: {}),
+    "data three times with text between",
+)
 named("resets_say_nothing", dropping("from"))
 
 

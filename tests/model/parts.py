@@ -192,8 +192,8 @@ class Reading:
         """The last start of a part and the later sets and ends, together."""
         fixed = {"kind", "name", "id"} if self.kind(p) == "data" else {"kind", "name"}
         if self.redacted(p, n):
-            place = self.place(p)
-            return {} if place is None else {"name": place[1], "id": place[2]}
+            kept = {"tool_call": ["name"], "data": ["name", "id"]}.get(self.kind(p), [])
+            return {n: v for n, v in self.fields(p).items() if n in kept and type(v) is str}
         last = p if not self.place(p) else self.chunks_of(p, n, "start")[-1]
         said = [without(self.fields(last), "kind") if self.event(last) == "start" else {}]
         said += [

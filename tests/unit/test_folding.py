@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import pytest
 from bson import ObjectId
 
 from converse_mongo import (
     DataPart,
     FilePart,
+    PartDelta,
     PartEnd,
     PartSet,
     PartStart,
@@ -18,6 +20,7 @@ from converse_mongo import (
     ToolCallPart,
 )
 from converse_mongo.domain.composing import Composer, pieces_of
+from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.part_pieces import PartPiece, PartRef, numbered
 from converse_mongo.domain.validation import now
 from converse_mongo.tools.folding import Folding
@@ -97,6 +100,20 @@ def test_resets_and_redactions__are_told() -> None:
     assert folded(*told).splitlines() == [
         *("In vain.", "[starting again]", "Again. ", "[redacted: a name]", "b", "[redacted]")
     ]
+
+
+def test_deltas__build_no_part_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    record = PartLog.record
+
+    def counted(self: PartLog, number: int) -> Any:
+        built.append(number)
+        return record(self, number)
+
+    monkeypatch.setattr(PartLog, "record", counted)
+    deltas = [PartDelta("r", "word ")] * 50
+    folded(PartStart(ReasoningPart("A "), "r"), *deltas, PartEnd("r"))
+    assert len(built) <= 3
 
 
 def test_whole_parts__are_shown_if_asked_for() -> None:

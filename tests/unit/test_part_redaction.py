@@ -85,7 +85,7 @@ def test_sweep__keeps_the_place_of_each_chunk() -> None:
     assert clean[0] == {"sequence": 0, **start("text"), "append_id": chunks[0]["append_id"]}
     assert clean[1] == {"sequence": 1, "content": "", "part": 0}
     assert clean[3] == {"sequence": 3, "content": ""}
-    assert clean[4] == {"sequence": 4, **start("tool_call")}
+    assert clean[4] == {"sequence": 4, **start("tool_call", name="t")}
     assert clean[5] == {"sequence": 5, "content": "", "part": 4}
     assert clean[6] == {"sequence": 6, "content": "", "part": 4, "event": "set"}
     assert clean[7] is chunks[7]

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converse_mongo import StepPart, ToolCallPart
-from converse_mongo.documents.part_views import HIDDEN, shown_chunk, shown_records
+from converse_mongo.documents.part_views import shown_chunk, shown_records
 from converse_mongo.documents.presentation import Presentation, Shown
 from converse_mongo.domain.chunks import MessageChunk, PartChunk
-from converse_mongo.domain.part_identity import PartIdentity, start_of
-from converse_mongo.domain.part_log import PartLog, part_number
+from converse_mongo.domain.part_identity import HIDDEN, PartIdentity, start_of
+from converse_mongo.domain.part_log import IDENTITY, PartLog, part_number
 from converse_mongo.domain.validation import now
 from tests.model.part_logs import VECTORS, as_json, logs, stored
 
@@ -26,14 +26,15 @@ class Choosy(Presentation):
 
     def __init__(self, seed: int, log: list[Any]) -> None:
         self._seed = seed
-        # What was redacted has lost its name.
+        # What was redacted keeps its name only if that tells what it is.
         self._by_name = not any(each.get("event") == "redact" for each in log)
 
     def part(self, identity: PartIdentity) -> Shown:
         names: list[Any] = []
         each: PartIdentity | None = identity
         while each is not None:
-            names.append((each.kind, each.name if self._by_name else None))
+            named = self._by_name or each.kind in IDENTITY
+            names.append((each.kind, each.name if named else None))
             each = each.parent
         return CHOICES[zlib.crc32(repr((self._seed, names)).encode()) % len(CHOICES)]
 

@@ -89,7 +89,7 @@ def test_trim__matches_only_the_message_that_begins_with_the_page() -> None:
 
 
 def test_sweep__matches_only_chunks_in_the_same_place() -> None:
-    match, update = updates.sweep(KEY, 2, 1, {0: stored()[0], 1: stored()[1]})
+    match, update = updates.sweep(KEY, 2, 1, {0: stored()[0], 1: stored()[1]}, 70)
     assert match == {
         **KNOWN,
         "page_start": 2,
@@ -98,10 +98,10 @@ def test_sweep__matches_only_chunks_in_the_same_place() -> None:
         "chunks.1.sequence": 4,
     }
     assert update == {
-        "$inc": {"sweeps": 1},
+        "$inc": {"sweeps": 1, "chunk_bytes": -70},
         "$set": {"chunks.0": stored()[0], "chunks.1": stored()[1]},
     }
-    assert updates.sweep(KEY, 2, 1, {})[1] == {"$inc": {"sweeps": 1}}
+    assert updates.sweep(KEY, 2, 1, {}, 0)[1] == {"$inc": {"sweeps": 1}}
 
 
 def test_lease__is_unchanged_without_a_heartbeat_since() -> None:

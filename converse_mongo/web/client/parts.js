@@ -70,6 +70,12 @@ const DATA = "data";
 const STEP = "step";
 const KINDS_WITH_TEXT = new Set([TEXT, "reasoning", TOOL_CALL]);
 
+/** The fields that tell what a part is, by kind: a redaction keeps them. */
+const IDENTITY = new Map([
+  [TOOL_CALL, ["name"]],
+  [DATA, ["name", "id"]],
+]);
+
 /** Stands for a value that is stored apart, where fields change. */
 class StoredValue {
   /** @param {Reference} reference */
@@ -309,10 +315,10 @@ export function partsOf({ parts, content, open_part }) {
  *
  * @param {Readonly<PartRecord>} call
  * @param {boolean} ended Whether its message has ended: then a call without an outcome is
- *     interrupted.
+ *     interrupted, as a redacted one is.
  * @returns {ToolCallState}
  */
-export function toolCallState({ fields, values = {} }, ended) {
+export function toolCallState({ fields, values = {}, redacted }, ended) {
   const { approval } = fields;
   const asked = isObject(approval) && typeof approval.id === "string" ? approval : null;
   const has = (/** @type {string} */ name) => Object.hasOwn({ ...values, ...fields }, name);
@@ -320,7 +326,7 @@ export function toolCallState({ fields, values = {} }, ended) {
     return has("error") ? "output-error" : "output-available";
   }
   if (asked?.approved === false) return "output-denied";
-  if (ended) return "interrupted";
+  if (ended || redacted !== undefined) return "interrupted";
   if (fields.started === true) return "running";
   if (asked !== null) {
     return typeof asked.approved === "boolean" ? "approval-responded" : "approval-requested";
@@ -430,15 +436,19 @@ function isAnswered(before, answer) {
 }
 
 /**
- * Drops the content. Data keep what tells them from others, so that what replaces them is dropped
- * as well.
+ * Drops the content. What tells what a part is stays: the name of a call, and the name and the id of
+ * data, by which what replaces them is dropped as well.
  *
  * @param {PartRecord} part
  * @param {unknown} reason
  */
 function redact(part, reason) {
-  const { name, id } = part.fields;
-  part.fields = placeOf(part) === null ? {} : { name, id };
+  const kept = IDENTITY.get(part.kind) ?? [];
+  const fields = kept.flatMap((name) => {
+    const value = part.fields[name];
+    return typeof value === "string" ? [[name, value]] : [];
+  });
+  part.fields = Object.fromEntries(fields);
   delete part.values;
   if (part.text !== undefined) part.text = "";
   part.redacted = stringOrNull(reason) || true;

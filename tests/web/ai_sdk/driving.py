@@ -11,12 +11,23 @@ from typing import Any, Self
 import httpx
 from playwright.sync_api import Page, Request, expect
 
-from tests.browser.site import until
+from tests.browser.site import END_SECONDS, until, until_is
 
 __all__ = ["Site", "Tab", "Talk"]
 
 ROOT = Path(__file__).parents[3]
-END_SECONDS = 20.0
+# The SDK takes an answer to its first request, whether there is something to resume, for the news
+# of the moment: if it comes when a question was sent meanwhile, the page says "ready" until the
+# first token. So tests wait for it, and a moment for what the SDK does with it.
+NOTE_RESUMED = """
+const send = window.fetch;
+window.fetch = async (...request) => {
+  const response = await send(...request);
+  const resumes = new URL(response.url).pathname.endsWith("/stream");
+  if (resumes) setTimeout(() => document.body.setAttribute("data-resumed", ""));
+  return response;
+};
+"""
 
 
 class Site:
@@ -136,6 +147,11 @@ class Talk:
         return found
 
 
+def is_question(request: Request) -> bool:
+    """Whether it sends a question."""
+    return request.method == "POST" and request.url.endswith("/api/chat")
+
+
 class Tab:
     """A tab that shows a chat."""
 
@@ -145,16 +161,19 @@ class Tab:
         self.address = f"{address}/?chat={talk.id}"
         self.main = page.locator("main")
         self.messages = page.locator("li")
+        self.questions = page.locator("li[data-role=user]")
         self.answers = page.locator("li[data-role=assistant]")
         self.answer = self.answers.last
         self.text = self.answer.locator("p")
         self.metadata = self.answer.locator("code")
         self.error = page.get_by_role("alert")
         self.question = page.get_by_label("Question")
+        self.send = page.get_by_role("button", name="Send")
         self.stop = page.get_by_role("button", name="Stop")
         self.again = page.get_by_role("button", name="Again")
         self.requests: list[str] = []
         page.on("request", self._note)
+        page.add_init_script(NOTE_RESUMED)
 
     def _note(self, request: Request) -> None:
         path = request.url.partition("://")[2].partition("/")[2]
@@ -162,15 +181,30 @@ class Tab:
             self.requests.append(f"{request.method} /{path}".replace(self.talk.id, "ID"))
 
     def open(self) -> Self:
-        """Shows the chat."""
+        """Shows the chat, and returns once the page knows whether an answer is being written."""
         self.page.goto(self.address)
+        return self._wait_until_loaded()
+
+    def reload(self) -> Self:
+        """Loads the page again, and returns as :meth:`open` does."""
+        self.page.reload()
+        return self._wait_until_loaded()
+
+    def _wait_until_loaded(self) -> Self:
         expect(self.main).to_be_visible()
+        expect(self.page.locator("body")).to_have_attribute("data-resumed", "")
         return self
 
     def ask(self, question: str) -> None:
-        """Types a question and sends it."""
+        """Types a question as soon as one can be sent, and returns once the page has sent it."""
+        expect(self.send).to_be_enabled()
+        before = self.questions.count()
         self.question.fill(question)
-        self.question.press("Enter")
+        with self.page.expect_request(is_question):
+            self.question.press("Enter")
+        expect(self.question).to_have_value("")
+        expect(self.questions).to_have_count(before + 1)
+        expect(self.questions.last.locator("p")).to_have_text(question)
 
     def asked_for(self, request: str) -> int:
         """How often the page has made a request, such as ``POST /api/chat``."""
@@ -191,11 +225,11 @@ class Tab:
     def expect_metadata(self, **metadata: Any) -> None:
         """Waits until this is the metadata of the last answer, in whatever order."""
 
-        def is_so() -> bool:
-            text = self.metadata.text_content() if self.metadata.count() else None
-            return text is not None and json.loads(text) == metadata
+        def shown() -> Any:
+            texts = self.metadata.all_text_contents()
+            return [json.loads(text) for text in texts]
 
-        until(is_so)
+        until_is(shown, [metadata])
 
     def shown(self) -> list[tuple[str, str, str]]:
         """The messages of the page, each with its role, its id and its text."""
@@ -206,10 +240,10 @@ class Tab:
         return [(role, name, text) for role, name, text in found]
 
     def expect_stored(self, *texts: str) -> None:
-        """The page must have these messages, and the store as well, with the answers' own ids."""
+        """Waits until page and store have these messages; answers must have their own ids."""
+        until_is(lambda: [text for _, _, text in self.shown()], list(texts))
+        until_is(lambda: [each["content"] for each in self.talk.stored], list(texts))
         shown, stored = self.shown(), self.talk.stored
-        assert [text for _, _, text in shown] == list(texts)
-        assert [each["content"] for each in stored] == list(texts)
         assert [role for role, _, _ in shown] == [each["role"] for each in stored]
         for (role, name, _), each in zip(shown, stored, strict=True):
             if role == "assistant":  # before a reload a question has the id that the SDK made up

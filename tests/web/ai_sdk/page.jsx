@@ -29,6 +29,7 @@ function Chat({ stored }) {
     resume: true,
   });
   const [question, setQuestion] = useState("");
+  const [stopping, setStopping] = useState(false);
   // Two in StrictMode, which this page is there for as well.
   useEffect(() => {
     document.body.dataset.effects = Number(document.body.dataset.effects ?? 0) + 1;
@@ -40,12 +41,18 @@ function Chat({ stored }) {
     setQuestion("");
   };
   const stopAnswer = async () => {
-    const headers = { "content-type": "application/json" };
-    await fetch(`/api/chat/${id}/stop`, { method: "POST", headers });
-    await stop();
+    // The answer may end before stop() is called, which would stop what is sent between the two.
+    setStopping(true);
+    try {
+      const headers = { "content-type": "application/json" };
+      await fetch(`/api/chat/${id}/stop`, { method: "POST", headers });
+      await stop();
+    } finally {
+      setStopping(false);
+    }
   };
 
-  const busy = status === "submitted" || status === "streaming";
+  const busy = stopping || status === "submitted" || status === "streaming";
   return (
     <main data-status={status}>
       <ol>

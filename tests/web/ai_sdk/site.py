@@ -138,7 +138,7 @@ def main(uri: str, database: str, port: str = "0") -> None:
     config = uvicorn.Config(
         make_app(Converse(uri, database=database)),
         log_level="warning",
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=30,
     )
     sys.stdout.write(f"{listener.getsockname()[1]}\n")  # from here on connections wait, at worst
     sys.stdout.flush()

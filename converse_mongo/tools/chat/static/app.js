@@ -33,7 +33,7 @@ let again = false; // whether it is already out of date
 let watch = null; // of all conversations, while the page is visible
 let following = true; // whether the reader is at the end
 let busy = false; // whether a conversation is being created
-let met = false; // whether the service has been described
+let described = false; // whether the service was, since the last stream was opened
 let drawing = false; // whether the page is about to be drawn
 let rested = 0; // when it may be drawn again
 
@@ -347,7 +347,9 @@ function followConversations() {
       fetch: sendRequest,
       onOpened: () => {
         loadConversations();
-        if (met) beginSession().then(describeModel, () => {}); // it may be another service by now
+        // Behind another stream there may be another service.
+        if (!described) beginSession().then(describeModel, () => {});
+        described = false;
       },
       onEvent: takeNews,
     });
@@ -567,12 +569,12 @@ async function begin() {
   try {
     // This must come first: all other requests need the session.
     describeModel(await beginSession());
+    described = true;
   } catch (error) {
     complain(sentence(error));
   }
   followConversations();
   await loadConversations();
-  met = true;
   fromAddress();
   question.focus();
 }

@@ -120,7 +120,7 @@ class MessageView {
     const answer = role === "assistant";
     this.node.dataset.status = status;
     const isBusy = this.parts.draw(parts, streams);
-    this.drawAgain(before?.parts ?? parts, parts);
+    if (before !== null && streams) this.drawAgain(before.parts, parts);
     this.typing.hidden = !(answer && streams && !isBusy);
 
     const error = errorOf(message);

@@ -17,10 +17,10 @@ export function partsOf({ parts, content, open_part }: {
  *
  * @param {Readonly<PartRecord>} call
  * @param {boolean} ended Whether its message has ended: then a call without an outcome is
- *     interrupted.
+ *     interrupted, as a redacted one is.
  * @returns {ToolCallState}
  */
-export function toolCallState({ fields, values }: Readonly<PartRecord>, ended: boolean): ToolCallState;
+export function toolCallState({ fields, values, redacted }: Readonly<PartRecord>, ended: boolean): ToolCallState;
 /**
  * The reducer: what the chunks of a message say, as parts.
  *
