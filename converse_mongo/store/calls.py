@@ -168,7 +168,7 @@ class Calls:
             change = updates.append(
                 *(key, chunks, append_id, size, 0), has_parts=True, part_size=size
             )
-            work_updates.answer(*change, work, calls, open_calls(log, work.pending), ObjectId())
+            work_updates.answer(*change, work, open_calls(log, work.pending), ObjectId())
             if expiring:
                 work_updates.expires(change[0], work.available_at)
             if await self._write(queue, key, change, size):
