@@ -614,10 +614,36 @@ async def test_stop__of_a_message_with_a_worker_is_a_flag_that_it_obeys(
         await write(converse, claimed, "never stored")
     store = store_of(converse)
     queue = message._own_queue(store)
+    for status in (MessageStatus.COMPLETED, MessageStatus.FAILED):
+        with pytest.raises(StreamStoppedError):
+            await store.ends.end(queue, claimed.key, End(status, {}), lease=claimed.lease)
     cancel = End(MessageStatus.CANCELLED, {})
     ended = await store.ends.end(queue, claimed.key, cancel, lease=claimed.lease)
     assert ended.state.stop_reason == "enough"
     assert await due(converse) == await places(converse) == [blocked.id]
+
+
+async def test_stop__in_the_last_moment_of_a_writer_wins(converse: Converse) -> None:
+    message = await enqueue(converse)
+    claimed = await claim(converse, message)
+    store = store_of(converse)
+    real = store.messages
+
+    async def between(update: Any, match: Any, change: Any) -> Any:
+        if change.get("$set", {}).get("status") == "completed":
+            store.messages = real
+            now = {"$currentDate": {"stop_requested_at": True}, "$set": {"stop_reason": "late"}}
+            await real.update_one({"_id": message.id}, now)
+        return await update(match, change)
+
+    with pytest.raises(StreamStoppedError, match="late"):
+        async with (await converse.get_message(message.id)).resume_writer() as writer:
+            await writer.write("text")
+            await writer.flush()
+            Between(store, update_one=between)
+    assert claimed.lease.epoch == 1
+    read = await converse.get_message(message.id)
+    assert (read.status, read.content) == (MessageStatus.CANCELLED, "text")
 
 
 async def test_stop__beside_a_claim_has_one_order(facade: Facade) -> None:
