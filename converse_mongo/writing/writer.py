@@ -578,6 +578,11 @@ class MessageWriter(PartWriter):
                 metadata["unstored"] = unstored
             try:
                 await self._target.end(End(status, metadata, error), self._lease, self._end_id)
+            except StreamStoppedError as stopped:
+                # Of a message from a queue: a stop always wins.
+                self._appender.note_stop(stopped.reason)
+                await self._end(MessageStatus.CANCELLED)
+                return
             except _REFUSALS as refused:
                 metadata, refused_keys = _without_refused(metadata)
                 if not refused_keys:
