@@ -278,7 +278,7 @@ async def test_take_over__of_a_message_that_runs_fences_its_worker(converse: Con
     async with (await converse.get_message(message.id)).resume_writer() as writer:
         await writer.write("by hand")
     with pytest.raises(WriterFencedError):
-        await store_of(converse).jobs.hand_over(claimed.key, claimed.lease)
+        await store_of(converse).jobs.hand_over(claimed.key, claimed.lease, "q")
     assert (await converse.get_message(message.id)).content == "by hand"
 
 
@@ -289,7 +289,7 @@ async def test_hand_over__gives_the_message_to_the_next_worker(converse: Convers
     message, blocked = [await enqueue(converse, key="k") for _ in range(2)]
     claimed = await claim(converse, message)
     await write(converse, claimed, "one ")
-    left = await store_of(converse).jobs.hand_over(claimed.key, claimed.lease, {"at": 1})
+    left = await store_of(converse).jobs.hand_over(claimed.key, claimed.lease, "q", {"at": 1})
     assert left.work is not None
     assert (left.work.state, left.work.attempt) == (WorkState.QUEUED, 1)
     assert await places(converse) == [message.id]
@@ -338,7 +338,7 @@ async def test_retry__of_the_last_attempt(converse: Converse) -> None:
 
 
 STEPS = {
-    "hand over": lambda jobs, claimed: jobs.hand_over(claimed.key, claimed.lease),
+    "hand over": lambda jobs, claimed: jobs.hand_over(claimed.key, claimed.lease, "q"),
     "retry": lambda jobs, claimed: jobs.retry(claimed.key, claimed.lease),
     "suspend": lambda jobs, claimed: jobs.suspend(claimed.key, claimed.lease),
 }

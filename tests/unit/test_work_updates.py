@@ -154,6 +154,20 @@ def answered(seen: Work, left: list[PendingCall]) -> tuple[dict[str, Any], dict[
     return added, {name: update[name] for name in update.keys() - {"$inc", "$push", "$max"}}
 
 
+def test_told__is_a_mark_of_its_own_each_time() -> None:
+    marks = []
+    for at in (None, LATER):
+        match, update = work_updates.told(work_updates.promote(KEY, TICKET), "q", at)
+        assert (match, update["$currentDate"]) == (
+            work_updates.promote(KEY, TICKET)[0],
+            {"work.due": True},
+        )
+        marks.append(update["$set"]["queued"])
+    assert marks[0]["mark"] != marks[1]["mark"]
+    assert (marks[0]["queue"], marks[1]["at"]) == ("q", LATER)
+    assert "at" not in marks[0]
+
+
 @pytest.mark.parametrize("state", ["running", "queued", "blocked", "delayed"])
 def test_answer__to_a_message_that_does_not_wait_changes_its_calls_only(state: str) -> None:
     seen = Work(queue="q", key='"k"', state=WorkState(state), pending=tuple(CALLS))
@@ -166,6 +180,7 @@ def test_answer__to_a_message_that_does_not_wait_changes_its_calls_only(state: s
 def test_answer__to_the_last_call_has_the_message_go_on() -> None:
     seen = Work(queue="q", state=WorkState.WAITING, pending=tuple(CALLS))
     _, update = answered(seen, [])
+    assert update["$set"].pop("queued")["queue"] == "q"
     assert update == {
         "$set": {"work.pending": [], "work.state": "queued"},
         "$currentDate": {"work.due": True},
