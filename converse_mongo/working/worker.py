@@ -103,7 +103,6 @@ class Worker:
         self._options = options
         self._attempts: dict[Attempt, asyncio.Task[Outcome]] = {}
         self._wake = asyncio.Event()
-        self._look_now = True
         self._heard: dict[ObjectId, asyncio.TimerHandle] = {}
         self._heard_since_claim = 0
         self._claims: set[asyncio.Task[bool]] = set()
@@ -150,7 +149,6 @@ class Worker:
 
     def look(self) -> None:
         """Hears that there may be messages that no hint told of."""
-        self._look_now = True
         self._wake.set()
 
     def _grab(self, message_id: ObjectId, stored: Mapping[str, Any] | None) -> None:
@@ -180,7 +178,6 @@ class Worker:
         try:
             while not self._closing:
                 self._wake.clear()
-                self._look_now = False
                 try:
                     more = await self._look()
                     failures = 0
