@@ -388,6 +388,6 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
 
 def _claimed(state: MessageHeader, work: Work, holder: ObjectId, duration: float) -> MessageHeader:
     """Returns a message as it is once it is claimed, but for the time of the claim."""
-    lease = Lease(epoch=state.lease.epoch + 1, holder=holder, duration=duration)  # type: ignore[arg-type]
+    lease = Lease(epoch=state.lease.epoch + 1, holder=holder, duration=duration)
     running = {"state": WorkState.RUNNING, "due": None, "available_at": None}
     return replace(state, lease=lease, work=work.model_copy(update=running))
