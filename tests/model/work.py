@@ -80,6 +80,8 @@ REFUSALS = (
     errors.StreamStoppedError,
     errors.WriterFencedError,
     errors.CallNotPendingError,
+    errors.MessageQueuedError,
+    errors.WriterExistsError,
 )
 
 _step: ContextVar[Step] = ContextVar("step")
@@ -347,6 +349,11 @@ class World:
 # What processes do
 
 
+def new_ticket(log_id: ObjectId) -> ObjectId:
+    """The ticket of a try to insert a message; each has its own, as in ``Message``."""
+    return ObjectId()
+
+
 def enqueue(world: World, process: Process) -> Step:
     """Starts a message, if there is none with its id."""
     random = world.random
@@ -373,7 +380,7 @@ def enqueue(world: World, process: Process) -> Step:
                 "chunks": [],
                 "metadata": {},
                 "lease": dict(Lease()),
-                "work": dict(made) | ({"ticket": ObjectId()} if blocked else {}),
+                "work": dict(made) | ({"ticket": new_ticket(log_id)} if blocked else {}),
                 "format": WORK_FORMAT,
                 "created_at": CLOCK.now,
             }
@@ -549,6 +556,18 @@ def stop(world: World, process: Process) -> Step:
     return world.begin(process, "stop", run)
 
 
+def take(world: World, process: Process) -> Step:
+    """Wants to write to a message without a queue, and then dies."""
+    kind, chosen = world.random.choice(["acquire", "take_over"]), world.random.choice(IDS)
+
+    async def run(step: Step) -> None:
+        state = await _state(process, chosen)
+        if state is not None:
+            await getattr(process.store.leases, kind)(state.key)
+
+    return world.begin(process, "take", run)
+
+
 def delete(world: World, process: Process) -> Step:
     """Deletes a message, as ``Message`` does."""
     chosen = world.random.choice(IDS)
@@ -594,6 +613,7 @@ ACTIVITIES: dict[str, Callable[[World, Process], Step]] = {
     "answer": answer,
     "stop": stop,
     "delete": delete,
+    "take": take,
     "recover": recover,
     "sweep": sweep,
 }
@@ -604,6 +624,7 @@ MOVES: dict[str, Sequence[str]] = {
     "answer": ("web", "sweeper"),
     "stop": ("web",),
     "delete": ("web",),
+    "take": ("web",),
     "recover": ("sweeper", "one"),
     "sweep": ("sweeper", "two"),
 }

@@ -27,7 +27,7 @@ MOVES: dict[tuple[str | None, str | None], frozenset[str]] = {
     (None, "delayed"): frozenset({"enqueue"}),
     ("delayed", "blocked"): frozenset({"work"}),
     ("queued", "running"): frozenset({"work"}),
-    ("running", "queued"): frozenset({"work", "recover"}),
+    ("running", "queued"): frozenset({"work", "recover", "take"}),
     ("running", "delayed"): frozenset({"work"}),
     ("running", "waiting"): frozenset({"work"}),
     ("waiting", "queued"): frozenset({"answer", "work"}),
@@ -179,14 +179,24 @@ class WorkContract:
             broken("A message without a worker is not told to stop", operation, old)
         if (old.state, old.work.get("ticket")) != (new.state, new.work.get("ticket")):
             self._judge_move(operation, old, new)
+        elif operation.kind == "take":
+            self._judge_take_over(operation, old, new)
         elif old.holder != new.holder or old.epoch != new.epoch:
             broken("A lease changes with the state", operation, old, new)
         due = old.work.get("due"), new.work.get("due")
         if due[0] != due[1] and old.state == new.state != "waiting":
             broken("What is due changes with the state", operation, due)
+        if operation.kind == "take":
+            return
         sign = old.renewed_at != new.renewed_at and operation.holder != old.holder
         if sign and old.holder is not None and old.holder == new.holder:
             broken("Only a worker gives signs of life", operation)
+
+    def _judge_take_over(self, operation: Step, old: View, new: View) -> None:
+        if old.holder == new.holder:
+            return
+        if old.state != "running" or (new.holder is not None and new.epoch <= old.epoch):
+            broken("Only a worker takes what is queued", operation, old, new)
 
     def _judge_log(self, operation: Step, old: View, new: View) -> None:
         added = new.chunks[len(old.chunks) :]
@@ -235,7 +245,7 @@ class WorkContract:
             if not old.expired or counts != [1, 0, 0]:
                 broken("Only a worker that seems dead is replaced", operation, old, counts)
         elif old.state == "running":
-            if operation.holder != old.holder:
+            if operation.holder != old.holder and kind != "take":
                 broken("Only its worker gives a message away", operation, old, new)
             if counts not in ([0, 0, 0], [0, 1, 0]) or (new.state == "waiting" and counts[1]):
                 broken("An attempt is counted once", operation, counts)
@@ -286,7 +296,10 @@ class WorkContract:
             broken("A message waits for something", operation)
 
     def _judge_places(self, operation: Step, views: dict[ObjectId, View]) -> None:
-        taken = {each["ticket"] for running in self.places().values() for each in running}
+        listed = [each["ticket"] for running in self.places().values() for each in running]
+        taken = set(listed)
+        if len(taken) < len(listed):
+            broken("A message has one place", operation, listed)
         leases: dict[Any, list[View]] = defaultdict(list)
         for view in views.values():
             if not view.streams or "key" not in view.work:
