@@ -12,7 +12,7 @@ from tests.model.work import World, in_the_world
 from tests.model.work_bugs import BUGS, Bug
 from tests.model.work_contract import MOVES
 
-RUNS = 6000 if THOROUGH in os.environ else 250
+RUNS = 6000 if THOROUGH in os.environ else 200
 RUNS_FOR_A_BUG = 3000
 
 FOUND = {
