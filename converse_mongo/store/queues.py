@@ -313,7 +313,7 @@ class Queues:
         if before.ticket is None or (left.work is not None and left.work.ticket == before.ticket):
             return
         with left_to_a_sweep(left.message_id):
-            await self._places.release(before, ticket=before.ticket)
+            await self._places.release(before)
 
     # What is there
 
