@@ -408,7 +408,6 @@ class _Answer:
             verdict = "the message was deleted"
         elif (
             state.status is MessageStatus.CANCELLED
-            and state.stop_requested
             and state.lease.holder is None  # it never had a writer
         ):
             verdict = "a stop was requested"

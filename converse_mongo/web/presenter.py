@@ -26,10 +26,17 @@ _EVENTS: TypeAdapter[EventView] = TypeAdapter(EventView)
 ShowParts: TypeAlias = Callable[[PartIdentity], bool | Collection[str]]
 """Picks what users may see of a part: all of it, nothing, or the fields of these names."""
 
-Calls: TypeAlias = tuple[PartIdentity | None, ...]
-"""The identities of the tool calls that an event names, in order."""
+
+@dataclass(frozen=True)
+class Calls:
+    """The identities of the tool calls that an event names, in order."""
+
+    identities: Sequence[PartIdentity | None]
+
+
 Lacking: TypeAlias = PartIdentity | Message | Calls | None
-"""What an event lacks to be shown: the identity of its part; or its message, which has parts."""
+"""What an event lacks to be shown: the identity of its part, those of the calls that it names, or
+its message, which has parts."""
 
 CHOICES = 1024
 
@@ -87,7 +94,7 @@ class Presenter(Presentation):
         Args:
             event: The event.
             lacking: The identity of the part of a chunk, without which it is hidden; the message
-                that was added, if it has parts; or the identities of the tool calls that wait.
+                that was added, if it has parts; or the identities of the calls that wait.
         """
         if isinstance(event, ChunkReceived) and isinstance(event.chunk, PartChunk):
             identity = lacking if isinstance(lacking, PartIdentity) else None
@@ -99,10 +106,9 @@ class Presenter(Presentation):
                 chunk=shown_chunk(event.chunk, identity, self),
             )
         if isinstance(event, MessageSuspended) and self.show_parts is not None:
-            known = (
-                {} if lacking is None or isinstance(lacking, PartIdentity | Message) else lacking
-            )
-            pending = [each for each in event.pending if self._shows(known.get(each.part))]
+            known = lacking.identities if isinstance(lacking, Calls) else ()
+            pairs = zip(event.pending, known, strict=False)
+            pending = [call for call, identity in pairs if self._shows(identity)]
             event = replace(event, pending=pending)
         shown = _EVENTS.validate_python(event, context=self)
         if isinstance(lacking, Message):

@@ -11,7 +11,7 @@ from converse_mongo.domain.errors import MessageNotFoundError, StoreUnavailableE
 from converse_mongo.domain.events import ChunkReceived, Event, MessageCreated, MessageSuspended
 from converse_mongo.domain.part_identity import PartIdentity, start_of
 from converse_mongo.domain.part_log import part_number
-from converse_mongo.web.presenter import Lacking
+from converse_mongo.web.presenter import Calls, Lacking
 
 MAX_KNOWN = 512
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -51,9 +51,7 @@ class StreamParts:
         if isinstance(event, ChunkReceived) and isinstance(event.chunk, PartChunk):
             return await self._identity(event, event.chunk)
         if isinstance(event, MessageSuspended):
-            return {
-                each.part: await self._known_or_read(event, each.part) for each in event.pending
-            }
+            return Calls([await self._known_or_read(event, each.part) for each in event.pending])
         return None
 
     def _forget(self, message_id: ObjectId) -> None:
