@@ -1,11 +1,12 @@
 """What clients see of the fields that may hold what is not for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.part_identity import PartIdentity
 from converse_mongo.domain.surrogates import mend_all
+from converse_mongo.domain.work import PendingCall
 
 PRIVATE_ERROR = "The answer could not be completed."
 SAFE_ERRORS = frozenset({"interrupted"})
@@ -30,6 +31,14 @@ class Presentation:
 
     def part(self, identity: PartIdentity) -> Shown:  # noqa: ARG002 - others choose
         """What clients see of a part."""
+        return True
+
+    def shows_call(
+        self,
+        call: PendingCall,  # noqa: ARG002 - others hide some
+        records: Sequence[Mapping[str, Any]] | None,  # noqa: ARG002
+    ) -> bool:
+        """Returns whether clients see that a tool call waits, which has one of these records."""
         return True
 
     def error(self, error: str) -> str:
