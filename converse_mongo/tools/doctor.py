@@ -381,7 +381,7 @@ def blocked(stuck: Stuck) -> Finding:
     """Makes the finding that messages wait for places that are free."""
     return warn(
         "queues",
-        f"{_which(stuck)} blocked for {age(stuck.seconds)}, though their key has a free place",
+        f"{_which(stuck)} blocked for {age(stuck.seconds)}, though its key has a free place",
         "A process died in between. A worker of any queue looks for such messages three times in "
         "its lease: run one",
     )
@@ -391,7 +391,7 @@ def abandoned(stuck: Stuck) -> Finding:
     """Makes the finding that nobody noticed that workers died."""
     return warn(
         "queues",
-        f"{_which(stuck)} running, but the lease of the worker ran out {age(stuck.seconds)} ago",
+        f"{_which(stuck)} running, but the lease of its worker ran out {age(stuck.seconds)} ago",
         "Nobody looks for messages of workers that died. A worker of any queue does: run one, or "
         "call await converse.recover_stale()",
     )

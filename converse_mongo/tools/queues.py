@@ -121,14 +121,14 @@ async def _retry(converse: Converse, message_id: str) -> int:
     work = before.work
     delayed = work is not None and work.due is not None and not await store.jobs.is_due(work)
     if not delayed or work is None or work.state not in (WorkState.QUEUED, WorkState.DELAYED):
-        return _complain(f"Message {message_id} cannot be retried: {_why_not(before)}")
+        return _complain(f"Message {message_id} cannot be retried: {why_not(before)}")
     after = await store.jobs.hasten(before)
     if after.work is not None and after.work.state is WorkState.BLOCKED:
         return _say(f"Message {message_id} waits for a place of its key.")
     return _say(f"Message {message_id} waits for a worker of the queue {work.queue}.")
 
 
-def _why_not(state: MessageHeader) -> str:
+def why_not(state: MessageHeader) -> str:
     """Says why a message cannot be taken at once, or why that is not needed."""
     work = state.work
     if state.status.is_final:

@@ -165,7 +165,8 @@ class _Running:
             if len(self._received) == 1:
                 count = worker.statistics().running
                 if count:
-                    _tell(f"Handing over {count} messages within {grace:g} s.")
+                    what = "1 message" if count == 1 else f"{count} messages"
+                    _tell(f"Handing over {what} within {grace:g} s.")
                 worker.close()
             elif task is not None:
                 task.cancel()

@@ -1,4 +1,4 @@
-"""Queues seen from outside: what waits in them, what is stuck, and a message that shall not wait."""
+"""Queues seen from outside: what waits in them, what is stuck, and the end of a delay."""
 
 from collections.abc import Mapping
 from datetime import timedelta
