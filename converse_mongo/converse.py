@@ -82,6 +82,8 @@ from converse_mongo.working.worker import Worker, WorkerOptions
 E = TypeVar("E", bound=Event)
 
 DEFAULT_RETRIES = RetryPolicy()
+POLLS_APART = 4
+"""Without a change stream, workers look for messages at every so many polls of the watchers."""
 
 SOCKET_TIMEOUT_MS = 30_000
 OPEN_SECONDS = 30.0
@@ -577,9 +579,13 @@ class Converse:
             limits=Limits(timeout, silence, retry, start_over),
             grace=check_delay(grace),
             poll_interval=check_seconds(poll_interval, "poll_interval"),
+            poll_interval_without_stream=min(poll_interval, POLLS_APART * self._poll_interval),
         )
         load = partial(load_attempt, parts.message, check_respond(respond))
-        return Worker(parts.own_store, load, options)
+        hub = parts.hub
+        return Worker(
+            *(parts.own_store, load, options), lambda: hub.mode is WatchMode.CHANGE_STREAM
+        )
 
     async def queue_statistics(
         self, queues: Iterable[AnyQueue] | None = None

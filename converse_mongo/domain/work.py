@@ -295,6 +295,13 @@ class Work(BaseModel):
             if value is not None and value != ():
                 yield name, value
 
+    def to_stored(self) -> dict[str, Any]:
+        """Returns the work as it is stored."""
+        stored = dict(self)
+        if self.pending:
+            stored["pending"] = [each.to_stored() for each in self.pending]
+        return stored
+
     @property
     def attempt(self) -> int:
         """The number of the attempt that it is at, or of the next one: 1, 2, 3, and so on."""

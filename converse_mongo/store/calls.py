@@ -96,6 +96,10 @@ class Calls:
         wanted = append_id or ObjectId()
         try:
             return await self._answer(queue, key, answers, wanted, again=append_id is not None)
+        except MessageNotFoundError:
+            # Large values may have come after those of the message were deleted.
+            await self._values.delete_if_gone(key)
+            raise
         except StoreUnavailableError as error:
             raise StoreUnavailableError(
                 f"{error} Answer again with append_id=ObjectId('{wanted}').", wanted
@@ -164,7 +168,7 @@ class Calls:
             change = updates.append(
                 *(key, chunks, append_id, size, 0), has_parts=True, part_size=size
             )
-            work_updates.answer(*change, work, calls, open_calls(log, work.pending), ObjectId())
+            work_updates.answer(*change, work, open_calls(log, work.pending), ObjectId())
             if expiring:
                 work_updates.expires(change[0], work.available_at)
             if await self._write(queue, key, change, size):

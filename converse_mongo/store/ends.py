@@ -15,14 +15,16 @@ from converse_mongo.domain.errors import (
     MessageNotFoundError,
     MessageNotStreamingError,
     StoreUnavailableError,
+    StreamStoppedError,
 )
 from converse_mongo.domain.headers import HEADER, MessageHeader, check_format, with_chunk_count
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.part_log import PartLog, Record
 from converse_mongo.domain.part_redaction import reduced
+from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import MAX_CONTENT_BYTES, MAX_SECONDS, now
 from converse_mongo.driver.failures import is_too_large
-from converse_mongo.store import updates
+from converse_mongo.store import updates, work_updates
 from converse_mongo.store.appends import refuse_overtaken
 from converse_mongo.store.collections import Collections, WriteQueue, back_off, name_too_large
 from converse_mongo.store.pages import Pages
@@ -104,12 +106,16 @@ class Ends:
             MessageNotStreamingError: Another call ended the message first.
             MessageNotFoundError: The message does not exist.
             WriterFencedError: There is another writer, or another message with this id.
+            StreamStoppedError: A stop of the message, which is from a queue, was requested: cancel
+                it.
             UnknownFormatError: A later version wrote to the message.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         self._collections.check_keys(end.metadata)
         end_id, attempt = end_id or ObjectId(), 0
         condition = {} if lease is None else updates.held_by(lease)
+        if queue.has_work and end.status is not MessageStatus.CANCELLED:
+            condition |= work_updates.NOT_STOPPED
         async with queue.lock:
             while True:
                 with name_too_large(key["_id"]):
@@ -123,6 +129,8 @@ class Ends:
                 if state.status.is_final:
                     raise MessageNotStreamingError(key["_id"], state.status)
                 check_format(key["_id"], state.format)
+                if state.stop_requested and "stop_requested_at" in condition:
+                    raise StreamStoppedError(key["_id"], state.stop_reason)
                 # A failover rolled back the write that was first, or the end itself.
                 attempt += 1
                 await back_off(attempt)

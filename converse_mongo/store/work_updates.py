@@ -231,25 +231,20 @@ def answer(
     match: Document,
     update: Document,
     seen: Work,
-    answered: Iterable[PendingCall],
     left: Sequence[PendingCall],
     ticket: ObjectId,
 ) -> None:
     """Has an append be the answer to calls, and the message go on if none is left.
 
     Args:
-        match: The filter of the append, with the next sequence as it was read.
+        match: The filter of the append. With the next sequence as it was read, all calls still
+            wait that did then: what opens or closes one is an append.
         update: Its update.
         seen: The work of the message as it was read.
-        answered: The calls that are answered.
         left: Those that then wait.
         ticket: The ticket of the message if it is blocked.
     """
-    parts = [each.part for each in answered]
-    match |= NOT_STOPPED | {
-        "work.state": None if seen.state is None else seen.state.value,
-        "work.pending.part": {"$all": parts},
-    }
+    match |= NOT_STOPPED | {"work.state": None if seen.state is None else seen.state.value}
     update.setdefault("$set", {}).update(_pending(left))
     del update["$currentDate"]  # it is no sign of life of the worker
     if seen.state is not WorkState.WAITING:

@@ -154,7 +154,7 @@ class MessageTopic(Topic):
             self._refuse_hole(self._next)
         self._set_open(opened)
         if header.work is not None and not final:
-            self._read_work(self.key, header.role.value, dict(header.work))
+            self._read_work(self.key, header.role.value, header.work.to_stored())
         self._told.forget_all_but(self._known.open)
         if final:
             self.ended = True

@@ -34,6 +34,9 @@ logger = logging.getLogger("converse_mongo")
 
 RENEWALS_PER_LEASE = 3
 
+CANCEL_SECONDS, CANCELLATIONS = 5.0, 10
+"""The time that the application has to end once it is cancelled, and how often it is cancelled."""
+
 UNFINISHED = "The answer could not be generated."
 TOO_LONG = "The answer took too long."
 SILENT = "The answer made no progress."
@@ -124,7 +127,8 @@ class Attempt:
         self._outcome: Outcome | None = None
         self._verdict: Verdict | None = None
         self._writes = self._had_writer = False
-        self._task: asyncio.Task[Any] | None = None
+        self._ending = asyncio.Event()
+        self._ended_elsewhere = False
         self._loaded: Loaded | None = None
         self._progress: Callable[[], int] = int
         self._seen, self._seen_at = 0, 0.0
@@ -180,7 +184,8 @@ class Attempt:
         """Returns whether the worker decides what an error means."""
         if self._verdict in (Verdict.STOPPED, Verdict.LOST):
             return False
-        return self._verdict is not None or self._may_retry(error)
+        # A cancellation may be a deadline of the application, which shows outside of the writer.
+        return isinstance(error, asyncio.CancelledError) or self._may_retry(error)
 
     async def hand_over(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Gives the message back to its queue, for another worker at once."""
@@ -204,54 +209,77 @@ class Attempt:
 
     def cut(self, verdict: Verdict) -> None:
         """Ends the attempt now."""
-        if self._verdict is None and self._task is not None and not self._task.done():
+        if self._verdict is None:
             self._verdict = verdict
-            self._task.cancel()
+            self._ending.set()
 
     async def run(self) -> Outcome:
         """Has the application generate, and sees to what it leaves.
 
         Raises:
-            CancelledError: It was cancelled, other than by :meth:`cut`; the message was handed
-                over.
+            CancelledError: It was cancelled; the message was handed over.
         """
-        state, task = self._state, asyncio.current_task()
-        self._task = task
+        state, outcome = self._state, list[Outcome]()
         stop_listening = self._store.notices.listen(
             state.message_id, state.conversation_id, self._hear
         )
         keeping = asyncio.create_task(self._keep(), name="converse_mongo-worker-keep")
-        error = None
+        responding = asyncio.create_task(
+            self._respond(), name=f"converse_mongo-respond-{state.message_id}"
+        )
         self.note_progress()
         timer = self._start_timer()
         try:
-            self._loaded = await self._load(self)
-            await self._loaded.respond()
-        except BaseException as raised:  # noqa: BLE001 - it is settled
-            error = raised
+            cancelled = await self._wait_for(responding)
         finally:
-            self._task = None
+            stop_listening()
             if timer is not None:
                 timer.cancel()
-            stop_listening()
-        cancelled = isinstance(error, asyncio.CancelledError)
-        if cancelled and self._verdict is None and self._outcome is None:
-            self._verdict = Verdict.SHUT_DOWN
-        elif cancelled and task is not None:
-            task.uncancel()
-            cancelled = False
-        outcome: list[Outcome] = []
 
         async def settle() -> None:
-            outcome[:] = [await self._settle(error)]
+            outcome[:] = [await self._settle(_error_of(responding))]
 
         try:
             await ShieldedTask(settle, "converse_mongo-worker-settle").finish()
         finally:
             keeping.cancel()
-        if cancelled and error is not None:
-            raise error
+        if cancelled is not None:
+            raise cancelled
         return outcome[0]
+
+    async def _respond(self) -> None:
+        self._loaded = await self._load(self)
+        await self._loaded.respond()
+
+    async def _wait_for(self, responding: "asyncio.Task[None]") -> asyncio.CancelledError | None:
+        """Waits until the application is done, or does not end though it was cancelled.
+
+        Returns:
+            The cancellation of the caller.
+        """
+        cancelled: asyncio.CancelledError | None = None
+        ending = asyncio.create_task(self._ending.wait(), name="converse_mongo-worker-ending")
+        try:
+            await asyncio.wait({responding, ending}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            self.cut(Verdict.SHUT_DOWN)
+        finally:
+            ending.cancel()
+        for _ in range(CANCELLATIONS):
+            if responding.done():
+                break
+            responding.cancel()  # again, since on Python 3.11 a driver may swallow a cancellation
+            try:
+                await asyncio.wait({responding}, timeout=CANCEL_SECONDS / CANCELLATIONS)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if not responding.done():
+            logger.error(
+                "respond() does not end for message %s, though it was cancelled: it is left alone",
+                self.message_id,
+            )
+        return cancelled
 
     def _start_timer(self) -> asyncio.TimerHandle | None:
         if self._limits.timeout is None:
@@ -298,6 +326,10 @@ class Attempt:
         try:
             found = await self._store.leases.renew(state.key, state.lease)
             if found is None or self._writes or self._is_over:
+                return
+            own = found.status.is_final and found.lease.is_held_by(state.lease)
+            if own and not self._ended_elsewhere:
+                self._ended_elsewhere = True  # unless its copy knows at the next look
                 return
             refuse_overtaken(found, state.key, state.lease)
         except (WriterError, MessageNotFoundError, MessageNotStreamingError):
@@ -409,3 +441,9 @@ class Attempt:
                 end_id=self._end_id,
             )
         return Outcome.ENDED
+
+
+def _error_of(task: "asyncio.Task[None]") -> BaseException | None:
+    if not task.done():
+        return None
+    return asyncio.CancelledError() if task.cancelled() else task.exception()

@@ -33,6 +33,8 @@ SPREAD_SECONDS = 0.004
 Each worker of a queue hears of each message. Without a wait all of them would try to claim it."""
 LONGEST_SPREAD_SECONDS = 0.25
 
+TENDINGS_PER_LEASE = 3
+
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 """Seconds to wait after a look that failed."""
 
@@ -71,6 +73,7 @@ class WorkerOptions:
     limits: Limits
     grace: float
     poll_interval: float
+    poll_interval_without_stream: float
 
 
 class Worker:
@@ -79,6 +82,12 @@ class Worker:
     Use it in ``async with``, and await :meth:`run` inside. Leaving it gives the attempts that run
     ``grace`` seconds to reach a point to go on from, then cancels them, and gives their messages
     back to their queues: other workers go on with them at once.
+
+    Args:
+        store: The store.
+        load: Loads a message for the application.
+        options: The options.
+        hears: Returns whether a change stream tells of messages just now.
     """
 
     def __init__(
@@ -86,13 +95,14 @@ class Worker:
         store: Store,
         load: Callable[[MessageHeader, Attempt], Awaitable[Loaded]],
         options: WorkerOptions,
+        hears: Callable[[], bool],
     ) -> None:
+        self._hears = hears
         self._store = store
         self._load = load
         self._options = options
         self._attempts: dict[Attempt, asyncio.Task[Outcome]] = {}
         self._wake = asyncio.Event()
-        self._look_now = True
         self._heard: dict[ObjectId, asyncio.TimerHandle] = {}
         self._heard_since_claim = 0
         self._claims: set[asyncio.Task[bool]] = set()
@@ -139,7 +149,6 @@ class Worker:
 
     def look(self) -> None:
         """Hears that there may be messages that no hint told of."""
-        self._look_now = True
         self._wake.set()
 
     def _grab(self, message_id: ObjectId, stored: Mapping[str, Any] | None) -> None:
@@ -163,10 +172,12 @@ class Worker:
             raise WatchError("This worker is closed: make a new one.")
         failures = 0
         stop_listening = self._store.openings.listen(self._options.queues, self)
+        tending = asyncio.create_task(
+            self._tend(), name="converse_mongo-worker-tend", context=context_apart()
+        )
         try:
             while not self._closing:
                 self._wake.clear()
-                self._look_now = False
                 try:
                     more = await self._look()
                     failures = 0
@@ -180,19 +191,37 @@ class Worker:
                     continue
                 await self._wait(failures)
         finally:
+            tending.cancel()
             stop_listening()
             for timer in self._heard.values():
                 timer.cancel()
             self._heard.clear()
 
     async def _wait(self, failures: int) -> None:
-        seconds = self._options.poll_interval * random.uniform(0.75, 1.25)
+        options = self._options
+        seconds = options.poll_interval if self._hears() else options.poll_interval_without_stream
+        seconds *= random.uniform(0.75, 1.25)
         if failures:
             longest = FIRST_PAUSE_SECONDS * 2 ** min(failures - 1, 10)
             seconds = random.uniform(0.5, 1) * min(longest, LONGEST_PAUSE_SECONDS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
+
+    async def _tend(self) -> None:
+        """Looks for messages of workers that died, and for places that nobody holds.
+
+        One process of all does so in each interval.
+        """
+        store = self._store
+        interval = store.options.lease / TENDINGS_PER_LEASE
+        while True:
+            await asyncio.sleep(interval * random.uniform(0.5, 1))
+            try:
+                if await store.key_places.sweep_if_due(interval):
+                    await store.recovery.recover_stale()
+            except (ConverseError, PyMongoError) as error:
+                logger.warning("Could not look after the queues (%s); it is tried again", error)
 
     @property
     def _free(self) -> int:

@@ -211,7 +211,8 @@ class MessageWriter(PartWriter):
 
         Void parts, with their text, are no longer in the message. Viewers have seen them, and are
         told by an event of the log. What earlier parts got since stays. A tool that has run has had
-        its effect all the same.
+        its effect all the same. In a message without chunks it does nothing: an answer that always
+        begins anew may begin with it.
 
         Args:
             first: The number from which parts are void. ``None`` for those of the step that is
@@ -226,12 +227,24 @@ class MessageWriter(PartWriter):
         if first is not None:
             check_int(first, "first", 0)
         await self.flush()
+        if not (self._target.queue.next_sequence or await self._has_chunks()):
+            return  # there is nothing to void
         start = await self._target.behind_steps() if first is None else first
         mark = PartRef(None)
         self._growing = None
         await self.put([PartPiece("reset", fields={"from": start}, marks=mark)])
         await self.flush()
         self._composer.void(start, mark.number or 0)
+
+    async def _has_chunks(self) -> bool:
+        """Returns whether somebody else has appended to the message."""
+        store, key = self._target.store, self._target.key
+        state = await store.call(
+            store.reader.state,
+            *(key["_id"], key["conversation_id"]),
+            what=f"read message {key['_id']}",
+        )
+        return state is not None and bool(state.next_sequence)
 
     async def flush(self) -> None:
         """Waits until all text that was written is stored. Raises the errors of :meth:`write`."""
@@ -578,6 +591,11 @@ class MessageWriter(PartWriter):
                 metadata["unstored"] = unstored
             try:
                 await self._target.end(End(status, metadata, error), self._lease, self._end_id)
+            except StreamStoppedError as stopped:
+                # Of a message from a queue: a stop always wins.
+                self._appender.note_stop(stopped.reason)
+                await self._end(MessageStatus.CANCELLED)
+                return
             except _REFUSALS as refused:
                 metadata, refused_keys = _without_refused(metadata)
                 if not refused_keys:

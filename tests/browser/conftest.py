@@ -31,7 +31,7 @@ ARTEFACTS = BUILD / "screenshots"
 FAILURES = BUILD / "browser-failures"
 
 expect.set_options(timeout=END_SECONDS * 1000)
-TEST_SECONDS = 300
+TEST_SECONDS = 600
 
 OpenTab = Callable[..., Tab]
 Shoot = Callable[[Tab, str], None]
@@ -123,21 +123,19 @@ def make_chat(
     _, base_url = shared_model
     with ExitStack() as stack:
 
-        def make(
-            *, database: str | None = None, port: int | None = None, **environment: str
-        ) -> Chat:
+        def make(*, database: str | None = None, **options: Any) -> Chat:
             if database is None:
                 database = f"test_{uuid4().hex[:16]}"
                 stack.callback(portal.call, drop_database, server_uri, database)
             log = tmp_path_factory.mktemp("chat") / "log.txt"
-            environment = {
+            options = {
                 "OPENAI_API_KEY": KEY,
                 "OPENAI_BASE_URL": base_url,
                 "CHAT_MODEL": "small",
                 "CHAT_HOSTS": "127.0.0.1",  # with every port: lines have ports of their own
-                **environment,
+                **options,
             }
-            chat = Chat(server_uri, database, log, port=port, **environment)
+            chat = Chat(server_uri, database, log, **options)
             stack.callback(chat.stop)
             return chat
 
@@ -178,6 +176,18 @@ def complaints() -> Iterator[Complaints]:
     complaints = Complaints()
     yield complaints
     assert complaints.found == []
+
+
+@pytest.fixture
+def new_context(new_context: Callable[..., BrowserContext]) -> Callable[..., BrowserContext]:
+    """Makes browsers that wait for a page as long as tests do for what it shows."""
+
+    def make(**options: Any) -> BrowserContext:
+        context = new_context(**options)
+        context.set_default_timeout(END_SECONDS * 1000)
+        return context
+
+    return make
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import IO, Any, Self
 import httpx
 from anyio.from_thread import BlockingPortal
 from playwright.sync_api import (
+    APIResponse,
     BrowserContext,
     ConsoleMessage,
     Dialog,
@@ -21,6 +22,7 @@ from playwright.sync_api import (
     Route,
     expect,
 )
+from pymongo import MongoClient
 
 from converse_mongo.embedded import free_port
 from tests.chat.fake_openai import Fake, Plan
@@ -33,6 +35,14 @@ START_SECONDS = 120.0
 # A busy machine may stand still for seconds; what comes about is not waited for so long.
 END_SECONDS = 60.0
 NETWORK = "Failed to load resource"
+
+WITH_GRACE = """\
+import sys
+from converse_mongo.tools.chat import app
+app.GRACE_SECONDS, app.CLOSE_SECONDS = {grace}, 30.0
+from converse_mongo.tools.cli import main
+sys.exit(main())
+"""
 
 
 def words(count: int) -> list[str]:
@@ -93,14 +103,26 @@ class Model:
 
 
 class Chat:
-    """The example as a process, which a test may end and start again at the same port."""
+    """The example as a process, which a test may end and start again at the same port.
+
+    Args:
+        grace: The seconds that its answers have when it ends, if they matter.
+    """
 
     def __init__(
-        self, uri: str, database: str, log: Path, *, port: int | None = None, **environment: str
+        self,
+        uri: str,
+        database: str,
+        log: Path,
+        *,
+        port: int | None = None,
+        grace: float | None = None,
+        **environment: str,
     ) -> None:
         self.uri = uri
         self.database = database
         self.port = port or free_port()
+        self._grace = grace
         self._log = log
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
@@ -131,9 +153,12 @@ class Chat:
         raise RuntimeError(f"The chat did not start:\n{self.log}")
 
     def _open(self, log: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        program = ["-m", "converse_mongo.tools.cli"]
+        if self._grace is not None:
+            program = ["-c", WITH_GRACE.format(grace=self._grace)]
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "converse_mongo.tools.cli", "serve", "--uri", self.uri),
+                *(sys.executable, *program, "serve", "--uri", self.uri),
                 *("--database", self.database, "--port", str(self.port)),
             ],
             cwd=ROOT,
@@ -148,6 +173,23 @@ class Chat:
         self._send(signal.SIGKILL)
         self.wait()
 
+    def expire_leases(self, seconds: float) -> None:
+        """Lets its answers count as orphans so many seconds from now on, once it is killed.
+
+        A lease that was as short while it wrote could run out when the machine is busy.
+        """
+        assert self._process is not None
+        assert self._process.poll() is not None
+        with MongoClient[dict[str, Any]](self.uri) as client:
+            ended = client[self.database].messages.update_many(
+                {"status": "streaming"},
+                {
+                    "$set": {"lease.duration": seconds},
+                    "$currentDate": {"lease.renewed_at": True},
+                },
+            )
+        assert ended.modified_count > 0
+
     def terminate(self) -> None:
         """Asks it to end, as a deploy does, and does not wait for it."""
         self._send(signal.SIGTERM)
@@ -158,13 +200,8 @@ class Chat:
         return self._process.wait(END_SECONDS)
 
     def stop(self) -> None:
-        """Ends it, whatever state it is in."""
-        if self._process is None or self._process.poll() is not None:
-            return
-        self.terminate()
-        try:
-            self.wait()
-        except subprocess.TimeoutExpired:
+        """Ends it at once, if it runs."""
+        if self._process is not None:
             self.kill()
 
     def _send(self, number: int) -> None:
@@ -202,10 +239,16 @@ class Line:
 
 
 class Held:
-    """Requests of a page that are held back from the moment that it is made, until it lets go."""
+    """Requests of a page that are held back from the moment that it is made, until it lets go.
 
-    def __init__(self, page: Page, pattern: str) -> None:
+    Args:
+        late: Whether they are answered as if they were not, and the responses are held back.
+    """
+
+    def __init__(self, page: Page, pattern: str, *, late: bool = False) -> None:
         self._page = page
+        self._late = late
+        self._responses: list[APIResponse] = []
         self._routes: list[Route] = []
         self._holds = True
         page.route(pattern, self._take)
@@ -218,11 +261,15 @@ class Held:
     def release(self) -> None:
         """Lets all of them go, and those that come."""
         self._holds = False
+        for response in self._responses:
+            self._routes.pop(0).fulfill(response=response)
         while self._routes:
             self._routes.pop(0).fallback()
 
     def _take(self, route: Route) -> None:
         if self._holds:
+            if self._late:
+                self._responses.append(route.fetch())
             self._routes.append(route)
         else:
             route.fallback()
@@ -323,6 +370,10 @@ class Tab:
         self.question.press("Enter")
         expect(self.question).to_have_value("")
         expect(self.questions).to_have_count(before + 1)
+
+    def hasten(self) -> None:
+        """Has the page try again now, as when a network returns: its waits grow with each try."""
+        self.page.evaluate("dispatchEvent(new Event('online'))")
 
     @property
     def conversation(self) -> str:

@@ -22,6 +22,10 @@ FOCUSED = """() => {
   return label ?? node.textContent.trim();
 }"""
 
+AT_REST = """() => Promise.allSettled(document.getAnimations()
+  .filter(({ effect }) => effect.getComputedTiming().endTime !== Infinity)
+  .map(({ finished }) => finished))"""
+
 TOO_WIDE = """() => [...document.querySelectorAll("html, body, #scroller, .message")]
   .filter((node) => node.scrollWidth > node.clientWidth)
   .map((node) => `${node.localName}.${node.className}: ${node.scrollWidth}`)"""
@@ -201,6 +205,8 @@ def check() -> Callable[[Tab], None]:
     source = AXE.read_text(encoding="utf-8")
 
     def look(tab: Tab) -> None:
+        # What is about to be shown has not its colors yet.
+        tab.page.evaluate(AT_REST)
         tab.page.evaluate(source)
         found: list[dict[str, Any]] = tab.page.evaluate("async () => (await axe.run()).violations")
         told = [

@@ -12,7 +12,7 @@ from anyio.from_thread import BlockingPortal
 from playwright.sync_api import BrowserContext, expect
 
 from tests.browser.conftest import ARTEFACTS
-from tests.browser.site import Complaints, Line, words
+from tests.browser.site import Complaints, Held, Line, words
 from tests.conftest import drop_database
 from tests.faults.proxy import Proxy
 from tests.web.ai_sdk.driving import Site, Tab, Talk
@@ -136,6 +136,29 @@ def test_answer__streams_to_its_end_with_metadata(tab: Tab, talk: Talk) -> None:
     tab.expect_status("ready")
     tab.expect_stored("How?", so_far, "And then?", second)
     assert (talk.asked, tab.asked_for(SEND)) == (2, 2)
+
+
+@pytest.mark.parametrize("late", ["request", "response"])
+def test_question__sent_before_it_is_known_whether_to_resume__is_answered_once(
+    open_tab: OpenTab, talk: Talk, late: str
+) -> None:
+    tab = open_tab(talk)
+    resumes = Held(tab.page, "**/stream", late=late == "response")
+    tab.page.goto(tab.address)
+    resumes.wait()
+    tab.question.fill("How?")
+    tab.question.press("Enter")
+    text = talk.say(*words(3))
+    tab.expect_text(text)
+    with tab.page.expect_response("**/stream"):
+        resumes.release()
+    text += talk.say("more")
+    tab.expect_text(text)
+    talk.end()
+    tab.expect_no_open_part()
+    tab.expect_status("ready")
+    tab.expect_stored("How?", text)
+    assert (talk.asked, tab.asked_for(SEND)) == (1, 1)
 
 
 def test_strict_mode__runs_effects_twice_and_doubles_nothing(tab: Tab, talk: Talk) -> None:

@@ -137,7 +137,7 @@ def test_killed_process__leaves_an_answer_that_can_be_given_again(
     shoot: Shoot,
 ) -> None:
     complaints.allow_network_trouble()
-    chat = start_chat(CHAT_LEASE="3")
+    chat = start_chat()
     tab = open_tab(chat).open()
     tokens = words(20)
     model.will(*tokens, slowly=True)
@@ -149,7 +149,9 @@ def test_killed_process__leaves_an_answer_that_can_be_given_again(
     expect(tab.connection).to_have_text("Reconnecting")
     assert tab.shown_text() == "".join(tokens[:10]).rstrip()
     shoot(tab, "reconnecting")
+    chat.expire_leases(3)
     chat.start()
+    tab.hasten()
     expect(tab.connection).to_have_text("")
     assert tab.shown_text() == "".join(tokens[:10]).rstrip()
     # Nobody knows yet that the writer is gone, and not only slow.
@@ -168,13 +170,14 @@ def test_killed_process__is_followed_by_pages_that_are_loaded_meanwhile(
     open_tab: OpenTab, start_chat: StartChat, model: Model, complaints: Complaints
 ) -> None:
     complaints.allow_network_trouble()
-    chat = start_chat(CHAT_LEASE="3")
+    chat = start_chat()
     tab = open_tab(chat).open()
     model.will(*ANSWER, slowly=True)
     tab.ask("What is MongoDB?")
     model.go_on(2)
     expect(tab.text).to_have_text("It is")
     chat.kill()
+    chat.expire_leases(3)
     chat.start()
     tab.page.reload()
     expect(tab.text).to_have_text("It is")
@@ -190,7 +193,7 @@ def test_deploy__in_mid_answer__goes_on_with_the_next_process(
     complaints: Complaints,
 ) -> None:
     complaints.allow_network_trouble()
-    old = start_chat()
+    old = start_chat(grace=60.0)
     new = start_chat(database=old.database)
     line = open_line(old)
     tab = open_tab(line.address).open()
@@ -200,7 +203,7 @@ def test_deploy__in_mid_answer__goes_on_with_the_next_process(
     model.go_on(2)
     expect(tab.text).to_have_text("It is")
 
-    # The old process takes no more connections, but has some seconds for what it has begun.
+    # The old process takes no more connections, but has time for what it has begun.
     line.lead_to(new)
     with tab.page.expect_request(is_stream):
         old.terminate()
@@ -220,7 +223,7 @@ def test_deploy__that_an_answer_outlasts__keeps_its_text(
     open_tab: OpenTab, start_chat: StartChat, model: Model, complaints: Complaints
 ) -> None:
     complaints.allow_network_trouble()
-    old = start_chat()
+    old = start_chat(grace=0.5)
     tab = open_tab(old).open()
     model.will(*ANSWER, slowly=True)
     tab.ask("What is MongoDB?")
@@ -229,6 +232,7 @@ def test_deploy__that_an_answer_outlasts__keeps_its_text(
     old.terminate()
     expect(tab.connection).to_have_text("Reconnecting")
     start_chat(database=old.database, port=old.port)
+    tab.hasten()
     tab.expect_end("cancelled", "It is a database ")
     model.wait_until_left()
     assert old.wait() == 128 + signal.SIGTERM

@@ -7,7 +7,6 @@ from contextlib import closing
 from typing import Any
 
 import httpx
-import pytest
 from anyio.from_thread import BlockingPortal
 from playwright.sync_api import expect
 
@@ -153,7 +152,6 @@ def begin(tab: Tab, portal: BlockingPortal, converse: Converse) -> Message:
     return portal.call(start)
 
 
-@pytest.mark.timeout(300)  # it waits for two tabs at each of many steps
 def test_parts__reloaded_at_each_step_are_those_of_a_tab_that_was_not(
     open_tab: OpenTab, chat: Chat, portal: BlockingPortal, complaints: Complaints, shoot: Shoot
 ) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 from typing import Literal
 
-import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import ARTEFACTS, OpenLine, OpenTab, StartChat
@@ -83,7 +82,6 @@ class States:
             page.keyboard.press("Escape")
 
 
-@pytest.mark.timeout(300)  # some sixty pictures
 def test_states__are_shown_on_each_screen(
     open_tab: OpenTab,
     open_line: OpenLine,
@@ -132,6 +130,7 @@ def test_states__are_shown_on_each_screen(
     states.show("failed")
     model.will(*ANSWER, slowly=True)
     tab.again.click()
+    expect(tab.answer).to_have_attribute("data-status", "streaming")
     model.go_on(3)
     expect(tab.text).to_have_text("It is a")
     tab.stop.click()
@@ -159,9 +158,10 @@ def test_answer_that_failed__works_with_a_corrected_key(
     model.fake.statuses = [401]
     tab.ask("What is MongoDB?")
     tab.expect_end("failed", "")
-    assert "rejected" in tab.error.inner_text()
+    expect(tab.error).to_contain_text("rejected")
     chat.stop()
     start_chat(database=chat.database, port=chat.port, OPENAI_API_KEY="right", CHAT_MODEL="large")
+    tab.hasten()
     tab.again.click()
     tab.expect_end("completed", TEXT)
     assert model.fake.keys[-1] == "right"

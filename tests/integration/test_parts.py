@@ -895,3 +895,27 @@ async def test_appends_by_hand__reduce_no_log_again(
         await message.append_chunks([ReasoningPart("Hm.")])
     assert reductions == []
     assert len(message.parts) == 6
+
+
+async def test_reset__of_nothing__stores_nothing(converse: Converse) -> None:
+    message = await start(converse)
+    async with message.writer() as writer:
+        await writer.reset()
+        await writer.write("one")
+        await writer.flush()
+        assert message.next_sequence == 1
+        await writer.reset()
+        await writer.write("two")
+    assert (await converse.get_message(message.id)).content == "two"
+    assert message.next_sequence == 3
+
+
+async def test_reset__of_what_another_has_appended(facade: Facade) -> None:
+    converse = await facade()
+    other = await facade(converse.database_name)
+    message = await start(converse)
+    async with message.writer() as writer:
+        await (await other.get_message(message.id)).append_chunk("by hand")
+        await writer.reset()
+        await writer.write("two")
+    assert (await other.get_message(message.id)).content == "two"

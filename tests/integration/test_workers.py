@@ -27,6 +27,7 @@ from converse_mongo import (
     ToolOutput,
     WriterError,
 )
+from converse_mongo.driver.installed import driver_name
 from converse_mongo.working import attempt as attempts
 from tests.conftest import Commands, Facade
 from tests.integration.helpers import DEAD, raw, soon
@@ -271,6 +272,24 @@ async def chunks_of(converse: Converse, message: Message, count: int) -> None:
             await asyncio.sleep(0.02)
 
 
+async def test_worker__looks_after_what_dies_though_nobody_reads_it(facade: Facade) -> None:
+    converse = await facade(**DEAD)
+    message = await enqueue(converse)
+    store = converse.message_model.store()
+    (state,) = await store.jobs.due([QUEUE], 1)
+    assert await store.jobs.claim(state)  # by a process that dies
+    done = asyncio.Event()
+
+    async def note(_: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            await writer.write(str(message.attempt))
+        done.set()
+
+    async with working(converse, note):
+        await soon(done.wait())
+    assert (await converse.get_message(message.id)).content == "2"
+
+
 async def test_poison__fails_after_its_attempts(facade: Facade) -> None:
     converse = await facade(**DEAD)
     message = await enqueue(converse, max_attempts=2)
@@ -424,6 +443,55 @@ async def test_silence__is_no_matter_with_heartbeats(converse: Converse) -> None
     message = await enqueue(converse)
     async with working(converse, think, silence=0.8):
         assert (await ended(converse, message)).content == "1"
+
+
+async def test_respond__that_ignores_its_cancellation_is_left_alone(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "CANCEL_SECONDS", 0.2)
+    let_go = asyncio.Event()
+
+    async def ignore(_: Conversation, message: Message) -> None:
+        if message.attempt > 1:
+            async with message.writer() as writer:
+                await writer.write("done")
+            return
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+
+    message = await enqueue(converse)
+    async with working(converse, ignore, timeout=0.2):
+        read = await ended(converse, message)
+        let_go.set()
+    assert (read.status, read.content) == (MessageStatus.COMPLETED, "done")
+
+
+async def test_deadline__of_the_application_is_an_error_of_it(converse: Converse) -> None:
+    async def give_up(_: Conversation, message: Message) -> None:
+        async with asyncio.timeout(0.05), message.writer() as writer:
+            await writer.write(f"{message.attempt} ")
+            if message.attempt == 1:
+                await asyncio.Event().wait()
+
+    message = await enqueue(converse)
+    async with working(converse, give_up, retry=RetryPolicy(retry_on=(TimeoutError,), backoff=0)):
+        read = await ended(converse, message)
+    assert read.content.startswith("1 ")
+    assert read.work is not None
+    assert read.work.retries >= 1
+
+
+async def test_cancellation__by_the_application_cancels_the_message(converse: Converse) -> None:
+    async def cancel(_: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            await writer.write("half")
+            raise asyncio.CancelledError
+
+    message = await enqueue(converse)
+    async with working(converse, cancel):
+        read = await ended(converse, message)
+    assert (read.status, read.content) == (MessageStatus.CANCELLED, "half")
 
 
 # Stops
@@ -659,7 +727,53 @@ async def test_news__of_a_queued_message(facade: Facade) -> None:
     assert (MessageQueued, 2) in told
 
 
+# Without change streams
+
+
+async def test_worker__without_change_streams(facade: Facade) -> None:
+    converse = await facade(change_streams=False, poll_interval=0.05)
+    async with working(converse, say_hello, poll_interval=60) as worker:
+        await until(lambda: worker.statistics().looks > 0)
+        assert (await ended(converse, await enqueue(converse))).content == "Hello."
+
+
+@pytest.mark.skipif(driver_name() != "motor", reason="mongomock poses as Motor")
+async def test_worker__on_a_mock() -> None:
+    from mongomock_motor import AsyncMongoMockClient
+
+    async with Converse(AsyncMongoMockClient(), database="mock", poll_interval=0.05) as converse:
+        message = await enqueue(converse, queue=Queue(QUEUE, per_key=1), key="a")
+        other = await enqueue(converse, queue=Queue(QUEUE, per_key=1), key="a")
+        async with working(converse, say_hello):
+            for each in (message, other):
+                assert (await ended(converse, each)).content == "Hello."
+
+
 # Cost
+
+
+async def test_claim__costs_few_commands(facade: Facade, commands: Commands) -> None:
+    converse = await facade(client_options={"event_listeners": [commands]})
+    web = await facade(converse.database_name)
+    begun: list[Any] = []
+    let_go = asyncio.Event()
+
+    async def wait(_: Conversation, message: Message) -> None:
+        begun.append(message.id)
+        await let_go.wait()
+        await message.complete_streaming()
+
+    async with working(converse, wait, poll_interval=60, grace=SOON) as worker:
+        await until(lambda: worker.statistics().looks > 0)
+        await until(lambda: converse.watch_mode == "change_stream")
+        await asyncio.sleep(0.1)  # the first look at news of the stream
+        before = len(commands.sent)
+        for _ in range(10):
+            await enqueue(web)
+        await until(lambda: len(begun) == 10)
+        sent = [name for name, _ in commands.sent[before:] if name not in ("getMore", "hello")]
+        let_go.set()
+    assert len(sent) <= 50
 
 
 async def test_idle_worker__asks_once_in_an_interval(facade: Facade, commands: Commands) -> None:

@@ -87,9 +87,9 @@ class Site:
                 raise
 
     def stop(self) -> None:
-        """Ends it, if it runs."""
+        """Ends it at once, if it runs."""
         if self._process is not None:
-            self.terminate()
+            self._process.kill()
             self.wait()
 
     def talk(self, user: str = "ada") -> "Talk":
