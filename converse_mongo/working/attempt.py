@@ -344,7 +344,7 @@ class Attempt:
 
     async def _settle(self, error: BaseException | None) -> Outcome:
         if self._is_over:
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, StreamStoppedError):
                 logger.error("Behind the end of message %s", self.message_id, exc_info=error)
             self._outcome = self._outcome or Outcome.ENDED
             return self._outcome
