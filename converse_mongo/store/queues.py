@@ -5,8 +5,8 @@ Each step is one write, whose filter says from where it leads: see
 place, whoever comes next can do as well.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -189,10 +189,13 @@ class Queues:
             return None
         duration = self._collections.options.lease
         change = work_updates.claim(state.key, state.lease.epoch, holder, duration)
-        # An update that returns the document writes its image into the oplog. And a try whose
-        # answer was lost may have succeeded.
-        await self._change(state.key, change)
-        claimed = await self._look(state.key)
+        retries: list[None] = []
+        claimed_now = await self._change(state.key, change, lambda: retries.append(None))
+        if not retries:
+            # Nothing that matters to a worker has changed since, or it would have another epoch. An
+            # update that returns the document would write its image into the oplog.
+            return _claimed(state, work, holder, duration) if claimed_now else None
+        claimed = await self._look(state.key)  # a try whose answer was lost may have succeeded
         return claimed if claimed is not None and claimed.lease.holder == holder else None
 
     # From a worker
@@ -335,7 +338,7 @@ class Queues:
         if before.ticket is None or (left.work is not None and left.work.ticket == before.ticket):
             return
         with left_to_a_sweep(left.message_id):
-            await self._places.release(before, ticket=before.ticket)
+            await self._places.release(before)
 
     # What is there
 
@@ -396,13 +399,17 @@ class Queues:
         )
 
     async def _change(
-        self, key: Mapping[str, Any], change: tuple[updates.Document, updates.Document]
+        self,
+        key: Mapping[str, Any],
+        change: tuple[updates.Document, updates.Document],
+        on_retry: Callable[[], None] | None = None,
     ) -> bool:
         """Changes a message, and returns whether this try did."""
         result = await self._collections.call(
             self._collections.messages.update_one,
             *change,
             what=f"move message {key['_id']} in its queue",
+            on_retry=on_retry,
         )
         return bool(result.matched_count)
 
@@ -425,3 +432,10 @@ class Queues:
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     return None if checkpoint is None else check_metadata(checkpoint, "checkpoint")
+
+
+def _claimed(state: MessageHeader, work: Work, holder: ObjectId, duration: float) -> MessageHeader:
+    """Returns a message as it is once it is claimed, but for the time of the claim."""
+    lease = Lease(epoch=state.lease.epoch + 1, holder=holder, duration=duration)
+    running = {"state": WorkState.RUNNING, "due": None, "available_at": None}
+    return replace(state, lease=lease, work=work.model_copy(update=running))

@@ -73,11 +73,13 @@ class Loaded:
         respond: Has the application generate the answer.
         is_streaming: Returns whether the message has not ended, as far as its copy knows.
         end: Ends the message while it has the lease; see ``WriterTarget.end``.
+        has_chunks: True if earlier attempts have written something.
     """
 
     respond: Callable[[], Awaitable[None]]
     is_streaming: Callable[[], bool]
     end: Callable[[End, Any, ObjectId], Awaitable[Any]]
+    has_chunks: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,7 @@ class Attempt:
     @property
     def starts_over(self) -> bool:
         """True if the writer is to void what is stored."""
-        return self._limits.start_over and bool(self._state.next_sequence)
+        return self._limits.start_over and self._loaded is not None and self._loaded.has_chunks
 
     async def wait_handing_over(self) -> None:
         """Waits until the worker shuts down."""
@@ -344,7 +346,7 @@ class Attempt:
 
     async def _settle(self, error: BaseException | None) -> Outcome:
         if self._is_over:
-            if isinstance(error, Exception) and not isinstance(error, StreamStoppedError):
+            if isinstance(error, Exception) and not self._is_due_to_its_end(error):
                 logger.error("Behind the end of message %s", self.message_id, exc_info=error)
             self._outcome = self._outcome or Outcome.ENDED
             return self._outcome
@@ -402,6 +404,11 @@ class Attempt:
         if isinstance(error, MessageNotFoundError):
             return error.message_id == self.message_id
         return isinstance(error, WriterFencedError | ConverseClosedError)
+
+    def _is_due_to_its_end(self, error: BaseException) -> bool:
+        """Returns whether an error says that the message has ended, was stopped, or is gone."""
+        over = isinstance(error, StreamStoppedError | MessageNotStreamingError)
+        return over or self._is_lost(error)
 
     def _reason(self, error: BaseException | None) -> str:
         if self._verdict is not None:
