@@ -109,10 +109,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(commands: "Commands[Parser]") -> None:
     parser = commands.add_parser(
         "demo",
-        help="stream a text in one process and watch it in others",
-        description="Streams a text into MongoDB token by token in one process, and watches it "
-        "in three others: one from the start, one that joins half-way, one that is killed and "
-        "resumes. Exits with 0 if all texts are equal, else with 1.",
+        help="stream a text in workers and watch it in other processes",
+        description="Streams a text into MongoDB token by token in a worker that is killed, in one "
+        "that goes on and then hands over, and in a third. Three other processes watch it: one "
+        "from the start, one that joins half-way, one that is killed and resumes. Exits with 0 if "
+        "all texts are equal, else with 1.",
         epilog="Without --text it streams redirected standard input, or else a sample.",
     )
     add_uri(parser, "default: CONVERSE_URI, else a temporary embedded server")
@@ -131,7 +132,7 @@ def _add_demo(commands: "Commands[Parser]") -> None:
         type=positive,
         default=120.0,
         metavar="N",
-        help="the speed of the writer; default: %(default)g",
+        help="the speed of the workers; default: %(default)g",
     )
     parser.set_defaults(run=_demo)
 
