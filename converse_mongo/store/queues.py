@@ -145,6 +145,31 @@ class Queues:
         blocked = await self._look(state.key)  # it may be another who was first
         return blocked is not None and await self._places.ask(blocked)
 
+    async def hasten(self, state: MessageHeader) -> MessageHeader:
+        """Ends the delay of a message, so that a worker may take it at once.
+
+        Args:
+            state: The message, as it was read.
+
+        Returns:
+            The message as it is then. One with a key may wait for a place of it; one that was not
+            delayed is as it was.
+
+        Raises:
+            MessageNotFoundError: The message does not exist.
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        work = state.work
+        if work is None or work.due is None or await self.is_due(work):
+            return state
+        if work.state is WorkState.QUEUED:
+            change = work_updates.hasten(state.key, work.due)
+            await self._change(state.key, work_updates.told(change, work.queue))
+        elif work.state is WorkState.DELAYED:
+            await self._change(state.key, work_updates.undelay(state.key, work.due, ObjectId()))
+            await self._places.ask(await self._look_at_any(state.key))
+        return await self._look_at_any(state.key)
+
     async def claim(self, state: MessageHeader) -> MessageHeader | None:
         """Makes the caller the writer of a queued message.
 
@@ -342,6 +367,29 @@ class Queues:
             for each in await self._aggregate(work_updates.find_oldest(found, clock))
         }
         return {name: QueueStatistics(each, oldest.get(name)) for name, each in counts.items()}
+
+    async def waiting(
+        self, queues: Sequence[str] | None = None, limit: int = 100
+    ) -> list[MessageHeader]:
+        """Lists messages of queues that have not ended, by queue, the oldest of each first.
+
+        Args:
+            queues: The names of the queues; ``None`` for all.
+            limit: The most messages.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        match = work_updates.in_queues(None if queues is None else list(map(check_queue, queues)))
+
+        async def read() -> list[Mapping[str, Any]]:
+            cursor = self._collections.messages.find(match, HEADER)
+            order = [("work.queue", 1), ("created_at", 1), ("_id", 1)]
+            found: list[Mapping[str, Any]] = await cursor.sort(order).limit(limit).to_list(limit)
+            return found
+
+        stored = await self._collections.call(read, what="list queued messages")
+        return [MessageHeader.from_stored(each) for each in stored]
 
     async def _aggregate(self, pipeline: list[updates.Document]) -> list[dict[str, Any]]:
         return await self._collections.call(

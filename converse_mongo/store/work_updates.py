@@ -63,6 +63,14 @@ def undelay(key: Mapping[str, Any], available_at: datetime, ticket: ObjectId) ->
     )
 
 
+def hasten(key: Mapping[str, Any], due: datetime) -> Change:
+    """Lets workers take a queued message now that they may take later."""
+    return (
+        _in(key, WorkState.QUEUED) | {"work.due": due},
+        {"$unset": {"work.available_at": ""}, "$currentDate": {"work.due": True}},
+    )
+
+
 def promote(key: Mapping[str, Any], ticket: ObjectId) -> Change:
     """Puts a message that has a place into its queue."""
     return (
@@ -303,13 +311,18 @@ def blocked(queue: str | Document, key: str | Document) -> Document:
     return {"work.state": state, "work.queue": queue, "work.key": key, **_KNOWN}
 
 
-def count_states(queues: Sequence[str] | None) -> list[Document]:
-    """Counts the messages of queues by state."""
-    match: Document = {"work.state": {"$in": [*WorkState]}}
+def in_queues(queues: Sequence[str] | None, states: Iterable[WorkState] = WorkState) -> Document:
+    """Matches the messages of queues that have not ended; of all queues without names."""
+    match: Document = {"work.state": {"$in": [each.value for each in states]}}
     if queues is not None:
         match["work.queue"] = {"$in": list(queues)}
+    return match
+
+
+def count_states(queues: Sequence[str] | None) -> list[Document]:
+    """Counts the messages of queues by state."""
     by = {"queue": "$work.queue", "state": "$work.state"}
-    return [{"$match": match}, {"$group": {"_id": by, "count": {"$sum": 1}}}]
+    return [{"$match": in_queues(queues)}, {"$group": {"_id": by, "count": {"$sum": 1}}}]
 
 
 def find_oldest(queues: Sequence[str], moment: datetime) -> list[Document]:

@@ -512,7 +512,9 @@ async def test_stop__before_a_worker_has_it_ends_it(converse: Converse) -> None:
 
 
 @pytest.mark.parametrize("opens", [True, False], ids=["writing", "before it writes"])
-async def test_stop__while_a_worker_has_it(facade: Facade, opens: bool) -> None:
+async def test_stop__while_a_worker_has_it(
+    facade: Facade, opens: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     converse, other = (c := await facade()), await facade(c.database_name)
     message = await enqueue(converse)
     begun = asyncio.Event()
@@ -532,6 +534,7 @@ async def test_stop__while_a_worker_has_it(facade: Facade, opens: bool) -> None:
         await copy.request_stop("enough")
         read = await ended(other, message)
     assert (read.status, read.stop_reason) == (MessageStatus.CANCELLED, "enough")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_deletion__while_a_worker_has_it_ends_the_attempt(facade: Facade) -> None:
