@@ -60,7 +60,7 @@ PLANNED = "no such model"
 """The error of every attempt that is to fail."""
 
 POLL_SECONDS = 0.5
-SAMPLE_SECONDS = 0.03
+SAMPLE_SECONDS = 0.1
 
 WORK_EVENTS = (MessageQueued, MessageStarted, MessageSuspended)
 
@@ -418,5 +418,8 @@ class Observing:
                 if before is not None:
                     wrong += held_throughout(before, places, shot)
                 before = shot
-                tell("sampled", wrong=wrong)
+                try:
+                    tell("sampled", wrong=wrong)
+                except BrokenPipeError:
+                    return  # the runner is done
             await asyncio.sleep(SAMPLE_SECONDS)

@@ -132,7 +132,8 @@ class WorkRun:
                 async with asyncio.TaskGroup() as self._tasks:
                     await self._play()
                 outcome = await self._verdict()
-                await self._server.drop(self._database)
+                with contextlib.suppress(PyMongoError):  # it is only for room
+                    await self._server.drop(self._database)
                 return outcome
         except TimeoutError as error:
             raise AssertionError(f"waited too long for {self._waits_for}") from error
@@ -146,6 +147,9 @@ class WorkRun:
             self._tasks.create_task(self._keep(slot, self._start_worker))
         for web in self._webs:
             self._tasks.create_task(self._keep(web, self._start_web))
+        self._waits_for = "the web processes"
+        for web in self._webs:
+            await web.is_ready.wait()
         for queued in self._messages:
             self._ask(self._queue(queued, queued.plan.at))
         self._waits_for = "the faults"
@@ -270,7 +274,10 @@ class WorkRun:
             case "event":
                 self._seen(report)
             case "gone":
-                self._viewed(report["viewer"]).viewer.gone = True
+                life = self._viewed(report["viewer"])
+                life.viewer.gone = True
+                if life.life + 1 < len(self._messages[life.plan.number].lives):
+                    self._watch(self._messages[life.plan.number])
             case "returns":
                 self._counts["returns"] += 1
             case _:
@@ -346,8 +353,10 @@ class WorkRun:
         """Has the last life of a message be watched, from behind what was seen of it."""
         if not queued.lives:
             return
-        life = queued.lives[-1]
+        life, *earlier = reversed(queued.lives)
         viewer = life.viewer
+        if earlier and not (earlier[0].viewer.gone or earlier[0].viewer.has_ended):
+            return  # who watches the same id would be told what is not known yet: that it is gone
         slot = self._webs[queued.plan.web]
         if not (life.message_id and slot.is_ready.is_set()) or viewer.has_ended or viewer.gone:
             return
@@ -736,8 +745,9 @@ class _Progress:
 
     async def reaches(self, at: float) -> None:
         while not self._is_finished and self._written < at * self._goal:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STALL_SECONDS):
                     await self._news.wait()
-            except TimeoutError:
+                continue
+            if self._written:
                 return

@@ -214,8 +214,8 @@ def _message(chance: random.Random, number: int, queue: str, limit: int | None) 
         retry_after=chance.choice((0.0, 0.0, chance.uniform(0.1, 0.8))),
         fails=chance.random() < 0.05,
         heeds=chance.random() < 0.7,
-        flush_every=chance.choice((1, 2, 5)),
-        pause=chance.choice((0.005, 0.02, 0.05)),
+        flush_every=chance.choice((1, 3, 5)),
+        pause=chance.choice((0.005, 0.02, 0.1)),
         padding=chance.choice((0, 0, 20, 500)),
         slowness=chance.choice((0.0, 0.0, 0.02)),
         restless=chance.random() < 0.3,
@@ -224,7 +224,7 @@ def _message(chance: random.Random, number: int, queue: str, limit: int | None) 
 
 
 def _phase(chance: random.Random, *, asks: bool) -> PhasePlan:
-    tokens = chance.randint(3, 20)
+    tokens = chance.randint(2, 9)
     if not asks:
         return PhasePlan(tokens=tokens)
     answered: Answered = chance.choice(("early", "early", "late", "late", "never"))
