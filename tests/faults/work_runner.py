@@ -29,6 +29,7 @@ from tests.faults.work_schedules import (
     WEBS,
     WORKERS,
     MessagePlan,
+    WorkCrash,
     WorkSchedule,
     draw_work,
 )
@@ -111,6 +112,7 @@ class WorkRun:
         self._answering: set[tuple[int, str]] = set()
         self._waits_for = "the start"
         self._over = False
+        self._busy = asyncio.Event()
         self._tasks: asyncio.TaskGroup
         self._asked: set[asyncio.Task[Any]] = set()
         self._converse: Converse
@@ -195,7 +197,12 @@ class WorkRun:
 
     # Processes
 
-    def _access(self, slot: "_Slot", streams: bool) -> Access:
+    def _crash(self, slot: "_Slot", number: int) -> WorkCrash | None:
+        crash = self._schedule.crashes[number] if slot.lives == 1 else None
+        slot.may_die = crash is not None
+        return crash
+
+    def _access(self, slot: "_Slot", number: int) -> Access:
         schedule = self._schedule
         return Access(
             uri=f"mongodb://127.0.0.1:{self._proxies[slot.name].port}/?directConnection=true",
@@ -214,25 +221,21 @@ class WorkRun:
                 "poll_interval": 0.1,
                 "check_interval": 0.3,
                 "retention": "keep",
-                "change_streams": streams,
+                "change_streams": schedule.streams[number],
             },
             log=self._logs / f"{slot.name}, life {slot.lives}.log",
         )
 
     def _start_worker(self, slot: "_Slot") -> Child:
         number = self._workers.index(slot)
-        access = self._access(slot, self._schedule.streams[number])
-        first = number == 0 and slot.lives == 1
-        program = Working(access, self._schedule, self._schedule.worker_crash if first else None)
-        slot.may_die = first and program.crash is not None
+        access, crash = self._access(slot, number), self._crash(slot, number)
+        program = Working(access, self._schedule, crash)
         return self._children.start(slot.name, program, access.log, obeys=True)
 
     def _start_web(self, slot: "_Slot") -> Child:
-        number = self._webs.index(slot)  # type: ignore[arg-type]
-        access = self._access(slot, self._schedule.streams[WORKERS + number])
-        first = number == 0 and slot.lives == 1
-        program = Serving(access, self._schedule, self._schedule.web_crash if first else None)
-        slot.may_die = first and program.crash is not None
+        number = WORKERS + self._webs.index(slot)  # type: ignore[arg-type]
+        access, crash = self._access(slot, number), self._crash(slot, number)
+        program = Serving(access, self._schedule, crash)
         return self._children.start(slot.name, program, access.log, obeys=True)
 
     async def _keep(self, slot: "_Slot", start: Callable[["_Slot"], Child]) -> None:
@@ -265,6 +268,8 @@ class WorkRun:
                 if isinstance(slot, _Web):
                     for queued in self._messages:
                         if queued.plan.web == self._webs.index(slot):
+                            for life in queued.lives[:-1]:
+                                life.viewer.gone = True
                             self._watch(queued)
             case "left":
                 slot.has_left = True
@@ -281,13 +286,15 @@ class WorkRun:
             case "returns":
                 self._counts["returns"] += 1
             case _:
-                self._take_from_attempt(report)
+                self._take_from_attempt(slot, report)
 
-    def _take_from_attempt(self, report: Report) -> None:
+    def _take_from_attempt(self, slot: "_Slot", report: Report) -> None:
         life = self._messages[report["m"]].lives[report["life"]]
         epoch = report["epoch"]
         if report["kind"] == "begins":
             self._counts["attempts"] += 1
+            slot.runs.add((report["m"], report["life"], epoch))
+            self._busy.set()
             self._note(f"{life.name}: attempt {report['attempt']} begins, epoch {epoch}")
             if epoch in life.attempts:
                 self._complaints.append(f"{life.name} had two attempts with the epoch {epoch}")
@@ -303,6 +310,7 @@ class WorkRun:
             case "writes":
                 self._progress.advance()
             case "leaves":
+                slot.runs.discard((report["m"], report["life"], epoch))
                 cause = f" ({report['cause']})" if report["cause"] not in (None, "NoneType") else ""
                 self._note(f"{life.name}: epoch {epoch} leaves: {report['how']}{cause}")
                 self._counts[f"left by {report['how']}"] += 1
@@ -426,7 +434,7 @@ class WorkRun:
             self._note(f"{fault.kind} came too late")
 
     async def _do_kill_worker(self, fault: Fault) -> bool:
-        return self._worker(fault).kill(fault.seconds)
+        return (await self._worker(fault)).kill(fault.seconds)
 
     async def _do_kill_web(self, fault: Fault) -> bool:
         slot = self._web(fault)
@@ -436,19 +444,26 @@ class WorkRun:
         return killed
 
     async def _do_pause_worker(self, fault: Fault) -> bool:
-        return await self._worker(fault).stand_still(fault.seconds)
+        return await (await self._worker(fault)).stand_still(fault.seconds)
 
     async def _do_pause_web(self, fault: Fault) -> bool:
         return await self._web(fault).stand_still(fault.seconds)
 
     async def _do_close_worker(self, fault: Fault) -> bool:
-        slot = self._worker(fault)
+        slot = await self._worker(fault)
         slot.pause = fault.seconds
         slot.order(do="close")
         return slot.child is not None
 
-    def _worker(self, fault: Fault) -> "_Slot":
+    async def _worker(self, fault: Fault) -> "_Slot":
+        """A worker that is at something, if one comes to be in time."""
         assert isinstance(fault.target, int)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STALL_SECONDS):
+                while not (busy := [slot for slot in self._workers if slot.is_busy]):
+                    self._busy.clear()
+                    await self._busy.wait()
+                return busy[fault.target % len(busy)]
         return self._workers[fault.target]
 
     def _web(self, fault: Fault) -> "_Web":
@@ -650,8 +665,13 @@ class _Slot:
         self.lives = 0
         self.child: Child | None = None
         self.is_ready = asyncio.Event()
-        self.was_killed = self.has_left = self.may_die = False
+        self.was_killed = self.has_left = self.may_die = self.stands_still = False
         self.pause = 0.0
+        self.runs: set[tuple[int, int, int]] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.runs) and not (self.was_killed or self.stands_still)
 
     def order(self, **order: Any) -> None:
         if self.child is not None:
@@ -669,8 +689,10 @@ class _Slot:
         if child is None:
             return False
         child.pause()
+        self.stands_still = True
         await asyncio.sleep(seconds)
         child.resume()
+        self.stands_still = False
         return True
 
     def resume(self) -> None:
@@ -680,6 +702,7 @@ class _Slot:
     def died(self) -> None:
         self.child = None
         self.is_ready.clear()
+        self.runs.clear()
 
 
 class _Web(_Slot):

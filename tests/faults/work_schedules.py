@@ -131,8 +131,7 @@ class WorkSchedule:
         socket_timeout: Seconds after which a client gives up a silent server.
         retry_writes: Whether the drivers try by themselves, too.
         streams: Which workers and webs follow a change stream; the others poll.
-        worker_crash: Where the first life of the first worker ends by itself.
-        web_crash: And that of the first web process.
+        crashes: Where the first lives of workers and webs end by themselves.
         faults: What goes wrong, by time.
     """
 
@@ -145,8 +144,7 @@ class WorkSchedule:
     socket_timeout: float
     retry_writes: bool
     streams: tuple[bool, ...]
-    worker_crash: WorkCrash | None
-    web_crash: WorkCrash | None
+    crashes: tuple[WorkCrash | None, ...]
     faults: tuple[Fault, ...]
 
     @property
@@ -157,9 +155,7 @@ class WorkSchedule:
     def describe(self) -> str:
         """One line that tells runs apart."""
         kinds: list[str] = [fault.kind for fault in self.faults]
-        for who, crash in (("web", self.web_crash), ("worker", self.worker_crash)):
-            if crash is not None:
-                kinds.insert(0, f"{who} dies before {crash[0]} {crash[1]}")
+        kinds += [f"dies before {crash[0]} {crash[1]}" for crash in self.crashes if crash]
         counts = Counter(kinds)
         said = [f"{kind} x {count}" if count > 1 else kind for kind, count in counts.items()]
         return f"lease {self.lease:.1f}, {len(self.messages)} messages: {', '.join(said)}"
@@ -168,17 +164,19 @@ class WorkSchedule:
 def draw_work(seed: int) -> WorkSchedule:
     """The schedule of a seed: always the same."""
     chance = random.Random(f"work {seed}")
-    limits = {"even": chance.choice((None, 1, 2)), "odd": chance.choice((1, 2))}
-    queues = chance.choice((("odd",), ("even", "odd")))
+    limits = {"even": chance.choice((None, None, 2)), "odd": chance.choice((1, 2))}
+    queues = chance.choice((("odd",), ("even", "odd"), ("even", "odd")))
     lease = chance.choice((1.5, 2.0, 3.0))
     messages = tuple(
         _message(chance, number, (name := chance.choice(queues)), limits[name])
         for number in range(MESSAGES)
     )
-    faults = [_harm(chance, lease) for _ in range(chance.randint(3, 6))]
-    faults += [_aside(chance) for _ in range(chance.randint(2, 5))]
-    worker_crash = (chance.choice(WORKER_CRASHES), chance.randint(1, 4))
-    web_crash = (chance.choice(WEB_CRASHES), chance.randint(1, 3))
+    faults = [_harm(chance, lease) for _ in range(chance.randint(3, 8))]
+    faults += [_aside(chance) for _ in range(chance.randint(2, 7))]
+    crashes = [
+        (chance.choice(names), chance.randint(1, 4)) if chance.random() < share else None
+        for names, share in ((WORKER_CRASHES, 0.4),) * WORKERS + ((WEB_CRASHES, 0.15),) * WEBS
+    ]
     return WorkSchedule(
         seed=seed,
         lease=lease,
@@ -189,8 +187,7 @@ def draw_work(seed: int) -> WorkSchedule:
         socket_timeout=chance.choice((1.2, 2.0)),
         retry_writes=chance.random() < 0.5,
         streams=tuple(chance.random() < 0.8 for _ in range(WORKERS + WEBS)),
-        worker_crash=worker_crash if chance.random() < 0.4 else None,
-        web_crash=web_crash if chance.random() < 0.2 else None,
+        crashes=tuple(crashes),
         faults=tuple(sorted(faults, key=lambda fault: fault.at)),
     )
 
@@ -204,7 +201,7 @@ def _message(chance: random.Random, number: int, queue: str, limit: int | None) 
         conversation=chance.randrange(CONVERSATIONS),
         queue=queue,
         limit=limit,
-        key=None if limit is None else f"key {chance.randrange(3)}",
+        key=None if limit is None else f"key {chance.randrange(5)}",
         priority=chance.choice((0, 0, 0, 5, -1)),
         delay=chance.choice((None, None, None, chance.uniform(0.1, 2.0))),
         max_attempts=chance.choice((3, 3, 3, 5, 2, 1)),
@@ -215,7 +212,7 @@ def _message(chance: random.Random, number: int, queue: str, limit: int | None) 
         fails=chance.random() < 0.05,
         heeds=chance.random() < 0.7,
         flush_every=chance.choice((1, 3, 5)),
-        pause=chance.choice((0.005, 0.02, 0.1)),
+        pause=chance.choice((0.02, 0.1, 0.2)),
         padding=chance.choice((0, 0, 20, 500)),
         slowness=chance.choice((0.0, 0.0, 0.02)),
         restless=chance.random() < 0.3,
@@ -242,7 +239,7 @@ def _phase(chance: random.Random, *, asks: bool) -> PhasePlan:
 
 def _harm(chance: random.Random, lease: float) -> Fault:
     kinds: list[tuple[Kind, int]] = [
-        *(("kill_worker", 5), ("pause_worker", 4), ("close_worker", 4)),
+        *(("kill_worker", 5), ("pause_worker", 6), ("close_worker", 4)),
         *(("kill_web", 2), ("pause_web", 1), ("cut", 3), ("refuse", 2), ("delay", 1)),
         *(("deaf", 4), ("failpoint", 4), ("kill_server", 2), ("freeze_server", 1)),
     ]
@@ -251,12 +248,14 @@ def _harm(chance: random.Random, lease: float) -> Fault:
     at = chance.choice((chance.random(), chance.uniform(0, 0.5), 0.02))
     worker, web = chance.randrange(WORKERS), chance.randrange(WEBS)
     longer = lease * chance.uniform(1.1, 1.8)
-    way = chance.choice((f"worker {worker}", f"worker {worker}", f"web {web}", "workers", "all"))
+    way = chance.choice((*[f"worker {worker}"] * 3, f"web {web}", "workers", "all"))
     match kind:
         case "kill_worker" | "close_worker":
             return Fault(kind=kind, at=at, target=worker, seconds=chance.choice((0.0, 0.5)))
         case "pause_worker":
-            return Fault(kind=kind, at=at, target=worker, seconds=chance.choice((0.5, longer)))
+            return Fault(
+                kind=kind, at=at, target=worker, seconds=chance.choice((0.5, longer, longer))
+            )
         case "kill_web" | "pause_web":
             return Fault(kind=kind, at=at, target=web, seconds=chance.uniform(0, 1.0))
         case "cut":
@@ -266,7 +265,9 @@ def _harm(chance: random.Random, lease: float) -> Fault:
         case "deaf":
             hears_no = chance.choice(("requests", "answers", "answers", "both"))
             then = chance.choice(("deliver", "drop"))
-            seconds = chance.choice((0.3, 2.0, longer if way.startswith("worker ") else 1.0))
+            seconds = chance.choice(
+                (0.3, longer, longer) if way.startswith("worker ") else (0.3, 1.0, 2.0)
+            )
             return Fault(kind=kind, at=at, target=way, seconds=seconds, how=f"{hears_no} {then}")
         case "failpoint":
             return _failpoint(chance, at)
