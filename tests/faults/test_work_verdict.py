@@ -329,6 +329,7 @@ STILL = {"status": "streaming", "work__state": "queued"}
         (change(ASKED, work__retries=3), r"\(0, 3\) crashes and retries are more"),
         (change(FAILED, work__crashes=0), r"interrupted in attempt 1 of 1, with \(0, 0\)"),
         (change(FAILED, error="the provider is busy"), "gave up retries"),
+        (change(FAILED, error="The answer made no progress."), "failed as silent"),
         (change(FAILED, error="no such model"), "failed with the error no such model"),
         (change_life(STOPPED, stop_begun=False), "nobody had asked for a stop"),
         (change(STOPPED, stop_reason=None), "for the reason None"),
@@ -375,6 +376,10 @@ STILL = {"status": "streaming", "work__state": "queued"}
         (change(FOLLOWED, lease__epoch=1), "attempt 2 began, of 1"),
         (change_attempt(ASKED, 1, begins=0.5), "2 messages of a in odd had workers at once, of 1"),
         (take_a_place, "places of odd are still taken"),
+        (change_attempt(FOLLOWED, 1, phases=(0, 1)), "does not know what attempt 1 left"),
+        (change_attempt(FOLLOWED, 1, how="suspended"), "attempt 1 suspended cost an attempt"),
+        (change_attempt(FOLLOWED, 1, how="completed"), "followed attempt 1, which completed it"),
+        (change(FOLLOWED, status="cancelled"), "last attempt has completed it; it is cancelled"),
         # Stops and answers
         (change(STOPPED, status="completed"), "was told cancelled; it is completed"),
         (change(STOPPED, lease__epoch=2), "behind the stop attempt 2 began"),

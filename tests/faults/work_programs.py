@@ -128,6 +128,7 @@ class Working:
             concurrency=schedule.concurrency,
             retry=RetryPolicy(max=10, backoff=0.1),
             grace=schedule.grace,
+            silence=schedule.silence,
             poll_interval=POLL_SECONDS,
         ) as worker:
             tell("ready")
@@ -148,10 +149,12 @@ class _Answer:
         header = message._attempt._state  # type: ignore[attr-defined]
         self._message = message
         self._plan = schedule.messages[message.metadata["m"]]
+        self._may_hang = schedule.silence is not None
         self._life: int = message.metadata["life"]
         self._epoch: int = header.lease.epoch
         self._attempt: int = header.work.attempt
         self._tell = partial(tell, m=self._plan.number, life=self._life, epoch=self._epoch)
+        self._phase = int((message.checkpoint or {}).get("phase", 0))
         self._number = self._count = 0
         self._said_at = time.monotonic()
 
@@ -163,6 +166,7 @@ class _Answer:
             at=time.monotonic(),
             count=message.next_sequence,
             content=message.content,
+            phase=self._phase,
         )
         try:
             async with message.writer(
@@ -170,13 +174,14 @@ class _Answer:
             ) as writer:
                 how = await self._write(writer)
         except BaseException as error:
-            self._tell("leaves", how=type(error).__name__, cause=type(error.__cause__).__name__)
+            cause = type(error.__cause__).__name__
+            self._tell("leaves", how=type(error).__name__, cause=cause, phase=0)
             raise
-        self._tell("leaves", how=how, cause=None)
+        self._tell("leaves", how=how, cause=None, phase=self._phase)
 
     async def _write(self, writer: MessageWriter) -> str:
         plan, message = self._plan, self._message
-        begun = int((message.checkpoint or {}).get("phase", 0))
+        begun = self._phase
         calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
         asked = len(calls)
         self._count = message.content.count("<")
@@ -190,10 +195,13 @@ class _Answer:
             goal += phase.tokens
             while self._count < goal:
                 if plan.heeds and writer.handing_over:
+                    self._phase = number
                     await writer.detach({"phase": number})
                     return "detached"
                 await self._say(writer)
             await self._flush(writer)
+            if plan.hangs and self._may_hang and self._attempt == 1:
+                await asyncio.Event().wait()
             if self._attempt <= plan.retries:
                 raise Retry(BUSY, after=plan.retry_after)
             if not phase.asks:
@@ -201,8 +209,8 @@ class _Answer:
             if asked <= number:
                 await self._ask(writer, number, phase.asks)
             await asyncio.sleep(phase.lingers)
-            self._tell("suspends")
-            await writer.suspend({"phase": number + 1}, expires=phase.expires)
+            self._phase = number + 1
+            await writer.suspend({"phase": self._phase}, expires=phase.expires)
             return "suspended"
         if plan.fails:
             raise ValueError(PLANNED)

@@ -302,6 +302,7 @@ class WorkRun:
                 attempt=report["attempt"],
                 begins=report["at"],
                 shown=(report["count"], report["content"]),
+                phases=(report["phase"], 0),
             )
             return
         life.attempts[epoch].take(report)
@@ -343,16 +344,22 @@ class WorkRun:
             viewer=WorkViewerRecord(name=f"{plan.number}.{number}"),
         )
         queued.lives.append(life)
-        reply = await self._order(
-            plan.web,
-            "enqueue",
-            m=plan.number,
-            life=number,
-            conversation=self._conversations[plan.conversation],
-            generation=f"message {plan.number}",
+        webs = range(WEBS) if plan.twice else [plan.web]
+        replies = await asyncio.gather(
+            *(
+                self._order(
+                    web,
+                    "enqueue",
+                    m=plan.number,
+                    life=number,
+                    conversation=self._conversations[plan.conversation],
+                    generation=f"message {plan.number}",
+                )
+                for web in webs
+            )
         )
-        assert reply.get("life") == number, f"queued {life.name}, got {reply}"
-        life.message_id = reply["message_id"]
+        assert {reply.get("life") for reply in replies} == {number}, f"{life.name}: {replies}"
+        (life.message_id,) = {reply["message_id"] for reply in replies}
         self._note(f"{life.name} is queued: {life.message_id}")
         self._watch(queued)
 
@@ -479,11 +486,12 @@ class WorkRun:
         if life is None:
             return False
         life.stop_begun = True
-        self._ask(self._stop(life))
+        webs = range(WEBS) if life.plan.twice else [(life.plan.web + 1) % WEBS]
+        for web in webs:
+            self._ask(self._stop(web, life))
         return True
 
-    async def _stop(self, life: LifeRecord) -> None:
-        web = (life.plan.web + 1) % WEBS
+    async def _stop(self, web: int, life: LifeRecord) -> None:
         reply = await self._order(web, "stop", message_id=life.message_id, reason=REASON)
         self._note(f"{life.name}: whoever stopped it was told {reply}")
         if "error" not in reply and reply["life"] == life.life:

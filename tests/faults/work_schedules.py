@@ -75,6 +75,8 @@ class MessagePlan:
         retries: How many attempts ask for another one.
         retry_after: Seconds until then.
         fails: Whether its attempts raise an error in the end.
+        hangs: Whether its first attempt stands still, where workers end what is silent.
+        twice: Whether both web processes queue it, and stop it, at once.
         heeds: Whether it hands over as soon as its worker is closed.
         flush_every: After how many tokens it waits until they are stored.
         pause: Seconds between two tokens.
@@ -99,6 +101,8 @@ class MessagePlan:
     retries: int
     retry_after: float
     fails: bool
+    hangs: bool
+    twice: bool
     heeds: bool
     flush_every: int
     pause: float
@@ -127,6 +131,7 @@ class WorkSchedule:
         messages: What is queued.
         concurrency: How many messages a worker takes at a time.
         grace: Seconds that a worker that is closed gives its messages.
+        silence: Seconds without progress after which a worker ends an attempt, if ever.
         page_chunks: How many chunks a message embeds in the processes that write.
         socket_timeout: Seconds after which a client gives up a silent server.
         retry_writes: Whether the drivers try by themselves, too.
@@ -140,6 +145,7 @@ class WorkSchedule:
     messages: tuple[MessagePlan, ...]
     concurrency: int
     grace: float
+    silence: float | None
     page_chunks: int
     socket_timeout: float
     retry_writes: bool
@@ -183,6 +189,7 @@ def draw_work(seed: int) -> WorkSchedule:
         messages=messages,
         concurrency=chance.choice((2, 4, 20)),
         grace=chance.choice((0.1, 1.0)),
+        silence=chance.choice((None, 3.0)),
         page_chunks=chance.choice((2, 8, 256)),
         socket_timeout=chance.choice((1.2, 2.0)),
         retry_writes=chance.random() < 0.5,
@@ -210,6 +217,8 @@ def _message(chance: random.Random, number: int, queue: str, limit: int | None) 
         retries=chance.choice((0, 0, 0, 0, 1, 2)),
         retry_after=chance.choice((0.0, 0.0, chance.uniform(0.1, 0.8))),
         fails=chance.random() < 0.05,
+        hangs=chance.random() < 0.1,
+        twice=chance.random() < 0.3,
         heeds=chance.random() < 0.7,
         flush_every=chance.choice((1, 3, 5)),
         pause=chance.choice((0.02, 0.1, 0.2)),

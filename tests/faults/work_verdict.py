@@ -31,7 +31,7 @@ _INTERRUPTED = re.compile(r"interrupted in attempt (\d+) of (\d+)")
 Token = tuple[int, int, int, int]
 """The number of a message, that of its life, the epoch of the attempt, the number of the token."""
 
-BUSY, PLANNED = "the provider is busy", "no such model"
+BUSY, PLANNED, SILENT = "the provider is busy", "no such model", "The answer made no progress."
 
 LEAVES = {
     *("completed", "suspended", "detached", "Retry", "ValueError", "CancelledError"),
@@ -61,6 +61,7 @@ class AttemptRecord:
         resets: How often it was about to void what is stored, and was told that it is void.
         asks: The calls that it was told are stored.
         how: How it ended, if it lived to say so.
+        phases: The phase that it was to begin with, and that it left to the next one.
     """
 
     epoch: int
@@ -73,6 +74,7 @@ class AttemptRecord:
     resets: tuple[int, int] = (0, 0)
     asks: list[str] = field(default_factory=list)
     how: str | None = None
+    phases: tuple[int, int] = (0, 0)
 
     def take(self, report: dict[str, Any]) -> None:
         match report["kind"]:
@@ -88,6 +90,7 @@ class AttemptRecord:
                 self.asks.append(report["call"])
             case "leaves":
                 self.how = report["how"]
+                self.phases = self.phases[0], report["phase"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +284,9 @@ def _end(life: LifeRecord) -> Iterator[str]:
     elif is_crash:
         if sum(at) != work["max_attempts"]:
             yield f"{error}, with {at} crashes and retries"
+    elif error == SILENT:
+        if sum(at) + 1 != work["max_attempts"]:
+            yield f"failed as silent, with {at} crashes and retries"
     elif error == BUSY:
         if not life.plan.retries or sum(at) + 1 != work["max_attempts"]:
             yield f"gave up retries, with {at} crashes and retries"
@@ -375,8 +381,18 @@ def _attempts(life: LifeRecord) -> Iterator[str]:
     for one, other in pairwise(attempts):
         if one.attempt > other.attempt:
             yield f"attempt {other.attempt} followed attempt {one.attempt}"
+        if one.phases[1] > other.phases[0]:
+            yield f"attempt {other.epoch} does not know what attempt {one.epoch} left to it"
+        follows = one.epoch + 1 == other.epoch
+        if follows and one.how in ("suspended", "detached") and one.attempt != other.attempt:
+            yield f"that attempt {one.epoch} {one.how} cost an attempt"
+        if one.how == "completed":
+            yield f"attempt {other.epoch} followed attempt {one.epoch}, which completed it"
     if life.document is None or not attempts:
         return
+    status = life.document["status"]
+    if attempts[-1].how == "completed" and status != "completed" and not life.stop_begun:
+        yield f"its last attempt has completed it; it is {status}"
     epoch = (life.document.get("lease") or {}).get("epoch", 0)
     if attempts[-1].epoch > epoch:
         yield f"attempt {attempts[-1].epoch} began, of {epoch}"
