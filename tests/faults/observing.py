@@ -75,7 +75,7 @@ def _odd(message: Mapping[str, Any]) -> list[str]:
     work, lease = message["work"], message.get("lease") or {}
     state, held = work.get("state"), lease.get("holder") is not None
     if message["status"] != "streaming":
-        left = [name for name in ("state", "ticket", "due", "pending") if name in work]
+        left = [name for name in ("state", "due", "pending") if name in work]
         return [f"it has ended, and still has {left}"] if left else []
     odd = []
     if state is None:
