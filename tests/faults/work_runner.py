@@ -216,7 +216,7 @@ class WorkRun:
             },
             options={
                 "lease": schedule.lease,
-                "retry_timeout": RETRY_SECONDS,
+                "retry_timeout": schedule.patience if number < WORKERS else RETRY_SECONDS,
                 "poll_interval": 0.1,
                 "check_interval": 0.3,
                 "retention": "keep",

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from tests.faults.reports import RETRY_SECONDS
 from tests.faults.schedules import FAILPOINTS, Fault, Kind
 
 __all__ = ["WEBS", "WORKERS", "MessagePlan", "PhasePlan", "WorkCrash", "WorkSchedule", "draw_work"]
@@ -133,6 +134,7 @@ class WorkSchedule:
         grace: Seconds that a worker that is closed gives its messages.
         silence: Seconds without progress after which a worker ends an attempt, if ever.
         page_chunks: How many chunks a message embeds in the processes that write.
+        patience: Seconds for which workers try a call again.
         socket_timeout: Seconds after which a client gives up a silent server.
         retry_writes: Whether the drivers try by themselves, too.
         streams: Which workers and webs follow a change stream; the others poll.
@@ -147,6 +149,7 @@ class WorkSchedule:
     grace: float
     silence: float | None
     page_chunks: int
+    patience: float
     socket_timeout: float
     retry_writes: bool
     streams: tuple[bool, ...]
@@ -191,6 +194,7 @@ def draw_work(seed: int) -> WorkSchedule:
         grace=chance.choice((0.1, 1.0)),
         silence=chance.choice((None, 3.0)),
         page_chunks=chance.choice((2, 8, 256)),
+        patience=random.Random(f"patience {seed}").choice((RETRY_SECONDS, 1.0)),
         socket_timeout=chance.choice((1.2, 2.0)),
         retry_writes=chance.random() < 0.5,
         streams=tuple(chance.random() < 0.8 for _ in range(WORKERS + WEBS)),
