@@ -196,6 +196,7 @@ class _Answer:
             while self._count < goal:
                 if plan.heeds and writer.handing_over:
                     self._phase = number
+                    self._tell("turns")
                     await writer.detach({"phase": number})
                     return "detached"
                 await self._say(writer)
@@ -203,6 +204,7 @@ class _Answer:
             if plan.hangs and self._may_hang and self._attempt == 1:
                 await asyncio.Event().wait()
             if self._attempt <= plan.retries:
+                self._tell("turns")
                 raise Retry(BUSY, after=plan.retry_after)
             if not phase.asks:
                 break
@@ -210,8 +212,10 @@ class _Answer:
                 await self._ask(writer, number, phase.asks)
             await asyncio.sleep(phase.lingers)
             self._phase = number + 1
+            self._tell("turns")
             await writer.suspend({"phase": self._phase}, expires=phase.expires)
             return "suspended"
+        self._tell("turns")
         if plan.fails:
             raise ValueError(PLANNED)
         return "completed"

@@ -290,6 +290,8 @@ class WorkRun:
     def _take_from_attempt(self, slot: "_Slot", report: Report) -> None:
         life = self._messages[report["m"]].lives[report["life"]]
         epoch = report["epoch"]
+        if life.plan.ambush and report["kind"] == life.plan.ambush[1]:
+            self._ambush(life)
         if report["kind"] == "begins":
             self._counts["attempts"] += 1
             slot.runs.add((report["m"], report["life"], epoch))
@@ -317,6 +319,19 @@ class WorkRun:
             case "asks":
                 if life.plan.phase_of(report["call"]).answered == "early":
                     self._answer(life, report["call"])
+
+    def _ambush(self, life: LifeRecord) -> None:
+        """Does at this moment what is to be done to a message, once."""
+        queued, ambush = self._messages[life.plan.number], life.plan.ambush
+        if queued.was_ambushed or not life.message_id or life.delete_begun or self._over:
+            return
+        assert ambush is not None
+        queued.was_ambushed = True
+        self._counts["ambushes"] += 1
+        if ambush[0] == "stop":
+            self._stop_by_all(life)
+        elif not queued.lock.locked():
+            self._ask(self._delete_in_turn(queued, again=ambush[0] == "restart"))
 
     # Web processes and what they are asked
 
@@ -485,11 +500,14 @@ class WorkRun:
         life = self._life(fault)
         if life is None:
             return False
+        self._stop_by_all(life)
+        return True
+
+    def _stop_by_all(self, life: LifeRecord) -> None:
         life.stop_begun = True
         webs = range(WEBS) if life.plan.twice else [(life.plan.web + 1) % WEBS]
         for web in webs:
             self._ask(self._stop(web, life))
-        return True
 
     async def _stop(self, web: int, life: LifeRecord) -> None:
         reply = await self._order(web, "stop", message_id=life.message_id, reason=REASON)
@@ -751,6 +769,7 @@ class _Queued:
         self.plan = plan
         self.lives: list[LifeRecord] = []
         self.lock = asyncio.Lock()
+        self.was_ambushed = False
 
 
 class _Progress:

@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tests.faults.reports import RETRY_SECONDS
 from tests.faults.schedules import FAILPOINTS, Fault, Kind
@@ -22,6 +22,8 @@ WORKER_CRASHES = (
 WEB_CRASHES = ("take_place", "promote", "give_back", "answer", "recover")
 
 Answered: TypeAlias = Literal["early", "late", "never"]
+
+Ambush: TypeAlias = tuple[Literal["stop", "delete", "restart"], Literal["begins", "asks", "turns"]]
 
 Style: TypeAlias = Literal["go_on", "reset"]
 """Whether another attempt goes on behind what is stored, or voids it."""
@@ -78,6 +80,7 @@ class MessagePlan:
         fails: Whether its attempts raise an error in the end.
         hangs: Whether its first attempt stands still, where workers end what is silent.
         twice: Whether both web processes queue it, and stop it, at once.
+        ambush: What is done to it, right as an attempt begins, asks people, or is about to leave.
         heeds: Whether it hands over as soon as its worker is closed.
         flush_every: After how many tokens it waits until they are stored.
         pause: Seconds between two tokens.
@@ -104,6 +107,7 @@ class MessagePlan:
     fails: bool
     hangs: bool
     twice: bool
+    ambush: Ambush | None
     heeds: bool
     flush_every: int
     pause: float
@@ -177,7 +181,7 @@ def draw_work(seed: int) -> WorkSchedule:
     queues = chance.choice((("odd",), ("even", "odd"), ("even", "odd")))
     lease = chance.choice((1.5, 2.0, 3.0))
     messages = tuple(
-        _message(chance, number, (name := chance.choice(queues)), limits[name])
+        _message(chance, seed, number, (name := chance.choice(queues)), limits[name])
         for number in range(MESSAGES)
     )
     faults = [_harm(chance, lease) for _ in range(chance.randint(3, 8))]
@@ -203,7 +207,9 @@ def draw_work(seed: int) -> WorkSchedule:
     )
 
 
-def _message(chance: random.Random, number: int, queue: str, limit: int | None) -> MessagePlan:
+def _message(
+    chance: random.Random, seed: int, number: int, queue: str, limit: int | None
+) -> MessagePlan:
     count = chance.choice((1, 1, 1, 2, 2, 3))
     return MessagePlan(
         number=number,
@@ -223,6 +229,7 @@ def _message(chance: random.Random, number: int, queue: str, limit: int | None) 
         fails=chance.random() < 0.05,
         hangs=chance.random() < 0.1,
         twice=chance.random() < 0.3,
+        ambush=_ambush(random.Random(f"ambush {seed} {number}")),
         heeds=chance.random() < 0.7,
         flush_every=chance.choice((1, 3, 5)),
         pause=chance.choice((0.02, 0.1, 0.2)),
@@ -231,6 +238,14 @@ def _message(chance: random.Random, number: int, queue: str, limit: int | None) 
         restless=chance.random() < 0.3,
         seed=chance.randrange(2**32),
     )
+
+
+def _ambush(chance: random.Random) -> Ambush | None:
+    if chance.random() < 0.75:
+        return None
+    moment: Any = chance.choice(("begins", "asks", "turns", "turns"))
+    what: Any = chance.choice(("stop", "stop", "stop", "delete", "restart"))
+    return what, moment
 
 
 def _phase(chance: random.Random, *, asks: bool) -> PhasePlan:
