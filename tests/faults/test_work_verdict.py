@@ -385,6 +385,10 @@ STILL = {"status": "streaming", "work__state": "queued"}
         (change(FOLLOWED, status="cancelled"), "last attempt has completed it; it is cancelled"),
         # Stops and answers
         (change(STOPPED, status="completed"), "was told cancelled; it is completed"),
+        (
+            change_life(FOLLOWED, stops=[StopRecord(status="streaming", epoch=2, count=4)]),
+            "it was to stop, and is completed",
+        ),
         (change(STOPPED, lease__epoch=2), "behind the stop attempt 2 began"),
         (
             change_life(STOPPED, stops=[StopRecord(status="cancelled", epoch=1, count=0)]),

@@ -434,6 +434,8 @@ def _stops(life: LifeRecord) -> Iterator[str]:
     assert document is not None
     for stop in life.stops:
         if stop.status == "streaming":
+            if document["status"] != "cancelled":
+                yield f"it was to stop, and is {document['status']}"
             continue
         if document["status"] != stop.status:
             yield f"whoever stopped it was told {stop.status}; it is {document['status']}"
