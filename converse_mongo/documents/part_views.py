@@ -157,6 +157,11 @@ def _shown_start(chunk: PartChunk, stored: Mapping[str, Any], shown: Shown) -> d
     return {"event": "start", "fields": {"kind": HIDDEN}}
 
 
+def is_shown(identity: PartIdentity, presentation: Presentation) -> bool:
+    """Returns whether clients see that there is a part."""
+    return _shown(identity, presentation) is not False
+
+
 def _shown(identity: PartIdentity, presentation: Presentation) -> Shown:
     if identity.kind == TEXT and identity.parent is None:
         return True

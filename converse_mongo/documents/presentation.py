@@ -1,11 +1,12 @@
 """What clients see of the fields that may hold what is not for them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.part_identity import PartIdentity
 from converse_mongo.domain.surrogates import mend_all
+from converse_mongo.domain.work import PendingCall
 
 PRIVATE_ERROR = "The answer could not be completed."
 SAFE_ERRORS = frozenset({"interrupted"})
@@ -32,9 +33,18 @@ class Presentation:
         """What clients see of a part."""
         return True
 
+    def shows_call(
+        self,
+        call: PendingCall,  # noqa: ARG002 - others hide some
+        records: Sequence[Mapping[str, Any]] | None,  # noqa: ARG002
+    ) -> bool:
+        """Returns whether clients see that a tool call waits, which has one of these records."""
+        return True
+
     def error(self, error: str) -> str:
         """The error that clients see."""
-        return error if error in SAFE_ERRORS else PRIVATE_ERROR
+        known = error.partition(" in attempt ")[0]  # of a queued message, it says which
+        return known if known in SAFE_ERRORS else PRIVATE_ERROR
 
     def reason(self, reason: str | None) -> str | None:  # noqa: ARG002 - others show it
         """The reason of a stop that clients see."""

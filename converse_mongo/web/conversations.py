@@ -5,25 +5,39 @@ from collections.abc import AsyncGenerator
 from time import monotonic
 from typing import Any
 
+from bson import ObjectId
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
-from converse_mongo.documents.views import ConversationView, MessageView
-from converse_mongo.domain.errors import NotFoundError
+from converse_mongo.documents.views import ConversationView, MessageView, work_view
+from converse_mongo.domain.errors import (
+    CallNotPendingError,
+    InvalidInputError,
+    MessageNotStreamingError,
+    NotFoundError,
+    StreamStoppedError,
+)
 from converse_mongo.domain.events import (
     ConversationDeleted,
     ConversationEvent,
     ConversationUpdated,
     OwnerEvent,
 )
+from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web import models
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.cursors import check_conversation_cursor, parse_cursor
-from converse_mongo.web.errors import UndecidedError, UnknownError
+from converse_mongo.web.errors import (
+    ConflictError,
+    NotPendingError,
+    RequestError,
+    UndecidedError,
+    UnknownError,
+)
 from converse_mongo.web.operations import Operations
 from converse_mongo.web.responses import NO_STORE, Json, frame, in_turns
 from converse_mongo.web.stream_parts import StreamParts, is_text
@@ -249,6 +263,51 @@ async def stop_answer(context: WebContext, request: Request) -> dict[str, Any]:
     message_id = await context.access.message_id(conversation, name)
     reason = (await context.body(request, models.StopBody)).reason
     return {"id": message_id, "status": await context.converse.request_stop(message_id, reason)}
+
+
+@table("POST", f"{MESSAGE}/answers", models.AnsweredView, models.AnswersBody)
+async def answer_calls(context: WebContext, request: Request) -> dict[str, Any]:
+    """Answers tool calls that wait for people: all of them, or none.
+
+    The first answer to a call wins; another one gets the status 409 and the code ``not_pending``.
+    Once no call waits any more, the message goes on.
+    """
+    conversation = await context.conversation(request)
+    name = request.path_params["message"]
+    message_id = await context.access.message_id(conversation, name)
+    body = await context.body(request, models.AnswersBody)
+    message = await context.access.message(conversation, name)
+    shown = MessageView.model_validate(message, context=context.presenter).parts
+    if message.work is not None:
+        hidden = {
+            call.call_id
+            for call in message.work.pending
+            if not context.presenter.shows_call(call, shown)
+        }
+        if hidden.intersection(each.call_id for each in body.answers):
+            raise NotPendingError
+    try:
+        await context.converse.answer_tool_calls(
+            message_id,
+            [each.answer() for each in body.answers],
+            append_id=_append_id(message_id, body),
+        )
+    except CallNotPendingError as error:
+        raise NotPendingError(detail=f"The call is {error.call_id!r}.") from error
+    except (StreamStoppedError, MessageNotStreamingError) as error:
+        raise ConflictError("This answer has ended.") from error
+    except InvalidInputError as error:
+        raise RequestError(detail=str(error)) from error
+    state = await conversation.store().answers.state(conversation.id, message_id)
+    work = None if state is None else state.work
+    return {"work": work_view(work, shown, context.presenter)}
+
+
+def _append_id(message_id: ObjectId, body: models.AnswersBody) -> ObjectId | None:
+    """The id under which a request stores its answers, so that it does so once."""
+    if body.request_id is None:
+        return None
+    return generated_id(message_id, f"answers:{body.model_dump_json()}")
 
 
 @table("POST", f"{ONE}/stop", models.StoppedView, models.StopsBody)

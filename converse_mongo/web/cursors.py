@@ -10,7 +10,13 @@ from bson import ObjectId
 
 from converse_mongo.domain.cursors import ENDED, NOW, message_cursor
 from converse_mongo.domain.errors import InvalidCursorError
-from converse_mongo.domain.events import ChunkReceived, Event, FinalEvent, MessageSnapshot
+from converse_mongo.domain.events import (
+    ChunkReceived,
+    Event,
+    FinalEvent,
+    MessageSnapshot,
+    WorkEvent,
+)
 from converse_mongo.web.errors import UnknownError
 
 _MESSAGE_CURSOR = re.compile(r"([0-9a-f]{24})\.([0-9]{1,18}|end)")
@@ -18,7 +24,9 @@ _CONVERSATION_CURSOR = re.compile(r"([0-9a-f]{24})\..*", re.DOTALL)
 
 
 def event_cursor(event: Event) -> str | None:
-    """The cursor behind an event."""
+    """The cursor behind an event; ``None`` for news of a queued message, which have no place."""
+    if isinstance(event, WorkEvent):
+        return None
     if event.cursor is not None:
         return event.cursor
     if isinstance(event, ChunkReceived):

@@ -54,6 +54,13 @@ class ConflictError(RequestError):
     code = "conflict"
 
 
+class NotPendingError(RequestError):
+    """This was answered before, or is no longer asked."""
+
+    status = 409
+    code = "not_pending"
+
+
 class TooLargeError(RequestError):
     """The request is too large."""
 

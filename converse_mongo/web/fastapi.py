@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from converse_mongo.converse import Converse
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.domain.errors import ConfigurationError, StoreUnavailableError
+from converse_mongo.domain.queues import AnyQueue
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.web.access import Named
 from converse_mongo.web.bodies import close_unread, drop_unread
@@ -42,7 +43,7 @@ _SERVER_ERROR = 500
 class RouteOptions(TypedDict, total=False):
     """The other options of :func:`converse_mongo.web.routes`."""
 
-    generations: Generations | None
+    generations: Generations | AnyQueue | None
     roles: Collection[MessageRole | str]
     show_errors: bool
     show_metadata: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None

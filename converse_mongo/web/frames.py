@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 from converse_mongo.domain.events import Event
 from converse_mongo.web.cursors import event_cursor
-from converse_mongo.web.presenter import Presenter
+from converse_mongo.web.presenter import Lacking, Presenter
 from converse_mongo.web.responses import one_line, sse_frame
-from converse_mongo.web.stream_parts import Lacking
 
 KEPT_FRAMES = 4096
 KEPT_BYTES = 4 * 1024 * 1024

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -25,12 +26,12 @@ from converse_mongo.domain.errors import (
     WriterFencedError,
 )
 from converse_mongo.domain.types import MessageStatus
-from converse_mongo.driver import deadlines
 from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.shielded import ShieldedTask
 from converse_mongo.store import Store, Transaction, context_apart, open_transaction
 from converse_mongo.store.answers import CONVERSATION_DELETED
+from converse_mongo.web.answering import RESTARTING, Beginnings
 from converse_mongo.web.errors import BusyError
 from converse_mongo.web.limits import Slots
 
@@ -75,7 +76,7 @@ class Generations:
         self._grace = grace
         # A message that was deleted and started again has the same id, and needs its own writer.
         self._answers: dict[tuple[ObjectId, ObjectId | None], _Answer] = {}
-        self._beginning: dict[Hashable, asyncio.Task[Message]] = {}
+        self._beginnings = Beginnings()
         self._freeing: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -95,7 +96,7 @@ class Generations:
             BusyError: ``limit`` run already, or it is closed.
         """
         if self._closed:
-            raise BusyError("The service is restarting. Try again in a few seconds.")
+            raise BusyError(RESTARTING)
         if self._is_full:
             logger.warning("An answer was refused: limit=%d are being written", self._limit)
             raise BusyError
@@ -103,7 +104,7 @@ class Generations:
     @property
     def _is_full(self) -> bool:
         # What respond() does behind the end of its message counts less, and is bounded as well.
-        begun = len(self._beginning)
+        begun = len(self._beginnings)
         return self.running + begun >= self._limit or len(self._answers) + begun >= 2 * self._limit
 
     async def begin(
@@ -133,37 +134,43 @@ class Generations:
             LimitError: The key has no slot left; nothing was created.
         """
         name = object() if name is None else name
-        task = self._beginning.get(name)
+        task = self._beginnings.find(name)
         full = self._is_full or (slots is not None and slots.is_full(key))
         if task is None and full and not self._closed:
             await self.free_ended()
-            task = self._beginning.get(name)
+            task = self._beginnings.find(name)
         if task is None:
             self.check_room()
             taken = ExitStack()
             if slots is not None:
                 taken.enter_context(slots.hold(key))
-            task = asyncio.create_task(
-                self._create(conversation, create, taken), name="converse_mongo-generation-begin"
-            )
-            self._beginning[name] = task
-            task.add_done_callback(lambda _: self._beginning.pop(name, None))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():  # by aclose
-                raise BusyError("The service is restarting. Try again in a few seconds.") from None
-            raise
+            task = self._beginnings.start(name, partial(self._create, conversation, create, taken))
+        return await self._beginnings.finish(task)
 
     async def _create(
         self, conversation: Conversation, create: Callable[[], Awaitable[Message]], taken: ExitStack
     ) -> Message:
-        deadlines.forget()  # that of the request, which this outlives
         with taken:
             message = await create()
             if message.lease is None or not message.lease.epoch:  # else it was found
                 self._start(conversation, message, taken.pop_all())
         return message
+
+    async def add(
+        self,
+        conversation: Conversation,
+        name: str,
+        key: Hashable,  # noqa: ARG002 - it holds a slot here
+        metadata: dict[str, str] | None = None,
+    ) -> Message:
+        """Adds the message of an answer, or finds it, while it is created."""
+        return await conversation.start_streaming_assistant(metadata, generation_id=name)
+
+    async def adopt(self, conversation: Conversation, message: Message) -> None:
+        """Starts the answer of a message that nobody has begun to write, if there is room."""
+        await self.free_ended()
+        with suppress(BusyError):
+            self.start(conversation, message)
 
     async def free_ended(self) -> None:
         """Frees the slots of answers whose messages have ended, however long ``respond`` goes on.
@@ -195,18 +202,18 @@ class Generations:
                     answer.free()
 
     def start(self, conversation: Conversation, message: Message) -> None:
-        """Starts ``respond`` for a streaming message, unless it runs here already.
+        """Starts ``respond`` for a streaming message, unless it runs here already, or is queued.
 
         Raises:
             BusyError: ``limit`` run already, or it is closed.
         """
-        if message.is_streaming and not self.writes(message):
+        if message.is_streaming and message.work is None and not self.writes(message):
             self.check_room()
         self._start(conversation, message, ExitStack())
 
     def _start(self, conversation: Conversation, message: Message, taken: ExitStack) -> None:
         key = message.id, message.log_id
-        if not message.is_streaming or key in self._answers:
+        if not message.is_streaming or message.work is not None or key in self._answers:
             taken.close()
             return
         transaction = open_transaction(message.store())
@@ -310,7 +317,7 @@ class Generations:
             )
 
     def _tasks(self) -> set[asyncio.Task[Any]]:
-        tasks: set[asyncio.Task[Any]] = set(self._beginning.values())
+        tasks: set[asyncio.Task[Any]] = set(self._beginnings.tasks)
         for answer in self._answers.values():
             if answer.task is not None:
                 tasks.add(answer.task)
@@ -401,7 +408,6 @@ class _Answer:
             verdict = "the message was deleted"
         elif (
             state.status is MessageStatus.CANCELLED
-            and state.stop_requested
             and state.lease.holder is None  # it never had a writer
         ):
             verdict = "a stop was requested"

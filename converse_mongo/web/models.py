@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
     ValidationInfo,
     WithJsonSchema,
 )
@@ -28,17 +29,24 @@ from converse_mongo.documents.views import (
     MessageView,
     Metadata,
     Parts,
+    PendingCallView,
     Reason,
     Replaces,
     SnapshotParts,
     Time,
     View,
+    WorkView,
 )
+from converse_mongo.domain.open_calls import ToolOutput
+from converse_mongo.domain.parts import Approval
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.web.errors import TOO_LONG, TooLargeError
 
 MAX_ID_BYTES = 200
+MAX_CALL_ID_BYTES = 1000
 MAX_REASON_BYTES = 1000
+MAX_FAILURE_BYTES = 16 * 1024
+MAX_ANSWERS = 100
 MAX_PAGE = 200
 MAX_CURSOR_LENGTH = 4096
 
@@ -68,6 +76,7 @@ def _at_most(limit: int | None = None, name: str | None = None) -> AfterValidato
 
 
 _Text: TypeAlias = Annotated[str, AfterValidator(_not_blank)]
+_CallId: TypeAlias = Annotated[str, Field(min_length=1), _at_most(MAX_CALL_ID_BYTES)]
 _RequestId: TypeAlias = Annotated[_Text, _at_most(MAX_ID_BYTES)]
 
 
@@ -105,6 +114,52 @@ class ChatStopsBody(StopsBody):
     request_id: Annotated[
         _RequestId | None, Field(validation_alias=AliasChoices("messageId", "request_id"))
     ] = None
+
+
+class _CallAnswer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    call_id: _CallId
+
+
+class ApprovalBody(_CallAnswer):
+    """Allows a tool call that asks for it, or does not. A ``reason`` may say why."""
+
+    approved: StrictBool
+    reason: Annotated[_Text, _at_most(MAX_REASON_BYTES)] | None = None
+
+    def answer(self) -> Approval:
+        """What the library takes."""
+        return Approval(self.call_id, approved=self.approved, reason=self.reason)
+
+
+class OutputBody(_CallAnswer):
+    """The output of a tool that the client ran."""
+
+    output: Any
+
+    def answer(self) -> ToolOutput:
+        """What the library takes."""
+        return ToolOutput(self.call_id, self.output)
+
+
+class FailureBody(_CallAnswer):
+    """Why a tool that the client ran has no output."""
+
+    error: Annotated[_Text, _at_most(MAX_FAILURE_BYTES)]
+
+    def answer(self) -> ToolOutput:
+        """What the library takes."""
+        return ToolOutput(self.call_id, error=self.error)
+
+
+class AnswersBody(BaseModel):
+    """Answers to tool calls that wait. The same ``request_id`` again changes nothing."""
+
+    answers: Annotated[
+        list[ApprovalBody | OutputBody | FailureBody], Field(min_length=1, max_length=MAX_ANSWERS)
+    ]
+    request_id: _RequestId | None = None
 
 
 class PageQuery(BaseModel):
@@ -166,6 +221,12 @@ class QuestionView(RetryView):
     """The user message that was added, and its answer if this process generates one."""
 
     message: MessageView
+
+
+class AnsweredView(View):
+    """What a message waits for once tool calls were answered; ``null`` if it has ended."""
+
+    work: WorkView | None
 
 
 class StatusView(View):
@@ -271,6 +332,22 @@ class _MessageUpdated(_OfMessage):
     revision: int
 
 
+class _MessageQueued(_OfMessage):
+    type: Literal["message.queued"]
+    attempt: Annotated[int, Field(ge=1)]
+
+
+class _MessageStarted(_OfMessage):
+    type: Literal["message.started"]
+    attempt: Annotated[int, Field(ge=1)]
+
+
+class _MessageSuspended(_OfMessage):
+    type: Literal["message.suspended"]
+    attempt: Annotated[int, Field(ge=1)]
+    pending: list[PendingCallView]
+
+
 class _MessageEnded(_OfMessage):
     chunk_count: Count
     metadata: Metadata
@@ -300,13 +377,20 @@ class StreamOpened(View):
 _Final: TypeAlias = _MessageCompleted | _MessageFailed | _MessageCancelled
 _Listed: TypeAlias = _ConversationCreated | _ConversationUpdated | _ConversationDeleted
 _Received: TypeAlias = _ChunkReceived | PartChunkReceived
-MessageEvent: TypeAlias = _MessageSnapshot | _Received | _Final
+_WorkChanged: TypeAlias = _MessageQueued | _MessageStarted | _MessageSuspended
+MessageEvent: TypeAlias = _MessageSnapshot | _Received | _WorkChanged | _Final
 ConversationEvent: TypeAlias = (
-    _MessageCreated | MessageWithPartsCreated | _MessageUpdated | _Received | _Final
+    _MessageCreated | MessageWithPartsCreated | _MessageUpdated | _Received | _WorkChanged | _Final
 )
 OwnerEvent: TypeAlias = StreamOpened | _Listed | _MessageCreated | _Final
 EventView: TypeAlias = Annotated[
-    _Listed | _MessageCreated | _MessageUpdated | _MessageSnapshot | _ChunkReceived | _Final,
+    _Listed
+    | _MessageCreated
+    | _MessageUpdated
+    | _MessageSnapshot
+    | _ChunkReceived
+    | _WorkChanged
+    | _Final,
     Field(discriminator="type"),
 ]
 """The events that have all that they show."""

@@ -1,7 +1,7 @@
 """The presenter: turns documents and events into what browsers may see of them."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -9,12 +9,13 @@ from typing import Any, TypeAlias
 from pydantic import TypeAdapter
 
 from converse_mongo.documents.messages import Message
-from converse_mongo.documents.part_views import shown_chunk
+from converse_mongo.documents.part_views import is_shown, shown_chunk
 from converse_mongo.documents.presentation import Presentation, Shown, as_json
 from converse_mongo.documents.views import MessageView
 from converse_mongo.domain.chunks import PartChunk
-from converse_mongo.domain.events import ChunkReceived, Event
+from converse_mongo.domain.events import ChunkReceived, Event, MessageSuspended
 from converse_mongo.domain.part_identity import PartIdentity
+from converse_mongo.domain.work import PendingCall
 from converse_mongo.web.errors import InternalError
 from converse_mongo.web.models import EventView, MessageWithPartsCreated, PartChunkReceived
 
@@ -24,6 +25,18 @@ _EVENTS: TypeAdapter[EventView] = TypeAdapter(EventView)
 
 ShowParts: TypeAlias = Callable[[PartIdentity], bool | Collection[str]]
 """Picks what users may see of a part: all of it, nothing, or the fields of these names."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The identities of the tool calls that an event names, in order."""
+
+    identities: Sequence[PartIdentity | None]
+
+
+Lacking: TypeAlias = PartIdentity | Message | Calls | None
+"""What an event lacks to be shown: the identity of its part, those of the calls that it names, or
+its message, which has parts."""
 
 CHOICES = 1024
 
@@ -74,14 +87,14 @@ class Presenter(Presentation):
     in_stream: bool = False
 
     def event(
-        self, event: Event, lacking: PartIdentity | Message | None = None
+        self, event: Event, lacking: Lacking = None
     ) -> EventView | PartChunkReceived | MessageWithPartsCreated:
         """An event, without its cursor and without the owner, whose name is the application's.
 
         Args:
             event: The event.
-            lacking: The identity of the part of a chunk, without which it is hidden; or the message
-                that was added, if it has parts.
+            lacking: The identity of the part of a chunk, without which it is hidden; the message
+                that was added, if it has parts; or the identities of the calls that wait.
         """
         if isinstance(event, ChunkReceived) and isinstance(event.chunk, PartChunk):
             identity = lacking if isinstance(lacking, PartIdentity) else None
@@ -92,11 +105,19 @@ class Presenter(Presentation):
                 role=event.role,
                 chunk=shown_chunk(event.chunk, identity, self),
             )
+        if isinstance(event, MessageSuspended) and self.show_parts is not None:
+            known = lacking.identities if isinstance(lacking, Calls) else ()
+            pairs = zip(event.pending, known, strict=False)
+            pending = [call for call, identity in pairs if self._shows(identity)]
+            event = replace(event, pending=pending)
         shown = _EVENTS.validate_python(event, context=self)
         if isinstance(lacking, Message):
             parts = MessageView.model_validate(lacking, context=self).parts
             return MessageWithPartsCreated.model_construct(**dict(shown), parts=parts or [])
         return shown
+
+    def _shows(self, identity: PartIdentity | None) -> bool:
+        return identity is not None and is_shown(identity, self)
 
     @property
     def streaming(self) -> "Presenter":
@@ -125,6 +146,12 @@ class Presenter(Presentation):
     def part(self, identity: PartIdentity) -> Shown:
         """What users may see of a part."""
         return True if self.show_parts is None else self.show_parts(identity)
+
+    def shows_call(self, call: PendingCall, records: Sequence[Mapping[str, Any]] | None) -> bool:
+        """Whether users may see that a tool call waits: if they may see the call."""
+        if self.show_parts is None:
+            return True
+        return any(record["part"] == call.part for record in records or ())
 
     def error(self, error: str) -> str:
         """The error that users may see."""

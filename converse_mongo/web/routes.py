@@ -12,8 +12,10 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from converse_mongo.converse import Converse
 from converse_mongo.domain.errors import ConfigurationError, InvalidInputError
+from converse_mongo.domain.queues import AnyQueue
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.web.access import Access, Authorize, OwnerOf
+from converse_mongo.web.answering import Answering, queued_answers
 from converse_mongo.web.bodies import Parsing, Pending, close_unread, drop_unread
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import ONE
@@ -38,7 +40,7 @@ def routes(
     converse: Converse,
     *,
     authorize: Authorize,
-    generations: Generations | None = None,
+    generations: Generations | AnyQueue | None = None,
     owner: OwnerOf | None = None,
     roles: Collection[MessageRole | str] = SHOWN_ROLES,
     show_errors: bool = False,
@@ -67,8 +69,9 @@ def routes(
             ``True`` allows. ``False`` is a 404. So is any other value, and whatever it raises;
             these are logged. The ``context`` of the conversation is not loaded: ``await
             conversation.refresh()`` loads it.
-        generations: Writes the answers. ``None`` if another process does: then user messages are
-            stored, and nothing is answered here.
+        generations: Writes the answers. A :class:`Queue`, or the name of one, has workers write
+            them: see ``Converse.worker``. The key of a message is then that of ``Limits``, as
+            texts. ``None``: user messages are stored, and nothing is answered here.
         owner: Answers whose conversations a request may follow all at once, as the type and the id
             that they were started with; ``None`` for nobody's. Without it there is no stream of
             an owner. ``authorize`` is called for each conversation all the same.
@@ -106,8 +109,11 @@ def routes(
     """
     if not isinstance(converse, Converse):
         raise ConfigurationError(f"routes() requires a Converse, not {type(converse).__name__}.")
-    if generations is not None and not isinstance(generations, Generations):
-        raise ConfigurationError(f"generations={generations!r}: pass Generations(respond).")
+    answering: Answering | None
+    if generations is None or isinstance(generations, Generations):
+        answering = generations
+    else:
+        answering = queued_answers(generations)
     if limits is not None and not isinstance(limits, Limits):
         raise ConfigurationError(f"limits={limits!r}: pass Limits(...).")
     if show_metadata is not None and not callable(show_metadata):
@@ -135,7 +141,7 @@ def routes(
     context = WebContext(
         converse=converse,
         access=Access(converse, authorize, owner, _roles(roles)),
-        turns=Turns(generations, limits),
+        turns=Turns(answering, limits),
         presenter=presenter,
         streams=options,
         open_streams=streams or Streams(),

@@ -2,16 +2,16 @@
 
 import asyncio
 from collections import OrderedDict
-from typing import TypeAlias
 
 from bson import ObjectId
 
 from converse_mongo.documents.messages import Message, load_message
 from converse_mongo.domain.chunks import MessageChunk, PartChunk
 from converse_mongo.domain.errors import MessageNotFoundError, StoreUnavailableError
-from converse_mongo.domain.events import ChunkReceived, Event, MessageCreated
+from converse_mongo.domain.events import ChunkReceived, Event, MessageCreated, MessageSuspended
 from converse_mongo.domain.part_identity import PartIdentity, start_of
 from converse_mongo.domain.part_log import part_number
+from converse_mongo.web.presenter import Calls, Lacking
 
 MAX_KNOWN = 512
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -21,10 +21,6 @@ PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 def is_text(event: Event) -> bool:
     """Reports whether an event is text of an answer, which lacks nothing."""
     return type(event) is ChunkReceived and type(event.chunk) is MessageChunk
-
-
-Lacking: TypeAlias = PartIdentity | Message | None
-"""What an event lacks to be shown: the identity of its part, or its message, which has parts."""
 
 
 class StreamParts:
@@ -54,6 +50,8 @@ class StreamParts:
             return await self._message(event) if event.has_parts else None
         if isinstance(event, ChunkReceived) and isinstance(event.chunk, PartChunk):
             return await self._identity(event, event.chunk)
+        if isinstance(event, MessageSuspended):
+            return Calls([await self._known_or_read(event, each.part) for each in event.pending])
         return None
 
     def _forget(self, message_id: ObjectId) -> None:
@@ -83,6 +81,11 @@ class StreamParts:
     async def _find(self, event: ChunkReceived, number: int | None) -> PartIdentity | None:
         if number is None or number >= event.chunk.sequence:
             return None
+        return await self._known_or_read(event, number)
+
+    async def _known_or_read(
+        self, event: ChunkReceived | MessageSuspended, number: int
+    ) -> PartIdentity | None:
         key = event.message_id, number
         if key in self._known:
             self._known.move_to_end(key)
@@ -90,7 +93,7 @@ class StreamParts:
         return self._keep(event, number, await self._read(event, number))
 
     def _keep(
-        self, event: ChunkReceived, number: int, identity: PartIdentity | None
+        self, event: ChunkReceived | MessageSuspended, number: int, identity: PartIdentity | None
     ) -> PartIdentity | None:
         if identity is None or identity.is_short:
             self._known[event.message_id, number] = identity
@@ -98,7 +101,9 @@ class StreamParts:
                 self._known.popitem(last=False)
         return identity
 
-    async def _read(self, event: ChunkReceived, number: int) -> PartIdentity | None:
+    async def _read(
+        self, event: ChunkReceived | MessageSuspended, number: int
+    ) -> PartIdentity | None:
         store = self._model.store()
         key, what = (event.message_id, event.conversation_id, number), f"read part {number}"
         for pause in PAUSES:

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable
-from contextlib import suppress
 from itertools import count
 from typing import Literal, TypeAlias
 
@@ -17,8 +16,8 @@ from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.store.collections import back_off
-from converse_mongo.web.errors import BusyError, ConflictError, NotAnsweredError
-from converse_mongo.web.generations import Generations
+from converse_mongo.web.answering import Answering
+from converse_mongo.web.errors import ConflictError, NotAnsweredError
 from converse_mongo.web.limits import Limits, Slots
 
 logger = logging.getLogger("converse_mongo")
@@ -36,18 +35,18 @@ OTHER_TEXT = "This message was already sent with another text. Send it as a new 
 
 
 class Turns:
-    """Adds messages, and starts their answers if this process generates them.
+    """Adds messages, and has their answers started, if that is for this process to do.
 
     A question that is named by a ``request_id`` has an id that is derived from it, and an answer
     one that is derived from the question, so that both can be found, and stopped, by the name.
 
     Args:
-        generations: Writes the answers; ``None`` if another process does.
+        answering: Starts the answers; ``None`` if another process does.
         limits: How many answers are written at once.
     """
 
-    def __init__(self, generations: Generations | None, limits: Limits) -> None:
-        self._generations = generations
+    def __init__(self, answering: Answering | None, limits: Limits) -> None:
+        self._answering = answering
         self._at_once = limits.answers_per_conversation
         self._slots = Slots(limits.answers_per_key)
 
@@ -90,7 +89,8 @@ class Turns:
             answer = await self._find(conversation, _answer_to(found.id))
             if answer is not None:
                 return found, await self._adopt(conversation, answer)
-        if self._generations is None:
+        answering = self._answering
+        if answering is None:
             return await _add(conversation, content, named), None
         added: list[Message] = []
 
@@ -98,12 +98,12 @@ class Turns:
             added.append(await _add(conversation, content, named))
             name = _answer_to(added[0].id)
             if named is None:
-                return await conversation.start_streaming_assistant(generation_id=name)
+                return await answering.add(conversation, name, key)
             if not heed_stop:  # what came before; one that comes from here on counts
                 await conversation.store().answers.forget_stop(
                     conversation.id, generated_id(conversation.id, name)
                 )
-            return await self._start(conversation, name)
+            return await self._start(conversation, name, key)
 
         question = None if request_id is None else question_id(conversation, request_id)
         name = None if question is None else _answer_to(question)
@@ -128,7 +128,7 @@ class Turns:
         Takes and raises what :meth:`ask` does.
 
         Raises:
-            NotAnsweredError: This process generates no answers; nothing was written.
+            NotAnsweredError: Nothing starts answers here; nothing was written.
         """
         self.check_answers()
         name = _answer_to(question)
@@ -139,7 +139,7 @@ class Turns:
             return await self._adopt(conversation, answer)
         return await self._begin(
             conversation,
-            lambda: self._start(conversation, name),
+            lambda: self._start(conversation, name, key),
             *(name, key, meanwhile),
             question=question,
         )
@@ -166,7 +166,7 @@ class Turns:
         Raises:
             ConflictError: It is not an answer, is being written, or is not the last.
             MessageNotFoundError: It does not exist.
-            NotAnsweredError: This process generates no answers; nothing was changed.
+            NotAnsweredError: Nothing starts answers here; nothing was changed.
             LimitError: The key has as many answers as it may; nothing was changed.
             BusyError: No more answers can be started now; nothing was changed.
         """
@@ -178,23 +178,24 @@ class Turns:
 
         return await self._begin(
             conversation,
-            lambda: self._start(conversation, name, {"replaces": str(answer)}),
+            lambda: self._start(conversation, name, key, {"replaces": str(answer)}),
             *(name, key, meanwhile),
             replaced=answer,
         )
 
-    def check_answers(self) -> None:
-        """Checks that this process generates answers.
+    def check_answers(self) -> Answering:
+        """Returns what starts answers.
 
         Raises:
-            NotAnsweredError: It does not. The log says what is missing.
+            NotAnsweredError: Nothing does. The log says what is missing.
         """
-        if self._generations is None:
+        if self._answering is None:
             logger.error(
-                "A request for an answer was refused: this process generates none. Pass "
-                "generations=Generations(respond) to routes()"
+                "A request for an answer was refused: nothing answers here. Pass "
+                "generations=Generations(respond), or generations=Queue(...), to routes()"
             )
             raise NotAnsweredError
+        return self._answering
 
     # Finding
 
@@ -304,8 +305,6 @@ class Turns:
         replaced: ObjectId | None = None,
     ) -> Message:
         """Starts an answer in its turn, and has it written."""
-        if self._generations is None:
-            raise NotAnsweredError
 
         async def create() -> Message:
             async with conversation.store().answers.turn(conversation.id) as turn:
@@ -326,7 +325,7 @@ class Turns:
             return message
 
         joined = None if name is None else (conversation.id, name)
-        return await self._generations.begin(
+        return await self.check_answers().begin(
             conversation, create, name=joined, slots=self._slots, key=key
         )
 
@@ -386,9 +385,10 @@ class Turns:
         self,
         conversation: Conversation,
         name: str,
+        key: Hashable,
         metadata: dict[str, str] | None = None,
     ) -> Message:
-        message = await conversation.start_streaming_assistant(metadata, generation_id=name)
+        message = await self.check_answers().add(conversation, name, key, metadata)
         await self._heed_early_stop(conversation, message)
         return message
 
@@ -425,17 +425,15 @@ class Turns:
 
         The process that added it may be about to write it: one of the two is refused the writer.
         """
-        generations, lease = self._generations, answer.lease
-        if generations is None or not answer.is_streaming or (lease is not None and lease.epoch):
+        answering, lease = self._answering, answer.lease
+        if answering is None or not answer.is_streaming or (lease is not None and lease.epoch):
             return answer
-        if not generations.writes(answer):
+        if not answering.writes(answer):
             answer = await conversation.get_message(answer.id)
             if answer.next_sequence:
                 return answer  # somebody appends to it without a writer
             await self._heed_early_stop(conversation, answer)
-            await generations.free_ended()
-            with suppress(BusyError):
-                generations.start(conversation, answer)
+            await answering.adopt(conversation, answer)
         return answer
 
 

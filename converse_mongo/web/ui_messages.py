@@ -16,6 +16,7 @@ from converse_mongo.domain.events import (
     MessageCancelled,
     MessageCompleted,
     MessageFailed,
+    WorkEvent,
 )
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageStatus
@@ -78,6 +79,8 @@ async def ui_frames(
     end = None
     with log_cut():
         async for event in watcher:
+            if isinstance(event, WorkEvent):
+                continue  # the protocol has no part for what an answer waits for
             if not isinstance(event, ChunkReceived):
                 end = event
                 break

@@ -16,6 +16,7 @@ from converse_mongo.domain.errors import (
     ConverseError,
     MessageNotFoundError,
     MessageNotStreamingError,
+    StoreUnavailableError,
     StreamStoppedError,
     WriterError,
     WriterFailedError,
@@ -393,7 +394,9 @@ class Attempt:
         return not self.work.is_last_attempt and self._limits.retry.allows(self.work.retries)
 
     def _may_retry(self, error: BaseException | None) -> bool:
-        return error is not None and not self._is_lost(error) and self._limits.retry.wants(error)
+        if error is None or self._is_lost(error):
+            return False
+        return _is_outage(error) or self._limits.retry.wants(error)
 
     def _is_lost(self, error: BaseException | None) -> bool:
         """Returns whether an error says that the message is somebody else's, or gone."""
@@ -448,6 +451,13 @@ class Attempt:
                 end_id=self._end_id,
             )
         return Outcome.ENDED
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Returns whether an attempt ended since MongoDB did not answer it."""
+    if isinstance(error, WriterFailedError) and error.__cause__ is not None:
+        error = error.__cause__
+    return isinstance(error, StoreUnavailableError)
 
 
 def _error_of(task: "asyncio.Task[None]") -> BaseException | None:

@@ -19,7 +19,7 @@ pytest.importorskip("pytest_playwright", reason="needs a browser: python -m nox 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from playwright.sync_api import BrowserContext, expect
 
-from tests.browser.site import END_SECONDS, Chat, Complaints, Line, Model, Tab
+from tests.browser.site import END_SECONDS, Chat, Complaints, Line, Model, Tab, Worker
 from tests.chat.fake_openai import KEY
 from tests.conftest import drop_database
 from tests.faults.proxy import Proxy
@@ -37,6 +37,7 @@ OpenTab = Callable[..., Tab]
 Shoot = Callable[[Tab, str], None]
 OpenLine = Callable[[Chat], Line]
 StartChat = Callable[..., Chat]
+StartWorker = Callable[[Chat], Worker]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -152,6 +153,21 @@ def start_chat(make_chat: StartChat) -> Iterator[StartChat]:
             stack.callback(lambda: print(chat.log))  # noqa: T201 - shown if the test fails
             stack.callback(chat.stop)
             return chat.start()
+
+        yield start
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts workers of a chat, which end with the test and then say what they logged."""
+    log = tmp_path / "workers.txt"
+    with ExitStack() as stack:
+        stack.callback(lambda: print(log.read_text(errors="replace")))  # noqa: T201
+
+        def start(chat: Chat) -> Worker:
+            worker = Worker(chat, log)
+            stack.callback(worker.kill)
+            return worker
 
         yield start
 

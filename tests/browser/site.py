@@ -28,7 +28,18 @@ from converse_mongo.embedded import free_port
 from tests.chat.fake_openai import Fake, Plan
 from tests.faults.proxy import Proxy
 
-__all__ = ["Chat", "Complaints", "Held", "Line", "Model", "Tab", "until", "until_is", "words"]
+__all__ = [
+    "Chat",
+    "Complaints",
+    "Held",
+    "Line",
+    "Model",
+    "Tab",
+    "Worker",
+    "until",
+    "until_is",
+    "words",
+]
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120.0
@@ -180,15 +191,7 @@ class Chat:
         """
         assert self._process is not None
         assert self._process.poll() is not None
-        with MongoClient[dict[str, Any]](self.uri) as client:
-            ended = client[self.database].messages.update_many(
-                {"status": "streaming"},
-                {
-                    "$set": {"lease.duration": seconds},
-                    "$currentDate": {"lease.renewed_at": True},
-                },
-            )
-        assert ended.modified_count > 0
+        expire_leases(self, seconds)
 
     def terminate(self) -> None:
         """Asks it to end, as a deploy does, and does not wait for it."""
@@ -207,6 +210,41 @@ class Chat:
     def _send(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+
+def expire_leases(chat: Chat, seconds: float) -> None:
+    """Lets answers whose process was killed count as orphans so many seconds from now on."""
+    with MongoClient[dict[str, Any]](chat.uri) as client:
+        ended = client[chat.database].messages.update_many(
+            {"status": "streaming"},
+            {
+                "$set": {"lease.duration": seconds},
+                "$currentDate": {"lease.renewed_at": True},
+            },
+        )
+    assert ended.modified_count > 0
+
+
+class Worker:
+    """A worker of a chat, as a process; see ``tests.browser.worker``."""
+
+    def __init__(self, chat: Chat, log: Path) -> None:
+        self._chat = chat
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.browser.worker", chat.uri, chat.database],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def kill(self, lease: float | None = None) -> None:
+        """Ends it as a crash does; its answers count as orphans after so many seconds."""
+        self._process.kill()
+        self._process.wait(END_SECONDS)
+        if lease is not None:
+            expire_leases(self._chat, lease)
 
 
 class Line:
@@ -329,6 +367,7 @@ class Tab:
         self.stop = page.get_by_role("button", name="Stop the answer")
         self.again = page.get_by_role("button", name="Try again")
         self.typing = page.locator(".typing:visible")
+        self.waits = page.locator(".waits:visible")
         self.messages = page.locator(".message")
         self.questions = page.locator(".message.user")
         self.answers = page.locator(".message.assistant")

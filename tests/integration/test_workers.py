@@ -23,6 +23,7 @@ from converse_mongo import (
     Queue,
     Retry,
     RetryPolicy,
+    StoreUnavailableError,
     ToolCallPart,
     ToolOutput,
     WriterError,
@@ -416,6 +417,29 @@ async def test_retry_on__errors_of_a_kind(converse: Converse) -> None:
     async with working(converse, fail, retry=policy):
         read = await ended(converse, message)
     assert (read.status, read.content) == (MessageStatus.COMPLETED, "done")
+
+
+async def test_outage__of_mongodb_is_no_error_of_the_message(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appends = converse.message_model.store().appends
+    append, failed = appends.append, list[str]()
+
+    async def fail_once(*arguments: Any, **options: Any) -> Any:
+        if not failed:
+            failed.append("")
+            raise StoreUnavailableError("MongoDB did not answer.")
+        return await append(*arguments, **options)
+
+    async def respond(_: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            await writer.write(f"{message.attempt} ")
+
+    monkeypatch.setattr(appends, "append", fail_once)
+    message = await enqueue(converse)
+    async with working(converse, respond):
+        read = await ended(converse, message)
+    assert (read.status, read.content) == (MessageStatus.COMPLETED, "2 ")
 
 
 @pytest.mark.parametrize("limit", ["timeout", "silence"])

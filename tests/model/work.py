@@ -493,7 +493,7 @@ class Generation:
             case "die":
                 pass
             case "hand over":
-                await jobs.hand_over(key, lease, {"by": self._step.label})
+                await jobs.hand_over(key, lease, work.queue, {"by": self._step.label})
             case "retry" if not work.is_last_attempt:
                 await jobs.retry(key, lease)
             case "later" if not work.is_last_attempt:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import pytest
 import pytest_asyncio
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
-from converse_mongo import Conversation, Converse, Message
+from converse_mongo import Conversation, Converse, Message, Queue
 from converse_mongo.web import Generations, routes
 
 OWNER = {"authorization": "ada"}
@@ -99,18 +100,40 @@ async def serving(app: Any) -> AsyncIterator[int]:
         await running
 
 
+@asynccontextmanager
+async def working(converse: Converse, respond: Any, **options: Any) -> AsyncIterator[Any]:
+    """A worker that runs in the block."""
+    options = {"grace": 0.05, "poll_interval": 0.2, **options}
+    async with converse.worker(respond, **options) as worker:
+        running = asyncio.create_task(worker.run())
+        try:
+            yield worker
+        finally:
+            worker.close()
+            await running
+
+
+BOTH = pytest.mark.parametrize("site", ["here", "queue"], indirect=True)
+"""For tests of a site whose answers are written in its process, and by a worker."""
+
 MakeSite = Callable[..., Awaitable[Site]]
 
 
 @pytest_asyncio.fixture
 async def make_site(converse: Converse) -> AsyncIterator[MakeSite]:
-    """Starts a site; its arguments are those of ``routes``."""
+    """Starts a site; its arguments are those of ``routes``.
+
+    With ``by="queue"`` a worker writes its answers.
+    """
     async with AsyncExitStack() as stack:
 
-        async def make(*, converse: Converse = converse, **options: Any) -> Site:
+        async def make(*, converse: Converse = converse, by: str = "here", **options: Any) -> Site:
             model = Model()
             limit = options.pop("limit", 1000)
             generations = Generations(model.respond, limit=limit, grace=0.05)
+            if by == "queue":
+                options = {"generations": Queue("default"), **options}
+                await stack.enter_async_context(working(converse, model.respond))
             options = {"authorize": is_owner, "generations": generations, **options}
             app = Starlette(routes=[Mount("/api", routes=routes(converse, **options))])
             await stack.enter_async_context(generations)
@@ -125,9 +148,9 @@ async def make_site(converse: Converse) -> AsyncIterator[MakeSite]:
 
 
 @pytest_asyncio.fixture
-async def site(make_site: MakeSite) -> Site:
-    """A site with the default options."""
-    return await make_site()
+async def site(make_site: MakeSite, request: pytest.FixtureRequest) -> Site:
+    """A site with the default options; see ``BOTH``."""
+    return await make_site(by=getattr(request, "param", "here"))
 
 
 @dataclass(frozen=True)

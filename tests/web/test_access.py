@@ -44,6 +44,7 @@ REQUESTS = [
     ("GET", "/conversations/{c}/messages/{m}/events?after={m}.end"),
     ("POST", "/conversations/{c}/messages/{m}/retry"),
     ("POST", "/conversations/{c}/messages/{m}/stop"),
+    ("POST", "/conversations/{c}/messages/{m}/answers"),
     ("GET", "/chat/{c}"),
     ("GET", "/chat/{c}/stream"),
     ("POST", "/chat/{c}/stop"),
@@ -70,6 +71,7 @@ async def send(
     body: Any = {
         "id": str(conversation),
         "content": "Let me in",
+        "answers": [{"call_id": "c", "approved": True}],
         "messages": [{"role": "user", "parts": [{"type": "text", "text": "Let me in"}]}],
     }
     address = path.format(c=conversation, m=message)

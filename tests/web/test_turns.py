@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -23,19 +23,25 @@ from converse_mongo.driver.collections import collection_of
 from converse_mongo.store import answers
 from converse_mongo.web import BusyError, Generations, Limits
 from converse_mongo.web import turns as turns_module
+from converse_mongo.web.answering import queued_answers
 from converse_mongo.web.errors import ConflictError, LimitError
 from converse_mongo.web.turns import Turns
 from tests.conftest import Commands, Facade
 from tests.streams import SOON, until
-from tests.web.conftest import MakeSite, Model, Site, read_all, read_events
+from tests.web.conftest import BOTH, MakeSite, Model, Site, read_all, read_events, working
 from tests.web.helpers import say, wait_for_end
+
+WAYS = pytest.mark.parametrize("by", ["here", "queue"])
 
 
 @asynccontextmanager
 async def a_process(
-    model: Model | None = None, *, limit: int = 1000, **limits: Any
+    model: Model | None = None, *, limit: int = 1000, by: str = "here", **limits: Any
 ) -> AsyncIterator[Turns]:
-    """What one process has of the web edge."""
+    """What one process has of the web edge; with ``by="queue"`` nobody writes its answers."""
+    if by == "queue":
+        yield Turns(queued_answers("default"), Limits(**limits))
+        return
     async with Generations((model or Model()).respond, limit=limit, grace=0.05) as generations:
         yield Turns(generations, Limits(**limits))
 
@@ -61,6 +67,7 @@ def error_of(response: httpx.Response) -> tuple[int, str]:
 WAIT = "An answer is being written. Wait for it, or stop it."
 
 
+@BOTH
 async def test_ask__while_an_answer_is_written_is_refused_and_stores_nothing(site: Site) -> None:
     conversation = await site.conversation()
     first = await say(site, conversation)
@@ -71,6 +78,7 @@ async def test_ask__while_an_answer_is_written_is_refused_and_stores_nothing(sit
     await say(site, conversation, "And?")
 
 
+@BOTH
 async def test_ask__right_after_a_stop_is_not_refused(site: Site) -> None:
     """The writer may still be storing what it has."""
     conversation = await site.conversation()
@@ -88,8 +96,11 @@ async def test_ask__right_after_a_stop_is_not_refused(site: Site) -> None:
     assert listed[1].content == "Well"
 
 
+@WAYS
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_ask__many_times_at_once_is_answered_once(facade: Facade, processes: int) -> None:
+async def test_ask__many_times_at_once_is_answered_once(
+    facade: Facade, processes: int, by: str
+) -> None:
     first: Converse = await facade()
     opened = [first]
     if processes > 1:
@@ -103,7 +114,7 @@ async def test_ask__many_times_at_once_is_answered_once(facade: Facade, processe
             return False
         return True
 
-    async with a_process() as here, a_process() as there:
+    async with a_process(by=by) as here, a_process(by=by) as there:
         asked = await asyncio.gather(
             *(
                 ask(turns, converse, number)
@@ -115,11 +126,12 @@ async def test_ask__many_times_at_once_is_answered_once(facade: Facade, processe
     assert len(await conversation.messages()) == 2
 
 
+@WAYS
 @pytest.mark.parametrize("at_once", [2, None])
 async def test_ask__several_at_once_if_the_application_says_so(
-    make_site: MakeSite, at_once: int | None
+    make_site: MakeSite, at_once: int | None, by: str
 ) -> None:
-    site = await make_site(limits=Limits(answers_per_conversation=at_once))
+    site = await make_site(by=by, limits=Limits(answers_per_conversation=at_once))
     conversation = await site.conversation()
     asked = [await post(site, conversation, str(number)) for number in range(3)]
     expected = [201, 201, 201 if at_once is None else 409]
@@ -128,9 +140,10 @@ async def test_ask__several_at_once_if_the_application_says_so(
     assert roles == ["user", "assistant"] * expected.count(201)
 
 
-async def test_ask__may_stop_the_oldest_of_those_that_run(converse: Converse) -> None:
+@WAYS
+async def test_ask__may_stop_the_oldest_of_those_that_run(converse: Converse, by: str) -> None:
     conversation = await converse.start_conversation()
-    async with a_process(answers_per_conversation=2) as turns:
+    async with a_process(by=by, answers_per_conversation=2) as turns:
         found = [
             (await turns.ask(conversation, str(number), meanwhile="stop"))[1] for number in range(3)
         ]
@@ -140,7 +153,11 @@ async def test_ask__may_stop_the_oldest_of_those_that_run(converse: Converse) ->
             if each.role == "user"
         ]
     assert all(found)
-    assert [each[0].stop_requested for each in states] == [True, False, False]
+    assert [each[0].stop_requested or each[0].status.is_final for each in states] == [
+        True,
+        False,
+        False,
+    ]
 
 
 async def of_a_dead_writer(conversation: Conversation) -> Message:
@@ -204,15 +221,16 @@ async def test_turn__of_a_process_that_died_ends_with_a_lease(
     assert "answer_turn" not in stored
 
 
+@WAYS
 async def test_answer__that_took_longer_than_its_turn_to_begin_is_cancelled(
-    facade: Facade, monkeypatch: pytest.MonkeyPatch
+    facade: Facade, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """Another process may have begun one since."""
     converse: Converse = await facade()
     conversation = await converse.start_conversation()
     monkeypatch.setattr(answers.Turn, "is_over", property(lambda _: True))
     model = Model()
-    async with a_process(model) as turns:
+    async with a_process(model, by=by) as turns:
         _, answer = await turns.ask(conversation, "Hello?")
     assert answer is not None
     assert (answer.status, model.asked) == (MessageStatus.CANCELLED, [])
@@ -270,6 +288,7 @@ async def test_stop__while_an_answer_waits_for_the_one_before_it(
             assert (answer.stop_reason, model.asked) == ("enough", [])
 
 
+@BOTH
 async def test_chat__stops_the_answer_that_runs_and_keeps_its_text(site: Site) -> None:
     """The stop() of the AI SDK only disconnects."""
     conversation = await site.conversation()
@@ -324,14 +343,20 @@ async def test_repeat__at_once_and_at_the_limit_is_one(make_site: MakeSite) -> N
     assert len({(each["message"]["id"], each["answer"]["id"]) for each in found}) == 1
 
 
-async def test_repeat__at_once_in_two_processes_is_written_once(facade: Facade) -> None:
+@WAYS
+async def test_repeat__at_once_in_two_processes_is_written_once(facade: Facade, by: str) -> None:
     first: Converse = await facade()
     second: Converse = await facade(database=first.database_name)
     conversation = await first.start_conversation()
     elsewhere = await second.get_conversation(conversation.id)
     model = Model()
     model.say("once ", None, "twice", None)
-    async with a_process(model) as here, a_process(model) as there:
+    async with AsyncExitStack() as stack:
+        here = await stack.enter_async_context(a_process(model, by=by))
+        there = await stack.enter_async_context(a_process(model, by=by))
+        if by == "queue":
+            await stack.enter_async_context(working(first, model.respond))
+            await stack.enter_async_context(working(second, model.respond))
         found = await asyncio.gather(
             here.ask(conversation, "Hello?", "r"), there.ask(elsewhere, "Hello?", "r")
         )
@@ -364,6 +389,7 @@ async def test_repeat__of_what_nobody_has_begun_to_write_is_begun(converse: Conv
     assert (again[0].id, model.asked[0].id) == (question.id, answer.id)
 
 
+@BOTH
 async def test_repeat__with_another_text_is_refused(site: Site) -> None:
     conversation = await site.conversation()
     first = await say(site, conversation, "Hello", request_id="r")
@@ -376,6 +402,7 @@ async def test_repeat__with_another_text_is_refused(site: Site) -> None:
     assert [each.content for each in await conversation.messages()] == ["Hello", ""]
 
 
+@BOTH
 async def test_repeat__with_another_text_at_once_stores_one(site: Site) -> None:
     conversation = await site.conversation()
     texts = ["a", "b", "c"]
@@ -509,6 +536,7 @@ async def test_no_generations__change_nothing_and_say_what_is_missing(
 # Stops
 
 
+@BOTH
 async def test_stop__that_comes_before_its_question_wins(site: Site) -> None:
     conversation = await site.conversation()
     (early,) = await stop(site, conversation, request_id="r", reason="no")
@@ -525,6 +553,7 @@ async def test_stop__that_comes_before_its_question_wins(site: Site) -> None:
     assert (await wait_for_end(site, retried["id"])).content == "Now"
 
 
+@BOTH
 async def test_stop__of_a_question_that_never_comes_stops_nothing_else(site: Site) -> None:
     conversation = await site.conversation()
     await stop(site, conversation, request_id="never")
@@ -536,8 +565,9 @@ async def test_stop__of_a_question_that_never_comes_stops_nothing_else(site: Sit
     assert await stop(site, conversation, request_id="r") == []
 
 
-async def test_stop__names_the_answer_in_many_ways(make_site: MakeSite) -> None:
-    site = await make_site(limits=Limits(answers_per_conversation=None))
+@WAYS
+async def test_stop__names_the_answer_in_many_ways(make_site: MakeSite, by: str) -> None:
+    site = await make_site(by=by, limits=Limits(answers_per_conversation=None))
     conversation = await site.conversation()
     for number in range(3):
         other = await say(site, conversation, "Other", request_id=f"other {number}")
@@ -562,6 +592,7 @@ async def retried(site: Site, conversation: Conversation) -> tuple[str, str]:
     return first, second
 
 
+@BOTH
 async def test_stop__of_a_question_stops_the_answer_that_it_has_now(site: Site) -> None:
     conversation = await site.conversation()
     _, second = await retried(site, conversation)
@@ -569,12 +600,13 @@ async def test_stop__of_a_question_stops_the_answer_that_it_has_now(site: Site) 
     assert (await wait_for_end(site, second)).status is MessageStatus.CANCELLED
 
 
-async def test_stop__at_any_moment_of_its_question_wins(facade: Facade) -> None:
+@WAYS
+async def test_stop__at_any_moment_of_its_question_wins(facade: Facade, by: str) -> None:
     """In another process, too: between any two steps of the one that answers."""
     first: Converse = await facade()
     second: Converse = await facade(database=first.database_name)
     model = Model()
-    async with a_process(model) as here, a_process() as there:
+    async with a_process(model, by=by) as here, a_process(by=by) as there:
         for delay in range(12):
             conversation = await first.start_conversation()
             elsewhere = await second.get_conversation(conversation.id)
@@ -591,13 +623,14 @@ async def test_stop__at_any_moment_of_its_question_wins(facade: Facade) -> None:
             assert (await answer.refresh()).status is MessageStatus.CANCELLED
 
 
+@WAYS
 async def test_stop__that_found_no_answer_looks_again(
-    converse: Converse, monkeypatch: pytest.MonkeyPatch
+    converse: Converse, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """The answer is begun after the first look, by somebody who does not see the stop yet."""
     conversation = await converse.start_conversation()
     note = answers.Answers.stop_early
-    async with a_process() as turns:
+    async with a_process(by=by) as turns:
 
         async def note_late(*arguments: Any) -> None:
             await turns.ask(conversation, "Hello?", "r")
@@ -611,9 +644,10 @@ async def test_stop__that_found_no_answer_looks_again(
     assert (await converse.get_message(answer_id)).stop_reason is None
 
 
-async def test_early_stops__are_bounded(converse: Converse) -> None:
+@WAYS
+async def test_early_stops__are_bounded(converse: Converse, by: str) -> None:
     conversation = await converse.start_conversation()
-    async with a_process() as turns:
+    async with a_process(by=by) as turns:
         for number in range(40):
             await turns.stop(conversation, request_id=f"r{number}")
         stored = await conversation.store().conversations.find_one({"_id": conversation.id})
@@ -777,10 +811,11 @@ async def test_deletion__ends_the_answer_quietly(
 # What a second reading found
 
 
-async def test_begin__outlives_the_deadline_of_its_request(converse: Converse) -> None:
+@WAYS
+async def test_begin__outlives_the_deadline_of_its_request(converse: Converse, by: str) -> None:
     """Its turn ends as well: the next question does not wait for a lease."""
     conversation = await converse.start_conversation()
-    async with a_process() as turns:
+    async with a_process(by=by) as turns:
         with pymongo.timeout(0.001):
             await asyncio.sleep(0.01)
             _, answer = await turns.ask(conversation, "Hello?")
@@ -790,21 +825,25 @@ async def test_begin__outlives_the_deadline_of_its_request(converse: Converse) -
         assert "answer_turn" not in stored
 
 
-async def test_ask__again_is_not_answered_behind_another_question(converse: Converse) -> None:
+@WAYS
+async def test_ask__again_is_not_answered_behind_another_question(
+    converse: Converse, by: str
+) -> None:
     conversation = await converse.start_conversation()
     await conversation.create_user_message("First", generation_id="request:r")
     await conversation.create_user_message("Second")
-    async with a_process() as turns:
+    async with a_process(by=by) as turns:
         with pytest.raises(ConflictError, match="Another message has been sent since then"):
             await turns.ask(conversation, "First", "r")
     assert [each.content for each in await conversation.messages()] == ["First", "Second"]
 
 
+@WAYS
 async def test_stop__of_an_answer_that_was_asked_for_again_wins(
-    converse: Converse, monkeypatch: pytest.MonkeyPatch
+    converse: Converse, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     conversation = await converse.start_conversation()
-    async with a_process() as turns:
+    async with a_process(by=by) as turns:
         await turns.stop(conversation, request_id="r")
         store = conversation.store().answers
         forget, early = store.forget_stop, 0
@@ -844,6 +883,7 @@ async def test_answer__that_grows_without_a_writer_is_not_begun_again(converse: 
         assert other.asked == []
 
 
+@BOTH
 async def test_stop__of_a_question_finds_an_answer_whose_predecessor_was_deleted(
     site: Site,
 ) -> None:

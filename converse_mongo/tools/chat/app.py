@@ -140,7 +140,7 @@ def create_app(settings: Settings) -> FastAPI:
             routes(
                 converse,
                 authorize=authorize,
-                generations=generations,
+                generations=settings.queue or generations,
                 owner=owner,
                 show_errors=True,  # the chat stores only errors that are written for users
                 lifetime=settings.lifetime,

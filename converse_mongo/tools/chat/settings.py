@@ -30,6 +30,7 @@ class Settings:
         lease: Seconds without a heartbeat after which the writer of an answer is presumed dead.
         lifetime: Seconds after which a stream to a browser ends; the browser then reconnects.
         hosts: The names under which it is served; see :class:`Hosts`. Empty for any.
+        queue: The queue in which answers wait for workers; "" to write them in this process.
     """
 
     uri: str = field(repr=False)  # never in a log, as what has a key or a password in it
@@ -43,6 +44,7 @@ class Settings:
     lease: float = LEASE
     lifetime: float = 3600.0
     hosts: tuple[str, ...] = ()
+    queue: str = ""
 
     @classmethod
     def from_environment(
@@ -78,4 +80,5 @@ class Settings:
             model=os.environ.get("CHAT_MODEL") or MODEL,
             lease=lease,
             hosts=hosts,
+            queue=os.environ.get("CHAT_QUEUE", ""),
         )

@@ -1,7 +1,17 @@
 // @ts-check
 /** A conversation, for user interfaces: its messages, and the actions of its user. */
 
-import { createdMessage, look, merge, messageOf, newEntry, reloader, take } from "./entries.js";
+import {
+  createdMessage,
+  look,
+  mayHaveWorker,
+  merge,
+  messageOf,
+  newEntry,
+  reloader,
+  setWork,
+  take,
+} from "./entries.js";
 import { DEFAULT_RETRY, ConverseError, asError, ask, pathOf } from "./requests.js";
 import { snapshots } from "./snapshots.js";
 import { watchConversation } from "./watch.js";
@@ -14,6 +24,7 @@ const NOT_SENT = "You stopped this message before it was sent.";
 
 /** @typedef {import("./entries.js").Message} Message */
 /** @typedef {import("./entries.js").StoredMessage} StoredMessage */
+/** @typedef {import("./entries.js").Work} Work */
 /** @typedef {import("./entries.js").Entry} Entry */
 /** @typedef {import("./watch.js").Event} Event */
 
@@ -31,6 +42,14 @@ const NOT_SENT = "You stopped this message before it was sent.";
 /** @typedef {import("./requests.js").RequestOptions & OwnConversationOptions} ConversationOptions */
 
 /**
+ * @typedef {{call_id: string, approved: boolean, reason?: string}} ApprovalAnswer Allows a tool call,
+ *     or does not.
+ */
+/** @typedef {{call_id: string, output: unknown}} OutputAnswer The output of a tool that ran here. */
+/** @typedef {{call_id: string, error: string}} ErrorAnswer Why such a tool has none. */
+/** @typedef {ApprovalAnswer | OutputAnswer | ErrorAnswer} CallAnswer */
+
+/**
  * @typedef {object} Snapshot
  * It never changes. A later snapshot has the same objects for all that has not changed.
  * @property {"loading" | "open" | "reconnecting" | "error"} status "loading" until the messages are
@@ -40,7 +59,8 @@ const NOT_SENT = "You stopped this message before it was sent.";
  * @property {readonly Message[]} messages In order, without answers that were replaced; at the end
  *     the messages of this client that are not stored.
  * @property {boolean} hasOlder Whether `loadOlder` has something to load.
- * @property {boolean} typing Whether an answer is being written, or is about to be.
+ * @property {boolean} typing Whether an answer is being written, or is about to be; one that waits for
+ *     people is not.
  */
 
 /**
@@ -60,6 +80,10 @@ const NOT_SENT = "You stopped this message before it was sent.";
  * @property {(messageId: string) => Promise<Message | null>} retry Starts another answer in place
  *     of the last one, and resolves with it; with `null` if another process answers. Rejects as
  *     `stop` does.
+ * @property {(messageId: string, answers: CallAnswer[]) => Promise<Work | null>} answerToolCalls
+ *     Answers tool calls that wait, all or none, and resolves with what the message waits for then;
+ *     with `null` if it has ended. Rejects as `stop` does; with the code "not_pending" if somebody
+ *     else was faster.
  * @property {() => Promise<void>} loadOlder Loads the page before the first message. Rejects as
  *     `stop` does.
  * @property {() => void} close Ends it: listeners are no longer called, and nothing is tried again.
@@ -129,7 +153,10 @@ export function openConversation(options) {
   function build() {
     const replaced = new Set(order.map((entry) => entry.message.replaces));
     const messages = order.map(look).filter((message) => !replaced.has(message.id));
-    let typing = messages.some((each) => each.role === "assistant" && each.status === "streaming");
+    let typing = messages.some(
+      ({ role, status, work }) =>
+        role === "assistant" && status === "streaming" && work?.state !== "waiting",
+    );
     for (const { message, match } of drafts.values()) {
       typing ||= message.status === "pending";
       if (match === null || !entries.has(match)) messages.push(message);
@@ -222,8 +249,10 @@ export function openConversation(options) {
         signal,
         onEvent,
         onState: (state, trouble) => {
-          if (state === "open") enter("open", null);
-          else if (state === "waiting") enter("reconnecting", trouble);
+          if (state === "open") {
+            enter("open", null);
+            for (const { message } of order) if (mayHaveWorker(message)) reload(message.id);
+          } else if (state === "waiting") enter("reconnecting", trouble);
         },
       });
       const trouble = await watch.closed;
@@ -419,6 +448,20 @@ export function openConversation(options) {
       shown.publish();
       await retry.stop?.(pathOf(conversationId, answer.id));
       return look(/** @type {Entry} */ (entries.get(answer.id)));
+    },
+
+    answerToolCalls: async (messageId, answers) => {
+      const news = entries.get(messageId)?.news;
+      const target = `${pathOf(conversationId, messageId)}/answers`;
+      const body = { answers, request_id: newRequestId() };
+      /** @type {{work: Work | null}} */
+      const { work } = await ask(options, target, { body, patience, signal });
+      const entry = entries.get(messageId);
+      if (work !== null && entry !== undefined && entry.news === news) {
+        setWork(entry, work);
+        shown.publish();
+      }
+      return work;
     },
 
     loadOlder: () => loadOlder({ patience }),

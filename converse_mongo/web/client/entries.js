@@ -8,7 +8,18 @@ import { isEnd } from "./watch.js";
 /** @typedef {import("./watch.js").ConversationEvent} ConversationEvent */
 /** @typedef {import("./watch.js").FinalEvent} FinalEvent */
 /** @typedef {import("./watch.js").Chunk} Chunk */
+/** @typedef {import("./watch.js").WorkEvent} WorkEvent */
 /** @typedef {readonly Readonly<import("./parts.js").PartRecord>[]} Parts */
+
+/**
+ * @typedef {object} Work
+ * What a message waits for that was queued for workers.
+ * @property {"queued" | "running" | "waiting"} state "queued" for a worker, "running" with one,
+ *     "waiting" for people.
+ * @property {number} attempt The number of the attempt that it is at, or of the next one.
+ * @property {readonly import("./watch.js").PendingCall[]} [pending] The calls that wait for people;
+ *     only while it is "waiting".
+ */
 
 /**
  * @typedef {object} Message
@@ -22,6 +33,8 @@ import { isEnd } from "./watch.js";
  * @property {Parts} parts The parts so far, in order; of a message of text alone that text, if there
  *     is any. A part that has not changed is the same object as before, and so is the array if none
  *     has.
+ * @property {Readonly<Work>} [work] What it waits for, if it was queued for workers; absent once it
+ *     has ended.
  * @property {number} chunk_count The number of chunks in it.
  * @property {Record<string, unknown>} metadata
  * @property {string | null} replaces The id of the answer that this one replaces.
@@ -53,10 +66,20 @@ import { isEnd } from "./watch.js";
  * @property {PartLog | null} log The parts; `null` while there is only text, and after the end.
  * @property {number} count The number of chunks, with those since `message` was read.
  * @property {Map<number, Chunk>} ahead Chunks behind missing ones.
+ * @property {number} news The number of events that told what it waits for.
  * @property {FinalEvent | null} end The end of the message, if it was received before all chunks.
  */
 
 const FINAL = new Set(["completed", "failed", "cancelled"]);
+
+/**
+ * Whether a message may have got a worker, or another one, without an event that a new stream sends.
+ *
+ * @param {Message} message
+ */
+export function mayHaveWorker({ work }) {
+  return work !== undefined && work.state !== "running";
+}
 
 /** @param {Pick<Message, "status">} message */
 export function isFinal(message) {
@@ -71,7 +94,10 @@ export function newEntry(stored) {
   const message = messageOf(stored);
   const count = message.chunk_count;
   /** @type {Entry} */
-  const entry = { message, tail: [], open: null, log: null, count, ahead: new Map(), end: null };
+  const entry = {
+    ...{ message, tail: [], open: null, log: null, count },
+    ...{ ahead: new Map(), news: 0, end: null },
+  };
   begin(entry, stored);
   return entry;
 }
@@ -90,6 +116,7 @@ export function messageOf(stored, known = []) {
     const old = before.get(each.part);
     return old !== undefined && isSame(old, each) ? old : Object.freeze(each);
   });
+  if (message.work !== undefined) Object.freeze(message.work);
   return Object.freeze({ ...message, parts: kept(parts, known) });
 }
 
@@ -179,7 +206,8 @@ function change(entry, fields) {
 }
 
 /**
- * Applies an event of a chunk or of the end, and no other. A repeated event changes nothing.
+ * Applies an event of a chunk, of its work or of the end, and no other. A repeated event changes
+ * nothing.
  *
  * @param {Entry} entry
  * @param {ConversationEvent} event
@@ -189,13 +217,63 @@ export function take(entry, event) {
   if (isFinal(entry.message)) return false;
   if (event.type === "chunk.received") {
     const { chunk } = event;
-    if (chunk.sequence >= entry.count) entry.ahead.set(chunk.sequence, chunk);
+    if (chunk.sequence >= entry.count) {
+      entry.ahead.set(chunk.sequence, chunk);
+      noteWriter(entry, chunk);
+    }
     join(entry);
+  } else if (isWork(event)) {
+    entry.news += 1;
+    setWork(entry, workOf(event));
   } else if (isEnd(event)) {
     entry.end = event;
   }
   tryEnd(entry);
   return lacks(entry);
+}
+
+const STATES = { "message.queued": "queued", "message.started": "running", "message.suspended": "waiting" };
+
+/**
+ * @param {ConversationEvent} event
+ * @returns {event is WorkEvent}
+ */
+function isWork(event) {
+  return Object.hasOwn(STATES, event.type);
+}
+
+/**
+ * @param {WorkEvent} event
+ * @returns {Work}
+ */
+function workOf(event) {
+  const state = /** @type {Work["state"]} */ (STATES[event.type]);
+  const { attempt } = event;
+  return event.type === "message.suspended" ? { state, attempt, pending: event.pending } : { state, attempt };
+}
+
+/**
+ * Sets what a message waits for.
+ *
+ * @param {Entry} entry
+ * @param {Work} work
+ */
+export function setWork(entry, work) {
+  if (isFinal(entry.message) || isSame(entry.message.work, work)) return;
+  look(entry);
+  change(entry, { work: Object.freeze(work) });
+}
+
+/**
+ * Notes that a message has a worker, which is told after its first chunk if that comes soon.
+ *
+ * @param {Entry} entry
+ * @param {Chunk} chunk
+ */
+function noteWriter(entry, chunk) {
+  const { work } = entry.message;
+  if (work?.state !== "queued" || chunk.event === "redact") return;
+  setWork(entry, { state: "running", attempt: work.attempt });
 }
 
 /**
@@ -242,7 +320,8 @@ function lacks(entry) {
 function tryEnd(entry) {
   const { end, count } = entry;
   if (end === null || end.chunk_count !== count) return;
-  look(entry);
+  const { work, ...message } = look(entry);
+  entry.message = message;
   change(entry, {
     status: /** @type {Message["status"]} */ (end.type.slice("message.".length)),
     metadata: end.metadata,
@@ -258,11 +337,13 @@ function tryEnd(entry) {
  *
  * @param {Entry} entry
  * @param {StoredMessage} stored
+ * @param {number} news The `news` of the entry when loading began. By default it was not known then.
  */
-export function merge(entry, stored) {
+export function merge(entry, stored, news = 0) {
   if (isFinal(entry.message) && !isFinal(stored)) return;
   const known = look(entry);
-  const loaded = messageOf(stored, known.parts);
+  const isNewer = entry.news > news && known.work !== undefined && !isFinal(stored);
+  const loaded = messageOf(isNewer ? { ...stored, work: known.work } : stored, known.parts);
   if (isFinal(loaded) || loaded.chunk_count >= entry.count) {
     if (!isSame(known, loaded)) {
       entry.message = loaded;
@@ -322,10 +403,11 @@ export function reloader({ load, find, onDone, retry, signal }) {
     try {
       for (let failures = 1; ; failures += 1) {
         loading.set(id, false);
+        const news = find(id)?.news;
         const loaded = await load(id);
         const entry = find(id);
         if (entry === undefined) return;
-        merge(entry, loaded);
+        merge(entry, loaded, news);
         onDone(id, null);
         if (loading.get(id)) continue;
         if (!lacks(entry)) return;

@@ -8,9 +8,11 @@ export { watchConversation, watchMessage, watchOwner } from "./watch.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 /** @typedef {import("./conversation.js").ConversationOptions} ConversationOptions */
+/** @typedef {import("./conversation.js").CallAnswer} CallAnswer */
 /** @typedef {import("./conversation.js").Snapshot} Snapshot */
 /** @typedef {import("./entries.js").Message} Message */
 /** @typedef {import("./entries.js").StoredMessage} StoredMessage */
+/** @typedef {import("./entries.js").Work} Work */
 /** @typedef {import("./parts.js").PartRecord} PartRecord */
 /** @typedef {import("./parts.js").PartSnapshot} PartSnapshot */
 /** @typedef {import("./parts.js").ToolCallState} ToolCallState */
@@ -19,6 +21,7 @@ export { watchConversation, watchMessage, watchOwner } from "./watch.js";
 /** @typedef {import("./watch.js").OwnerEvent} OwnerEvent */
 /** @typedef {import("./watch.js").OwnerWatch} OwnerWatch */
 /** @typedef {import("./watch.js").OwnerWatchOptions} OwnerWatchOptions */
+/** @typedef {import("./watch.js").PendingCall} PendingCall */
 /** @typedef {import("./watch.js").State} State */
 /** @typedef {import("./watch.js").Watch} Watch */
 /** @typedef {import("./watch.js").WatchOptions} WatchOptions */

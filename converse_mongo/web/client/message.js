@@ -1,7 +1,7 @@
 // @ts-check
 /** One message, for user interfaces: its text as it grows. */
 
-import { isFinal, look, newEntry, reloader, take } from "./entries.js";
+import { isFinal, look, mayHaveWorker, newEntry, reloader, take } from "./entries.js";
 import { DEFAULT_RETRY, asError, ask, pathOf } from "./requests.js";
 import { snapshots } from "./snapshots.js";
 import { watchMessage } from "./watch.js";
@@ -96,8 +96,10 @@ export function openMessage(options) {
           enter("open");
         },
         onState: (state, trouble) => {
-          if (state === "open") enter("open");
-          else if (state === "waiting") enter("reconnecting", trouble);
+          if (state === "open") {
+            enter("open");
+            if (mayHaveWorker(own.message)) reload(message.id);
+          } else if (state === "waiting") enter("reconnecting", trouble);
         },
       });
       const trouble = await watch.closed;

@@ -12,7 +12,7 @@ import { openMessage } from "./message.js";
 /** @typedef {Omit<import("./conversation.js").ConversationOptions, "conversationId">} Options */
 
 /**
- * @typedef {Pick<Conversation, "send" | "resend" | "stop" | "retry" | "loadOlder">} Actions
+ * @typedef {Pick<Conversation, "send" | "resend" | "stop" | "retry" | "answerToolCalls" | "loadOlder">} Actions
  * The functions stay the same while the id does, and throw before the first effect.
  */
 
@@ -197,6 +197,7 @@ function actionsOf(shared) {
     resend: async (id) => await opened().resend(id),
     stop: async (messageId, reason) => await opened().stop(messageId, reason),
     retry: async (messageId) => await opened().retry(messageId),
+    answerToolCalls: async (messageId, answers) => await opened().answerToolCalls(messageId, answers),
     loadOlder: async () => await opened().loadOlder(),
   };
 }

@@ -47,6 +47,14 @@ const STEADY = 30_000;
  */
 
 /**
+ * @typedef {object} PendingCall
+ * A tool call that waits for people.
+ * @property {string} call_id
+ * @property {"approval" | "output"} wanted
+ * @property {string} [expires_at] When an answer comes too late; absent for never.
+ */
+
+/**
  * @typedef {object} InMessage
  * @property {string} conversation_id
  * @property {string} message_id
@@ -75,15 +83,23 @@ const STEADY = 30_000;
 /** @typedef {InMessage & Created} MessageCreated */
 /** @typedef {InMessage & {type: "chunk.received", chunk: Chunk}} ChunkReceived */
 /** @typedef {InMessage & {type: "message.updated", revision: number}} MessageUpdated */
+/** @typedef {InMessage & {type: "message.queued", attempt: number}} MessageQueued */
+/** @typedef {InMessage & {type: "message.started", attempt: number}} MessageStarted */
+/** @typedef {InMessage & {type: "message.suspended", attempt: number, pending: readonly PendingCall[]}} MessageSuspended */
+/**
+ * @typedef {MessageQueued | MessageStarted | MessageSuspended} WorkEvent
+ * News of a message that was queued for workers: the latest, and no place in the stream.
+ */
 /** @typedef {InMessage & Ended & {type: "message.completed"}} MessageCompleted */
 /** @typedef {InMessage & Ended & {type: "message.failed", error: string}} MessageFailed */
 /** @typedef {InMessage & Ended & {type: "message.cancelled", reason: string | null}} MessageCancelled */
 /** @typedef {MessageCompleted | MessageFailed | MessageCancelled} FinalEvent */
-/** @typedef {MessageCreated | ChunkReceived | MessageUpdated | FinalEvent} ConversationEvent */
+/** @typedef {MessageCreated | ChunkReceived | MessageUpdated | WorkEvent | FinalEvent} ConversationEvent */
 
 /**
  * @typedef {ConversationEvent & {id: string}} Event
- * An event; its id is the cursor behind it, to be passed as `after`.
+ * An event; its id is the cursor behind it, to be passed as `after`. News of a queued message has that
+ * of the event before it, or "".
  */
 
 /**
@@ -204,7 +220,7 @@ function watch(path, options, isLast) {
   const target = () => (cursor === null ? path : `${path}?after=${encodeURIComponent(cursor)}`);
   const connection = connect(options, target, (sent) => {
     /** @type {Event} */
-    const event = { ...JSON.parse(sent.data), id: sent.id };
+    const event = { ...JSON.parse(sent.data), id: sent.id || (cursor ?? "") };
     options.onEvent(event);
     cursor = sent.id || cursor;
     return isLast(event);

@@ -279,9 +279,9 @@ test("actions are the same functions all the time, and act", async () => {
   service.answering = true;
   const component = conversationProbe();
   component.render({ limit: 1 });
-  const names = ["send", "resend", "stop", "retry", "loadOlder"];
+  const names = ["send", "resend", "stop", "retry", "loadOlder", "answerToolCalls"];
   const actions = names.map((name) => component.renders[0][name]);
-  const [send, resend, stop, retry, loadOlder] = actions;
+  const [send, resend, stop, retry, loadOlder, answerToolCalls] = actions;
   await component.until((value) => isOpen(value) && value.hasOlder);
   await loadOlder();
   service.next("send", refuse(413));
@@ -298,6 +298,8 @@ test("actions are the same functions all the time, and act", async () => {
   assert.equal(service.of("stop all").length, 1);
   const answer = await retry(messages[3].id);
   await component.until((value) => value.messages.at(-1).id === answer.id);
+  await answerToolCalls(answer.id, [{ call_id: "c", output: 1 }]);
+  assert.deepEqual(service.of("answers")[0].body.answers, [{ call_id: "c", output: 1 }]);
   for (const render of component.renders) {
     assert.deepEqual(names.map((name) => render[name]), actions);
   }

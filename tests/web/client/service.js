@@ -20,6 +20,7 @@ const ROUTES = Object.entries({
   "message events": `GET ${MESSAGE}/events`,
   stop: `POST ${MESSAGE}/stop`,
   retry: `POST ${MESSAGE}/retry`,
+  answers: `POST ${MESSAGE}/answers`,
   "owner events": "GET /events",
 }).map(([name, pattern]) => [name, new RegExp(`^${pattern}$`)]);
 
@@ -218,7 +219,21 @@ export class Service {
     });
   }
 
+  /** Stores what a queued message waits for, and tells those who stream now: it has no place. */
+  wait(message, state, attempt = 1, pending = undefined) {
+    message.work = { state, attempt, ...(pending ? { pending } : {}) };
+    if (!this.#quiet) this.tellWork(message);
+  }
+
+  tellWork(message) {
+    const { state, ...work } = message.work;
+    const names = { queued: "message.queued", running: "message.started", waiting: "message.suspended" };
+    const text = frame({ type: names[state], ...named(message), ...work });
+    for (const { response } of this.streams) response.write(text);
+  }
+
   end(message, status = "completed", fields = {}) {
+    delete message.work;
     Object.assign(message, { status, completed_at: time(99), ...fields });
     const event = ended(message);
     this.tell(event);
@@ -330,6 +345,11 @@ export class Service {
     retry: (response, { path }) => {
       const answer = this.answering ? this.begin({ replaces: idIn(path) }) : null;
       json({ answer: answer && this.wire(answer) }, 201)(response);
+    },
+
+    answers: (response, { path }) => {
+      const { work = null } = this.stored.get(idIn(path));
+      json({ work })(response);
     },
 
     stop: (response, { path }) => json({ id: idIn(path), status: "streaming" })(response),

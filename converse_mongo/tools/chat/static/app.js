@@ -40,6 +40,10 @@ let rested = 0; // when it may be drawn again
 const list = new MessageList(at("messages"), {
   retry: (message) => act(() => chat.retry(message.id), "Another answer could not be requested."),
   resend: (message) => act(() => chat.resend(message.id), "The message could not be sent."),
+  answer: (message, callId, approved) => {
+    const answers = [{ call_id: callId, approved }];
+    return act(() => chat.answerToolCalls(message.id, answers), "Your answer could not be sent.");
+  },
   announce,
   toggled: () => {
     following = atEnd(); // what is read now must not be scrolled away
@@ -303,7 +307,7 @@ function complain(text) {
   place.textContent = text ?? "";
 }
 
-/** Announces a finished answer, or one that starts again, to screen readers, once and completely. */
+/** Announces a finished answer, or one that starts again or waits, to screen readers, once and completely. */
 function announce(text) {
   const part = element("p", { textContent: text });
   at("announcer").replaceChildren(part);

@@ -1,7 +1,8 @@
 /** Shows the messages of a conversation, and updates them while they stream. */
 
 import { Parts } from "./parts.js";
-import { copyButton, element } from "./text.js";
+import { button, copyButton, element } from "./text.js";
+import { Waits, isWritten } from "./waits.js";
 
 const INTERRUPTED = "The answer stopped because the process that wrote it is gone. Try again.";
 const ENDS = new Set(["completed", "failed", "cancelled"]);
@@ -10,8 +11,9 @@ const LONGEST_ANNOUNCEMENT = 1500;
 /**
  * A list of messages.
  *
- * `actions` has `retry(message)` and `resend(message)`, called for the buttons;
- * `announce(text)`, called when a visible answer ends, or starts again; `toggled()`, called when a part
+ * `actions` has `retry(message)`, `resend(message)` and `answer(message, callId, approved)`, called for
+ * the buttons; `announce(text)`, called when a visible answer ends, starts again, or waits for its
+ * reader; `toggled()`, called when a part
  * was folded or unfolded; and `left()`, called when the element that had the focus is gone.
  */
 export class MessageList {
@@ -78,10 +80,14 @@ class MessageView {
     this.parts = new Parts(() => actions.toggled());
     this.again = element("span", { className: "soft", textContent: "Starting again", hidden: true });
     this.typing = typing(this.again);
+    this.waits = new Waits({
+      answer: (callId, approved) => actions.answer(this.message, callId, approved),
+      announce: (text) => actions.announce(text),
+    });
     this.error = element("p", { className: "error" });
     this.facts = element("span", { className: "facts" });
-    this.retry = this.button("Try again", () => actions.retry(this.message));
-    this.resend = this.button("Send again", () => actions.resend(this.message));
+    this.retry = button("Try again", () => actions.retry(this.message));
+    this.resend = button("Send again", () => actions.resend(this.message));
     this.copy = copyButton(() => this.message.content);
     this.foot = element("div", { className: "foot" }, this.retry, this.resend);
     if (this.copy) this.foot.append(this.copy);
@@ -92,24 +98,10 @@ class MessageView {
       element("h2", { className: "unseen", textContent: who }),
       this.parts.node,
       this.typing,
+      this.waits.node,
       this.error,
       this.foot,
     );
-  }
-
-  button(label, onClick) {
-    const button = element("button", { type: "button", className: "quiet", textContent: label });
-    let busy = false;
-    button.addEventListener("click", async () => {
-      if (busy) return;
-      // Not `disabled`: that would take the focus away from keyboard users.
-      busy = true;
-      button.setAttribute("aria-disabled", "true");
-      await onClick();
-      busy = false;
-      button.removeAttribute("aria-disabled");
-    });
-    return button;
   }
 
   draw(message, isLast) {
@@ -119,9 +111,11 @@ class MessageView {
     const streams = status === "streaming";
     const answer = role === "assistant";
     this.node.dataset.status = status;
-    const isBusy = this.parts.draw(parts, streams);
+    const written = isWritten(message);
+    const isBusy = this.parts.draw(parts, { streams, written });
     if (before !== null && streams) this.drawAgain(before.parts, parts);
-    this.typing.hidden = !(answer && streams && !isBusy);
+    this.typing.hidden = !(answer && written && !isBusy);
+    this.waits.draw(message);
 
     const error = errorOf(message);
     this.error.hidden = error === "";
@@ -184,7 +178,7 @@ function typing(...more) {
 function errorOf(message) {
   if (message.status === "unsent") return "This could not be sent.";
   if (message.status !== "failed") return "";
-  return message.error === "interrupted" ? INTERRUPTED : message.error || "The answer failed.";
+  return message.error?.startsWith("interrupted") ? INTERRUPTED : message.error || "The answer failed.";
 }
 
 /** Returns the line below an answer: the model, its cost, and how it ended. */

@@ -24,6 +24,7 @@ const STATES = {
   "output-denied": "Not allowed",
   "interrupted": "Stopped",
 };
+const STALLED = new Set(["input-streaming", "running"]); // unless somebody is at it
 const OPEN_STATES = new Set(Object.keys(STATES).slice(0, 5));
 
 /** The parts of a message in an element. `onToggle` is called when the reader folds one. */
@@ -37,16 +38,17 @@ export class Parts {
    * Shows parts; what did not change stays as it is.
    *
    * @param {readonly object[]} parts
-   * @param {boolean} streams Whether more may follow.
+   * @param {{streams: boolean, written: boolean}} state Whether more may follow, and whether somebody
+   *     is writing it now.
    * @returns {boolean} Whether the reader sees that something goes on.
    */
-  draw(parts, streams) {
+  draw(parts, state) {
     const children = new Map();
     for (const part of parts) {
       if (!children.has(part.parent)) children.set(part.parent, []);
       children.get(part.parent).push(part);
     }
-    return this.level.draw({ children, streams }, undefined);
+    return this.level.draw({ children, ...state }, undefined);
   }
 }
 
@@ -65,7 +67,7 @@ class Level {
     const nodes = [];
     let isBusy = false;
     for (const part of parts) {
-      const Kind = viewOf(part, all.streams);
+      const Kind = viewOf(part, all);
       if (Kind === null) continue;
       let view = this.views.get(part.part);
       if (view?.constructor !== Kind) {
@@ -95,18 +97,18 @@ class Level {
 }
 
 /** The class of what shows a part; `null` if there is nothing to see. */
-function viewOf(part, streams) {
+function viewOf(part, all) {
   const { kind, text, redacted } = part;
   if (UNSEEN.has(kind) || SOURCES.has(kind)) return null;
   if (redacted) return RemovedView;
   if (kind === "text") return text === "" ? null : TextView;
-  if (kind === "reasoning") return text === "" && !grows(part, streams) ? null : ReasoningView;
+  if (kind === "reasoning") return text === "" && !grows(part, all) ? null : ReasoningView;
   if (kind === "tool_call") return ToolCallView;
   return kind === "file" ? FileView : DataView;
 }
 
-function grows({ closed }, streams) {
-  return streams && closed !== true;
+function grows({ closed }, { written }) {
+  return written && closed !== true;
 }
 
 class RemovedView {
@@ -123,8 +125,8 @@ class TextView {
     this.node = this.markdown.node;
   }
 
-  draw(part, { streams }) {
-    const growing = grows(part, streams);
+  draw(part, all) {
+    const growing = grows(part, all);
     if (this.part !== part || this.growing !== growing) this.markdown.show(part.text, growing);
     this.part = part;
     this.growing = growing;
@@ -183,8 +185,8 @@ class ReasoningView extends FoldedView {
     this.node.classList.add("reasoning");
   }
 
-  drawSummary(part, { streams }) {
-    const growing = grows(part, streams);
+  drawSummary(part, all) {
+    const growing = grows(part, all);
     this.say(growing ? "Thinking…" : "Thought for a while");
     return growing;
   }
@@ -206,11 +208,12 @@ class ToolCallView extends FoldedView {
     this.body.append(this.input.node, this.nested.node, this.output.node, this.error);
   }
 
-  drawSummary({ fields, ...call }, { streams }) {
-    const state = toolCallState({ fields, ...call }, !streams);
-    this.say(line(fields.title) || words(fields.name) || "Tool", STATES[state]);
+  drawSummary(call, { streams, written }) {
+    const state = toolCallState(call, !streams);
+    const isStalled = !written && STALLED.has(state);
+    this.say(nameOf(call), STATES[isStalled ? "input-available" : state]);
     this.node.dataset.state = state;
-    return OPEN_STATES.has(state);
+    return written && OPEN_STATES.has(state);
   }
 
   drawBody(part, all) {
@@ -292,6 +295,11 @@ class Sources {
     this.node.replaceChildren(...items);
     return items.length > 0;
   }
+}
+
+/** What a tool call is named for its reader. */
+export function nameOf({ fields }) {
+  return line(fields.title) || words(fields.name) || "Tool";
 }
 
 /** A link that opens in a tab of its own; text if the address is not one of the web. */

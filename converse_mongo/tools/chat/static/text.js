@@ -9,6 +9,22 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
+/** Creates a button that is pressed once at a time. */
+export function button(label, onClick) {
+  const made = element("button", { type: "button", className: "quiet", textContent: label });
+  let busy = false;
+  made.addEventListener("click", async () => {
+    if (busy) return;
+    // Not `disabled`: that would take the focus away from keyboard users.
+    busy = true;
+    made.setAttribute("aria-disabled", "true");
+    await onClick();
+    busy = false;
+    made.removeAttribute("aria-disabled");
+  });
+  return made;
+}
+
 /** Creates a button that copies a text; returns `null` if the browser does not let pages copy. */
 export function copyButton(text) {
   if (!navigator.clipboard) return null;

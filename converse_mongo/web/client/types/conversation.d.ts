@@ -1,5 +1,6 @@
 /** @typedef {import("./entries.js").Message} Message */
 /** @typedef {import("./entries.js").StoredMessage} StoredMessage */
+/** @typedef {import("./entries.js").Work} Work */
 /** @typedef {import("./entries.js").Entry} Entry */
 /** @typedef {import("./watch.js").Event} Event */
 /**
@@ -14,6 +15,13 @@
  */
 /** @typedef {import("./requests.js").RequestOptions & OwnConversationOptions} ConversationOptions */
 /**
+ * @typedef {{call_id: string, approved: boolean, reason?: string}} ApprovalAnswer Allows a tool call,
+ *     or does not.
+ */
+/** @typedef {{call_id: string, output: unknown}} OutputAnswer The output of a tool that ran here. */
+/** @typedef {{call_id: string, error: string}} ErrorAnswer Why such a tool has none. */
+/** @typedef {ApprovalAnswer | OutputAnswer | ErrorAnswer} CallAnswer */
+/**
  * @typedef {object} Snapshot
  * It never changes. A later snapshot has the same objects for all that has not changed.
  * @property {"loading" | "open" | "reconnecting" | "error"} status "loading" until the messages are
@@ -23,7 +31,8 @@
  * @property {readonly Message[]} messages In order, without answers that were replaced; at the end
  *     the messages of this client that are not stored.
  * @property {boolean} hasOlder Whether `loadOlder` has something to load.
- * @property {boolean} typing Whether an answer is being written, or is about to be.
+ * @property {boolean} typing Whether an answer is being written, or is about to be; one that waits for
+ *     people is not.
  */
 /**
  * @typedef {object} Conversation
@@ -42,6 +51,10 @@
  * @property {(messageId: string) => Promise<Message | null>} retry Starts another answer in place
  *     of the last one, and resolves with it; with `null` if another process answers. Rejects as
  *     `stop` does.
+ * @property {(messageId: string, answers: CallAnswer[]) => Promise<Work | null>} answerToolCalls
+ *     Answers tool calls that wait, all or none, and resolves with what the message waits for then;
+ *     with `null` if it has ended. Rejects as `stop` does; with the code "not_pending" if somebody
+ *     else was faster.
  * @property {() => Promise<void>} loadOlder Loads the page before the first message. Rejects as
  *     `stop` does.
  * @property {() => void} close Ends it: listeners are no longer called, and nothing is tried again.
@@ -73,6 +86,7 @@
 export function openConversation(options: ConversationOptions): Conversation;
 export type Message = import("./entries.js").Message;
 export type StoredMessage = import("./entries.js").StoredMessage;
+export type Work = import("./entries.js").Work;
 export type Entry = import("./entries.js").Entry;
 export type Event = import("./watch.js").Event;
 export type OwnConversationOptions = {
@@ -94,6 +108,30 @@ export type OwnConversationOptions = {
     interval?: number | undefined;
 };
 export type ConversationOptions = import("./requests.js").RequestOptions & OwnConversationOptions;
+/**
+ * Allows a tool call,
+ *     or does not.
+ */
+export type ApprovalAnswer = {
+    call_id: string;
+    approved: boolean;
+    reason?: string;
+};
+/**
+ * The output of a tool that ran here.
+ */
+export type OutputAnswer = {
+    call_id: string;
+    output: unknown;
+};
+/**
+ * Why such a tool has none.
+ */
+export type ErrorAnswer = {
+    call_id: string;
+    error: string;
+};
+export type CallAnswer = ApprovalAnswer | OutputAnswer | ErrorAnswer;
 /**
  * It never changes. A later snapshot has the same objects for all that has not changed.
  */
@@ -118,7 +156,8 @@ export type Snapshot = {
      */
     hasOlder: boolean;
     /**
-     * Whether an answer is being written, or is about to be.
+     * Whether an answer is being written, or is about to be; one that waits for
+     * people is not.
      */
     typing: boolean;
 };
@@ -155,6 +194,12 @@ export type Conversation = {
      * `stop` does.
      */
     retry: (messageId: string) => Promise<Message | null>;
+    /**
+     *     Answers tool calls that wait, all or none, and resolves with what the message waits for then;
+     *     with `null` if it has ended. Rejects as `stop` does; with the code "not_pending" if somebody
+     *     else was faster.
+     */
+    answerToolCalls: (messageId: string, answers: CallAnswer[]) => Promise<Work | null>;
     /**
      * Loads the page before the first message. Rejects as
      * `stop` does.

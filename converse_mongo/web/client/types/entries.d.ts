@@ -1,3 +1,9 @@
+/**
+ * Whether a message may have got a worker, or another one, without an event that a new stream sends.
+ *
+ * @param {Message} message
+ */
+export function mayHaveWorker({ work }: Message): boolean;
 /** @param {Pick<Message, "status">} message */
 export function isFinal(message: Pick<Message, "status">): boolean;
 /**
@@ -27,7 +33,8 @@ export function createdMessage(event: import("./watch.js").MessageCreated): Stor
  */
 export function look(entry: Entry): Message;
 /**
- * Applies an event of a chunk or of the end, and no other. A repeated event changes nothing.
+ * Applies an event of a chunk, of its work or of the end, and no other. A repeated event changes
+ * nothing.
  *
  * @param {Entry} entry
  * @param {ConversationEvent} event
@@ -35,12 +42,20 @@ export function look(entry: Entry): Message;
  */
 export function take(entry: Entry, event: ConversationEvent): boolean;
 /**
+ * Sets what a message waits for.
+ *
+ * @param {Entry} entry
+ * @param {Work} work
+ */
+export function setWork(entry: Entry, work: Work): void;
+/**
  * Merges a message that was loaded, and may be older than the events received since.
  *
  * @param {Entry} entry
  * @param {StoredMessage} stored
+ * @param {number} news The `news` of the entry when loading began. By default it was not known then.
  */
-export function merge(entry: Entry, stored: StoredMessage): void;
+export function merge(entry: Entry, stored: StoredMessage, news?: number): void;
 /**
  * Makes a function that reloads a message, with one request per message at a time.
  *
@@ -64,7 +79,27 @@ export function reloader({ load, find, onDone, retry, signal }: {
 export type ConversationEvent = import("./watch.js").ConversationEvent;
 export type FinalEvent = import("./watch.js").FinalEvent;
 export type Chunk = import("./watch.js").Chunk;
+export type WorkEvent = import("./watch.js").WorkEvent;
 export type Parts = readonly Readonly<import("./parts.js").PartRecord>[];
+/**
+ * What a message waits for that was queued for workers.
+ */
+export type Work = {
+    /**
+     * "queued" for a worker, "running" with one,
+     * "waiting" for people.
+     */
+    state: "queued" | "running" | "waiting";
+    /**
+     * The number of the attempt that it is at, or of the next one.
+     */
+    attempt: number;
+    /**
+     * The calls that wait for people;
+     * only while it is "waiting".
+     */
+    pending?: readonly import("./watch.js").PendingCall[] | undefined;
+};
 export type Message = {
     id: string;
     conversation_id: string;
@@ -87,6 +122,11 @@ export type Message = {
      * has.
      */
     parts: Parts;
+    /**
+     * What it waits for, if it was queued for workers; absent once it
+     * has ended.
+     */
+    work?: Readonly<Work> | undefined;
     /**
      * The number of chunks in it.
      */
@@ -154,6 +194,10 @@ export type Entry = {
      * Chunks behind missing ones.
      */
     ahead: Map<number, Chunk>;
+    /**
+     * The number of events that told what it waits for.
+     */
+    news: number;
     /**
      * The end of the message, if it was received before all chunks.
      */

@@ -40,4 +40,4 @@ export type Options = Omit<import("./conversation.js").ConversationOptions, "con
 /**
  * The functions stay the same while the id does, and throw before the first effect.
  */
-export type Actions = Pick<Conversation, "send" | "resend" | "stop" | "retry" | "loadOlder">;
+export type Actions = Pick<Conversation, "send" | "resend" | "stop" | "retry" | "answerToolCalls" | "loadOlder">;

@@ -17,6 +17,13 @@
  *     to be sent, by name.
  */
 /**
+ * @typedef {object} PendingCall
+ * A tool call that waits for people.
+ * @property {string} call_id
+ * @property {"approval" | "output"} wanted
+ * @property {string} [expires_at] When an answer comes too late; absent for never.
+ */
+/**
  * @typedef {object} InMessage
  * @property {string} conversation_id
  * @property {string} message_id
@@ -42,14 +49,22 @@
 /** @typedef {InMessage & Created} MessageCreated */
 /** @typedef {InMessage & {type: "chunk.received", chunk: Chunk}} ChunkReceived */
 /** @typedef {InMessage & {type: "message.updated", revision: number}} MessageUpdated */
+/** @typedef {InMessage & {type: "message.queued", attempt: number}} MessageQueued */
+/** @typedef {InMessage & {type: "message.started", attempt: number}} MessageStarted */
+/** @typedef {InMessage & {type: "message.suspended", attempt: number, pending: readonly PendingCall[]}} MessageSuspended */
+/**
+ * @typedef {MessageQueued | MessageStarted | MessageSuspended} WorkEvent
+ * News of a message that was queued for workers: the latest, and no place in the stream.
+ */
 /** @typedef {InMessage & Ended & {type: "message.completed"}} MessageCompleted */
 /** @typedef {InMessage & Ended & {type: "message.failed", error: string}} MessageFailed */
 /** @typedef {InMessage & Ended & {type: "message.cancelled", reason: string | null}} MessageCancelled */
 /** @typedef {MessageCompleted | MessageFailed | MessageCancelled} FinalEvent */
-/** @typedef {MessageCreated | ChunkReceived | MessageUpdated | FinalEvent} ConversationEvent */
+/** @typedef {MessageCreated | ChunkReceived | MessageUpdated | WorkEvent | FinalEvent} ConversationEvent */
 /**
  * @typedef {ConversationEvent & {id: string}} Event
- * An event; its id is the cursor behind it, to be passed as `after`.
+ * An event; its id is the cursor behind it, to be passed as `after`. News of a queued message has that
+ * of the event before it, or "".
  */
 /**
  * @typedef {object} Named
@@ -184,6 +199,17 @@ export type Chunk = {
         size: number;
     }> | undefined;
 };
+/**
+ * A tool call that waits for people.
+ */
+export type PendingCall = {
+    call_id: string;
+    wanted: "approval" | "output";
+    /**
+     * When an answer comes too late; absent for never.
+     */
+    expires_at?: string | undefined;
+};
 export type InMessage = {
     conversation_id: string;
     message_id: string;
@@ -222,6 +248,23 @@ export type MessageUpdated = InMessage & {
     type: "message.updated";
     revision: number;
 };
+export type MessageQueued = InMessage & {
+    type: "message.queued";
+    attempt: number;
+};
+export type MessageStarted = InMessage & {
+    type: "message.started";
+    attempt: number;
+};
+export type MessageSuspended = InMessage & {
+    type: "message.suspended";
+    attempt: number;
+    pending: readonly PendingCall[];
+};
+/**
+ * News of a message that was queued for workers: the latest, and no place in the stream.
+ */
+export type WorkEvent = MessageQueued | MessageStarted | MessageSuspended;
 export type MessageCompleted = InMessage & Ended & {
     type: "message.completed";
 };
@@ -234,9 +277,10 @@ export type MessageCancelled = InMessage & Ended & {
     reason: string | null;
 };
 export type FinalEvent = MessageCompleted | MessageFailed | MessageCancelled;
-export type ConversationEvent = MessageCreated | ChunkReceived | MessageUpdated | FinalEvent;
+export type ConversationEvent = MessageCreated | ChunkReceived | MessageUpdated | WorkEvent | FinalEvent;
 /**
- * An event; its id is the cursor behind it, to be passed as `after`.
+ * An event; its id is the cursor behind it, to be passed as `after`. News of a queued message has that
+ * of the event before it, or "".
  */
 export type Event = ConversationEvent & {
     id: string;
