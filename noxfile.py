@@ -161,7 +161,10 @@ def browser(session: nox.Session) -> None:
 @nox.session(python=PYTHON)
 @nox.parametrize("driver", list(DRIVERS))
 def faults(session: nox.Session, driver: str) -> None:
-    """500 schedules of faults, some 20 minutes; ``-- --seed 7 --schedules 1`` replays one."""
+    """500 schedules of faults, some 20 minutes; ``-- --seed 7 --schedules 1`` replays one.
+
+    With ``-- --work`` they are those of workers.
+    """
     session.install(*DRIVERS[driver], *group("test"))
     session.run("python", "-m", "tests.faults", *session.posargs)
 

@@ -30,6 +30,7 @@ from benchmarks import (
     storage,
     watch_cost,
     whole_job,
+    workers,
     writers,
 )
 from benchmarks.figures import BenchmarkError, Figure
@@ -53,6 +54,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "resume": resume.run,
     "reads": reads.run,
     "parts": parts.run,
+    "workers": workers.run,
     "watch_cost": watch_cost.run,
     "live_latency": live_latency.run,
     "whole_job": whole_job.run,

@@ -501,7 +501,7 @@ class Message(StoredDocument, Document):
         deleted = await super().delete(*args, **kwargs)
         store, key = self.store(), self._own_key()
         await store.paging.delete(key)
-        await store.key_places.release_of(key, self.work)
+        await store.key_places.release_of(key["_id"], self.work)
         return deleted
 
     def _deletable(self) -> dict[str, Any]:

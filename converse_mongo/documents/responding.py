@@ -103,4 +103,5 @@ async def load_attempt(
         respond=partial(have_respond, respond, conversation, message),
         is_streaming=lambda: message.is_streaming,
         end=message._end,  # noqa: SLF001 - between the documents
+        has_chunks=message.next_sequence > 0,
     )

@@ -44,7 +44,8 @@ class RetryPolicy:
         longest: The most seconds before a retry.
         jitter: The part of a pause that is random, from 0 to 1.
         retry_on: The errors that another attempt may help with; none by default. Others fail the
-            message. Attempts that took too long are made again in any case.
+            message. Attempts that took too long, or that MongoDB did not answer, are made again in
+            any case.
 
     Raises:
         InvalidInputError: One of these is out of range.

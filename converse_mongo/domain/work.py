@@ -164,6 +164,9 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+_WITH_TICKET = frozenset({WorkState.BLOCKED, WorkState.QUEUED, WorkState.RUNNING})
+
+
 class PendingCall(BaseModel):
     """A tool call that waits for people.
 
@@ -218,7 +221,8 @@ class Work(BaseModel):
         priority: The priority.
         state: What it waits for; ``None`` once the message has ended.
         limit: How many messages of its key may run at once; ``None`` without a key.
-        ticket: Stands for it among the places of its key. New each time it is blocked.
+        ticket: Stands for it among the places of its key. New each time it is blocked; ``None``
+            while it is delayed or waits for people. It stays with the message that has ended.
         pending: The tool calls that wait for people.
         available_at: When its delay ends, or the first of the pending calls expires, by the
             server's clock; ``None`` for neither.
@@ -311,6 +315,10 @@ class Work(BaseModel):
     def is_last_attempt(self) -> bool:
         """True if the message fails unless this attempt ends it."""
         return self.attempt >= self.max_attempts
+
+    def holds(self, ticket: object) -> bool:
+        """Returns whether the message has, or wants, the place of a ticket."""
+        return self.ticket == ticket and self.state in _WITH_TICKET
 
     @property
     def is_last_life(self) -> bool:

@@ -214,7 +214,7 @@ class Ends:
                 state.message_id,
             )
         state = replace(state, metadata=with_chunk_count(state.metadata, state.next_sequence))
-        await self._places.release_of(state.key, state.work)
+        await self._places.release_of(state.message_id, state.work)
         await self._collections.handlers.publish(state.ended())
         return EndedMessage(state, content, chunks, records)
 

@@ -240,11 +240,11 @@ class Leases:
                     end = End(MessageStatus.CANCELLED, {})
                 unheld = updates.unheld(stopped=state.stop_requested)
                 ended = await self._ends.settle(state, end, unheld)
-                if ended is None or ended.status.is_final:
-                    return ended or state
+                if ended is not None and ended.status.is_final:
+                    return ended
             elif state.stop_requested:
                 return await self.settle_if_expired(state)
-            # A worker or a writer came, or left, in between.
+            # A writer came or left in between, or the message is gone, which is said next.
 
     # Orphans
 

@@ -28,9 +28,6 @@ logger = logging.getLogger("converse_mongo")
 PLACES_PER_READ = 100
 """The number of keys whose places a sweep reads at once."""
 
-_HELD = (WorkState.QUEUED, WorkState.RUNNING)
-"""The states in which a message has a place."""
-
 
 class _Outcome(Enum):
     PROMOTED = "promoted"
@@ -116,55 +113,56 @@ class Places:
             return _Outcome.PROMOTED
         stored = await call(messages.find_one, state.key, {"format": 1, "status": 1, "work": 1})
         now = None if stored is None else Work.from_stored(stored.get("work"))
-        if now is not None and now.ticket == ticket:
-            if now.state in _HELD:
+        if now is not None and now.holds(ticket):
+            if now.state is not WorkState.BLOCKED:
                 return _Outcome.PROMOTED  # by who swept, or by an earlier try
-            if now.state is WorkState.BLOCKED and stored.get("format") in FORMATS:
+            if stored.get("format") in FORMATS:
                 return None
-        if now is None or now.ticket != ticket:
-            await self._give_back(str(work.places_id), {"ticket": ticket})
+            return _Outcome.DEAD  # a process of the later version goes on with it
+        await self._give_back(str(work.places_id), ticket)
         return _Outcome.DEAD
 
-    async def release(self, work: Work, **place: Any) -> None:
-        """Gives a place back, once its message is seen to have lost it, and has others use it.
+    async def release(self, work: Work) -> None:
+        """Gives the place of a message back, and has others use it.
+
+        Call it once the message is seen to have lost the place: it has another ticket, or none, or
+        has ended, or is deleted. No such ticket comes back.
 
         Args:
-            work: The work of the message.
-            place: What is known of the place: its ``ticket``; or the ``message_id`` and the
-                ``log_id`` of a message that has ended or is deleted.
+            work: The work of the message, while it had the place.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds; a sweep does it.
         """
-        if work.key is None:
+        if work.key is None or work.ticket is None:
             return
-        await self._give_back(str(work.places_id), place)
+        await self._give_back(str(work.places_id), work.ticket)
         await self.fill(work.queue, work.key)
 
-    async def release_of(self, key: Mapping[str, Any], work: Work | None) -> None:
+    async def release_of(self, message_id: ObjectId, work: Work | None) -> None:
         """Gives back the place of a message that has ended or is deleted, once that is stored.
 
         If it fails, a sweep does it.
 
         Args:
-            key: The message.
+            message_id: The message.
             work: Its work, if it was queued.
         """
-        if work is None or work.key is None:
+        if work is None or work.ticket is None:
             return
 
         async def release(collections: Collections) -> None:
-            with left_to_a_sweep(key["_id"]):
-                await Places(collections).release(work, message_id=key["_id"], log_id=key["log_id"])
+            with left_to_a_sweep(message_id):
+                await Places(collections).release(work)
 
         await self._collections.after_commit(release)
 
-    async def _give_back(self, of: str, place: Mapping[str, Any]) -> None:
+    async def _give_back(self, of: str, ticket: ObjectId) -> None:
         places = self._collections.places
         call = partial(self._collections.call, what=f"give back a place of {of}")
-        deleted = await call(places.delete_one, work_updates.alone(of, place))
+        deleted = await call(places.delete_one, work_updates.alone(of, ticket))
         if not deleted.deleted_count:
-            await call(places.update_one, *work_updates.give_back(of, place))
+            await call(places.update_one, *work_updates.give_back(of, [ticket]))
 
     async def fill(self, queue: str, key: str) -> None:
         """Gives the free places of a key to the best messages that are blocked.
@@ -255,13 +253,13 @@ class Places:
             if state is not None and not state.is_known and state.log_id == place["log_id"]:
                 continue  # a process of the later version knows
             work = None if state is None else state.work
-            if state is None or work is None or work.ticket != place["ticket"]:
+            if state is None or work is None or not work.holds(place["ticket"]):
                 dead.append(place["ticket"])
             elif work.state is WorkState.BLOCKED:
                 await self._promote(state, work)
         places = self._collections.places
         if dead:
-            await call(places.update_one, *work_updates.give_back(of, {"ticket": {"$in": dead}}))
+            await call(places.update_one, *work_updates.give_back(of, dead))
         if len(dead) == len(taken["running"]):
             await call(places.delete_one, work_updates.free(of))
 

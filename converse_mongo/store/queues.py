@@ -5,8 +5,8 @@ Each step is one write, whose filter says from where it leads: see
 place, whoever comes next can do as well.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -145,6 +145,31 @@ class Queues:
         blocked = await self._look(state.key)  # it may be another who was first
         return blocked is not None and await self._places.ask(blocked)
 
+    async def hasten(self, state: MessageHeader) -> MessageHeader:
+        """Ends the delay of a message, so that a worker may take it at once.
+
+        Args:
+            state: The message, as it was read.
+
+        Returns:
+            The message as it is then. One with a key may wait for a place of it; one that was not
+            delayed is as it was.
+
+        Raises:
+            MessageNotFoundError: The message does not exist.
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        work = state.work
+        if work is None or work.due is None or await self.is_due(work):
+            return state
+        if work.state is WorkState.QUEUED:
+            change = work_updates.hasten(state.key, work.due)
+            await self._change(state.key, work_updates.told(change, work.queue))
+        elif work.state is WorkState.DELAYED:
+            await self._change(state.key, work_updates.undelay(state.key, work.due, ObjectId()))
+            await self._places.ask(await self._look_at_any(state.key))
+        return await self._look_at_any(state.key)
+
     async def claim(self, state: MessageHeader) -> MessageHeader | None:
         """Makes the caller the writer of a queued message.
 
@@ -164,10 +189,13 @@ class Queues:
             return None
         duration = self._collections.options.lease
         change = work_updates.claim(state.key, state.lease.epoch, holder, duration)
-        # An update that returns the document writes its image into the oplog. And a try whose
-        # answer was lost may have succeeded.
-        await self._change(state.key, change)
-        claimed = await self._look(state.key)
+        retries: list[None] = []
+        claimed_now = await self._change(state.key, change, lambda: retries.append(None))
+        if not retries:
+            # Nothing that matters to a worker has changed since, or it would have another epoch. An
+            # update that returns the document would write its image into the oplog.
+            return _claimed(state, work, holder, duration) if claimed_now else None
+        claimed = await self._look(state.key)  # a try whose answer was lost may have succeeded
         return claimed if claimed is not None and claimed.lease.holder == holder else None
 
     # From a worker
@@ -310,7 +338,7 @@ class Queues:
         if before.ticket is None or (left.work is not None and left.work.ticket == before.ticket):
             return
         with left_to_a_sweep(left.message_id):
-            await self._places.release(before, ticket=before.ticket)
+            await self._places.release(before)
 
     # What is there
 
@@ -340,6 +368,29 @@ class Queues:
         }
         return {name: QueueStatistics(each, oldest.get(name)) for name, each in counts.items()}
 
+    async def waiting(
+        self, queues: Sequence[str] | None = None, limit: int = 100
+    ) -> list[MessageHeader]:
+        """Lists messages of queues that have not ended, by queue, the oldest of each first.
+
+        Args:
+            queues: The names of the queues; ``None`` for all.
+            limit: The most messages.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        match = work_updates.in_queues(None if queues is None else list(map(check_queue, queues)))
+
+        async def read() -> list[Mapping[str, Any]]:
+            cursor = self._collections.messages.find(match, HEADER)
+            order = [("work.queue", 1), ("created_at", 1), ("_id", 1)]
+            found: list[Mapping[str, Any]] = await cursor.sort(order).limit(limit).to_list(limit)
+            return found
+
+        stored = await self._collections.call(read, what="list queued messages")
+        return [MessageHeader.from_stored(each) for each in stored]
+
     async def _aggregate(self, pipeline: list[updates.Document]) -> list[dict[str, Any]]:
         return await self._collections.call(
             aggregate,
@@ -348,13 +399,17 @@ class Queues:
         )
 
     async def _change(
-        self, key: Mapping[str, Any], change: tuple[updates.Document, updates.Document]
+        self,
+        key: Mapping[str, Any],
+        change: tuple[updates.Document, updates.Document],
+        on_retry: Callable[[], None] | None = None,
     ) -> bool:
         """Changes a message, and returns whether this try did."""
         result = await self._collections.call(
             self._collections.messages.update_one,
             *change,
             what=f"move message {key['_id']} in its queue",
+            on_retry=on_retry,
         )
         return bool(result.matched_count)
 
@@ -377,3 +432,10 @@ class Queues:
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     return None if checkpoint is None else check_metadata(checkpoint, "checkpoint")
+
+
+def _claimed(state: MessageHeader, work: Work, holder: ObjectId, duration: float) -> MessageHeader:
+    """Returns a message as it is once it is claimed, but for the time of the claim."""
+    lease = Lease(epoch=state.lease.epoch + 1, holder=holder, duration=duration)
+    running = {"state": WorkState.RUNNING, "due": None, "available_at": None}
+    return replace(state, lease=lease, work=work.model_copy(update=running))

@@ -373,9 +373,9 @@ def forget_stop(conversation_id: ObjectId, message_id: ObjectId) -> tuple[Docume
 
 # Ends
 
-_OF_NO_END = tuple(f"work.{name}" for name in ("state", "ticket", "due", "available_at", "pending"))
+_OF_NO_END = tuple(f"work.{name}" for name in ("state", "due", "available_at", "pending"))
 """The fields of a queued message that ask something of others. Where there are none, an end writes
-none."""
+none. The ticket stays: it tells which place is to be given back."""
 
 
 def end(

@@ -7,10 +7,12 @@ an end as cancelled refuse a message that is to stop.
 
 How many messages of a key run at once is decided in one document of ``message_places``, which has
 an entry for each that may: its ticket. A message gets a new ticket each time it is blocked. So an
-entry is dead once its message has another ticket, or none, and stays dead: nobody can take it for
-the place of what runs. The order is: blocked first, then the place, then queued. So whatever dies
-in between leaves a message without a place, or a place without a message, and never two messages in
-one place.
+entry is dead once its message has another ticket, or none, or has ended, or is gone; and it stays
+dead: nobody can take it for the place of what runs. The id of the message would not do, nor that of
+its log: an insert that comes late brings a deleted message back.
+
+The order is: blocked first, then the place, then queued. So whatever dies in between leaves a
+message without a place, or a place without a message, and never two messages in one place.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,6 +60,14 @@ def undelay(key: Mapping[str, Any], available_at: datetime, ticket: ObjectId) ->
             "$set": {"work.state": WorkState.BLOCKED.value, "work.ticket": ticket},
             "$unset": {"work.available_at": "", "work.due": ""},
         },
+    )
+
+
+def hasten(key: Mapping[str, Any], due: datetime) -> Change:
+    """Lets workers take a queued message now that they may take later."""
+    return (
+        _in(key, WorkState.QUEUED) | {"work.due": due},
+        {"$unset": {"work.available_at": ""}, "$currentDate": {"work.due": True}},
     )
 
 
@@ -301,13 +311,18 @@ def blocked(queue: str | Document, key: str | Document) -> Document:
     return {"work.state": state, "work.queue": queue, "work.key": key, **_KNOWN}
 
 
-def count_states(queues: Sequence[str] | None) -> list[Document]:
-    """Counts the messages of queues by state."""
-    match: Document = {"work.state": {"$in": [*WorkState]}}
+def in_queues(queues: Sequence[str] | None, states: Iterable[WorkState] = WorkState) -> Document:
+    """Matches the messages of queues that have not ended; of all queues without names."""
+    match: Document = {"work.state": {"$in": [each.value for each in states]}}
     if queues is not None:
         match["work.queue"] = {"$in": list(queues)}
+    return match
+
+
+def count_states(queues: Sequence[str] | None) -> list[Document]:
+    """Counts the messages of queues by state."""
     by = {"queue": "$work.queue", "state": "$work.state"}
-    return [{"$match": match}, {"$group": {"_id": by, "count": {"$sum": 1}}}]
+    return [{"$match": in_queues(queues)}, {"$group": {"_id": by, "count": {"$sum": 1}}}]
 
 
 def find_oldest(queues: Sequence[str], moment: datetime) -> list[Document]:
@@ -352,15 +367,14 @@ def take_place(state: MessageHeader, work: Work) -> Change:
     )
 
 
-def alone(places_id: str, place: Mapping[str, Any]) -> Document:
-    """Matches places of which one is taken, by what ``place`` says."""
-    of = {f"running.0.{name}": value for name, value in place.items()}
-    return {"_id": places_id, "running": {"$size": 1}, **of}
+def alone(places_id: str, ticket: ObjectId) -> Document:
+    """Matches places of which one is taken, by a ticket."""
+    return {"_id": places_id, "running": {"$size": 1}, "running.0.ticket": ticket}
 
 
-def give_back(places_id: str, place: Mapping[str, Any]) -> Change:
-    """Gives back the place of which ``place`` says something."""
-    return {"_id": places_id}, {"$pull": {"running": dict(place)}}
+def give_back(places_id: str, tickets: Sequence[ObjectId]) -> Change:
+    """Gives back the places of some tickets."""
+    return {"_id": places_id}, {"$pull": {"running": {"ticket": {"$in": list(tickets)}}}}
 
 
 def free(places_id: str) -> Document:

@@ -1,24 +1,33 @@
-"""The command line: ``converse-mongo demo``, ``serve``, ``server``, ``tail`` and ``doctor``.
+"""The command line: ``converse-mongo demo``, ``serve``, ``worker``, ``queue``, and others.
 
 Each command imports what it needs after its arguments are known to be good.
 """
 
 import argparse
 import importlib.util
-import math
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
-from typing import NoReturn
 
+from converse_mongo.tools.arguments import (
+    Commands,
+    Parser,
+    add_data,
+    add_database,
+    add_port,
+    add_uri,
+    count,
+    database,
+    given,
+    not_negative,
+    positive,
+)
 from converse_mongo.tools.signals import INTERRUPTED, terminable
 from converse_mongo.tools.terminal import one_line
 
 PIPE_CLOSED = 141
-MAX_DATABASE_BYTES = 63
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,13 +87,8 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 # Arguments
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"converse-mongo: {one_line(message)} (see {self.prog} --help)\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="converse-mongo",
         description="AI conversations in MongoDB, stored while they stream and watched live.",
     )
@@ -95,27 +99,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_serve(commands)
     _add_server(commands)
+    _add_worker(commands)
+    _add_queue(commands)
     _add_tail(commands)
     _add_doctor(commands)
     return parser
 
 
-Commands = argparse._SubParsersAction  # noqa: SLF001 - argparse gives it no public name
-
-
-def _add_demo(commands: "Commands[_Parser]") -> None:
+def _add_demo(commands: "Commands[Parser]") -> None:
     parser = commands.add_parser(
         "demo",
-        help="stream a text in one process and watch it in others",
-        description="Streams a text into MongoDB token by token in one process, and watches it "
-        "in three others: one from the start, one that joins half-way, one that is killed and "
-        "resumes. Exits with 0 if all texts are equal, else with 1.",
+        help="stream a text in workers and watch it in other processes",
+        description="Streams a text into MongoDB token by token in a worker that is killed, in one "
+        "that goes on and then hands over, and in a third. Three other processes watch it: one "
+        "from the start, one that joins half-way, one that is killed and resumes. Exits with 0 if "
+        "all texts are equal, else with 1.",
         epilog="Without --text it streams redirected standard input, or else a sample.",
     )
-    _add_uri(parser, "default: CONVERSE_URI, else a temporary embedded server")
+    add_uri(parser, "default: CONVERSE_URI, else a temporary embedded server")
     parser.add_argument(
         "--database",
-        type=_database,
+        type=database,
         default="converse_demo",
         metavar="NAME",
         help="default: %(default)s",
@@ -125,25 +129,25 @@ def _add_demo(commands: "Commands[_Parser]") -> None:
     )
     parser.add_argument(
         "--tokens-per-second",
-        type=_speed,
+        type=positive,
         default=120.0,
         metavar="N",
-        help="the speed of the writer; default: %(default)g",
+        help="the speed of the workers; default: %(default)g",
     )
     parser.set_defaults(run=_demo)
 
 
-def _add_serve(commands: "Commands[_Parser]") -> None:
+def _add_serve(commands: "Commands[Parser]") -> None:
     parser = commands.add_parser(
         "serve",
         help="serve a chat for browsers",
         description="Serves the chat. Without OPENAI_API_KEY, a built-in text answers.",
     )
-    _add_uri(parser, "default: CONVERSE_URI, else a temporary embedded server")
-    _add_database(parser, "converse_chat")
-    _add_data(parser)
-    parser.add_argument("--host", type=_given, default="127.0.0.1", help="default: %(default)s")
-    _add_port(parser, 8000)
+    add_uri(parser, "default: CONVERSE_URI, else a temporary embedded server")
+    add_database(parser, "converse_chat")
+    add_data(parser)
+    parser.add_argument("--host", type=given, default="127.0.0.1", help="default: %(default)s")
+    add_port(parser, 8000)
     parser.add_argument(
         "--allow-host",
         action="append",
@@ -155,19 +159,138 @@ def _add_serve(commands: "Commands[_Parser]") -> None:
     parser.set_defaults(run=_serve)
 
 
-def _add_server(commands: "Commands[_Parser]") -> None:
+def _add_server(commands: "Commands[Parser]") -> None:
     parser = commands.add_parser(
         "server",
         help="run the embedded server alone",
         description="Runs the embedded server until Ctrl-C, as the replica set rs0 on 127.0.0.1, "
         "to try the examples of the documentation without a MongoDB. In production, use MongoDB.",
     )
-    _add_data(parser)
-    _add_port(parser, 27017)
+    add_data(parser)
+    add_port(parser, 27017)
     parser.set_defaults(run=_server)
 
 
-def _add_tail(commands: "Commands[_Parser]") -> None:
+def _add_worker(commands: "Commands[Parser]") -> None:
+    parser = commands.add_parser(
+        "worker",
+        help="generate the answers of queues",
+        description="Generates the answers of queued messages with a function of your application, "
+        "until a signal. SIGTERM hands over what runs to other workers, and exits with 0; Ctrl-C "
+        "does the same, and exits with 130. A second signal does not wait for the grace.",
+    )
+    parser.add_argument(
+        "target",
+        metavar="MODULE:FUNCTION",
+        help="what writes an answer, such as app:respond; modules are found from the working "
+        "directory",
+    )
+    parser.add_argument(
+        "--queue",
+        action="append",
+        type=given,
+        metavar="NAME",
+        help="a queue; may be repeated; default: default",
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=count,
+        default=100,
+        metavar="N",
+        help="the most answers at a time; default: %(default)s",
+    )
+    parser.add_argument(
+        "--grace",
+        type=not_negative,
+        default=10.0,
+        metavar="SECONDS",
+        help="the time that answers have to reach a point to go on from, at the end; default: "
+        "%(default)g",
+    )
+    parser.add_argument(
+        "--timeout", type=positive, metavar="SECONDS", help="the most for an attempt; default: none"
+    )
+    parser.add_argument(
+        "--silence",
+        type=positive,
+        metavar="SECONDS",
+        help="the most without a write or a heartbeat; default: none",
+    )
+    parser.add_argument(
+        "--lease",
+        type=positive,
+        default=30.0,
+        metavar="SECONDS",
+        help="the time after which others take it for dead if it is; default: %(default)g",
+    )
+    parser.add_argument(
+        "--start-over",
+        action="store_true",
+        help="void what earlier attempts have written, for a function that always begins anew",
+    )
+    add_uri(parser, "default: CONVERSE_URI")
+    add_database(parser, "the database in the URI")
+    parser.set_defaults(run=_worker)
+
+
+def _add_queue(commands: "Commands[Parser]") -> None:
+    parser = commands.add_parser(
+        "queue",
+        help="show queued messages, and retry or cancel one",
+        description="Shows queued messages, and retries or cancels one.",
+    )
+
+    def show_help(_: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(run=show_help)
+    kinds = parser.add_subparsers(title="commands", metavar="COMMAND")
+    listing = kinds.add_parser(
+        "list",
+        help="count the messages of queues by state, or list them",
+        description="Counts the messages of queues by what they wait for, and shows since when the "
+        "oldest of those that are due is waiting.",
+    )
+    listing.add_argument(
+        "--queue",
+        action="append",
+        type=given,
+        metavar="NAME",
+        help="a queue; may be repeated; default: all",
+    )
+    listing.add_argument(
+        "--messages", action="store_true", help="list the messages, the oldest of each queue first"
+    )
+    listing.add_argument(
+        "--limit",
+        type=count,
+        default=100,
+        metavar="N",
+        help="the most messages; default: %(default)s",
+    )
+    retrying = kinds.add_parser(
+        "retry",
+        help="end the delay of a message",
+        description="Lets a worker take a delayed message at once. Exits with 1 if it is not "
+        "delayed.",
+    )
+    canceling = kinds.add_parser(
+        "cancel",
+        help="stop a message",
+        description="Stops a message: one that waits is cancelled, and of one that runs the worker "
+        "is told to stop. Exits with 1 if it has ended before.",
+    )
+    for each in (retrying, canceling):
+        each.add_argument("message_id", metavar="MESSAGE_ID")
+    canceling.add_argument("--reason", type=given, metavar="TEXT", help="stored as the reason")
+    for each, run in ((listing, _queue_list), (retrying, _queue_retry), (canceling, _queue_cancel)):
+        add_uri(each, "default: CONVERSE_URI")
+        add_database(each, "the database in the URI")
+        each.set_defaults(run=run)
+
+
+def _add_tail(commands: "Commands[Parser]") -> None:
     parser = commands.add_parser(
         "tail",
         help="follow a message",
@@ -176,8 +299,8 @@ def _add_tail(commands: "Commands[_Parser]") -> None:
         "completed, with 1 if it failed or was cancelled.",
     )
     parser.add_argument("message_id", metavar="MESSAGE_ID")
-    _add_uri(parser, "default: CONVERSE_URI")
-    _add_database(parser, "the database in the URI")
+    add_uri(parser, "default: CONVERSE_URI")
+    add_database(parser, "the database in the URI")
     parser.add_argument(
         "--after", type=int, metavar="N", help="start after this sequence; default: at the start"
     )
@@ -190,78 +313,16 @@ def _add_tail(commands: "Commands[_Parser]") -> None:
     parser.set_defaults(run=_tail)
 
 
-def _add_doctor(commands: "Commands[_Parser]") -> None:
+def _add_doctor(commands: "Commands[Parser]") -> None:
     parser = commands.add_parser(
         "doctor",
         help="check a server and this installation",
         description="Checks a server and this installation, and suggests fixes. It changes "
         "nothing. Exits with 1 if a check failed, else with 0.",
     )
-    _add_uri(parser, "default: CONVERSE_URI")
-    _add_database(parser, "the database in the URI")
+    add_uri(parser, "default: CONVERSE_URI")
+    add_database(parser, "the database in the URI")
     parser.set_defaults(run=_doctor)
-
-
-def _add_uri(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--uri", type=_given, help=f"the MongoDB server; {default}")
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data",
-        type=_path,
-        metavar="DIRECTORY",
-        help="the data directory of the embedded server; default: in memory",
-    )
-
-
-def _add_port(parser: argparse.ArgumentParser, default: int) -> None:
-    parser.add_argument("--port", type=_port, default=default, help="default: %(default)s")
-
-
-def _add_database(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--database",
-        type=_database,
-        default=os.environ.get("CONVERSE_DATABASE") or None,
-        metavar="NAME",
-        help=f"default: CONVERSE_DATABASE, else {default}",
-    )
-
-
-def _given(value: str) -> str:
-    if not value:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return value
-
-
-def _database(value: str) -> str:
-    # https://www.mongodb.com/docs/manual/reference/limits/#naming-restrictions
-    if wrong := set(_given(value)).intersection('/\\. "$\0'):
-        raise argparse.ArgumentTypeError(f"must not contain {min(wrong)!r}, got {value!r}")
-    if len(value.encode(errors="replace")) > MAX_DATABASE_BYTES:
-        raise argparse.ArgumentTypeError(f"must have at most {MAX_DATABASE_BYTES} bytes")
-    return value
-
-
-def _path(value: str) -> Path:
-    return Path(_given(value))
-
-
-def _port(value: str) -> int:
-    if not (value.isascii() and value.isdigit() and int(value) <= 65535):
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, got {value!r}")
-    return int(value)
-
-
-def _speed(value: str) -> float:
-    try:
-        speed = float(value)
-    except ValueError:
-        speed = math.nan
-    if not (math.isfinite(speed) and speed > 0):
-        raise argparse.ArgumentTypeError(f"must be a number greater than 0, got {value!r}")
-    return speed
 
 
 def _uri(arguments: argparse.Namespace) -> str | None:
@@ -274,6 +335,19 @@ def _required_uri(arguments: argparse.Namespace) -> str:
         from converse_mongo.domain.errors import ConfigurationError
 
         raise ConfigurationError("No server given: pass --uri mongodb://... or set CONVERSE_URI.")
+    return uri
+
+
+def _checked_uri(arguments: argparse.Namespace) -> str:
+    """Returns the URI of a server that answers.
+
+    Raises:
+        ConverseError: None was given, or it does not answer.
+    """
+    uri = _required_uri(arguments)
+    from converse_mongo.tools import servers
+
+    servers.check_server(uri)
     return uri
 
 
@@ -348,11 +422,47 @@ def _server(arguments: argparse.Namespace) -> int:
         return servers.run_embedded(arguments.data, arguments.port)
 
 
-def _tail(arguments: argparse.Namespace) -> int:
-    uri = _required_uri(arguments)
-    from converse_mongo.tools import servers
+def _worker(arguments: argparse.Namespace) -> int:
+    uri = _checked_uri(arguments)
+    from converse_mongo.tools import worker
 
-    servers.check_server(uri)
+    names = "concurrency", "grace", "timeout", "silence", "start_over"
+    return worker.run(
+        *(uri, arguments.database, arguments.target, arguments.queue or ["default"]),
+        *(arguments.lease, {name: getattr(arguments, name) for name in names}),
+    )
+
+
+def _queue_list(arguments: argparse.Namespace) -> int:
+    uri = _checked_uri(arguments)
+    from converse_mongo.tools import queues
+
+    with terminable():
+        return queues.list_queues(
+            *(uri, arguments.database, arguments.queue),
+            messages=arguments.messages,
+            limit=arguments.limit,
+        )
+
+
+def _queue_retry(arguments: argparse.Namespace) -> int:
+    uri = _checked_uri(arguments)
+    from converse_mongo.tools import queues
+
+    with terminable():
+        return queues.retry(uri, arguments.database, arguments.message_id)
+
+
+def _queue_cancel(arguments: argparse.Namespace) -> int:
+    uri = _checked_uri(arguments)
+    from converse_mongo.tools import queues
+
+    with terminable():
+        return queues.cancel(uri, arguments.database, arguments.message_id, arguments.reason)
+
+
+def _tail(arguments: argparse.Namespace) -> int:
+    uri = _checked_uri(arguments)
     from converse_mongo.tools import tail
 
     with terminable():

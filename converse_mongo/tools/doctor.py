@@ -21,12 +21,16 @@ from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.domain.errors import ConfigurationError
 from converse_mongo.driver import change_streams, clients, failures, installed, servers
+from converse_mongo.store.collections import Collections
 from converse_mongo.store.indexes import SUPERSEDED_INDEXES, list_indexes
+from converse_mongo.store.stuck import Stuck, StuckWork
 from converse_mongo.tools.servers import PATIENCE, SELECTION_SECONDS, check_scheme
-from converse_mongo.tools.terminal import colored, one_line, wrapped
+from converse_mongo.tools.terminal import age, colored, one_line, wrapped
 from converse_mongo.watching.changes import pipeline
 
 SHORT_OPLOG_HOURS = 1.0
+STUCK_SECONDS = 60.0
+"""The time after which a queued message that should have moved is stuck."""
 _SECONDS_PER_HOUR = 3600
 _INDENT = 22  # the level, the subject and the spaces behind each
 
@@ -138,7 +142,8 @@ async def _examine_server(
         advice = "Pass --database or another URI; the checks of the database were skipped"
         yield fail("database", str(error), advice)
         return
-    for check in (_check_change_streams, _check_indexes, _check_oplog, _check_write_concern):
+    checks = (_check_change_streams, _check_indexes, _check_oplog, _check_write_concern)
+    for check in (*checks, _check_queues):
         try:
             async for finding in check(database):
                 yield finding
@@ -341,6 +346,66 @@ async def _check_write_concern(database: clients.Database) -> AsyncIterator[Find
         )
         return
     yield check_default_concern(defaults.get("defaultWriteConcern", {}), "the server's default")
+
+
+async def _check_queues(database: clients.Database) -> AsyncIterator[Finding]:
+    messages, conversations = (database[model.Settings.name] for model in (Message, Conversation))
+    work = StuckWork(Collections(messages, conversations), STUCK_SECONDS)
+    found = [
+        *map(overdue, await work.overdue()),
+        *map(blocked, await work.blocked()),
+        *map(abandoned, await work.abandoned()),
+    ]
+    for finding in found or [ok("queues", "no queued message is stuck")]:
+        yield finding
+
+
+def overdue(stuck: Stuck) -> Finding:
+    """Makes the finding that nobody takes messages."""
+    text = f"{_which(stuck)} due for {age(stuck.seconds)}, and no worker has taken"
+    if stuck.running:
+        return warn(
+            "queues",
+            f"{text} {_them(stuck)}; {stuck.running} others run",
+            "The workers are busy, or refuse them: see their logs, and run more workers or a "
+            "higher --concurrency",
+        )
+    return warn(
+        "queues",
+        f"{text} {_them(stuck)}",
+        f"Is a worker running? converse-mongo worker MODULE:FUNCTION --queue {stuck.queue}",
+    )
+
+
+def blocked(stuck: Stuck) -> Finding:
+    """Makes the finding that messages wait for places that are free."""
+    return warn(
+        "queues",
+        f"{_which(stuck)} blocked for {age(stuck.seconds)}, though its key has a free place",
+        "A process died in between. A worker of any queue looks for such messages three times in "
+        "its lease: run one",
+    )
+
+
+def abandoned(stuck: Stuck) -> Finding:
+    """Makes the finding that nobody noticed that workers died."""
+    return warn(
+        "queues",
+        f"{_which(stuck)} running, but the lease of its worker ran out {age(stuck.seconds)} ago",
+        "Nobody looks for messages of workers that died. A worker of any queue does: run one, or "
+        "call await converse.recover_stale()",
+    )
+
+
+def _which(stuck: Stuck) -> str:
+    count = len(stuck.messages)
+    first = f"message {stuck.messages[0]}" if count == 1 else f"{count} messages"
+    more = "" if count == 1 else f" (the first is {stuck.messages[0]})"
+    return f"{first}{more} of the queue {stuck.queue} {'is' if count == 1 else 'are'}"
+
+
+def _them(stuck: Stuck) -> str:
+    return "it" if len(stuck.messages) == 1 else "them"
 
 
 def _unreachable(error: PyMongoError) -> Finding:

@@ -72,6 +72,16 @@ def wrapped(text: str, indent: str, stream: TextIO) -> str:
     return f"\n{indent}".join(lines)
 
 
+def age(seconds: float | None) -> str:
+    """Returns a number of seconds for people."""
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))

@@ -16,6 +16,7 @@ from converse_mongo.domain.errors import (
     ConverseError,
     MessageNotFoundError,
     MessageNotStreamingError,
+    StoreUnavailableError,
     StreamStoppedError,
     WriterError,
     WriterFailedError,
@@ -73,11 +74,13 @@ class Loaded:
         respond: Has the application generate the answer.
         is_streaming: Returns whether the message has not ended, as far as its copy knows.
         end: Ends the message while it has the lease; see ``WriterTarget.end``.
+        has_chunks: True if earlier attempts have written something.
     """
 
     respond: Callable[[], Awaitable[None]]
     is_streaming: Callable[[], bool]
     end: Callable[[End, Any, ObjectId], Awaitable[Any]]
+    has_chunks: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,7 @@ class Attempt:
     @property
     def starts_over(self) -> bool:
         """True if the writer is to void what is stored."""
-        return self._limits.start_over and bool(self._state.next_sequence)
+        return self._limits.start_over and self._loaded is not None and self._loaded.has_chunks
 
     async def wait_handing_over(self) -> None:
         """Waits until the worker shuts down."""
@@ -344,7 +347,7 @@ class Attempt:
 
     async def _settle(self, error: BaseException | None) -> Outcome:
         if self._is_over:
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not self._is_due_to_its_end(error):
                 logger.error("Behind the end of message %s", self.message_id, exc_info=error)
             self._outcome = self._outcome or Outcome.ENDED
             return self._outcome
@@ -391,7 +394,9 @@ class Attempt:
         return not self.work.is_last_attempt and self._limits.retry.allows(self.work.retries)
 
     def _may_retry(self, error: BaseException | None) -> bool:
-        return error is not None and not self._is_lost(error) and self._limits.retry.wants(error)
+        if error is None or self._is_lost(error):
+            return False
+        return _is_outage(error) or self._limits.retry.wants(error)
 
     def _is_lost(self, error: BaseException | None) -> bool:
         """Returns whether an error says that the message is somebody else's, or gone."""
@@ -402,6 +407,11 @@ class Attempt:
         if isinstance(error, MessageNotFoundError):
             return error.message_id == self.message_id
         return isinstance(error, WriterFencedError | ConverseClosedError)
+
+    def _is_due_to_its_end(self, error: BaseException) -> bool:
+        """Returns whether an error says that the message has ended, was stopped, or is gone."""
+        over = isinstance(error, StreamStoppedError | MessageNotStreamingError)
+        return over or self._is_lost(error)
 
     def _reason(self, error: BaseException | None) -> str:
         if self._verdict is not None:
@@ -441,6 +451,13 @@ class Attempt:
                 end_id=self._end_id,
             )
         return Outcome.ENDED
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Returns whether an attempt ended since MongoDB did not answer it."""
+    if isinstance(error, WriterFailedError) and error.__cause__ is not None:
+        error = error.__cause__
+    return isinstance(error, StoreUnavailableError)
 
 
 def _error_of(task: "asyncio.Task[None]") -> BaseException | None:

@@ -27,11 +27,14 @@ MOST_LOOKED_AT = 64
 CLAIMS_AT_ONCE = 8
 MOST_HEARD = 1000
 
-SPREAD_SECONDS = 0.004
+SPREAD_SECONDS, LONGEST_SPREAD_SECONDS = 0.004, 2.0
 """Seconds to wait for each message that was heard of since the last claim, at most, at random.
 
-Each worker of a queue hears of each message. Without a wait all of them would try to claim it."""
-LONGEST_SPREAD_SECONDS = 0.25
+Each worker of a queue hears of each message. Without a wait all of them would try to claim it. So
+each waits for a random part of the time that it takes to hear of a claim, times the workers that
+there seem to be: those that claimed what it has heard of."""
+NEWEST_PART = 0.2
+"""The weight of the newest time in the mean of the times that it takes to hear of a claim."""
 
 TENDINGS_PER_LEASE = 3
 
@@ -105,6 +108,8 @@ class Worker:
         self._wake = asyncio.Event()
         self._heard: dict[ObjectId, asyncio.TimerHandle] = {}
         self._heard_since_claim = 0
+        self._claimed_at: dict[ObjectId, float] = {}
+        self._hearing_seconds = SPREAD_SECONDS
         self._claims: set[asyncio.Task[bool]] = set()
         self._closing = False
         self._claimed = self._looks = 0
@@ -136,7 +141,7 @@ class Worker:
         if seconds > self._options.poll_interval or len(self._heard) >= MOST_HEARD:
             return  # a look finds it
         self._heard_since_claim += 1
-        longest = min(SPREAD_SECONDS * self._heard_since_claim, LONGEST_SPREAD_SECONDS)
+        longest = min(self._hearing_seconds * self._heard_since_claim, LONGEST_SPREAD_SECONDS)
         self._heard[message_id] = asyncio.get_running_loop().call_later(
             seconds + random.uniform(0, longest), self._grab, message_id, stored
         )
@@ -146,6 +151,11 @@ class Worker:
         timer = self._heard.pop(message_id, None)
         if timer is not None:
             timer.cancel()
+        since = self._claimed_at.pop(message_id, None)
+        if since is not None:
+            seconds = asyncio.get_running_loop().time() - since
+            mean = self._hearing_seconds + NEWEST_PART * (seconds - self._hearing_seconds)
+            self._hearing_seconds = max(mean, SPREAD_SECONDS)
 
     def look(self) -> None:
         """Hears that there may be messages that no hint told of."""
@@ -269,12 +279,15 @@ class Worker:
         is_suspect = state.work.is_last_life
         if is_suspect and any(attempt.work.is_last_life for attempt in self._attempts):
             return False  # if it crashes this process, it shall not end another one
+        if len(self._claimed_at) < MOST_HEARD:
+            self._claimed_at[state.message_id] = asyncio.get_running_loop().time()
         try:
             claimed = await self._store.jobs.claim(state)
         except (ConverseError, PyMongoError) as error:
             logger.warning("Message %s could not be claimed (%s)", state.message_id, error)
-            return False
+            claimed = None
         if claimed is None:
+            self._claimed_at.pop(state.message_id, None)
             return False
         self._claimed += 1
         self._heard_since_claim = 0
@@ -297,6 +310,7 @@ class Worker:
 
     def _finished(self, attempt: Attempt, task: asyncio.Task[Outcome]) -> None:
         del self._attempts[attempt]
+        self._claimed_at.pop(attempt.message_id, None)
         self.look()
         if task.cancelled():
             self._outcomes[Outcome.HANDED_OVER] += 1

@@ -45,7 +45,7 @@ def start_demo(*arguments: str) -> subprocess.Popen[str]:
 
 
 def rows(output: str) -> dict[str, list[str]]:
-    """The rows of the table: name, how, chunks, equal and two times."""
+    """The rows of the tables: name, how, chunks, equal and two times; of workers, a pause."""
     lines = [line for line in output.splitlines() if line.startswith("│")]
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
     return {name: rest for name, *rest in cells}
@@ -85,10 +85,14 @@ def test_demo__of_the_sample_shows_that_all_is_equal() -> None:
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
     table = rows(done.stdout)
+    workers = [table.pop(f"worker {number}") for number in (1, 2, 3)]
     assert list(table) == ["viewer 1", "viewer 2", "viewer 3", "stored"]
     assert {row[2] for row in table.values()} == {"yes"}
     assert len({row[1] for row in table.values()}) == 1, "not all have the same number of chunks"
     assert table["stored"][0] == "completed"
+    assert sum(int(row[1]) for row in workers) == int(table["stored"][1])
+    assert [row[0] for row in workers[:2]] == ["killed (SIGKILL)", "ended (SIGTERM)"]
+    assert all(float(row[-1]) > 0 for row in workers[:2]), "nobody went on"
     assert "Everything is equal." in done.stdout
 
 
@@ -176,7 +180,7 @@ def test_demo__that_is_interrupted_leaves_no_process_behind_and_ends_its_message
         left = descendants(demo.pid)
         demo.send_signal(number)
         _, errors = demo.communicate(timeout=SECONDS)
-    assert len(left) >= (3 if uri else 4), "writer, two viewers, and a server of its own"
+    assert len(left) >= (7 if uri else 8), "who asked, workers, viewers, and a server of its own"
     assert (demo.returncode, errors) == (code, "")
     assert [pid for pid in left if Path(f"/proc/{pid}").exists()] == []
     if uri:
@@ -184,3 +188,4 @@ def test_demo__that_is_interrupted_leaves_no_process_behind_and_ends_its_message
             stored = client[database]["messages"].find_one(interrupted)
         assert stored is not None
         assert stored["status"] == "cancelled"
+        assert "state" not in stored["work"]

@@ -88,7 +88,13 @@ async def test_reference__describes_every_field_and_index(converse: Converse) ->
             assert f"`{index.document['name']}`" in page
 
 
-@pytest.mark.parametrize("command", ["", "demo", "serve", "server", "tail", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("", "demo", "serve", "server", "worker", "tail", "doctor"),
+        *("queue", "queue list", "queue retry", "queue cancel"),
+    ],
+)
 def test_reference__shows_the_help_of_the_command_line(command: str) -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "converse_mongo", *command.split(), "--help"],

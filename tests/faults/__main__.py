@@ -1,4 +1,7 @@
-"""The long form: ``python -m tests.faults --schedules 500``. It also replays a seed."""
+"""The long form: ``python -m tests.faults --schedules 500``. It also replays a seed.
+
+With ``--work`` it is that of schedules of workers.
+"""
 
 import argparse
 import asyncio
@@ -12,8 +15,10 @@ from converse_mongo.domain.errors import ConverseError
 from converse_mongo.driver.installed import driver_name
 from converse_mongo.embedded import EmbeddedServer
 from tests.faults.failover import run_failovers
-from tests.faults.runner import Outcome, ScheduleFailedError, run_schedule
+from tests.faults.reports import ScheduleFailedError
+from tests.faults.runner import Outcome, run_schedule
 from tests.faults.servers import Server
+from tests.faults.work_runner import WorkOutcome, run_work
 
 SCHEDULES = 500
 SCHEDULES_PER_SERVER = 50
@@ -32,14 +37,17 @@ def main() -> int:
     parser.add_argument(
         "--failovers", type=int, metavar="COUNT", help="run so many schedules of failovers instead"
     )
+    parser.add_argument("--work", action="store_true", help="run schedules of workers instead")
     arguments = parser.parse_args()
     logging.getLogger("converse_mongo").addHandler(logging.NullHandler())
     first = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     if arguments.failovers:
         say(f"{arguments.failovers} schedules of failovers from seed {first} on")
         return asyncio.run(fail_over(first, arguments.failovers))
-    say(f"{arguments.schedules} schedules from seed {first} on, with {driver_name()}")
-    series = Series(first, arguments.schedules, keep_going=arguments.keep_going)
+    what = "schedules of workers" if arguments.work else "schedules"
+    say(f"{arguments.schedules} {what} from seed {first} on, with {driver_name()}")
+    kind = WorkSeries if arguments.work else Series
+    series = kind(first, arguments.schedules, keep_going=arguments.keep_going)
     asyncio.run(series.run(arguments.jobs))
     say(series.summary())
     return 1 if series.failed else 0
@@ -73,6 +81,7 @@ class Series:
         self._keep_going = keep_going
         self._started = time.monotonic()
         self._outcomes: list[Outcome] = []
+        self._passed = 0
         self.failed: list[int] = []
 
     async def run(self, jobs: int) -> None:
@@ -91,32 +100,63 @@ class Series:
 
     async def _run(self, seed: int, server: Server) -> None:
         try:
-            outcome = await run_schedule(seed, server)
+            said = await self._run_one(seed, server)
         except ScheduleFailedError as error:
             self.failed.append(seed)
             say(f"\n{error}\n")
             return
+        self._passed += 1
+        say(f"{self._passed:4} of {self._count}  seed {seed}  {said}")
+
+    async def _run_one(self, seed: int, server: Server) -> str:
+        outcome = await run_schedule(seed, server)
         self._outcomes.append(outcome)
-        say(
-            f"{len(self._outcomes):4} of {self._count}  seed {seed}  {outcome.seconds:5.1f} s  "
-            f"{outcome.status:9} {outcome.tokens:4} tokens  {outcome.schedule.describe()}"
+        return (
+            f"{outcome.seconds:5.1f} s  {outcome.status:9} {outcome.tokens:4} tokens  "
+            f"{outcome.schedule.describe()}"
         )
 
     def summary(self) -> str:
+        passed = (
+            f"{self._passed} schedules passed, {len(self.failed)} failed {self.failed}, "
+            f"in {time.monotonic() - self._started:.0f} s"
+        )
+        return "\n".join([passed, *self._sums()])
+
+    def _sums(self) -> list[str]:
         outcomes = self._outcomes
         done = sum((outcome.done for outcome in outcomes), Counter[str]())
-        return "\n".join(
-            [
-                f"{len(outcomes)} schedules passed, {len(self.failed)} failed {self.failed}, "
-                f"in {time.monotonic() - self._started:.0f} s",
-                "faults: " + _counts(done),
-                "ends: " + _counts(Counter(outcome.status for outcome in outcomes)),
-                f"{sum(outcome.tokens for outcome in outcomes)} tokens, "
-                f"{sum(outcome.chunks for outcome in outcomes)} chunks, "
-                f"{sum(outcome.pages for outcome in outcomes)} pages, "
-                f"{sum(len(outcome.schedule.viewers) for outcome in outcomes)} viewers",
-            ]
+        return [
+            "faults: " + _counts(done),
+            "ends: " + _counts(Counter(outcome.status for outcome in outcomes)),
+            f"{sum(outcome.tokens for outcome in outcomes)} tokens, "
+            f"{sum(outcome.chunks for outcome in outcomes)} chunks, "
+            f"{sum(outcome.pages for outcome in outcomes)} pages, "
+            f"{sum(len(outcome.schedule.viewers) for outcome in outcomes)} viewers",
+        ]
+
+
+class WorkSeries(Series):
+    """Schedules of workers."""
+
+    def __init__(self, first: int, count: int, *, keep_going: bool) -> None:
+        super().__init__(first, count, keep_going=keep_going)
+        self._works: list[WorkOutcome] = []
+
+    async def _run_one(self, seed: int, server: Server) -> str:
+        outcome = await run_work(seed, server)
+        self._works.append(outcome)
+        counts = outcome.counts
+        return (
+            f"{outcome.seconds:5.1f} s  {counts['attempts']:3} attempts, "
+            f"{counts['crashes']} crashes, {_counts(outcome.ends)}; {outcome.schedule.describe()}"
         )
+
+    def _sums(self) -> list[str]:
+        return [
+            f"{name}: " + _counts(sum((getattr(each, of) for each in self._works), Counter[str]()))
+            for name, of in (("faults", "done"), ("ends", "ends"), ("counts", "counts"))
+        ]
 
 
 def _counts(counter: Counter[str]) -> str:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,22 +17,38 @@ Report = dict[str, Any]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Forked from a process that has imported all and opened nothing, a child is there at once.
-_CONTEXT.set_forkserver_preload(["tests.faults.programs"])
+_CONTEXT.set_forkserver_preload(["tests.faults.programs", "tests.faults.work_programs"])
 
 _END_SECONDS = 10.0
 _LONGEST_REPORT = 64 * 1024 * 1024
 
 
 class Child:
-    """A process that runs a program, and reports in lines of JSON."""
+    """A process that runs a program, and reports in lines of JSON.
 
-    def __init__(self, name: str, program: Callable[[Connection], None], log: Path) -> None:
+    One that ``obeys`` is given a pipe with orders as well.
+    """
+
+    def __init__(
+        self, name: str, program: Callable[..., None], log: Path, *, obeys: bool = False
+    ) -> None:
         self.name = name
         self.log = log
         self._reading, writing = _CONTEXT.Pipe(duplex=False)
-        self._process = _CONTEXT.Process(target=program, args=(writing,), name=name, daemon=True)
+        ends, self._orders = [writing], None
+        if obeys:
+            orders, self._orders = _CONTEXT.Pipe(duplex=False)
+            ends.append(orders)
+        self._process = _CONTEXT.Process(target=program, args=ends, name=name, daemon=True)
         self._process.start()
-        writing.close()
+        for end in ends:
+            end.close()
+
+    def order(self, **order: Any) -> None:
+        """Sends it an order, if it still runs."""
+        assert self._orders is not None
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._orders.fileno(), json.dumps(order).encode() + b"\n")
 
     async def reports(self) -> AsyncIterator[Report]:
         """Yields what it reports, until it ends or is killed."""
@@ -70,8 +85,10 @@ class Child:
         self.kill()
         self._process.join(_END_SECONDS)
         self._process.close()
-        with contextlib.suppress(OSError):
-            self._reading.close()
+        for pipe in (self._reading, self._orders):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
 
 class Children:
@@ -80,8 +97,10 @@ class Children:
     def __init__(self) -> None:
         self.all: list[Child] = []
 
-    def start(self, name: str, program: Callable[[Connection], None], log: Path) -> Child:
-        child = Child(name, program, log)
+    def start(
+        self, name: str, program: Callable[..., None], log: Path, *, obeys: bool = False
+    ) -> Child:
+        child = Child(name, program, log, obeys=obeys)
         self.all.append(child)
         return child
 

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from bson import ObjectId
@@ -43,7 +44,7 @@ from tests.faults.schedules import MOST_IN_BATCH, Crash, Schedule, ViewerPlan
 from tests.faults.speech import Speaker, contents_of, tokens_in
 from tests.faults.verdict import goal_of
 
-__all__ = ["DETACH", "Appending", "Link", "Viewing", "Writing", "token"]
+__all__ = ["DETACH", "Access", "Appending", "Link", "Viewing", "Writing", "token"]
 
 T = TypeVar("T")
 
@@ -56,14 +57,12 @@ _PR_SET_PDEATHSIG = 1
 Tell = Callable[..., None]
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
     """How a child reaches the database."""
 
     uri: str
     database: str
-    conversation_id: ObjectId
-    message_id: ObjectId
     client_options: dict[str, Any]
     options: dict[str, Any]
     log: Path
@@ -78,6 +77,14 @@ class Link:
             **self.options,
         )
         return await retry_reads(converse.open)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link(Access):
+    """How a child reaches one message."""
+
+    conversation_id: ObjectId
+    message_id: ObjectId
 
 
 async def retry_reads(call: Callable[[], Awaitable[T]]) -> T:
@@ -127,7 +134,7 @@ class Writing:
 
     def __call__(self, reports: Connection) -> None:
         log_to(self.link.log)
-        use_small_pages(self.schedule)
+        use_small_pages(self.schedule.page_chunks)
         crash_before(self.crash)
         run(self.write, reports)
 
@@ -273,7 +280,7 @@ class Appending:
 
     def __call__(self, reports: Connection) -> None:
         log_to(self.link.log)
-        use_small_pages(self.schedule)
+        use_small_pages(self.schedule.page_chunks)
         crash_before(self.crash)
         run(self.append, reports)
 
@@ -419,17 +426,17 @@ def log_to(path: Path) -> None:
     )
 
 
-def use_small_pages(schedule: Schedule) -> None:
+def use_small_pages(page_chunks: int) -> None:
     for module in (pages, own_writes):
-        vars(module)["PAGE_CHUNKS"] = schedule.page_chunks
+        vars(module)["PAGE_CHUNKS"] = page_chunks
 
 
-def crash_before(crash: Crash | None) -> None:
+def crash_before(crash: tuple[str, int] | None, builders: ModuleType = updates) -> None:
     """Has this process killed just before it sends an update, as if its machine had failed."""
     if crash is None:
         return
     name, time = crash
-    build = getattr(updates, name)
+    build = getattr(builders, name)
     calls = itertools.count(1)
 
     def build_or_die(*arguments: Any, **options: Any) -> Any:
@@ -437,4 +444,4 @@ def crash_before(crash: Crash | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return build(*arguments, **options)
 
-    vars(updates)[name] = build_or_die
+    vars(builders)[name] = build_or_die

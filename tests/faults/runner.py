@@ -3,11 +3,9 @@
 import asyncio
 import contextlib
 import random
-import sys
 import time
-import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bson import ObjectId
-from pymongo.errors import PyMongoError
 
 from converse_mongo import (
     ChunkReceived,
@@ -24,10 +21,11 @@ from converse_mongo import (
     Message,
     MessageNotStreamingError,
 )
-from converse_mongo.driver.installed import driver_name
 from tests.faults.children import Child, Children
+from tests.faults.harm import Harm
 from tests.faults.programs import DETACH, Appending, Link, Viewing, Writing
 from tests.faults.proxy import Proxy
+from tests.faults.reports import RETRY_SECONDS, Notes, ScheduleFailedError
 from tests.faults.schedules import Fault, Schedule, ViewerPlan, draw
 from tests.faults.servers import Server
 from tests.faults.verdict import (
@@ -46,13 +44,6 @@ DEADLINE_SECONDS = 90.0
 STALL_SECONDS = 6.0
 """How long a fault waits for tokens that do not come, since another fault keeps them."""
 SETTLE_SECONDS = 0.1
-RETRY_SECONDS = 8.0
-"""For how long a child tries a call again: longer than any one fault lasts."""
-LOG_LINES = 25
-
-
-class ScheduleFailedError(AssertionError):
-    """A promise was broken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +71,9 @@ async def run_schedule(seed: int, server: Server) -> Outcome:
         try:
             return await run.run()
         except Exception as error:
-            raise ScheduleFailedError(run.report(error)) from error
+            again = f"--seed {seed} --schedules 1"
+            text = run.notes.report(error, schedule.describe(), again, Path(logs), str(schedule))
+            raise ScheduleFailedError(text) from error
 
 
 class Run:
@@ -92,17 +85,17 @@ class Run:
         self._logs = logs
         self._database = f"faults_{schedule.seed}_{random.getrandbits(32):08x}"
         self._started = time.monotonic()
-        self._notes: list[str] = []
+        self.notes = Notes(self._started)
         self._done: Counter[str] = Counter()
         self._children = Children()
         self._writers: list[_Writer] = []
         self._viewers: list[_Viewer] = []
         self._progress = _Progress(schedule.tokens * schedule.writers)
-        self._server_harm = asyncio.Lock()
         self._stop: str | None = None
         self._stop_was_requested = False
         self._waits_for = "the start"
         self._proxies: dict[str, Proxy] = {}
+        self._harm = Harm(server, self._proxies, self.notes.note)
         self._message: Message
         self._message_ids: dict[int, str] = {}
         self._was_saved = False
@@ -151,7 +144,7 @@ class Run:
         for proxy in self._proxies.values():
             proxy.heal()
         await self._server.heal()
-        self.note("all is healed")
+        self.notes.note("all is healed")
         if self._schedule.writers > 1:
             await self._complete()
         await self._settle()
@@ -192,7 +185,7 @@ class Run:
         try:
             await self._message.complete_streaming()
         except MessageNotStreamingError as ended:
-            self.note(f"not completed: {ended.status.value}")
+            self.notes.note(f"not completed: {ended.status.value}")
 
     async def _settle(self) -> None:
         self._waits_for = f"{self._schedule.settled_by} to settle it"
@@ -202,7 +195,7 @@ class Run:
             elif self._schedule.settled_by == "recover_stale":
                 await self._converse.recover_stale()
             await asyncio.sleep(SETTLE_SECONDS)
-        self.note("it has ended")
+        self.notes.note("it has ended")
 
     async def _has_ended(self) -> bool:
         found = await self._server.documents(
@@ -251,7 +244,7 @@ class Run:
         child = self._children.start(f"writer {number}", program, link.log)
         writer = _Writer(child, WriterRecord(number=number))
         self._writers.append(writer)
-        self.note(f"writer {number} {'resumes' if resumes else 'starts'}")
+        self.notes.note(f"writer {number} {'resumes' if resumes else 'starts'}")
         self._tasks.create_task(self._listen(writer))
 
     async def _listen(self, writer: "_Writer") -> None:
@@ -261,9 +254,9 @@ class Run:
             if report["kind"] == "writes":
                 self._progress.advance(record.number, report["number"])
             elif report["kind"] != "stored":
-                self.note(f"writer {record.number}: {report}")
+                self.notes.note(f"writer {record.number}: {report}")
         is_dead = record.left is None and record.refused is None
-        self.note(f"writer {record.number} is {'dead' if is_dead else 'gone'}")
+        self.notes.note(f"writer {record.number} is {'dead' if is_dead else 'gone'}")
         if is_dead and not writer.was_killed:
             assert self._schedule.crash is not None, f"writer {record.number} died by itself"
             self._done["crash"] += 1
@@ -283,7 +276,7 @@ class Run:
             link = self._link("viewers", record.name, change_streams=streams)
             program = Viewing(link, viewer.plan, record.cursor, frozenset(record.waits_for))
             viewer.child = self._children.start(record.name, program, link.log)
-            self.note(f"{record.name} comes, after {record.cursor}")
+            self.notes.note(f"{record.name} comes, after {record.cursor}")
             async for report in viewer.child.reports():
                 match self._sound(report)["kind"]:
                     case "watches":
@@ -293,7 +286,7 @@ class Run:
                     case "done":
                         record.done = True
             if record.done:
-                self.note(f"{record.name} is done")
+                self.notes.note(f"{record.name} is done")
                 return
             assert viewer.was_killed, f"{record.name} died by itself"
             await viewer.is_to_return.wait()
@@ -313,69 +306,11 @@ class Run:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STALL_SECONDS):
                 await self._progress.reaches(fault.at)
-        self.note(f"{fault.kind} {fault.target} {fault.how} for {fault.seconds:.2f} s")
-        harm: Callable[[Fault], Coroutine[Any, Any, bool]] = getattr(self, f"_do_{fault.kind}")
-        if await harm(fault):
+        self.notes.note(f"{fault.kind} {fault.target} {fault.how} for {fault.seconds:.2f} s")
+        if await (self._harm.does(fault) or getattr(self, f"_do_{fault.kind}"))(fault):
             self._done[fault.kind] += 1
         else:
-            self.note(f"{fault.kind} came too late")
-
-    def _proxies_of(self, fault: Fault) -> list[Proxy]:
-        return [p for name, p in self._proxies.items() if fault.target in (name, "all")]
-
-    async def _do_cut(self, fault: Fault) -> bool:
-        for proxy in self._proxies_of(fault):
-            proxy.cut()
-        return True
-
-    async def _do_refuse(self, fault: Fault) -> bool:
-        for proxy in self._proxies_of(fault):
-            proxy.refusing = True
-            proxy.cut()
-        await asyncio.sleep(fault.seconds)
-        for proxy in self._proxies_of(fault):
-            proxy.heal()
-        return True
-
-    async def _do_delay(self, fault: Fault) -> bool:
-        for proxy in self._proxies_of(fault):
-            proxy.delay = 0.1
-        await asyncio.sleep(fault.seconds)
-        for proxy in self._proxies_of(fault):
-            proxy.heal()
-        return True
-
-    async def _do_deaf(self, fault: Fault) -> bool:
-        lost, then = fault.how.split()
-        for proxy in self._proxies_of(fault):
-            proxy.deafen(requests=lost != "answers", answers=lost != "requests")
-        await asyncio.sleep(fault.seconds)
-        for proxy in self._proxies_of(fault):
-            proxy.heal(drop=then == "drop")
-        return True
-
-    async def _do_failpoint(self, fault: Fault) -> bool:
-        try:
-            await self._server.fail(fault)
-        except PyMongoError as error:
-            self.note(f"no failpoint: {error}")
-            return False
-        return True
-
-    async def _do_kill_server(self, fault: Fault) -> bool:
-        async with self._server_harm:
-            await self._server.kill()
-            await asyncio.sleep(fault.seconds)
-            await self._server.start()
-            self.note("the server is back")
-        return True
-
-    async def _do_freeze_server(self, fault: Fault) -> bool:
-        async with self._server_harm:
-            self._server.freeze()
-            await asyncio.sleep(fault.seconds)
-            self._server.thaw()
-        return True
+            self.notes.note(f"{fault.kind} came too late")
 
     async def _do_kill_writer(self, fault: Fault) -> bool:
         writer = self._writer(fault)
@@ -473,12 +408,12 @@ class Run:
     async def _do_stop(self, fault: Fault) -> bool:
         self._stop_was_requested = True
         self._stop = (await self._converse.request_stop(self._message.id, REASON)).value
-        self.note(f"whoever stopped it was told that it is {self._stop}")
+        self.notes.note(f"whoever stopped it was told that it is {self._stop}")
         return True
 
     async def _do_recover(self, fault: Fault) -> bool:
         recovered = await self._converse.recover_stale()
-        self.note(f"recovered: {[event.type for event in recovered]}")
+        self.notes.note(f"recovered: {[event.type for event in recovered]}")
         return True
 
     async def _do_save(self, fault: Fault) -> bool:
@@ -541,35 +476,6 @@ class Run:
 
     async def _documents(self, collection: str, match: dict[str, Any]) -> list[dict[str, Any]]:
         return await self._server.documents(self._database, collection, match)
-
-    # Around it
-
-    def note(self, what: str) -> None:
-        """Keeps a line for the report of a failure."""
-        self._notes.append(f"{time.monotonic() - self._started:7.3f} {what}")
-
-    def report(self, error: Exception) -> str:
-        """All that helps to find out what went wrong."""
-        seed = self._schedule.seed
-        lines = [
-            f"Schedule {seed} failed with {driver_name()}: {self._schedule.describe()}",
-            *_leaves(error),
-            f"Again: {sys.executable} -m tests.faults --seed {seed} --schedules 1",
-            str(self._schedule),
-            *self._notes,
-        ]
-        for log in sorted(self._logs.iterdir()):
-            text = log.read_text(errors="replace")
-            lines += [f"--- {log.stem}", *text.splitlines()[-LOG_LINES:]]
-        return "\n".join(lines)
-
-
-def _leaves(error: BaseException) -> list[str]:
-    if isinstance(error, BaseExceptionGroup):
-        return [line for each in error.exceptions for line in _leaves(each)]
-    if isinstance(error, AssertionError):
-        return [str(error)]
-    return traceback.format_exception(error)
 
 
 class _Writer:

@@ -26,6 +26,13 @@ Kind: TypeAlias = Literal[
     "recover",  # somebody looks for orphans
     "save",  # a copy of the message from before its first chunk is saved
     "interject",  # another message is added to the conversation
+    "kill_worker",  # SIGKILL; another one comes
+    "pause_worker",  # SIGSTOP, and SIGCONT
+    "close_worker",  # it hands over what it has; another one comes
+    "kill_web",  # SIGKILL; it comes back, and asks again for what had no answer
+    "pause_web",  # SIGSTOP, and SIGCONT
+    "delete",  # a message is deleted
+    "restart",  # and started anew under the same id
 ]
 
 Crash: TypeAlias = tuple[Literal["trim", "end", "fill", "compact", "finish_compaction"], int]

@@ -15,7 +15,10 @@ from converse_mongo import (
     DataPart,
     MessageNotStreamingError,
     StreamStoppedError,
+    ToolCallPart,
 )
+from converse_mongo.domain import open_calls
+from converse_mongo.domain.work import Job
 from converse_mongo.driver.collections import collection_of
 from tests.conftest import Commands, Facade
 from tests.plans import faults, to_explain
@@ -23,6 +26,7 @@ from tests.queries import INDEXES
 from tests.streams import collect, until
 
 OWNER = ("user", "1")
+NO_LEASE = {"epoch": 0, "renewed_at": None, "duration": None}
 
 only_on_mongodb = pytest.mark.skipif(
     not os.environ.get("CONVERSE_TEST_URI"),
@@ -62,6 +66,11 @@ async def populate(converse: Converse) -> None:
             if position == 19:
                 lease = {"epoch": 0, "renewed_at": now, "duration": None}
                 message |= {"status": "streaming", "lease": lease}
+            if position == 17:
+                state, due = ("blocked", None) if len(messages) % 2 else ("queued", now)
+                key = f'"{len(messages) % 7}"'
+                work = {"queue": "q", "state": state, "key": key, "priority": 0, "due": due}
+                message |= {"status": "streaming", "format": 3, "work": work, "lease": NO_LEASE}
             if position == 18:
                 message |= {"end_id": ObjectId(), "compact_at": now + timedelta(days=1)}
             messages.append(message)
@@ -77,7 +86,28 @@ async def do_everything(converse: Converse, polling: Converse) -> None:
     await write(converse, conversation)
     await asyncio.gather(*watching)
     await read(converse, conversation)
+    await work(converse, conversation)
     await recover(converse, conversation)
+
+
+async def work(converse: Converse, conversation: Conversation) -> None:
+    """Has workers look for messages, and people answer them."""
+    store = converse.message_model.store()
+    call = ToolCallPart("ask", "c", input={}, executor="client")
+    for place in range(4):
+        job = Job(queue=f"q{place % 2}", key=("user", str(place % 2)))
+        await conversation._start("assistant", None, None, None, {}, job)
+    for queues in (["q0"], ["q0", "q1"]):
+        [best, *_] = await store.jobs.due(queues, 10)
+        claimed = await store.jobs.claim(best)
+        assert claimed is not None
+        message = await converse.get_message(claimed.message_id)
+        await message.append_chunks([call])
+        await store.jobs.suspend(claimed.key, claimed.lease, 60)
+        queue = store.queue((claimed.message_id, claimed.log_id))
+        await store.calls.answer(queue, claimed.key, [open_calls.output("c", 1)])
+    await store.key_places.sweep_if_due(0)
+    await store.jobs.statistics()
 
 
 async def watch(converse: Converse, conversation: Conversation) -> None:

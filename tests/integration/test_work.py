@@ -600,7 +600,7 @@ async def test_stop__of_a_message_without_a_worker_is_one_write(
     [end] = sent
     assert (end["$set"]["status"], end["$set"]["stop_reason"]) == ("cancelled", "enough")
     stored = await raw(converse, message)
-    assert not {"state", "due", "ticket", "pending"} & stored["work"].keys()
+    assert not {"state", "due", "pending"} & stored["work"].keys()
     assert await due(converse) == [each for each in await places(converse) if each != message.id]
 
 

@@ -23,6 +23,7 @@ from converse_mongo import (
     Queue,
     Retry,
     RetryPolicy,
+    StoreUnavailableError,
     ToolCallPart,
     ToolOutput,
     WriterError,
@@ -418,6 +419,29 @@ async def test_retry_on__errors_of_a_kind(converse: Converse) -> None:
     assert (read.status, read.content) == (MessageStatus.COMPLETED, "done")
 
 
+async def test_outage__of_mongodb_is_no_error_of_the_message(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appends = converse.message_model.store().appends
+    append, failed = appends.append, list[str]()
+
+    async def fail_once(*arguments: Any, **options: Any) -> Any:
+        if not failed:
+            failed.append("")
+            raise StoreUnavailableError("MongoDB did not answer.")
+        return await append(*arguments, **options)
+
+    async def respond(_: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            await writer.write(f"{message.attempt} ")
+
+    monkeypatch.setattr(appends, "append", fail_once)
+    message = await enqueue(converse)
+    async with working(converse, respond):
+        read = await ended(converse, message)
+    assert (read.status, read.content) == (MessageStatus.COMPLETED, "2 ")
+
+
 @pytest.mark.parametrize("limit", ["timeout", "silence"])
 async def test_attempt__that_hangs_is_made_again(converse: Converse, limit: str) -> None:
     async def hang(_: Conversation, message: Message) -> None:
@@ -512,7 +536,9 @@ async def test_stop__before_a_worker_has_it_ends_it(converse: Converse) -> None:
 
 
 @pytest.mark.parametrize("opens", [True, False], ids=["writing", "before it writes"])
-async def test_stop__while_a_worker_has_it(facade: Facade, opens: bool) -> None:
+async def test_stop__while_a_worker_has_it(
+    facade: Facade, opens: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     converse, other = (c := await facade()), await facade(c.database_name)
     message = await enqueue(converse)
     begun = asyncio.Event()
@@ -532,6 +558,7 @@ async def test_stop__while_a_worker_has_it(facade: Facade, opens: bool) -> None:
         await copy.request_stop("enough")
         read = await ended(other, message)
     assert (read.status, read.stop_reason) == (MessageStatus.CANCELLED, "enough")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_deletion__while_a_worker_has_it_ends_the_attempt(facade: Facade) -> None:

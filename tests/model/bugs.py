@@ -324,7 +324,7 @@ named("acquire_another_log", "lease restart", forget("acquire_lease", "log_id"))
 named("take_over_another_log", "lease restart", forget("take_over", "log_id"))
 named("renew_another_log", "write lease restart time", forget("renew_lease", *LOG_AND_HOLDER))
 named("release_another_log", "lease restart", forget("release_lease", *LOG_AND_HOLDER))
-named("stop_another_log", "stop restart", forget("request_stop", "log_id"))
+named("stop_another_log", "stop lease restart", forget("request_stop", "log_id"))
 named("end_another_log", "end restart", forget("end", "log_id"))
 named("trim_another_log", "append restart trouble", forget("trim", "log_id"))
 named(

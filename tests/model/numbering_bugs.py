@@ -97,7 +97,7 @@ def end_with_the_parts_of_a_copy_that_is_behind(patch: pytest.MonkeyPatch) -> No
 
 @bug("append parts")
 def append_of_parts_without_their_format(patch: pytest.MonkeyPatch) -> None:
-    rewrite(patch, "append", lambda match, update: update.get("$set", {}).pop("format", None))
+    rewrite(patch, "append", lambda match, update: update.pop("$max", None))
 
 
 @bug("append end compact parts")

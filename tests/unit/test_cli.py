@@ -11,6 +11,7 @@ import sys
 import tomllib
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import IndexModel
 
+from converse_mongo.domain.part_events import PartDelta, PartEnd, PartSet, PartStart
 from converse_mongo.driver.installed import driver_name, install_command
 from converse_mongo.tools import cli
-from converse_mongo.tools.demo.recording import Recording, Seen, StoredMessage, Viewer
-from converse_mongo.tools.demo.texts import tokenise
+from converse_mongo.tools.demo.recording import Recording, Seen, StoredMessage, Viewer, Worker
+from converse_mongo.tools.demo.texts import answer_of, rest_of, tokenise
 from converse_mongo.tools.doctor import (
     Finding,
     Level,
@@ -43,6 +45,21 @@ def test_tokens__joined_are_the_text(text: str) -> None:
     tokens = tokenise(text)
     assert "".join(tokens) == text
     assert all(0 < len(token) <= 12 for token in tokens)
+
+
+def test_rest_of_an_answer__names_the_parts_that_are_stored_by_their_numbers() -> None:
+    answer = answer_of("one two")
+    starts = {each.key: at for at, each in enumerate(answer) if isinstance(each, PartStart)}
+    for begin in range(len(answer) + 1):
+        rest = rest_of(answer, begin)
+        assert len(rest) == len(answer) - begin
+        for before, after in zip(answer[begin:], rest, strict=True):
+            if not isinstance(before, PartDelta | PartSet | PartEnd):
+                assert after == before
+                continue
+            number = starts[str(before.part)]
+            wanted = number if number < begin else before.part
+            assert after == replace(before, part=wanted)
 
 
 # The verdict
@@ -126,6 +143,29 @@ def test_latencies__are_of_what_was_written_while_the_viewer_watched() -> None:
 def test_latencies__of_a_viewer_that_resumed_are_without_what_it_caught_up_on() -> None:
     recording = recording_of(seen(0) + seen(1, 2, since=10.5))
     assert recording.latencies(recording.viewers[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("sent_by", "pauses"),
+    [
+        ("aab", [1000.0, None]),
+        ("abb", [1000.0, None]),
+        ("aaa", [None, None]),
+        ("bbb", [None, None]),
+        ("bba", [None, 1000.0]),
+    ],
+)
+def test_pause__is_what_the_first_viewer_waited_for_another_worker(
+    sent_by: str, pauses: list[float | None]
+) -> None:
+    recording = recording_of(seen(0, 1, 2))
+    recording.workers = [Worker("a", ""), Worker("b", "")]
+    recording.sent_by = dict(enumerate(sent_by))
+    assert [recording.pause(worker) for worker in recording.workers] == pauses
+    assert [recording.written(each) for each in recording.workers] == [
+        sent_by.count("a"),
+        sent_by.count("b"),
+    ]
 
 
 # Signals

@@ -114,7 +114,7 @@ def test_lease__is_unchanged_without_a_heartbeat_since() -> None:
     }
 
 
-OF_NO_END = ["work.state", "work.ticket", "work.due", "work.available_at", "work.pending"]
+OF_NO_END = ["work.state", "work.due", "work.available_at", "work.pending"]
 
 
 NEXT = ObjectId()

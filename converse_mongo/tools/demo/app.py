@@ -1,23 +1,29 @@
-"""Plays a demonstration: a writer, a viewer from the start, one that joins late, one that dies."""
+"""Plays a demonstration: workers of which one dies, and viewers of which one joins, one dies."""
 
 import contextlib
-import json
 import queue
-import subprocess
+import signal
 import sys
 import threading
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from rich.console import Console
 
 from converse_mongo.domain.errors import ConverseError
 from converse_mongo.embedded import EmbeddedServer
-from converse_mongo.tools.demo.recording import Recording, Seen, StoredMessage, Viewer
+from converse_mongo.tools.demo.children import Children
+from converse_mongo.tools.demo.recording import (
+    Recording,
+    Seen,
+    StoredMessage,
+    Viewer,
+    Worker,
+)
 from converse_mongo.tools.demo.screen import Screen, print_verdict
-from converse_mongo.tools.demo.texts import answer_of, read_text
+from converse_mongo.tools.demo.texts import answer_of, read_text, tokenise
 from converse_mongo.tools.terminal import one_line
 
-END_SECONDS = 3.0
+ASKER = "asker"
 PATIENCE = 45.0
 
 
@@ -31,7 +37,12 @@ def run(uri: str | None, database: str, path: str | None, tokens_per_second: flo
     """
     text, source = read_text(path)
     viewers = [Viewer(f"viewer {number}") for number in (1, 2, 3)]
-    recording = Recording(text, len(answer_of(text)), viewers)
+    workers = [
+        Worker("worker 1", "killed (SIGKILL)"),
+        Worker("worker 2", "ended (SIGTERM)"),
+        Worker("worker 3", "goes on to the end"),
+    ]
+    recording = Recording(text, len(answer_of(text)), viewers, workers)
     # A terminal only if it is one, whatever the environment says.
     console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
     screen = Screen(console, recording)
@@ -67,24 +78,29 @@ class _Play:
         self._screen = screen
         self._recording = recording
         self._first, self._late, self._mortal = recording.viewers
+        self._killed, self._told, self._last = recording.workers
+        text = len(tokenise(recording.text))
+        # The workers live or die in the text, behind the other parts. Each waits at a later token,
+        # so that a fast one does not escape.
+        self._deaths = [recording.total - text + text * number // 10 for number in (5, 6, 7, 8)]
         self._server: tuple[str, str] = ("", "")
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._reports: queue.SimpleQueue[tuple[str, list[Any]]] = queue.SimpleQueue()
+        self._arguments: dict[str, tuple[float, int]] = {}
+        self._stack = contextlib.ExitStack()
+        self._children = Children()
+        self._left = {ASKER, *(each.name for each in recording.workers)}
+        self._left |= {each.name for each in recording.viewers}
 
     def __enter__(self) -> Self:
-        self._start("writer")
-        self._start(self._first.name)
-        self._start(self._mortal.name)
+        self._stack.enter_context(self._children)
+        self._children.start(ASKER, "post")
+        for worker in self._recording.workers:
+            self._children.start(worker.name, "work")
+        self._children.start(self._first.name, "view")
+        self._children.start(self._mortal.name, "view")
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._running.values():
-            process.terminate()
-        for process in self._running.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(END_SECONDS)
-            process.kill()
-            process.wait()
+        self._stack.close()
 
     def run(self, uri: str, database: str, tokens_per_second: float) -> None:
         """Plays it to the end.
@@ -94,41 +110,104 @@ class _Play:
         """
         self._server = uri, database
         viewers = {viewer.name: viewer for viewer in self._recording.viewers}
+        workers = {worker.name: worker for worker in self._recording.workers}
         patience = min(PATIENCE + 2 / tokens_per_second, threading.TIMEOUT_MAX)
-        self._begin("writer", tokens_per_second)
+        _, hold_first, _, hold_second = self._deaths
+        holds = hold_first, hold_second, self._recording.total
+        self._arguments = {
+            name: (tokens_per_second, hold) for name, hold in zip(workers, holds, strict=True)
+        }
+        self._children.send(ASKER, self._server)
+        self._employ(self._killed)
         try:
-            while self._running:
-                name, report = self._reports.get(timeout=patience)
+            while self._left:
+                name, report = self._children.reports.get(timeout=patience)
                 if report[0] == "failed":
                     raise ConverseError(report[1])
                 if report[0] == "gone":
-                    self._running.pop(name).wait()
-                if name == "writer":
-                    self._follow_writer(report)
+                    self._left.discard(name)
+                if name == ASKER:
+                    self._follow_asker(report)
+                elif name in workers:
+                    self._follow_worker(workers[name], report)
+                    self._direct()
                 else:
                     self._follow_viewer(viewers[name], report)
         except queue.Empty:
             raise ConverseError("all processes were silent for too long") from None
 
-    def _follow_writer(self, report: list[Any]) -> None:
+    def _follow_asker(self, report: list[Any]) -> None:
         recording = self._recording
         match report:
             case ["started", conversation_id, message_id]:
                 self.message_id = message_id
                 self._screen.note(f"conversation {conversation_id}, message {message_id}")
-                self._begin(self._first.name, message_id)
-                self._begin(self._mortal.name, message_id)
-            case ["written", sequence, sent_at]:
-                recording.sent_at[sequence] = sent_at
-                if len(recording.sent_at) == (recording.total + 1) // 2:
-                    self._start(self._late.name)
-                    self._begin(self._late.name, self.message_id)
-            case ["finished"]:
-                recording.finished = True
+                for viewer in (self._first, self._mortal):
+                    self._children.send(viewer.name, [*self._server, message_id])
             case ["stored", status, content, chunks]:
                 recording.stored = StoredMessage(status, content, chunks)
-            case ["gone"] if not recording.finished:
-                raise ConverseError("the writer ended too early")
+            case ["gone"] if recording.stored.status == "missing":
+                raise ConverseError("the process that asked ended too early")
+
+    def _follow_worker(self, worker: Worker, report: list[Any]) -> None:
+        recording = self._recording
+        match report:
+            case ["ready"]:
+                worker.state = "ready"
+                if worker is not self._killed:
+                    self._children.send(worker.name, recording.text)
+            case ["attempt", attempt, begin]:
+                worker.state = "working"
+                behind = f", behind chunk {begin - 1}" if begin else ""
+                self._screen.note(f"{worker.name} generates, in attempt {attempt}{behind}")
+            case ["written", sequence, sent_at]:
+                recording.sent_at[sequence], recording.sent_by[sequence] = sent_at, worker.name
+            case ["finished"]:
+                recording.finished = True
+                worker.state = "done"
+                self._children.send(ASKER, "read")
+                for each in recording.workers:
+                    self._children.signal(each.name, signal.SIGTERM)
+            case ["gone"]:
+                worker.gone = True
+                if worker.state not in ("killed", "told to end") and not recording.finished:
+                    raise ConverseError(f"{worker.name} ended too early")
+
+    def _direct(self) -> None:
+        """Has the others enter, and leave, when their time has come."""
+        kill, _, tell, _ = self._deaths
+        recording, written = self._recording, len(self._recording.sent_at)
+        if self._killed.state == "working":
+            self._employ(self._told)
+        if self._told.state == "working":
+            self._employ(self._last)
+        if 2 * written > recording.total:
+            self._join()
+        if written >= kill and self._killed.state == "working" and self._told.state == "ready":
+            self._children.signal(self._killed.name, signal.SIGKILL)
+            self._killed.state = "killed"
+            self._screen.note(f"{self._killed.name} is killed (SIGKILL)")
+        if (
+            written >= tell
+            and self._killed.gone
+            and self._told.state == "working"
+            and self._last.state in ("ready", "working")
+        ):
+            self._children.signal(self._told.name, signal.SIGTERM)
+            self._told.state = "told to end"
+            self._screen.note(f"{self._told.name} is told to end (SIGTERM)")
+
+    def _employ(self, worker: Worker) -> None:
+        """Has a worker begin to work, once."""
+        if worker.name in self._arguments:
+            arguments = self._arguments.pop(worker.name)
+            self._children.send(worker.name, [*self._server, *arguments])
+
+    def _join(self) -> None:
+        if self._late.state == "waiting":
+            self._late.state = "joining"
+            self._children.start(self._late.name, "view")
+            self._children.send(self._late.name, [*self._server, self.message_id])
 
     def _follow_viewer(self, viewer: Viewer, report: list[Any]) -> None:
         match report:
@@ -136,56 +215,30 @@ class _Play:
                 viewer.state, viewer.since = "watching", since
                 if viewer is self._late:
                     missed = sum(at < since for at in self._recording.sent_at.values())
-                    viewer.manner = f"joined after {missed} chunks"
+                    viewer.manner = f"joined at {missed}"
                 self._screen.note(f"{viewer.name} follows by {mode}, {viewer.manner}")
                 attached = self._first.state == self._mortal.state == "watching"
                 if attached and not self._recording.sent_at:
-                    self._send_text()
+                    self._children.send(self._killed.name, self._recording.text)
             case ["seen", chunk, received_at]:
                 viewer.seen.append(Seen(chunk, received_at, viewer.since))
                 if viewer is self._first:
                     self._screen.add(chunk)
                 if viewer is self._mortal and len(viewer.seen) == 1 + self._recording.total // 3:
-                    self._running[viewer.name].kill()
+                    self._children.signal(viewer.name, signal.SIGKILL)
                     viewer.state = "killed"
+                    self._screen.note(f"{viewer.name} is killed (SIGKILL)")
+            case ["news", "message.queued", attempt] if viewer is self._first and viewer.seen:
+                self._screen.note(f"{viewer.name} waits for a worker, for attempt {attempt}")
             case ["ended", event_type]:
                 viewer.end = event_type
                 if viewer.state == "watching":
                     viewer.state = "done"
             case ["gone"] if viewer.state == "killed":
                 last = viewer.seen[-1].sequence
-                viewer.manner = f"killed at {last}, resumed"
-                self._start(viewer.name)
-                self._begin(viewer.name, self.message_id, last)
+                viewer.manner = f"resumed at {last}"
+                self._left.add(viewer.name)
+                self._children.start(viewer.name, "view")
+                self._children.send(viewer.name, [*self._server, self.message_id, last])
             case ["gone"] if viewer.state != "done":
                 raise ConverseError(f"{viewer.name} ended too early")
-
-    def _start(self, name: str) -> None:
-        program = "write" if name == "writer" else "view"
-        self._running[name] = process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "converse_mongo.tools.demo.programs", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            process_group=0,  # Ctrl-C in the terminal is for the parent, which ends them
-        )
-        threading.Thread(target=self._read, args=(name, process.stdout), daemon=True).start()
-
-    def _begin(self, name: str, *arguments: Any) -> None:
-        line = json.dumps([*self._server, *arguments]).encode() + b"\n"
-        pipe = self._running[name].stdin
-        assert pipe is not None  # noqa: S101 - it was started with one
-        with contextlib.suppress(OSError):  # the end of its reports tells that it is gone
-            pipe.write(line)
-            pipe.flush()
-
-    def _read(self, name: str, output: IO[bytes]) -> None:
-        for line in output:
-            if line.endswith(b"\n"):  # else it was killed in the middle of it
-                self._reports.put((name, json.loads(line)))
-        self._reports.put((name, ["gone"]))
-
-    def _send_text(self) -> None:
-        pipe = self._running["writer"].stdin
-        assert pipe is not None  # noqa: S101 - it was started with one
-        with contextlib.suppress(OSError), pipe:
-            pipe.write(self._recording.text.encode())

@@ -34,7 +34,7 @@ class Viewer:
     """A viewer, which may be several processes; ``manner`` and ``state`` are for people."""
 
     name: str
-    manner: str = "there from the start"
+    manner: str = "from the start"
     state: str = "waiting"
     since: float = math.inf
     seen: list[Seen] = field(default_factory=list)
@@ -42,13 +42,29 @@ class Viewer:
 
 
 @dataclass
+class Worker:
+    """A worker; ``manner`` and ``state`` are for people."""
+
+    name: str
+    manner: str
+    state: str = "waiting"
+    gone: bool = False
+
+
+@dataclass
 class Recording:
-    """Everything that happened; ``total`` is the number of chunks of the answer with ``text``."""
+    """Everything that happened; ``total`` is the number of chunks of the answer with ``text``.
+
+    ``sent_at`` and ``sent_by`` are of the last try: a worker that is killed loses what it had not
+    stored yet, and its successor writes that again.
+    """
 
     text: str
     total: int
     viewers: list[Viewer]
+    workers: list[Worker] = field(default_factory=list)
     sent_at: dict[int, float] = field(default_factory=dict)
+    sent_by: dict[int, str] = field(default_factory=dict)
     finished: bool = False
     stored: StoredMessage = field(default_factory=StoredMessage)
 
@@ -88,3 +104,20 @@ class Recording:
         ]
         percentiles = quantiles(times, n=100, method="inclusive") if len(times) > 1 else []
         return percentiles[49::49]
+
+    def written(self, worker: Worker) -> int:
+        """Counts the chunks of a worker."""
+        return sum(name == worker.name for name in self.sent_by.values())
+
+    def pause(self, worker: Worker) -> float | None:
+        """Returns the time for which the first viewer saw nothing when another worker went on.
+
+        It is from the last chunk of the worker to the next one, in milliseconds; ``None`` if there
+        is none of either.
+        """
+        own = [sequence for sequence, name in self.sent_by.items() if name == worker.name]
+        seen = {each.sequence: each.received_at for each in self.viewers[0].seen}
+        last = max(own, default=-1)
+        if last not in seen or last + 1 not in seen:
+            return None
+        return (seen[last + 1] - seen[last]) * 1000

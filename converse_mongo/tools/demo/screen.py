@@ -84,7 +84,7 @@ class Screen:
             self._write("\n")
 
     def _picture(self) -> RenderableType:
-        height = max(3, min(16, self._console.height - 12))  # beside notes and progress
+        height = max(3, min(16, self._console.height - 14))  # beside notes and progress
         width = max(10, self._console.width - 4)
         above = [
             Text(f"▸ {line}", "dim", no_wrap=True, overflow="ellipsis")
@@ -104,8 +104,7 @@ class Screen:
         body = Group(*above, Segments(shown))
         panel = Panel(body, title="as viewer 1 sees it", height=height + 2)
         recording = self._recording
-        state = "done" if recording.finished else "streaming"
-        processes = [("writer", len(recording.sent_at), state)]
+        processes = [(each.name, recording.written(each), each.state) for each in recording.workers]
         processes += [(each.name, len(each.seen), each.state) for each in recording.viewers]
         rows = Table.grid(padding=(0, 2))
         for name, count, state in processes:
@@ -167,10 +166,24 @@ def print_verdict(console: Console, recording: Recording) -> None:
     stored = recording.stored
     table.add_row("stored", stored.status, str(len(stored.chunks)), equal["stored"])
     console.print(table)
+    if recording.workers:
+        console.print(_workers(recording))
     console.print("Equal: each viewer received what is stored, and that is the input.")
-    console.print("Times: from the writer to the viewer, for chunks written while it watched.")
+    console.print("Times: from the worker to the viewer, for chunks written while it watched.")
+    console.print("Pause: until viewer 1 saw the next chunk, of another worker.")
     for name, wrong in verdict.items():
         for problem in wrong:
             console.print(Text(f"NOT EQUAL: {name}: {problem}", style="bold red"))
     if not any(verdict.values()):
         console.print(Text("Everything is equal.", style="bold green"))
+
+
+def _workers(recording: Recording) -> Table:
+    table = Table("", "how", title="What each worker wrote", title_justify="left")
+    for heading in ("chunks", "pause ms"):
+        table.add_column(heading, justify="right")
+    for worker in recording.workers:
+        pause = recording.pause(worker)
+        shown = "" if pause is None else f"{pause:.1f}"
+        table.add_row(worker.name, worker.manner, str(recording.written(worker)), shown)
+    return table

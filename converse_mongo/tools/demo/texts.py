@@ -3,6 +3,8 @@
 import re
 import select
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
@@ -43,6 +45,25 @@ def answer_of(text: str) -> list[Written]:
         PartSet("search", {"output": {"hits": 1}}),
         source,
         *tokenise(text),
+    ]
+
+
+def rest_of(answer: Sequence[Written], begin: int) -> list[Written]:
+    """Returns what is missing of an answer behind its first ``begin`` chunks.
+
+    A writer that goes on behind another one names the parts that are stored by their numbers, which
+    are those of their first chunks.
+    """
+    numbers = {
+        each.key: number
+        for number, each in enumerate(answer[:begin])
+        if isinstance(each, PartStart)
+    }
+    return [
+        replace(each, part=numbers[str(each.part)])
+        if isinstance(each, PartDelta | PartSet | PartEnd) and each.part in numbers
+        else each
+        for each in answer[begin:]
     ]
 
 
