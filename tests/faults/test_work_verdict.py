@@ -11,6 +11,7 @@ from tests.faults.observing import Shot, held_throughout, oddities
 from tests.faults.work_schedules import MessagePlan, PhasePlan, draw_work
 from tests.faults.work_verdict import (
     REASON,
+    UNFINISHED,
     AnswerRecord,
     AttemptRecord,
     LifeRecord,
@@ -330,6 +331,8 @@ STILL = {"status": "streaming", "work__state": "queued"}
         (change(FAILED, work__crashes=0), r"interrupted in attempt 1 of 1, with \(0, 0\)"),
         (change(FAILED, error="the provider is busy"), "gave up retries"),
         (change(FAILED, error="The answer made no progress."), "failed as silent"),
+        (change(FAILED, error=UNFINISHED), r"failed after an outage, with \(1, 0\)"),
+        (change(FOLLOWED, status="failed", error=UNFINISHED), "last attempt left with completed"),
         (change(FAILED, error="no such model"), "failed with the error no such model"),
         (change_life(STOPPED, stop_begun=False), "nobody had asked for a stop"),
         (change(STOPPED, stop_reason=None), "for the reason None"),

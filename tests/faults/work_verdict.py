@@ -31,6 +31,8 @@ _INTERRUPTED = re.compile(r"interrupted in attempt (\d+) of (\d+)")
 Token = tuple[int, int, int, int]
 """The number of a message, that of its life, the epoch of the attempt, the number of the token."""
 
+UNFINISHED = "The answer could not be generated."
+OUTAGES = ("WriterFailedError", "StoreUnavailableError")
 BUSY, PLANNED, SILENT = "the provider is busy", "no such model", "The answer made no progress."
 
 LEAVES = {
@@ -287,6 +289,12 @@ def _end(life: LifeRecord) -> Iterator[str]:
     elif error == SILENT:
         if sum(at) + 1 != work["max_attempts"]:
             yield f"failed as silent, with {at} crashes and retries"
+    elif error == UNFINISHED:
+        last = life.attempts.get(document["lease"]["epoch"])
+        if last is not None and last.how not in OUTAGES:
+            yield f"failed though its last attempt left with {last.how}"
+        if sum(at) + 1 != work["max_attempts"]:
+            yield f"failed after an outage, with {at} crashes and retries"
     elif error == BUSY:
         if not life.plan.retries or sum(at) + 1 != work["max_attempts"]:
             yield f"gave up retries, with {at} crashes and retries"
