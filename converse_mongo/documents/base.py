@@ -78,6 +78,7 @@ RESERVED = frozenset(
         "early_stops",
         "end_id",
         "last_save",
+        "queued",
         "recent_appends",
         "save_mark",
         "stop_requested_at",

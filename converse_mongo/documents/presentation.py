@@ -43,7 +43,8 @@ class Presentation:
 
     def error(self, error: str) -> str:
         """The error that clients see."""
-        return error if error in SAFE_ERRORS else PRIVATE_ERROR
+        known = error.partition(" in attempt ")[0]  # of a queued message, it says which
+        return known if known in SAFE_ERRORS else PRIVATE_ERROR
 
     def reason(self, reason: str | None) -> str | None:  # noqa: ARG002 - others show it
         """The reason of a stop that clients see."""

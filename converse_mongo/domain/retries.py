@@ -30,7 +30,7 @@ class Retry(Exception):  # noqa: N818 - a request, not an error
         self.after = after
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """What a worker does when ``respond`` raises.
 
@@ -41,11 +41,11 @@ class RetryPolicy:
         max: The most retries of a message for errors. Its ``max_attempts`` limits them as well, and
             counts crashes, too.
         backoff: Seconds before the first retry; 0 for none.
-        longest: The most seconds before a retry.
         jitter: The part of a pause that is random, from 0 to 1.
         retry_on: The errors that another attempt may help with; none by default. Others fail the
             message. Attempts that took too long, or that MongoDB did not answer, are made again in
             any case.
+        longest: The most seconds before a retry.
 
     Raises:
         InvalidInputError: One of these is out of range.
@@ -53,9 +53,9 @@ class RetryPolicy:
 
     max: int = 2
     backoff: float = 1.0
-    longest: float = 60.0
     jitter: float = 0.5
     retry_on: RetryOn = ()
+    longest: float = 60.0
 
     def __post_init__(self) -> None:
         check_int(self.max, "max", 0)

@@ -2,6 +2,7 @@
 
 import asyncio
 import platform
+import shlex
 import sys
 import warnings
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -19,9 +20,9 @@ from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.documents.values import MessageValue
-from converse_mongo.domain.errors import ConfigurationError
+from converse_mongo.domain.errors import ConfigurationError, ConverseError
 from converse_mongo.driver import change_streams, clients, failures, installed, servers
-from converse_mongo.store.collections import Collections
+from converse_mongo.store.collections import Collections, Options
 from converse_mongo.store.indexes import SUPERSEDED_INDEXES, list_indexes
 from converse_mongo.store.stuck import Stuck, StuckWork
 from converse_mongo.tools.servers import PATIENCE, SELECTION_SECONDS, check_scheme
@@ -147,7 +148,7 @@ async def _examine_server(
         try:
             async for finding in check(database):
                 yield finding
-        except PyMongoError as error:
+        except (ConverseError, PyMongoError) as error:
             yield fail(
                 check.__name__.removeprefix("_check_").replace("_", " "),
                 failures.reason(error),
@@ -350,7 +351,8 @@ async def _check_write_concern(database: clients.Database) -> AsyncIterator[Find
 
 async def _check_queues(database: clients.Database) -> AsyncIterator[Finding]:
     messages, conversations = (database[model.Settings.name] for model in (Message, Conversation))
-    work = StuckWork(Collections(messages, conversations), STUCK_SECONDS)
+    options = Options(retry_timeout=SELECTION_SECONDS)
+    work = StuckWork(Collections(messages, conversations, options=options), STUCK_SECONDS)
     found = [
         *map(overdue, await work.overdue()),
         *map(blocked, await work.blocked()),
@@ -373,7 +375,8 @@ def overdue(stuck: Stuck) -> Finding:
     return warn(
         "queues",
         f"{text} {_them(stuck)}",
-        f"Is a worker running? converse-mongo worker MODULE:FUNCTION --queue {stuck.queue}",
+        f"Is a worker running? converse-mongo worker MODULE:FUNCTION --queue "
+        f"{shlex.quote(one_line(stuck.queue))}",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo.domain.errors import ConverseError, WatchError
+from converse_mongo.domain.errors import ConfigurationError, ConverseError
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.work import WorkState
 from converse_mongo.driver.closing import CLOSE_SECONDS
@@ -111,7 +111,7 @@ class Worker:
         self._claimed_at: dict[ObjectId, float] = {}
         self._hearing_seconds = SPREAD_SECONDS
         self._claims: set[asyncio.Task[bool]] = set()
-        self._closing = False
+        self._closing = self._runs = False
         self._claimed = self._looks = 0
         self._outcomes = dict.fromkeys(Outcome, 0)
 
@@ -176,10 +176,13 @@ class Worker:
         """Generates until it is cancelled or closed.
 
         Raises:
-            WatchError: It is closed already, or runs already.
+            ConfigurationError: It is closed already, or runs already.
         """
         if self._closing:
-            raise WatchError("This worker is closed: make a new one.")
+            raise ConfigurationError("This worker is closed: make a new one.")
+        if self._runs:
+            raise ConfigurationError("This worker runs already: make one for each run().")
+        self._runs = True
         failures = 0
         stop_listening = self._store.openings.listen(self._options.queues, self)
         tending = asyncio.create_task(
@@ -201,6 +204,7 @@ class Worker:
                     continue
                 await self._wait(failures)
         finally:
+            self._runs = False
             tending.cancel()
             stop_listening()
             for timer in self._heard.values():

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -189,3 +190,16 @@ def test_demo__that_is_interrupted_leaves_no_process_behind_and_ends_its_message
         assert stored is not None
         assert stored["status"] == "cancelled"
         assert "state" not in stored["work"]
+
+
+@needs_proc
+def test_demo__that_is_killed_leaves_no_process_behind() -> None:
+    with start_demo() as demo:
+        read_until(demo.stdout, "| ")
+        left = descendants(demo.pid)
+        demo.kill()
+        demo.communicate(timeout=SECONDS)
+    until = time.monotonic() + SECONDS
+    while any(Path(f"/proc/{pid}").exists() for pid in left):
+        assert time.monotonic() < until, "a process stayed"
+        time.sleep(0.05)

@@ -161,6 +161,7 @@ def start_chat(make_chat: StartChat) -> Iterator[StartChat]:
 def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     """Starts workers of a chat, which end with the test and then say what they logged."""
     log = tmp_path / "workers.txt"
+    log.touch()
     with ExitStack() as stack:
         stack.callback(lambda: print(log.read_text(errors="replace")))  # noqa: T201
 

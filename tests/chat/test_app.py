@@ -266,6 +266,18 @@ def test_secrets__are_not_in_the_text_of_the_settings() -> None:
     assert "hunter2" not in f"{settings!r} {settings}"
 
 
+async def test_queue__has_answers_wait_for_workers(
+    make_chat: MakeChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAT_QUEUE", "answers")
+    chat = await make_chat(queue=Settings.from_environment("mongodb://localhost").queue)
+    browser = await chat.open_browser()
+    await browser.meet()
+    answer = await browser.say(await browser.begin(), "Hello")
+    assert answer["work"] == {"state": "queued", "attempt": 1}
+    assert chat.fake.asked == []
+
+
 @pytest.mark.parametrize(
     ("name", "value", "complaint"),
     [

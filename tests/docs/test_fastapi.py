@@ -45,7 +45,7 @@ async def test_pages__pasted_in_order_are_a_service(runner: Runner, tmp_path: Pa
             assert (await http.get("/conversations")).json() == [begun]
             assert (await eve.get("/conversations")).json() == []
             path = f"/conversations/{begun['id']}"
-            for prefix in ("/api", "/mounted", "/revocable", "/all"):
+            for prefix in ("/api", "/mounted", "/queued", "/revocable", "/all"):
                 assert (await http.get(prefix + path)).json() == begun
                 assert (await eve.get(prefix + path)).status_code == 404
             await http.post(f"/api{path}/messages", json={"content": "Hello"})

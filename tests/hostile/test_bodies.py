@@ -191,6 +191,7 @@ SLOW = [
     "/api/conversations/{c}/stop",
     "/api/conversations/{c}/messages/{m}/stop",
     "/api/conversations/{c}/messages/{m}/retry",
+    "/api/conversations/{c}/messages/{m}/answers",
     "/api/chat/{c}/stop",
 ]
 

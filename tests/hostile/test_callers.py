@@ -13,6 +13,8 @@ QUESTION = {"content": "Let me in"}
 CHAT = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "Let me in"}]}]}
 AGAIN = {"trigger": "regenerate-message", "messages": []}
 
+ANSWERS = {"answers": [{"call_id": "c", "approved": True}]}
+
 REQUESTS: list[tuple[str, str, Any]] = [
     ("GET", "/conversations/{c}", None),
     ("GET", "/conversations/{c}/messages", None),
@@ -28,6 +30,7 @@ REQUESTS: list[tuple[str, str, Any]] = [
     ("POST", "/conversations/{c}/stop", {}),
     ("POST", "/conversations/{c}/messages/{m}/stop", {}),
     ("POST", "/conversations/{c}/messages/{m}/retry", {}),
+    ("POST", "/conversations/{c}/messages/{m}/answers", ANSWERS),
     ("POST", "/chat/{c}/stop", {}),
     ("POST", "/chat", {"id": "{c}", **CHAT}),
     ("POST", "/chat", {**CHAT, "id": "{c}"}),

@@ -10,6 +10,7 @@ import pytest
 from converse_mongo import (
     Approval,
     CallNotPendingError,
+    ConfigurationError,
     Conversation,
     Converse,
     Event,
@@ -813,6 +814,15 @@ async def test_idle_worker__asks_once_in_an_interval(facade: Facade, commands: C
         assert (await ended(converse, message)).content == "Hello."
         await until(lambda: worker.statistics().running == 0)
         assert worker.statistics().looks <= 4
+
+
+async def test_run__of_a_worker_is_one(converse: Converse) -> None:
+    async with working(converse, say_hello) as worker:
+        await until(lambda: worker.statistics().looks > 0)
+        with pytest.raises(ConfigurationError, match="runs already"):
+            await worker.run()
+    with pytest.raises(ConfigurationError, match="is closed"):
+        await worker.run()
 
 
 async def test_bad_options__are_refused(converse: Converse) -> None:

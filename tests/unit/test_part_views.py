@@ -174,3 +174,9 @@ def test_values__of_all_types_are_json() -> None:
     [found] = shown_records([{**step, "fields": fields}], Presentation())
     json.dumps(found).encode()
     assert found["fields"].keys() == fields.keys()
+
+
+def test_error__of_an_orphan_is_shown_without_its_attempt() -> None:
+    shown = Presentation().error
+    assert shown("interrupted in attempt 2 of 2") == shown("interrupted") == "interrupted"
+    assert shown("interrupted: key=secret") == shown("secret") != "secret"

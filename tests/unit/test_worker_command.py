@@ -1,13 +1,17 @@
 """The parts of the commands for workers and queues that need neither server nor processes."""
 
+import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bson import ObjectId
 
 from converse_mongo.domain.errors import ConfigurationError
+from converse_mongo.store.stuck import Stuck
 from converse_mongo.tools import cli
+from converse_mongo.tools.doctor import Finding, abandoned, blocked, overdue
 from converse_mongo.tools.terminal import age
 from converse_mongo.tools.worker import load
 
@@ -109,6 +113,19 @@ def test_command__with_bad_input_says_why_in_one_line(
 def test_queue__without_a_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["queue"]) == 0
     assert capsys.readouterr().out.startswith("usage: converse-mongo queue")
+
+
+@pytest.mark.parametrize("make", [overdue, blocked, abandoned])
+def test_finding__of_a_queue_cannot_steer_the_terminal(make: Callable[[Stuck], Finding]) -> None:
+    stuck = Stuck("\x1b[2J; rm -rf x", [ObjectId(), ObjectId()], 200.0, 0)
+    written = io.StringIO()
+    make(stuck).write(written)
+    assert "\x1b" not in written.getvalue()
+    assert "2 messages (the first is " in written.getvalue()
+    assert "3 min" in written.getvalue()
+    if make is overdue:
+        assert "--queue '␛[2J; rm -rf x'" in written.getvalue()
+        assert "2 others run" in str(overdue(Stuck("a", [ObjectId()], 60.0, 2)).text)
 
 
 @pytest.mark.parametrize(

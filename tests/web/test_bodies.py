@@ -56,6 +56,7 @@ PATHS = [
     "/conversations/{c}/stop",
     "/conversations/{c}/messages/{m}/stop",
     "/conversations/{c}/messages/{m}/retry",
+    "/conversations/{c}/messages/{m}/answers",
     "/chat",
     "/chat/{c}/stop",
 ]

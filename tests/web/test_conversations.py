@@ -404,7 +404,7 @@ async def test_head__of_a_stream_answers_at_once(site: Site) -> None:
     ("options", "word"),
     [
         ({"authorize": None}, "authorize"),
-        ({"generations": "x"}, "generations"),
+        ({"generations": 7}, "generations"),
         ({"roles": ["boss"]}, r"roles=\['boss'\].*'user'"),
         ({"roles": "user"}, "roles='user'.*a list of"),
         ({"show_metadata": ["model"]}, "show_metadata"),

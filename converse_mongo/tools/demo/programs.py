@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -40,6 +41,7 @@ ATTEMPTS = 100
 LEASE_SECONDS = 1.0
 """Much shorter than in production, so that the successor of a worker that was killed comes soon."""
 GRACE_SECONDS = 1.0
+ORPHAN_SECONDS = 5.0
 MAX_LINE_BYTES = 2**30
 
 
@@ -129,11 +131,18 @@ async def _view(
                 _tell("ended", event.type)
 
 
+class _Input(asyncio.StreamReaderProtocol):
+    def eof_received(self) -> bool | None:
+        """Ends this process soon, whatever it waits for: the parent is gone, maybe with MongoDB."""
+        timer = threading.Timer(ORPHAN_SECONDS, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+        return super().eof_received()
+
+
 async def _run(program: str) -> None:
     lines = asyncio.StreamReader(MAX_LINE_BYTES)
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
-    )
+    await asyncio.get_running_loop().connect_read_pipe(lambda: _Input(lines), sys.stdin)
     line = await lines.readline()
     if not line:  # the parent is gone
         return

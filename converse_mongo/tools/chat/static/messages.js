@@ -178,7 +178,7 @@ function typing(...more) {
 function errorOf(message) {
   if (message.status === "unsent") return "This could not be sent.";
   if (message.status !== "failed") return "";
-  return message.error === "interrupted" ? INTERRUPTED : message.error || "The answer failed.";
+  return message.error?.startsWith("interrupted") ? INTERRUPTED : message.error || "The answer failed.";
 }
 
 /** Returns the line below an answer: the model, its cost, and how it ended. */
