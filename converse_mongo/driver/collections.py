@@ -34,6 +34,11 @@ def collection_of(model: type[Document], *, majority: bool = False) -> Collectio
     collection: Collection = (
         model.get_motor_collection() if SPEAKS_MOTOR else cast(Any, model).get_pymongo_collection()
     )
+    return from_primary(collection, majority=majority)
+
+
+def from_primary(collection: Collection, *, majority: bool = False) -> Collection:
+    """Returns a collection, read from the primary; see :func:`collection_of`."""
     if is_mock(collection):  # its with_options forgets that it is asynchronous
         return collection
     return collection.with_options(

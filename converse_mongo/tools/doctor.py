@@ -21,7 +21,14 @@ from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.domain.errors import ConfigurationError, ConverseError
-from converse_mongo.driver import change_streams, clients, failures, installed, servers
+from converse_mongo.driver import (
+    change_streams,
+    clients,
+    collections,
+    failures,
+    installed,
+    servers,
+)
 from converse_mongo.store.collections import Collections, Options
 from converse_mongo.store.indexes import SUPERSEDED_INDEXES, list_indexes
 from converse_mongo.store.stuck import Stuck, StuckWork
@@ -350,7 +357,9 @@ async def _check_write_concern(database: clients.Database) -> AsyncIterator[Find
 
 
 async def _check_queues(database: clients.Database) -> AsyncIterator[Finding]:
-    messages, conversations = (database[model.Settings.name] for model in (Message, Conversation))
+    messages, conversations = (
+        collections.from_primary(database[model.Settings.name]) for model in (Message, Conversation)
+    )
     options = Options(retry_timeout=SELECTION_SECONDS)
     work = StuckWork(Collections(messages, conversations, options=options), STUCK_SECONDS)
     found = [

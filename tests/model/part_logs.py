@@ -29,6 +29,18 @@ def as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
+def said(value: Any) -> str:
+    """The value in a text that is equal for equal ones, in whatever order fields were set.
+
+    Not the values themselves are compared: some are not equal to themselves.
+    """
+    if isinstance(value, dict):
+        return f"{{{', '.join(sorted(f'{each!r}: {said(value[each])}' for each in value))}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(said, value))}]"
+    return repr(value)
+
+
 def as_in_javascript(text: str) -> float:
     """A number of JSON, to be given to ``json.loads`` as ``parse_float``."""
     number = float(text)

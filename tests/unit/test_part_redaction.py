@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.part_redaction import redaction, reduced, swept
-from tests.model.part_logs import logs
+from tests.model.part_logs import logs, said
 from tests.unit.test_part_log import ODD, decoded
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -18,8 +18,8 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 Chunk = dict[str, Any]
 
 
-def said(log: PartLog) -> str:
-    return repr([log.snapshot(), log.text()])
+def told(log: PartLog) -> str:
+    return said([log.snapshot(), log.text()])
 
 
 def behind(seen: list[Chunk], log: list[Chunk]) -> PartLog:
@@ -39,13 +39,13 @@ def test_sweep__says_the_same_behind_any_cursor(
     redactions = [redaction(part, "r") for part in sorted(redacted)]
     ended, clean = reduced(chunks, redactions), swept(chunks, redacted)
     for cursor in {0, min(seen, len(chunks))}:
-        assert said(reduced(chunks[:cursor] + clean[cursor:], redactions)) == said(ended)
+        assert told(reduced(chunks[:cursor] + clean[cursor:], redactions)) == told(ended)
     for part in redacted:
         event = {"event": "redact", "part": part, "fields": {"reason": "r"}}
         chunks.append({"sequence": len(chunks), "content": "", **event})
     clean = swept(chunks, redacted)
     for cursor in {0, min(seen, len(chunks))}:
-        assert said(behind(chunks[:cursor], clean)) == said(PartLog.of(chunks))
+        assert told(behind(chunks[:cursor], clean)) == told(PartLog.of(chunks))
     check_content(chunks, clean, redacted)
 
 
