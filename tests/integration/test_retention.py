@@ -31,6 +31,8 @@ def facade(facade: Facade) -> Facade:
 
 
 async def end_days_ago(message: Message, days: float) -> None:
+    if (merging := message.store().recovery.tending) is not None:
+        await merging  # else it may find the message, once that is due
     await message.complete_streaming()
     ended = message.completed_at
     assert ended is not None
