@@ -111,7 +111,7 @@ class Worker:
         self._claimed_at: dict[ObjectId, float] = {}
         self._hearing_seconds = SPREAD_SECONDS
         self._claims: set[asyncio.Task[bool]] = set()
-        self._closing = self._runs = False
+        self._closing = self._runs = self._takes_last_life = False
         self._claimed = self._looks = 0
         self._outcomes = dict.fromkeys(Outcome, 0)
 
@@ -241,13 +241,19 @@ class Worker:
     def _free(self) -> int:
         return self._options.concurrency - len(self._attempts) - len(self._claims)
 
+    @property
+    def _has_last_life(self) -> bool:
+        """True if a message runs here, or is being claimed, that one more crash would end."""
+        return self._takes_last_life or any(attempt.work.is_last_life for attempt in self._attempts)
+
     async def _look(self) -> bool:
         """Looks once, and returns whether there is more to look at now."""
         free = self._free
         if free <= 0:
             return False
         self._looks += 1
-        limit = min(free + SPARE, MOST_LOOKED_AT)
+        # It takes no second one on its last life, so that it has to look behind those.
+        limit = MOST_LOOKED_AT if self._has_last_life else min(free + SPARE, MOST_LOOKED_AT)
         store = self._store
         found = await store.jobs.due(self._options.queues, limit)
         claimable: list[MessageHeader] = []
@@ -280,9 +286,17 @@ class Worker:
     async def _claim(self, state: MessageHeader) -> bool:
         """Claims a message and starts the attempt; returns whether this worker has it."""
         assert state.work is not None  # noqa: S101 - it was found in a queue
-        is_suspect = state.work.is_last_life
-        if is_suspect and any(attempt.work.is_last_life for attempt in self._attempts):
+        if not state.work.is_last_life:
+            return await self._take(state)
+        if self._has_last_life:
             return False  # if it crashes this process, it shall not end another one
+        self._takes_last_life = True
+        try:
+            return await self._take(state)
+        finally:
+            self._takes_last_life = False
+
+    async def _take(self, state: MessageHeader) -> bool:
         if len(self._claimed_at) < MOST_HEARD:
             self._claimed_at[state.message_id] = asyncio.get_running_loop().time()
         try:

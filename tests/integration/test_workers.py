@@ -314,6 +314,38 @@ async def test_poison__fails_after_its_attempts(facade: Facade) -> None:
     assert read.work.crashes == 2
 
 
+async def test_last_lives__run_one_at_a_time_in_a_process(facade: Facade) -> None:
+    converse = await facade(**DEAD)
+    store = converse.message_model.store()
+    suspects = [await enqueue(converse, max_attempts=2) for _ in range(8)]
+    for state in await store.jobs.due([QUEUE], 8):
+        assert await store.jobs.claim(state)  # by a process that dies
+    async with asyncio.timeout(SOON):
+        while len(await store.jobs.due([QUEUE], 8)) < 8:
+            await store.recovery.recover_stale()
+    steady = await facade(converse.database_name)
+    others = [await enqueue(steady) for _ in range(2)]
+    running: set[Any] = set()
+    most = 0
+
+    async def count(_: Conversation, message: Message) -> None:
+        nonlocal most
+        async with message.writer() as writer:
+            assert message.work is not None
+            if message.work.crashes:
+                running.add(message.id)
+                most = max(most, len(running))
+                for other in others:  # they are behind, and run beside it
+                    await ended(steady, other)
+            await writer.write("x")
+            running.discard(message.id)
+
+    async with working(steady, count, concurrency=3):
+        for message in (*suspects, *others):
+            assert (await ended(steady, message)).status is MessageStatus.COMPLETED
+    assert most == 1
+
+
 async def test_shut_down__hands_over_at_once(facade: Facade) -> None:
     converse, other = (c := await facade()), await facade(c.database_name)
     message = await enqueue(converse)
