@@ -13,7 +13,7 @@ from bson import ObjectId
 from pymongo.errors import PyMongoError
 
 from converse_mongo.documents.conversations import Conversation, load_conversation
-from converse_mongo.documents.messages import Message, find_header, load_message
+from converse_mongo.documents.messages import Message, load_message
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.documents.responding import Respond, check_respond, load_attempt
 from converse_mongo.documents.values import MessageValue
@@ -69,6 +69,7 @@ from converse_mongo.store import Options, Store, Transaction, store_now
 from converse_mongo.store.collections import PAGES
 from converse_mongo.store.handlers import Handler, Handlers
 from converse_mongo.store.indexes import build_missing
+from converse_mongo.store.message_loads import find_header
 from converse_mongo.store.queues import QueueStatistics
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching import changes

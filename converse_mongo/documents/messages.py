@@ -32,12 +32,10 @@ from converse_mongo.domain.errors import (
     MessageNotFoundError,
     ProtectedFieldError,
     StoreUnavailableError,
-    WatchError,
 )
 from converse_mongo.domain.events import MessageCreated
 from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import (
-    HEADER,
     WORK_FORMAT,
     MessageHeader,
     message_key,
@@ -60,7 +58,6 @@ from converse_mongo.domain.validation import (
     check_content,
     check_error,
     check_reason,
-    check_sequence,
     now,
     object_id,
 )
@@ -69,7 +66,7 @@ from converse_mongo.driver.failures import words_for
 from converse_mongo.driver.servers import FIRST_MARK
 from converse_mongo.store import Store, WriteQueue, updates
 from converse_mongo.store.appends import in_appends, refuse_overtaken
-from converse_mongo.store.message_reads import CHUNKS_PER_READ
+from converse_mongo.store.message_loads import find_log, load_chunks, load_stored
 from converse_mongo.store.saves import Changes
 from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import WriterOptions, WriterTarget
@@ -309,30 +306,9 @@ class Message(StoredDocument, Document):
             MessageNotFoundError: The message does not exist.
             WatchError: A chunk is missing: something else wrote to the message.
         """
-        start, page_start = check_sequence(after), self.page_start
-        store = self.store()
-        while True:
-            found = await store.call(
-                store.reader.read,
-                *(self._own_id(), self.conversation_id, start, CHUNKS_PER_READ, page_start),
-                what=f"read message {self.id}",
-            )
-            if found is None:
-                raise MessageNotFoundError(self._own_id())
-            state, chunks = found
-            if state.log_id != self.log_id:
-                raise MessageNotFoundError(self._own_id())
-            for chunk in chunks:
-                yield chunk
-            start += len(chunks)
-            if start >= state.next_sequence:
-                return
-            if not chunks:
-                raise WatchError(
-                    f"Chunk {start} of message {self.id} is missing: the message or its pages were "
-                    "modified outside converse_mongo."
-                )
-            page_start = state.page_start
+        chunks = load_chunks(self.store(), self._own_key(), after, self.page_start)
+        async for chunk in chunks:
+            yield chunk
 
     async def iter_content(self, after: int | None = None) -> AsyncIterator[str]:
         """Yields the stored text in pieces, from behind the sequence ``after``.
@@ -379,7 +355,7 @@ class Message(StoredDocument, Document):
 
     async def _reload(self, longest: int | None = None, lease: Lease | None = None) -> Self:
         key = self._own_key()
-        stored = await _read_stored(self.store(), updates.any_log(key), longest)
+        stored = await load_stored(self.store(), updates.any_log(key), longest)
         if lease is not None:
             refuse_overtaken(MessageHeader.from_stored(stored), key, lease)
         self._load(stored)
@@ -677,11 +653,7 @@ class Message(StoredDocument, Document):
             return log.behind_steps()
         if not self._has_parts and self.next_sequence == count:
             return 0  # text alone
-        found = await store.call(
-            store.reader.parts,
-            *(self._own_id(), self.conversation_id),
-            what=f"read message {self.id}",
-        )
+        found = await find_log(store, self._own_key())
         if found is None:
             raise MessageNotFoundError(self._own_id())
         return found[1].behind_steps()
@@ -864,7 +836,7 @@ class Message(StoredDocument, Document):
         store, key = self.store(), self._own_key()
         await store.redactions.redact(self._own_queue(store), key, number, reason)
         while True:
-            stored = await _read_stored(store, key)
+            stored = await load_stored(store, key)
             if stored.get("next_sequence", 0) >= self.next_sequence:
                 break  # else a writer has meanwhile added to this copy
         self._own_writes = OwnWrites()
@@ -962,37 +934,13 @@ async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
         StoreUnavailableError: MongoDB did not answer.
     """
     store = model.store()
-    stored = await _read_stored(store, key)
+    stored = await load_stored(store, key)
     state = MessageHeader.from_stored(stored)
     if not state.status.is_final:
         settled = await store.leases.settle_if_expired(state)
         if settled.status.is_final:
             return await load_message(model, key)
     return cast(M, parse_obj(model, stored))
-
-
-async def find_header(store: Store, key: ObjectId) -> MessageHeader:
-    """Reads the header of a message.
-
-    Raises:
-        MessageNotFoundError: The message does not exist.
-        StoreUnavailableError: MongoDB did not answer.
-    """
-    find = store.messages.find_one
-    stored = await store.call(find, {"_id": key}, HEADER, what=f"read message {key}")
-    if stored is None:
-        raise MessageNotFoundError(key)
-    return MessageHeader.from_stored(stored)
-
-
-async def _read_stored(
-    store: Store, key: Mapping[str, Any], longest: int | None = None
-) -> dict[str, Any]:
-    what = f"read message {key['_id']}"
-    stored = await store.call(store.reader.document, key, longest, what=what)
-    if stored is None:
-        raise MessageNotFoundError(key["_id"])
-    return stored
 
 
 async def has_text(message: Message, text: str) -> bool:

@@ -7,12 +7,12 @@ from datetime import datetime
 from functools import partial
 
 from converse_mongo.converse import Converse
-from converse_mongo.documents.messages import find_header
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import object_id
 from converse_mongo.domain.work import WorkState
 from converse_mongo.store import Store
+from converse_mongo.store.message_loads import find_header
 from converse_mongo.tools.servers import SELECTION_SECONDS
 from converse_mongo.tools.terminal import age, one_line
 

@@ -14,7 +14,7 @@ import pytest
 from bson import ObjectId
 
 from converse_mongo import ChunkReceived, Converse, Message, MessageStatus, Queue, ToolCallPart
-from converse_mongo.documents.messages import find_header
+from converse_mongo.store.message_loads import find_header
 from converse_mongo.tools.queues import why_not
 from tests.acceptance.test_cli import ENVIRONMENT, SECONDS, finish, run, server
 
