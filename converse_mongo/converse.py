@@ -1,16 +1,12 @@
-"""The facade: opens, wires and closes the parts."""
+"""The facade: a table of methods, each of which hands over to the part that does it."""
 
 import asyncio
-import os
-import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextvars import Context
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, overload
-from urllib.parse import parse_qs, urlsplit
 
 from bson import ObjectId
-from pymongo.errors import PyMongoError
 
 from converse_mongo.documents.conversations import Conversation, load_conversation
 from converse_mongo.documents.messages import Message, load_message
@@ -19,10 +15,8 @@ from converse_mongo.documents.responding import Respond, check_respond, load_att
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.domain.cursors import NOW, ConversationCursor
 from converse_mongo.domain.errors import (
-    ConfigurationError,
     ConverseClosedError,
     InvalidInputError,
-    StoreUnavailableError,
 )
 from converse_mongo.domain.events import (
     ConversationEvent,
@@ -49,31 +43,20 @@ from converse_mongo.domain.validation import (
     check_count,
     check_int,
     check_reason,
-    check_retention,
     check_seconds,
     check_sequence,
     object_id,
 )
 from converse_mongo.domain.work import PendingCall, check_delay
 from converse_mongo.driver import (
-    change_streams,
     clients,
-    closing,
-    collections,
-    failures,
-    odm,
-    servers,
 )
-from converse_mongo.driver.deadlines import bounded
-from converse_mongo.store import Options, Store, Transaction, store_now
-from converse_mongo.store.collections import PAGES
-from converse_mongo.store.handlers import Handler, Handlers
-from converse_mongo.store.indexes import build_missing
+from converse_mongo.opening import Parts, Setup
+from converse_mongo.store import Transaction
+from converse_mongo.store.handlers import Handler
 from converse_mongo.store.message_loads import find_header
 from converse_mongo.store.queues import QueueStatistics
-from converse_mongo.store.reads import Reader
-from converse_mongo.watching import changes
-from converse_mongo.watching.hub import Demand, Hub, WatchStatistics
+from converse_mongo.watching.hub import Hub, WatchStatistics
 from converse_mongo.watching.kinds import KindFilter
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
@@ -85,12 +68,6 @@ E = TypeVar("E", bound=Event)
 DEFAULT_RETRIES = RetryPolicy()
 POLLS_APART = 4
 """Without a change stream, workers look for messages at every so many polls of the watchers."""
-
-SOCKET_TIMEOUT_MS = 30_000
-OPEN_SECONDS = 30.0
-# PyMongo's words, and those of asyncio, which Motor leaves it to.
-_OTHER_LOOP = re.compile("event loop|different loop", re.IGNORECASE)
-"""The time limit of binding the documents, once a server was found."""
 
 
 class Converse:
@@ -155,38 +132,23 @@ class Converse:
         sweep_interval: float | None = None,
         client_options: Mapping[str, Any] | None = None,
     ) -> None:
-        try:
-            self._poll_interval = check_seconds(poll_interval, "poll_interval")
-            self._check_interval = check_seconds(check_interval, "check_interval")
-            if sweep_interval is not None:
-                check_seconds(sweep_interval, "sweep_interval")
-            if idle_timeout is not None:
-                check_seconds(idle_timeout, "idle_timeout")
-            self._options = Options(
-                retry_timeout=check_seconds(retry_timeout, "retry_timeout"),
-                lease=check_seconds(lease, "lease"),
-                idle_timeout=idle_timeout,
-                retention=check_retention(retention),
-            )
-        except InvalidInputError as error:
-            raise ConfigurationError(str(error)) from error
-        for model, base in ((message_model, Message), (conversation_model, Conversation)):
-            if not (isinstance(model, type) and issubclass(model, base)):
-                raise ConfigurationError(f"{model!r} is not a subclass of {base.__name__}.")
-        if stream_from not in ("primary", "secondary"):
-            raise ConfigurationError(
-                f"stream_from must be 'primary' or 'secondary', got {stream_from!r}."
-            )
-        self._stream_from = stream_from
-        self._given = client
-        self._database_name = database
-        self._models = message_model, conversation_model
-        self._create_indexes = create_indexes
-        self._change_streams = change_streams
-        self._sweep_interval = sweep_interval
-        self._client_options = dict(client_options or {})
-        self._handlers = Handlers()
-        self._parts: _Parts | None = None
+        self._setup = Setup(
+            client,
+            database,
+            (message_model, conversation_model),
+            create_indexes=create_indexes,
+            change_streams=change_streams,
+            poll_interval=poll_interval,
+            check_interval=check_interval,
+            stream_from=stream_from,
+            retry_timeout=retry_timeout,
+            lease=lease,
+            idle_timeout=idle_timeout,
+            retention=retention,
+            sweep_interval=sweep_interval,
+            client_options=client_options,
+        )
+        self._parts: Parts | None = None
         self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -209,102 +171,8 @@ class Converse:
             self._opening = loop, asyncio.Lock()
         async with self._opening[1]:
             if self._parts is None:
-                self._parts = await self._open()
+                self._parts = await self._setup.open()
         return self
-
-    async def _open(self) -> "_Parts":
-        owns_client = isinstance(self._given, str)
-        client = self._open_client() if owns_client else self._given
-        try:
-            database = clients.open_database(client, self._database_name)
-            message, conversation = (odm.bound_subclass(model) for model in self._models)
-            page, value = map(odm.bound_subclass, (MessageChunkPage, MessageValue))
-            message.conversation_model = conversation
-            conversation.message_model = message
-            models = [message, conversation, page, value]
-            # This selects a server, with the timeout of the client.
-            replicated = await servers.has_change_streams(database)
-            sharded = replicated and await servers.is_sharded(database)
-            await bounded(OPEN_SECONDS, odm.bind_documents, database, models)
-            if self._create_indexes:
-                await self._build_indexes(models)
-        except BaseException as error:
-            if owns_client:
-                await clients.close_client(client)
-            if isinstance(error, RuntimeError) and _OTHER_LOOP.search(str(error)):
-                raise ConfigurationError(
-                    f"This client belongs to another event loop ({error}): make one for each loop."
-                ) from error
-            if isinstance(error, PyMongoError) and failures.is_transient(error):
-                raise StoreUnavailableError(
-                    f"MongoDB cannot be reached ({failures.reason(error)}): check that it runs, "
-                    "and the URI."
-                ) from error
-            raise
-        # Watchers show only what no failover can roll back, as a change stream does (which has no
-        # other read concern). A standalone server has no majority.
-        messages = collections.collection_of(message, majority=replicated)
-        store = Store(
-            collections.collection_of(message),
-            collections.collection_of(conversation),
-            committed=messages,
-            handlers=self._handlers,
-            options=self._options,
-        )
-        message.bound_store = conversation.bound_store = store
-        reader = Reader(
-            messages,
-            collections.collection_of(conversation, majority=replicated),
-            collections.sibling(messages, PAGES),
-            local=store.reader if replicated else None,
-        )
-        names = reader.messages.name, reader.conversations.name
-        open_streams = {
-            demand: partial(
-                change_streams.open_change_stream,
-                reader.messages.database,
-                pipeline(*names),
-                reader.begin_times,
-                secondary=self._stream_from == "secondary",
-            )
-            for demand, pipeline in (
-                (Demand.WRITERS, changes.writers_pipeline),
-                (Demand.WORKERS, changes.workers_pipeline),
-                (Demand.WATCHERS, changes.pipeline),
-            )
-        }
-        streams = replicated and self._change_streams
-        hub = Hub(
-            reader,
-            open_streams.pop(Demand.WATCHERS) if streams else None,
-            store,
-            poll_interval=self._poll_interval,
-            check_interval=self._check_interval,
-            narrow_streams=open_streams,
-            sharded=sharded,
-        )
-        sweeping = None
-        if self._sweep_interval is not None:
-            sweep = store.recovery.sweep(self._sweep_interval)
-            sweeping = asyncio.create_task(sweep, name="converse_mongo-sweep", context=Context())
-        parts = _Parts(client if owns_client else None, models, store, hub, sweeping)
-        store.check_home = parts.check_home
-        return parts
-
-    def _open_client(self) -> "clients.Client":
-        # A silent connection would block forever: drivers have no limit by default.
-        try:
-            names = {*parse_qs(urlsplit(self._given).query), *self._client_options}
-            bounded = not {"sockettimeoutms", "timeoutms"}.isdisjoint(map(str.lower, names))
-            bound = {} if bounded else {"socketTimeoutMS": SOCKET_TIMEOUT_MS}
-            return clients.open_client(
-                self._given, {"appname": "converse_mongo", **bound, **self._client_options}
-            )
-        except (PyMongoError, ValueError, TypeError) as error:
-            reason = clients.safe_reason(error, self._given)
-            # The text of the error itself may have the password in it.
-            cause = error if reason == str(error) else None
-            raise ConfigurationError(f"This URI or an option is not valid: {reason}") from cause
 
     async def aclose(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109 - writers then give up
         """Ends all watchers with :class:`ConverseClosedError`, and closes everything it opened.
@@ -400,15 +268,7 @@ class Converse:
         Raises:
             PyMongoError: MongoDB refused.
         """
-        await self._build_indexes(self._open_parts.models)
-
-    async def _build_indexes(self, models: Sequence[type[Any]]) -> None:
-        for model in models:
-            await build_missing(
-                collections.collection_of(model),
-                odm.indexes_of(model),
-                retry_timeout=self._options.retry_timeout,
-            )
+        await self._setup.build_indexes(self._open_parts.models)
 
     # Conversations and messages
 
@@ -580,7 +440,9 @@ class Converse:
             limits=Limits(timeout, silence, retry, start_over),
             grace=check_delay(grace),
             poll_interval=check_seconds(poll_interval, "poll_interval"),
-            poll_interval_without_stream=min(poll_interval, POLLS_APART * self._poll_interval),
+            poll_interval_without_stream=min(
+                poll_interval, POLLS_APART * self._setup.poll_interval
+            ),
         )
         load = partial(load_attempt, parts.message, check_respond(respond))
         hub = parts.hub
@@ -683,7 +545,7 @@ class Converse:
             raise InvalidInputError(f"{event_type!r} is not an event class of converse_mongo.")
         if not callable(handler):
             raise InvalidInputError(f"{handler!r} is not a function that accepts an event.")
-        return self._handlers.on(event_type, handler)
+        return self._setup.handlers.on(event_type, handler)
 
     @overload
     def watch_message(
@@ -802,99 +664,10 @@ class Converse:
         return OwnerWatcher(self._open_parts.hub, check_owner(owner).pair)
 
     @property
-    def _open_parts(self) -> "_Parts":
+    def _open_parts(self) -> Parts:
         if self._parts is None:
             error = ConverseClosedError()
             error.was_opened = self._opening is not None
             raise error
         self._parts.check_home()
         return self._parts
-
-
-class _Parts:
-    """The parts of an open facade."""
-
-    def __init__(
-        self,
-        own_client: "clients.Client | None",
-        models: list[type[Any]],
-        store: Store,
-        hub: Hub,
-        sweeping: asyncio.Task[None] | None,
-    ) -> None:
-        self.own_client = own_client
-        self.models = models
-        self.message: type[Message] = models[0]
-        self.conversation: type[Conversation] = models[1]
-        self.page: type[MessageChunkPage] = models[2]
-        self.value: type[MessageValue] = models[3]
-        self._store = store
-        self.hub = hub
-        self.sweeping = sweeping
-        self._loop = asyncio.get_running_loop()
-        self._process = os.getpid()
-
-    @property
-    def is_lost(self) -> bool:
-        """True if it cannot run any more: its loop is closed, or this is a forked process."""
-        return self._process != os.getpid() or self._loop.is_closed()
-
-    def check_home(self) -> None:
-        """Checks that this is the event loop that it was opened in.
-
-        Raises:
-            ConfigurationError: It is not.
-        """
-        try:
-            here = asyncio.get_running_loop() is self._loop
-        except RuntimeError:  # synchronous code
-            here = True
-        if here and self._process == os.getpid():
-            return
-        where = "in another event loop"
-        if self._process != os.getpid():
-            where = "in another process, before a fork"
-        elif self._loop.is_closed():
-            where = "in an event loop that is closed"
-        raise ConfigurationError(
-            f"This Converse was opened {where}. Use one Converse per event loop: open it in the "
-            "loop that uses it, and await aclose() before that loop ends. If it was left open, "
-            "await aclose() here; then open() works again."
-        )
-
-    async def abandon(self) -> None:
-        """Releases the parts, which can neither run nor be closed properly."""
-        odm.release_documents(self.models)
-        if self.own_client is not None and self._process == os.getpid():
-            await clients.abandon_client(self.own_client)
-
-    @property
-    def own_store(self) -> Store:
-        """The store, also in a transaction."""
-        return self._store
-
-    @property
-    def store(self) -> Store:
-        """The store, or that of the transaction of the caller."""
-        return store_now(self._store)
-
-    def transaction(self) -> Transaction:
-        return Transaction(self._store)
-
-    async def aclose(self, timeout: float) -> None:  # noqa: ASYNC109 - writers then give up
-        self._store.closing = True
-        background = self.sweeping, self._store.recovery.tending
-        tasks = {task for task in background if task is not None}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=closing.CLOSE_SECONDS)
-        try:
-            try:
-                await self._store.aclose(timeout)
-            finally:
-                await self.hub.aclose()
-        finally:
-            if self.own_client is not None:
-                await clients.close_client(self.own_client)
-            odm.release_documents(self.models)

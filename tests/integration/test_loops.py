@@ -218,7 +218,7 @@ def test_fork__says_that_it_was_opened_before(
     async def job() -> None:
         async with converse:
             with monkeypatch.context() as patch:
-                patch.setattr("converse_mongo.converse.os.getpid", lambda: -1)
+                patch.setattr("converse_mongo.opening.os.getpid", lambda: -1)
                 with pytest.raises(ConfigurationError, match="before a fork"):
                     await converse.start_conversation()
             await talk(converse)
