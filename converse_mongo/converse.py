@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextvars import Context
-from functools import partial
 from typing import Any, Literal, Self, TypeVar, overload
 
 from bson import ObjectId
@@ -11,7 +10,7 @@ from bson import ObjectId
 from converse_mongo.documents.conversations import Conversation, load_conversation
 from converse_mongo.documents.messages import Message, load_message
 from converse_mongo.documents.pages import MessageChunkPage
-from converse_mongo.documents.responding import Respond, check_respond, load_attempt
+from converse_mongo.documents.responding import Respond, make_worker
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.domain.cursors import NOW, ConversationCursor
 from converse_mongo.domain.errors import (
@@ -41,27 +40,24 @@ from converse_mongo.domain.types import (
 )
 from converse_mongo.domain.validation import (
     check_count,
-    check_int,
     check_reason,
     check_seconds,
     check_sequence,
     object_id,
 )
-from converse_mongo.domain.work import PendingCall, check_delay
+from converse_mongo.domain.work import PendingCall
 from converse_mongo.driver import (
     clients,
 )
 from converse_mongo.opening import Parts, Setup
 from converse_mongo.store import Transaction
 from converse_mongo.store.handlers import Handler
-from converse_mongo.store.message_loads import find_header
 from converse_mongo.store.queues import QueueStatistics
 from converse_mongo.watching.hub import Hub, WatchStatistics
 from converse_mongo.watching.kinds import KindFilter
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
-from converse_mongo.working.attempt import Limits
-from converse_mongo.working.worker import Worker, WorkerOptions
+from converse_mongo.working.worker import Worker
 
 E = TypeVar("E", bound=Event)
 
@@ -376,10 +372,7 @@ class Converse:
         """
         given = [answer_of(each) for each in answers]
         store, key = self._open_parts.store, object_id(message_id, "message")
-        state = await find_header(store, key)
-        queue = store.queue((state.message_id, state.log_id))
-        queue.role = state.role
-        answered = await store.calls.answer(queue, state.key, given, append_id)
+        answered = await store.calls.answer_by_id(key, given, append_id)
         return list(answered.pending)
 
     # Queues
@@ -428,26 +421,19 @@ class Converse:
             InvalidInputError: An option is out of range.
             ConfigurationError: ``respond`` is no function.
         """
-        parts = self._open_parts
-        if not isinstance(retry, RetryPolicy):
-            raise InvalidInputError(f"retry must be a RetryPolicy, got {retry!r}.")
-        for name, seconds in (("timeout", timeout), ("silence", silence)):
-            if seconds is not None:
-                check_seconds(seconds, name)
-        options = WorkerOptions(
-            queues=names_of(queues),
-            concurrency=check_int(concurrency, "concurrency", 1),
-            limits=Limits(timeout, silence, retry, start_over),
-            grace=check_delay(grace),
-            poll_interval=check_seconds(poll_interval, "poll_interval"),
-            poll_interval_without_stream=min(
-                poll_interval, POLLS_APART * self._setup.poll_interval
-            ),
-        )
-        load = partial(load_attempt, parts.message, check_respond(respond))
-        hub = parts.hub
-        return Worker(
-            *(parts.own_store, load, options), lambda: hub.mode is WatchMode.CHANGE_STREAM
+        parts, hub = self._open_parts, self._open_parts.hub
+        return make_worker(
+            *(parts.own_store, parts.message, respond),
+            queues=queues,
+            concurrency=concurrency,
+            retry=retry,
+            timeout=timeout,
+            silence=silence,
+            start_over=start_over,
+            grace=grace,
+            poll_interval=poll_interval,
+            poll_interval_without_stream=POLLS_APART * self._setup.poll_interval,
+            hears=lambda: hub.mode is WatchMode.CHANGE_STREAM,
         )
 
     async def queue_statistics(

@@ -2,17 +2,23 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeAlias
 
 from converse_mongo.documents.conversations import Conversation, load_conversation
 from converse_mongo.documents.messages import Message, load_message
-from converse_mongo.domain.errors import ConfigurationError
+from converse_mongo.domain.errors import ConfigurationError, InvalidInputError
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.part_events import PartEvent
 from converse_mongo.domain.parts import Part
-from converse_mongo.working.attempt import Attempt, Loaded
+from converse_mongo.domain.queues import AnyQueue, names_of
+from converse_mongo.domain.retries import RetryPolicy
+from converse_mongo.domain.validation import check_int, check_seconds
+from converse_mongo.domain.work import check_delay
+from converse_mongo.store import Store
+from converse_mongo.working.attempt import Attempt, Limits, Loaded
+from converse_mongo.working.worker import Worker, WorkerOptions
 
 Content: TypeAlias = str | Part | PartEvent
 
@@ -105,3 +111,42 @@ async def load_attempt(
         end=message._end,  # noqa: SLF001 - between the documents
         has_chunks=message.next_sequence > 0,
     )
+
+
+def make_worker(
+    store: Store,
+    model: type[Message],
+    respond: Respond,
+    *,
+    queues: Iterable[AnyQueue],
+    concurrency: int,
+    retry: RetryPolicy,
+    timeout: float | None,
+    silence: float | None,
+    start_over: bool,
+    grace: float,
+    poll_interval: float,
+    poll_interval_without_stream: float,
+    hears: Callable[[], bool],
+) -> Worker:
+    """Makes a worker that has ``respond`` generate answers: see ``Converse.worker``.
+
+    Raises:
+        InvalidInputError: An option is out of range.
+        ConfigurationError: ``respond`` is no function.
+    """
+    if not isinstance(retry, RetryPolicy):
+        raise InvalidInputError(f"retry must be a RetryPolicy, got {retry!r}.")
+    for name, seconds in (("timeout", timeout), ("silence", silence)):
+        if seconds is not None:
+            check_seconds(seconds, name)
+    options = WorkerOptions(
+        queues=names_of(queues),
+        concurrency=check_int(concurrency, "concurrency", 1),
+        limits=Limits(timeout, silence, retry, start_over),
+        grace=check_delay(grace),
+        poll_interval=check_seconds(poll_interval, "poll_interval"),
+        poll_interval_without_stream=min(poll_interval, poll_interval_without_stream),
+    )
+    load = partial(load_attempt, model, check_respond(respond))
+    return Worker(store, load, options, hears)

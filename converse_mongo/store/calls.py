@@ -32,6 +32,7 @@ from converse_mongo.domain.work import PendingCall, WorkState
 from converse_mongo.store import updates, work_updates
 from converse_mongo.store.clock import ServerClock
 from converse_mongo.store.collections import Collections, WriteQueue, back_off, name_too_large
+from converse_mongo.store.message_loads import find_header
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.places import Places, left_to_a_sweep
 from converse_mongo.store.values import Values
@@ -104,6 +105,18 @@ class Calls:
             raise StoreUnavailableError(
                 f"{error} Answer again with append_id=ObjectId('{wanted}').", wanted
             ) from (error.__cause__ or error)
+
+    async def answer_by_id(
+        self,
+        message_id: ObjectId,
+        answers: Sequence[CallAnswer],
+        append_id: ObjectId | None = None,
+    ) -> Answered:
+        """Answers calls of a message of which only the id is known; see :meth:`answer`."""
+        state = await find_header(self._collections, message_id)
+        queue = self._collections.queue((state.message_id, state.log_id))
+        queue.role = state.role
+        return await self.answer(queue, state.key, answers, append_id)
 
     async def expire(self, queue: WriteQueue, state: MessageHeader) -> Answered | None:
         """Denies the calls of a message that nobody has answered in time.
