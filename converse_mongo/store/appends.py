@@ -20,7 +20,6 @@ from converse_mongo.domain.errors import (
     StreamStoppedError,
     WriterFencedError,
 )
-from converse_mongo.domain.events import ChunkReceived
 from converse_mongo.domain.headers import MessageHeader, check_format
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.open_calls import closed_by, may_change_more, open_calls
@@ -32,7 +31,7 @@ from converse_mongo.domain.part_pieces import (
     part_size,
     settle,
 )
-from converse_mongo.domain.types import MessageRole, MessageStatus
+from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.validation import (
     MAX_APPEND_BYTES,
     MAX_APPEND_CHUNKS,
@@ -42,7 +41,9 @@ from converse_mongo.domain.validation import (
 from converse_mongo.domain.work import PendingCall
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates, work_updates
+from converse_mongo.store.appended import publish_chunks, stored_at, with_append_id
 from converse_mongo.store.collections import Collections, WriteQueue, back_off
+from converse_mongo.store.message_loads import find_log
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.values import Values, referred_to
 
@@ -181,25 +182,13 @@ class Appends:
                 await self._values.delete_if_gone(key)
             raise
         except StoreUnavailableError as error:
-            raise StoreUnavailableError(
-                f"{error} Retry it with append_id=ObjectId('{wanted.append_id}').",
-                wanted.append_id,
-            ) from (error.__cause__ or error)
+            told = with_append_id(error, "Retry it with", wanted.append_id)
+            raise told from (error.__cause__ or error)
         if has_parts:
             settle(pieces, chunks)
         if self._pages.is_full(queue):
             await self._pages.seal_if_possible(queue, key)
-        handlers = self._collections.handlers
-        if handlers.wants(ChunkReceived):
-            for chunk in chunks:
-                await handlers.publish(
-                    ChunkReceived(
-                        conversation_id=key["conversation_id"],
-                        message_id=key["_id"],
-                        role=cast(MessageRole, queue.role),
-                        chunk=chunk,
-                    )
-                )
+        await publish_chunks(self._collections, queue, key, chunks)
         return chunks
 
     async def _append_once_there_is_room(
@@ -260,11 +249,7 @@ class Appends:
     async def _read_pending(self, wanted: "_Append") -> None:
         """Reads which calls wait for people behind an append."""
         key = wanted.key
-        found = await self._collections.call(
-            self._collections.reader.parts,
-            *(key["_id"], key["conversation_id"]),
-            what=f"read message {key['_id']}",
-        )
+        found = await find_log(self._collections, key)
         if found is None or found[0].log_id != key["log_id"] or found[0].status.is_final:
             return  # the append does not match, and then says why
         state, log = found
@@ -319,18 +304,9 @@ class Appends:
             raise MessageNotFoundError(message_id)
         if found.get("log_id") != key["log_id"]:
             raise MessageNotFoundError(message_id) if claim is None else replaced(message_id)
-        # The chunk itself, or the entry that a merge leaves of the last appends.
-        stored = found.get("chunks") or found.get("recent_appends")
-        if stored:
-            return {**found, "stored_at": stored[0]["sequence"]}
-        if found.get("page_start", 0) > earliest:
-            stored_at = await self._collections.call(
-                self._collections.reader.appended,
-                *(key, append_id, max(earliest, 0)),
-                what=f"read message {message_id}",
-            )
-            if stored_at is not None:
-                return {**found, "stored_at": stored_at}
+        first = await stored_at(self._collections, key, append_id, found, earliest)
+        if first is not None:
+            return {**found, "stored_at": first}
         status = MessageStatus(found["status"])
         if claim is not None:
             if not Lease.from_stored(found.get("lease")).is_held_by(claim.lease):

@@ -8,11 +8,10 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from bson import ObjectId
 
-from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.errors import (
     CallNotPendingError,
     InvalidInputError,
@@ -21,18 +20,17 @@ from converse_mongo.domain.errors import (
     StoreUnavailableError,
     StreamStoppedError,
 )
-from converse_mongo.domain.events import ChunkReceived
 from converse_mongo.domain.headers import HEADER, MessageHeader, check_format
 from converse_mongo.domain.open_calls import CallAnswer, expiry, open_calls, piece_of
 from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.part_pieces import large_values, numbered, part_size
-from converse_mongo.domain.types import MessageRole
 from converse_mongo.domain.validation import MAX_APPEND_CHUNKS, MAX_LIVE_BYTES, now
 from converse_mongo.domain.work import PendingCall, WorkState
 from converse_mongo.store import updates, work_updates
+from converse_mongo.store.appended import publish_chunks, stored_at, with_append_id
 from converse_mongo.store.clock import ServerClock
 from converse_mongo.store.collections import Collections, WriteQueue, back_off, name_too_large
-from converse_mongo.store.message_loads import find_header
+from converse_mongo.store.message_loads import find_header, find_log
 from converse_mongo.store.pages import Pages
 from converse_mongo.store.places import Places, left_to_a_sweep
 from converse_mongo.store.values import Values
@@ -102,9 +100,8 @@ class Calls:
             await self._values.delete_if_gone(key)
             raise
         except StoreUnavailableError as error:
-            raise StoreUnavailableError(
-                f"{error} Answer again with append_id=ObjectId('{wanted}').", wanted
-            ) from (error.__cause__ or error)
+            told = with_append_id(error, "Answer again with", wanted)
+            raise told from (error.__cause__ or error)
 
     async def answer_by_id(
         self,
@@ -185,18 +182,14 @@ class Calls:
             if expiring:
                 work_updates.expires(change[0], work.available_at)
             if await self._write(queue, key, change, size):
-                await self._tell(queue, key, chunks)
+                await publish_chunks(self._collections, queue, key, chunks)
                 break
             await self._make_room(queue, key, size, deadline)
             await back_off(attempt)
         return await self._finish(queue, key)
 
     async def _read(self, key: Mapping[str, Any]) -> tuple[MessageHeader, PartLog]:
-        found = await self._collections.call(
-            self._collections.reader.parts,
-            *(key["_id"], key["conversation_id"]),
-            what=f"read message {key['_id']}",
-        )
+        found = await find_log(self._collections, key)
         if found is None or found[0].log_id != key["log_id"]:
             raise MessageNotFoundError(key["_id"])
         return found
@@ -219,14 +212,7 @@ class Calls:
     ) -> bool:
         """Returns whether an earlier try was stored."""
         found = await self._look(key, updates.find_append(append_id))
-        if found.get("chunks") or found.get("recent_appends"):
-            return True
-        if found.get("page_start", 0) <= earliest:
-            return False
-        appended = self._collections.reader.appended
-        what = f"read message {key['_id']}"
-        arguments: Any = (key, append_id, int(earliest))
-        return await self._collections.call(appended, *arguments, what=what) is not None
+        return await stored_at(self._collections, key, append_id, found, earliest) is not None
 
     def _find(
         self,
@@ -287,22 +273,6 @@ class Calls:
             raise StoreUnavailableError(
                 f"Could not answer calls of message {key['_id']}: it embeds the most chunks that "
                 "it can, and none of them could be moved to a page. Nothing was written."
-            )
-
-    async def _tell(
-        self, queue: WriteQueue, key: Mapping[str, Any], chunks: Sequence[MessageChunk]
-    ) -> None:
-        handlers = self._collections.handlers
-        if not handlers.wants(ChunkReceived):
-            return
-        for chunk in chunks:
-            await handlers.publish(
-                ChunkReceived(
-                    conversation_id=key["conversation_id"],
-                    message_id=key["_id"],
-                    role=cast(MessageRole, queue.role),
-                    chunk=chunk,
-                )
             )
 
     async def _finish(self, queue: WriteQueue, key: Mapping[str, Any]) -> Answered:
