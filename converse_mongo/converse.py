@@ -8,7 +8,8 @@ from typing import Any, Literal, Self, TypeVar, overload
 from bson import ObjectId
 
 from converse_mongo.documents.conversations import Conversation, load_conversation
-from converse_mongo.documents.messages import Message, load_message
+from converse_mongo.documents.loading import load_message
+from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.documents.responding import Respond, make_worker
 from converse_mongo.documents.values import MessageValue

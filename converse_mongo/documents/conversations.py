@@ -26,7 +26,8 @@ from converse_mongo.documents.listings import (
     list_conversations,
     read_history,
 )
-from converse_mongo.documents.messages import Message, has_text, load_message
+from converse_mongo.documents.loading import load_message
+from converse_mongo.documents.messages import Message, has_text
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.documents.views import ConversationView

@@ -12,7 +12,8 @@ from beanie.odm.utils.parsing import parse_obj
 from bson import ObjectId
 from pymongo import ASCENDING, DESCENDING
 
-from converse_mongo.documents.messages import Message, load_message
+from converse_mongo.documents.loading import load_message
+from converse_mongo.documents.messages import Message
 from converse_mongo.domain.chunks import ChunkLog
 from converse_mongo.domain.cursors import ConversationCursor
 from converse_mongo.domain.headers import HEADER, MessageHeader

@@ -11,18 +11,18 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
-from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Self
 
 from beanie import Document, PydanticObjectId
 from beanie.odm.actions import ActionDirections, ActionRegistry, EventTypes, wrap_with_actions
-from beanie.odm.utils.parsing import parse_obj
 from bson import ObjectId
 from pydantic import Field, PrivateAttr
-from pymongo import DESCENDING, IndexModel
+from pymongo import IndexModel
 
 from converse_mongo.documents.base import GIVEN_ONCE, JsonableDict, Protected, StoredDocument
+from converse_mongo.documents.message_indexes import MESSAGE_INDEXES
 from converse_mongo.documents.own_writes import OwnWrites
-from converse_mongo.documents.texts import texts_of
+from converse_mongo.documents.texts import texts_of, with_text
 from converse_mongo.documents.views import MessageView
 from converse_mongo.domain.chunks import NO_METADATA, ChunkLog, MessageChunk, Piece, UtcDatetime
 from converse_mongo.domain.composing import pieces_of
@@ -40,19 +40,16 @@ from converse_mongo.domain.headers import (
     MessageHeader,
     message_key,
     shows_parts,
-    with_chunk_count,
 )
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.part_events import PartEvent
 from converse_mongo.domain.part_log import Record, restored_records
 from converse_mongo.domain.part_pieces import AnyPiece
-from converse_mongo.domain.part_redaction import reduced
 from converse_mongo.domain.parts import Part, TextPart, ToolCallPart, parts_of
 from converse_mongo.domain.stored_values import LargeValue, StoredValue, check_stored
 from converse_mongo.domain.types import Granularity, MessageRole, MessageStatus, Metadata
 from converse_mongo.domain.validation import (
-    EPOCH,
     MAX_CHUNK_BYTES,
     MAX_CONTENT_BYTES,
     check_content,
@@ -63,7 +60,6 @@ from converse_mongo.domain.validation import (
 )
 from converse_mongo.domain.work import Work, WorkState
 from converse_mongo.driver.failures import words_for
-from converse_mongo.driver.servers import FIRST_MARK
 from converse_mongo.store import Store, WriteQueue, updates
 from converse_mongo.store.appends import in_appends, refuse_overtaken
 from converse_mongo.store.message_loads import find_log, load_chunks, load_stored
@@ -72,8 +68,6 @@ from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import WriterOptions, WriterTarget
 from converse_mongo.writing.attempt import Attempt
 from converse_mongo.writing.writer import MessageWriter
-
-M = TypeVar("M", bound="Message")
 
 _NOT_EVERYWHERE = frozenset(
     {"checkpoint", "format", "part_bytes", "part_records", "redactions", "work"}
@@ -172,50 +166,7 @@ class Message(StoredDocument, Document):
             # Beanie's state management encodes listed messages, too, but does not write them.
             ChunkLog: lambda log: log.stored if log.is_loaded else None
         }
-        indexes: ClassVar[list[IndexModel]] = [
-            # Order, listing, resuming; begins with the shard key, as sharded collections require.
-            IndexModel(["conversation_id", "position"], name="conversation_position", unique=True),
-            # Streaming messages of a conversation, for its watchers.
-            IndexModel(["conversation_id", "status", "position"], name="conversation_status"),
-            # Saves in a conversation, for its watchers: one covered query.
-            IndexModel(
-                ["conversation_id", "save_mark", "_id", "revision", "position", "role"],
-                name="conversation_saves_role",
-                partialFilterExpression={"save_mark": {"$gt": FIRST_MARK}},
-            ),
-            # Streaming messages that may become orphans, for recovery: none that waits in a queue
-            # or for people. No append changes it.
-            IndexModel(
-                ["status", "_id", "lease.duration"],
-                name="streaming_leased",
-                partialFilterExpression={
-                    "status": MessageStatus.STREAMING.value,
-                    "lease.duration": {"$gte": 0},
-                },
-            ),
-            # What workers have to look at, the best first. Only a claim takes a key out of it; no
-            # append and no end changes it.
-            IndexModel(
-                ["work.queue", ("work.priority", DESCENDING), "work.due", "_id"],
-                name="work_due",
-                partialFilterExpression={"work.due": {"$gt": EPOCH}},
-            ),
-            # Queued messages by state: the best of a key that is blocked, and their number.
-            IndexModel(
-                [
-                    *("work.state", "work.queue", "work.key"),
-                    *(("work.priority", DESCENDING), "work.ticket"),
-                ],
-                name="work_state",
-                partialFilterExpression={"work.state": {"$gt": ""}},
-            ),
-            # Messages to merge, for the sweeper. Not sparse: every message has an _id.
-            IndexModel(
-                ["compact_at", "_id"],
-                name="compact_at_by_id",
-                partialFilterExpression={"compact_at": {"$gt": EPOCH}},
-            ),
-        ]
+        indexes: ClassVar[list[IndexModel]] = MESSAGE_INDEXES
 
     _library_settings = Settings
 
@@ -870,19 +821,7 @@ class Message(StoredDocument, Document):
     @classmethod
     def _derive(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Adds what the second write of an end has not stored yet, or could not store."""
-        chunks, count = data.get("chunks"), data.get("next_sequence", 0)
-        if isinstance(chunks, list) and count and len(chunks) != count:
-            # Read without the library: the rest is in pages, or was merged.
-            data = {**data, "chunks": ChunkLog.not_loaded()}
-        elif isinstance(chunks, list) and chunks and not data.get("content"):
-            log = ChunkLog(chunks)
-            redactions = data.get("redactions")
-            has_parts = shows_parts(data.get("format"), data.get("part_bytes", 0), redactions)
-            text = reduced(chunks, redactions).text() if has_parts else log.text()
-            data = {**data, "chunks": log, "content": text}
-        if data.get("end_id") is not None:
-            data = {**data, "metadata": with_chunk_count(data.get("metadata") or {}, count)}
-        return data
+        return with_text(data)
 
     def _changes(self) -> Changes:
         changes = super()._changes()
@@ -924,23 +863,6 @@ class Message(StoredDocument, Document):
         queue.has_work = fields["work"] is not None
         queue.learn(fields["next_sequence"], fields["page_start"], fields["chunk_bytes"])
         return queue
-
-
-async def load_message(model: type[M], key: Mapping[str, Any]) -> M:
-    """Loads a message; ends it first if its writer is presumed dead.
-
-    Raises:
-        MessageNotFoundError: The message does not exist.
-        StoreUnavailableError: MongoDB did not answer.
-    """
-    store = model.store()
-    stored = await load_stored(store, key)
-    state = MessageHeader.from_stored(stored)
-    if not state.status.is_final:
-        settled = await store.leases.settle_if_expired(state)
-        if settled.status.is_final:
-            return await load_message(model, key)
-    return cast(M, parse_obj(model, stored))
 
 
 async def has_text(message: Message, text: str) -> bool:

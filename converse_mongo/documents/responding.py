@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from converse_mongo.documents.conversations import Conversation, load_conversation
-from converse_mongo.documents.messages import Message, load_message
+from converse_mongo.documents.loading import load_message
+from converse_mongo.documents.messages import Message
 from converse_mongo.domain.errors import ConfigurationError, InvalidInputError
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.part_events import PartEvent

@@ -1,11 +1,12 @@
-"""The text of a message with parts, of any length, in pieces."""
+"""The text of a message, from its chunks."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
-from converse_mongo.domain.chunks import MessageChunk
+from converse_mongo.domain.chunks import ChunkLog, MessageChunk
+from converse_mongo.domain.headers import shows_parts, with_chunk_count
 from converse_mongo.domain.part_log import PartLog
-from converse_mongo.domain.part_redaction import Redaction
+from converse_mongo.domain.part_redaction import Redaction, reduced
 from converse_mongo.domain.validation import check_sequence
 
 
@@ -43,3 +44,20 @@ async def texts_of(
 def _outline(chunk: MessageChunk) -> dict[str, Any]:
     """Returns a chunk with a short text, by which the parts can be told."""
     return {**chunk.to_stored(), "content": chunk.content and ".", "delta": ""}
+
+
+def with_text(data: dict[str, Any]) -> dict[str, Any]:
+    """Adds to a stored message what the second write of its end has not stored, or could not."""
+    chunks, count = data.get("chunks"), data.get("next_sequence", 0)
+    if isinstance(chunks, list) and count and len(chunks) != count:
+        # Read without the library: the rest is in pages, or was merged.
+        data = {**data, "chunks": ChunkLog.not_loaded()}
+    elif isinstance(chunks, list) and chunks and not data.get("content"):
+        log = ChunkLog(chunks)
+        redactions = data.get("redactions")
+        has_parts = shows_parts(data.get("format"), data.get("part_bytes", 0), redactions)
+        text = reduced(chunks, redactions).text() if has_parts else log.text()
+        data = {**data, "chunks": log, "content": text}
+    if data.get("end_id") is not None:
+        data = {**data, "metadata": with_chunk_count(data.get("metadata") or {}, count)}
+    return data

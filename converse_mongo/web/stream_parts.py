@@ -5,7 +5,8 @@ from collections import OrderedDict
 
 from bson import ObjectId
 
-from converse_mongo.documents.messages import Message, load_message
+from converse_mongo.documents.loading import load_message
+from converse_mongo.documents.messages import Message
 from converse_mongo.domain.chunks import MessageChunk, PartChunk
 from converse_mongo.domain.errors import MessageNotFoundError, StoreUnavailableError
 from converse_mongo.domain.events import ChunkReceived, Event, MessageCreated, MessageSuspended
