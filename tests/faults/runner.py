@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from bson import ObjectId
@@ -26,6 +25,7 @@ from tests.faults.harm import Harm
 from tests.faults.programs import DETACH, Appending, Link, Viewing, Writing
 from tests.faults.proxy import Proxy
 from tests.faults.reports import RETRY_SECONDS, Notes, ScheduleFailedError
+from tests.faults.runs import RUNNER_OPTIONS, child_options, reported
 from tests.faults.schedules import Fault, Schedule, ViewerPlan, draw
 from tests.faults.servers import Server
 from tests.faults.verdict import (
@@ -66,14 +66,10 @@ async def run_schedule(seed: int, server: Server) -> Outcome:
         ScheduleFailedError: A promise was broken; says which, and how to do it again.
     """
     schedule = draw(seed)
-    with TemporaryDirectory(prefix="converse_faults_logs_") as logs:
-        run = Run(schedule, server, Path(logs))
-        try:
-            return await run.run()
-        except Exception as error:
-            again = f"--seed {seed} --schedules 1"
-            text = run.notes.report(error, schedule.describe(), again, Path(logs), str(schedule))
-            raise ScheduleFailedError(text) from error
+    again = f"--seed {seed} --schedules 1"
+    return await reported(
+        lambda logs: Run(schedule, server, logs), schedule.describe(), again, str(schedule)
+    )
 
 
 class Run:
@@ -159,12 +155,7 @@ class Run:
             idle_timeout=self._schedule.lease,
             retention="compact" if self._schedule.compact else "keep",
             sweep_interval=0.3 if self._schedule.settled_by == "sweeper" else None,
-            client_options={
-                "appname": "runner",
-                "serverSelectionTimeoutMS": 2000,
-                "socketTimeoutMS": 3000,
-                "heartbeatFrequencyMS": 500,
-            },
+            client_options=RUNNER_OPTIONS,
         )
 
     async def _prepare(self) -> None:
@@ -212,14 +203,9 @@ class Run:
             database=self._database,
             conversation_id=ObjectId(self._message.conversation_id),
             message_id=ObjectId(self._message.id),
-            client_options={
-                "appname": who,
-                "serverSelectionTimeoutMS": 1000,
-                "connectTimeoutMS": 1000,
-                "socketTimeoutMS": int(schedule.socket_timeout * 1000),
-                "heartbeatFrequencyMS": 500,
-                "retryWrites": schedule.retry_writes,
-            },
+            client_options=child_options(
+                who, schedule.socket_timeout, retry_writes=schedule.retry_writes
+            ),
             options={
                 "lease": schedule.lease,
                 "idle_timeout": schedule.lease,

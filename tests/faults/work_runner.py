@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from bson import ObjectId
@@ -20,7 +19,8 @@ from tests.faults.children import Child, Children, Report
 from tests.faults.harm import Harm
 from tests.faults.programs import Access
 from tests.faults.proxy import Proxy
-from tests.faults.reports import RETRY_SECONDS, Notes, ScheduleFailedError
+from tests.faults.reports import RETRY_SECONDS, Notes
+from tests.faults.runs import RUNNER_OPTIONS, child_options, reported
 from tests.faults.schedules import Fault
 from tests.faults.servers import Server
 from tests.faults.work_programs import Observing, Serving, Working
@@ -73,14 +73,8 @@ async def run_work(seed: int, server: Server) -> WorkOutcome:
         ScheduleFailedError: A promise was broken; says which, and how to do it again.
     """
     schedule = draw_work(seed)
-    with TemporaryDirectory(prefix="converse_faults_logs_") as logs:
-        run = WorkRun(schedule, server, Path(logs))
-        try:
-            return await run.run()
-        except Exception as error:
-            again = f"--work --seed {seed} --schedules 1"
-            text = run.notes.report(error, schedule.describe(), again, Path(logs))
-            raise ScheduleFailedError(text) from error
+    again = f"--work --seed {seed} --schedules 1"
+    return await reported(lambda logs: WorkRun(schedule, server, logs), schedule.describe(), again)
 
 
 class _WebDiedError(Exception):
@@ -186,12 +180,7 @@ class WorkRun:
             database=self._database,
             lease=self._schedule.lease,
             retention="keep",
-            client_options={
-                "appname": "runner",
-                "serverSelectionTimeoutMS": 2000,
-                "socketTimeoutMS": 3000,
-                "heartbeatFrequencyMS": 500,
-            },
+            client_options=RUNNER_OPTIONS,
         )
 
     # Processes
@@ -206,14 +195,11 @@ class WorkRun:
         return Access(
             uri=f"mongodb://127.0.0.1:{self._proxies[slot.name].port}/?directConnection=true",
             database=self._database,
-            client_options={
-                "appname": f"{slot.name.partition(' ')[0]}s",
-                "serverSelectionTimeoutMS": 1000,
-                "connectTimeoutMS": 1000,
-                "socketTimeoutMS": int(schedule.socket_timeout * 1000),
-                "heartbeatFrequencyMS": 500,
-                "retryWrites": schedule.retry_writes,
-            },
+            client_options=child_options(
+                f"{slot.name.partition(' ')[0]}s",
+                schedule.socket_timeout,
+                retry_writes=schedule.retry_writes,
+            ),
             options={
                 "lease": schedule.lease,
                 "retry_timeout": schedule.patience if number < WORKERS else RETRY_SECONDS,
