@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, get_args, overload
 from urllib.parse import parse_qs, urlsplit
 
 from bson import ObjectId
@@ -37,6 +37,7 @@ from converse_mongo.domain.parts import Approval
 from converse_mongo.domain.queues import AnyQueue, names_of
 from converse_mongo.domain.retries import RetryPolicy
 from converse_mongo.domain.stored_values import StoredValue, check_stored
+from converse_mongo.domain.telemetry import Sources, Telemetry
 from converse_mongo.domain.types import (
     DEFAULT_RETENTION,
     IdLike,
@@ -130,6 +131,8 @@ class Converse:
             more do no harm.
         client_options: More options for the client of a URI. It has a ``socketTimeoutMS`` of 30
             seconds by default; set one for your own client.
+        telemetry: Where metrics and spans go: a :class:`converse_mongo.telemetry.OpenTelemetry`, of
+            the extra ``otel``. ``None`` for nowhere.
 
     Raises:
         ConfigurationError: An option is invalid.
@@ -153,6 +156,7 @@ class Converse:
         retention: Retention = DEFAULT_RETENTION,
         sweep_interval: float | None = None,
         client_options: Mapping[str, Any] | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         try:
             self._poll_interval = check_seconds(poll_interval, "poll_interval")
@@ -176,6 +180,11 @@ class Converse:
             raise ConfigurationError(
                 f"stream_from must be 'primary' or 'secondary', got {stream_from!r}."
             )
+        if not isinstance(telemetry, Telemetry | None):
+            raise ConfigurationError(
+                f"telemetry={telemetry!r}: pass a converse_mongo.telemetry.OpenTelemetry()."
+            )
+        self._telemetry = telemetry
         self._stream_from = stream_from
         self._given = client
         self._database_name = database
@@ -282,11 +291,20 @@ class Converse:
             narrow_streams=open_streams,
             sharded=sharded,
         )
+        if self._telemetry is not None:
+            hub.probe = store.probe = self._telemetry.attach(
+                Sources(str(messages.database.name), store.jobs.statistics, hub.statistics)
+            )
         sweeping = None
         if self._sweep_interval is not None:
             sweep = store.recovery.sweep(self._sweep_interval)
             sweeping = asyncio.create_task(sweep, name="converse_mongo-sweep", context=Context())
         parts = _Parts(client if owns_client else None, models, store, hub, sweeping)
+        if store.probe is not None:
+            parts.on_close = [
+                self._handlers.on(each, store.probe.ended) for each in get_args(FinalEvent)
+            ]
+            parts.on_close.append(store.probe.close)
         store.check_home = parts.check_home
         return parts
 
@@ -830,6 +848,7 @@ class _Parts:
         self._store = store
         self.hub = hub
         self.sweeping = sweeping
+        self.on_close: list[Callable[[], None]] = []
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
 
@@ -863,9 +882,14 @@ class _Parts:
 
     async def abandon(self) -> None:
         """Releases the parts, which can neither run nor be closed properly."""
+        self._call_on_close()
         odm.release_documents(self.models)
         if self.own_client is not None and self._process == os.getpid():
             await clients.abandon_client(self.own_client)
+
+    def _call_on_close(self) -> None:
+        for call in self.on_close:
+            call()
 
     @property
     def own_store(self) -> Store:
@@ -894,6 +918,7 @@ class _Parts:
             finally:
                 await self.hub.aclose()
         finally:
+            self._call_on_close()
             if self.own_client is not None:
                 await clients.close_client(self.own_client)
             odm.release_documents(self.models)
