@@ -6,9 +6,11 @@ It needs the extra ``otel``; no other part of the library imports it.
 import asyncio
 import contextlib
 import logging
+import random
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import Context as Variables
+from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import version
 from time import monotonic
@@ -54,6 +56,10 @@ SECONDS = (
 
 QUERY_SECONDS = 1.0
 """The least time between two queries for the gauges of queues, whatever asks for them."""
+
+
+ALL_A_SECOND, LARGEST_STRIDE = 512, 64
+"""Values in a second of which all are recorded, and the most of which then only one is."""
 
 
 class OpenTelemetry:
@@ -175,6 +181,33 @@ class OpenTelemetry:
                 yield Observation(found.oldest or 0.0, probe.of_queue(queue))
 
 
+class Sampler:
+    """Chooses the values to record: all of few, and some of many, at random.
+
+    The SDK takes some microseconds for a value, ten times what a watcher takes for a chunk.
+    """
+
+    def __init__(self) -> None:
+        self._second = self._taken = self._left = 0
+        self._stride = 1
+
+    def take(self) -> bool:
+        """Returns whether to record the next value."""
+        if self._left:
+            self._left -= 1
+            return False
+        second = int(monotonic())
+        if second != self._second:
+            self._stride = max(self._stride >> min(second - self._second, 8), 1)
+            self._second, self._taken = second, 0
+        self._taken += 1
+        if self._taken > ALL_A_SECOND and self._stride < LARGEST_STRIDE:
+            self._stride, self._taken = self._stride * 2, 0
+        # At random: in a fixed stride it might always be the same watcher's turn.
+        self._left = int(random.random() * (2 * self._stride - 1))
+        return True
+
+
 class FacadeProbe:
     """Is told what happens in one open facade; see :class:`converse_mongo.domain.telemetry.Probe`.
 
@@ -197,6 +230,7 @@ class FacadeProbe:
         self._reading: asyncio.Task[None] | None = None
         self._read_at = -QUERY_SECONDS
         self._closed = False
+        self._chunks, self._deliveries = Sampler(), Sampler()
 
     def of_queue(self, queue: str) -> dict[str, str]:
         """The attributes of metrics of a queue."""
@@ -206,13 +240,16 @@ class FacadeProbe:
 
     def stored(self, since: Iterable[float]) -> None:
         """Chunks of a writer were acknowledged."""
-        now, record, attributes = monotonic(), self._telemetry.store_duration, self.attributes
+        now, take = monotonic(), self._chunks.take
         for each in since:
-            record(now - each, attributes)
+            if take():
+                self._telemetry.store_duration(now - each, self.attributes)
 
-    def delivered(self, seconds: float) -> None:
+    def delivered(self, created_at: datetime) -> None:
         """A watcher yielded a chunk."""
-        self._telemetry.delivery_duration(max(seconds, 0.0), self.attributes)
+        if self._deliveries.take():
+            seconds = (datetime.now(UTC) - created_at).total_seconds()
+            self._telemetry.delivery_duration(max(seconds, 0.0), self.attributes)
 
     def lease_lost(self) -> None:
         """A writer or an attempt found that its message has another one."""

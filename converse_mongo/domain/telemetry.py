@@ -6,6 +6,7 @@ something checks one attribute.
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from converse_mongo.domain.events import FinalEvent
@@ -39,8 +40,8 @@ class Probe(Protocol):
             since: When their first tokens were handed to the writer, by the monotonic clock.
         """
 
-    def delivered(self, seconds: float) -> None:
-        """A watcher yielded a chunk, so many seconds after its ``created_at``."""
+    def delivered(self, created_at: datetime) -> None:
+        """A watcher yielded a chunk that was made at this date."""
 
     def lease_lost(self) -> None:
         """A writer or an attempt found that its message has another one."""

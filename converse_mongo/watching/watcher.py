@@ -22,7 +22,6 @@ from converse_mongo.domain.events import (
     MessageSnapshot,
     WorkEvent,
 )
-from converse_mongo.domain.telemetry import Probe
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.driver.failures import is_transient
 from converse_mongo.driver.retry import random_pause
@@ -182,7 +181,9 @@ class Watcher(Generic[E]):
             if topic.ended and isinstance(event, FinalEvent):
                 await self.aclose()
             if self._probe is not None and isinstance(event, ChunkReceived):
-                self._tell(self._probe, event)
+                created_at = event.chunk.created_at
+                if created_at >= self._since:  # else it is older than the watching
+                    self._probe.delivered(created_at)
         except BaseException:
             # The exception's traceback may live long and would keep the topic alive.
             self._leave()
@@ -190,12 +191,6 @@ class Watcher(Generic[E]):
         finally:
             self._iterating = False
         return event
-
-    def _tell(self, probe: Probe, event: ChunkReceived) -> None:
-        """Tells how old a chunk is that was made since this watcher is attached."""
-        created_at = event.chunk.created_at
-        if created_at >= self._since:
-            probe.delivered((datetime.now(UTC) - created_at).total_seconds())
 
     def _next_news(self, topic: Topic) -> WorkEvent | None:
         """Returns the next news of queued messages."""

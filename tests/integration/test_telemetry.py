@@ -28,7 +28,7 @@ from converse_mongo import (
 )
 from converse_mongo import telemetry as module
 from converse_mongo.domain.telemetry import Sources
-from converse_mongo.telemetry import OpenTelemetry
+from converse_mongo.telemetry import ALL_A_SECOND, LARGEST_STRIDE, OpenTelemetry, Sampler
 from converse_mongo.writing.buffer import TokenBuffer
 from tests.conftest import Commands, Facade
 from tests.integration.helpers import DEAD, soon, start
@@ -158,6 +158,21 @@ async def test_delivery_duration__counts_what_was_made_since_a_watcher_is_attach
     (point,) = measured.points(DELIVERY)
     assert point.count == 1
     assert 0 <= point.sum < 60
+
+
+def test_sampler__records_all_of_few_and_some_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    sampler = Sampler()
+    for _ in range(3):
+        assert all(sampler.take() for _ in range(ALL_A_SECOND))
+        now += 1
+    taken = [number for number in range(100_000) if sampler.take()]
+    assert ALL_A_SECOND < len(taken) < 12 * ALL_A_SECOND
+    assert taken[-1] > 99_000
+    now += 60
+    late = [sampler.take() for _ in range(3 * LARGEST_STRIDE)]
+    assert all(late[2 * LARGEST_STRIDE :])
 
 
 async def test_ended_messages__are_counted_by_status(facade: Facade, measured: Measured) -> None:
