@@ -38,6 +38,7 @@ from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.telemetry import Sources
 from converse_mongo.domain.work import WorkState
 from converse_mongo.store.queues import QueueStatistics
+from converse_mongo.working.attempt import Outcome
 
 __all__ = ["OpenTelemetry"]
 
@@ -300,7 +301,7 @@ class FacadeProbe:
             outcome = found.value if isinstance(found, Enum) else str(found)
             return found
         except asyncio.CancelledError:
-            outcome = "handed over"
+            outcome = str(Outcome.HANDED_OVER.value)
             raise
         finally:
             error = trouble()

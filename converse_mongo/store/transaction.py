@@ -155,7 +155,6 @@ class _SessionStore(Store):
             options=parent.options,
         )
         self.session = session
-        self.probe = parent.probe
         self._turn = asyncio.Lock()
 
     async def after_commit(self, action: Callable[[Collections], Awaitable[None]]) -> None:
