@@ -31,6 +31,7 @@ from converse_mongo.domain.parts import Approval
 from converse_mongo.domain.queues import AnyQueue, names_of
 from converse_mongo.domain.retries import RetryPolicy
 from converse_mongo.domain.stored_values import StoredValue, check_stored
+from converse_mongo.domain.telemetry import Telemetry
 from converse_mongo.domain.types import (
     DEFAULT_RETENTION,
     IdLike,
@@ -105,6 +106,8 @@ class Converse:
             more do no harm.
         client_options: More options for the client of a URI. It has a ``socketTimeoutMS`` of 30
             seconds by default; set one for your own client.
+        telemetry: Where metrics and spans go: a :class:`converse_mongo.telemetry.OpenTelemetry`, of
+            the extra ``otel``. ``None`` for nowhere.
 
     Raises:
         ConfigurationError: An option is invalid.
@@ -128,6 +131,7 @@ class Converse:
         retention: Retention = DEFAULT_RETENTION,
         sweep_interval: float | None = None,
         client_options: Mapping[str, Any] | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._setup = Setup(
             client,
@@ -144,6 +148,7 @@ class Converse:
             retention=retention,
             sweep_interval=sweep_interval,
             client_options=client_options,
+            telemetry=telemetry,
         )
         self._parts: Parts | None = None
         self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None

@@ -3,10 +3,10 @@
 import asyncio
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
 from pymongo.errors import PyMongoError
@@ -20,6 +20,8 @@ from converse_mongo.domain.errors import (
     InvalidInputError,
     StoreUnavailableError,
 )
+from converse_mongo.domain.events import FinalEvent
+from converse_mongo.domain.telemetry import Sources, Telemetry
 from converse_mongo.domain.types import Retention
 from converse_mongo.domain.validation import check_retention, check_seconds
 from converse_mongo.driver import (
@@ -75,6 +77,7 @@ class Setup:
         retention: Retention,
         sweep_interval: float | None,
         client_options: Mapping[str, Any] | None,
+        telemetry: Telemetry | None,
     ) -> None:
         try:
             self.poll_interval = check_seconds(poll_interval, "poll_interval")
@@ -98,6 +101,11 @@ class Setup:
             raise ConfigurationError(
                 f"stream_from must be 'primary' or 'secondary', got {stream_from!r}."
             )
+        if not isinstance(telemetry, Telemetry | None):
+            raise ConfigurationError(
+                f"telemetry={telemetry!r}: pass a converse_mongo.telemetry.OpenTelemetry()."
+            )
+        self._telemetry = telemetry
         self._stream_from = stream_from
         self._given = client
         self._database_name = database
@@ -156,11 +164,20 @@ class Setup:
         )
         message.bound_store = conversation.bound_store = store
         hub = self._wire_hub(store, conversation, replicated=replicated, sharded=sharded)
+        if self._telemetry is not None:
+            database_name = str(store.messages.database.name)
+            hub.probe = store.probe = self._telemetry.attach(
+                Sources(database_name, store.jobs.statistics, hub.statistics)
+            )
         sweeping = None
         if self._sweep_interval is not None:
             sweep = store.recovery.sweep(self._sweep_interval)
             sweeping = asyncio.create_task(sweep, name="converse_mongo-sweep", context=Context())
         parts = Parts(client if owns_client else None, models, store, hub, sweeping)
+        if store.probe is not None:
+            ended = store.probe.ended
+            parts.on_close = [self.handlers.on(each, ended) for each in get_args(FinalEvent)]
+            parts.on_close.append(store.probe.close)
         store.check_home = parts.check_home
         return parts
 
@@ -250,6 +267,7 @@ class Parts:
         self._store = store
         self.hub = hub
         self.sweeping = sweeping
+        self.on_close: list[Callable[[], None]] = []
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
 
@@ -283,9 +301,14 @@ class Parts:
 
     async def abandon(self) -> None:
         """Releases the parts, which can neither run nor be closed properly."""
+        self._call_on_close()
         odm.release_documents(self.models)
         if self.own_client is not None and self._process == os.getpid():
             await clients.abandon_client(self.own_client)
+
+    def _call_on_close(self) -> None:
+        for call in self.on_close:
+            call()
 
     @property
     def own_store(self) -> Store:
@@ -320,6 +343,7 @@ class Parts:
             finally:
                 await self.hub.aclose()
         finally:
+            self._call_on_close()
             if self.own_client is not None:
                 await clients.close_client(self.own_client)
             odm.release_documents(self.models)

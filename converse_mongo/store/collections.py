@@ -17,6 +17,7 @@ from converse_mongo.domain.errors import (
     MessageTooLargeError,
 )
 from converse_mongo.domain.metadata import is_addressable
+from converse_mongo.domain.telemetry import Probe
 from converse_mongo.domain.types import DEFAULT_RETENTION, MessageRole
 from converse_mongo.domain.validation import check_retention
 from converse_mongo.driver import collections, retry
@@ -132,6 +133,7 @@ class Collections:
         closed: True once no call may begin.
         check_home: Raises in another event loop than the facade was opened in.
         session: The session of every call, in a transaction.
+        probe: Is told what happens; ``None`` for nobody.
         queues: The queues in use.
     """
 
@@ -149,6 +151,7 @@ class Collections:
     closed: bool = field(default=False, init=False)
     check_home: Callable[[], None] = field(init=False)
     session: Any = field(default=None, init=False)
+    probe: Probe | None = field(default=None, init=False)
     queues: WeakValueDictionary[Hashable, WriteQueue] = field(
         default_factory=WeakValueDictionary, init=False
     )

@@ -228,6 +228,12 @@ def _add_worker(commands: "Commands[Parser]") -> None:
         action="store_true",
         help="void what earlier attempts have written, for a function that always begins anew",
     )
+    parser.add_argument(
+        "--telemetry",
+        action="store_true",
+        help="give metrics and spans to OpenTelemetry, which your module sets up, or "
+        "opentelemetry-instrument",
+    )
     add_uri(parser, "default: CONVERSE_URI")
     add_database(parser, "the database in the URI")
     parser.set_defaults(run=_worker)
@@ -423,6 +429,8 @@ def _server(arguments: argparse.Namespace) -> int:
 
 
 def _worker(arguments: argparse.Namespace) -> int:
+    if arguments.telemetry:
+        _need("otel", "opentelemetry")
     uri = _checked_uri(arguments)
     from converse_mongo.tools import worker
 
@@ -430,6 +438,7 @@ def _worker(arguments: argparse.Namespace) -> int:
     return worker.run(
         *(uri, arguments.database, arguments.target, arguments.queue or ["default"]),
         *(arguments.lease, {name: getattr(arguments, name) for name in names}),
+        telemetry=arguments.telemetry,
     )
 
 

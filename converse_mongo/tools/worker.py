@@ -15,6 +15,7 @@ from typing import Any
 from converse_mongo.converse import Converse
 from converse_mongo.domain.errors import ConfigurationError
 from converse_mongo.domain.queues import names_of
+from converse_mongo.domain.telemetry import Telemetry
 from converse_mongo.tools import servers, terminal
 from converse_mongo.tools.signals import terminable
 from converse_mongo.tools.terminal import one_line
@@ -97,6 +98,8 @@ def run(
     queues: Sequence[str],
     lease: float,
     options: Mapping[str, Any],
+    *,
+    telemetry: bool = False,
 ) -> int:
     """Generates the answers of queues until a signal, and hands over what runs then.
 
@@ -108,6 +111,7 @@ def run(
     """
     names = names_of(queues)
     respond = load(target)
+    measured = _telemetry() if telemetry else None
     terminal.log()
     ready = (
         f"Worker ready: {target} answers {' and '.join(names)}, up to {options['concurrency']} "
@@ -115,7 +119,9 @@ def run(
     )
     try:
         with terminable():
-            return asyncio.run(_Running(ready).work(uri, database, respond, names, lease, options))
+            return asyncio.run(
+                _Running(ready).work(uri, database, respond, names, options, lease, measured)
+            )
     except SystemExit as ended:
         # Before it was ready, or where loops do not take signals.
         return 0 if ended.code == 128 + signal.SIGTERM else int(ended.code or 0)
@@ -134,13 +140,14 @@ class _Running:
         database: str | None,
         respond: Any,
         queues: Sequence[str],
-        lease: float,
         options: Mapping[str, Any],
+        lease: float,
+        telemetry: Telemetry | None,
     ) -> int:
         """Generates until a signal, and returns the exit code."""
         try:
             async with (
-                Converse(uri, database, lease=lease) as converse,
+                Converse(uri, database, lease=lease, telemetry=telemetry) as converse,
                 converse.worker(respond, queues=queues, **options) as worker,
             ):
                 self._listen(worker, options["grace"])
@@ -176,6 +183,13 @@ class _Running:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, close, number)
+
+
+def _telemetry() -> Telemetry:
+    # Behind the import of the application, which may set the global providers.
+    from converse_mongo.telemetry import OpenTelemetry
+
+    return OpenTelemetry()
 
 
 def _tell(line: str) -> None:

@@ -121,6 +121,7 @@ class Hub:
         narrow_streams: Mapping[Demand, Callable[[], Awaitable[ChangeStream]]] = NO_STREAMS,
         sharded: bool = False,
     ) -> None:
+        self.probe = store.probe
         self._registry = TopicRegistry(reader)
         self.owner_routes = self._registry.owner_routes
         self._reconciler = Reconciler(self._registry, reader, store)

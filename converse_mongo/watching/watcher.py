@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import count
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar, cast
@@ -42,6 +43,7 @@ READ_SECONDS = 10.0
 """Seconds that a read may take. The limit doubles with each read that fails."""
 MAX_READ_SECONDS = 80.0
 _BEHIND = -1
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Readable(Protocol):
@@ -84,6 +86,8 @@ class Watcher(Generic[E]):
         "_key",
         "_last",
         "_news",
+        "_probe",
+        "_since",
         "_snapshot",
         "_start",
         "_topic",
@@ -101,6 +105,8 @@ class Watcher(Generic[E]):
         snapshot: bool = False,
     ) -> None:
         self._hub = hub
+        self._probe = hub.probe
+        self._since = _NEVER
         self._join = join
         self._key = key
         self._after = after
@@ -174,6 +180,10 @@ class Watcher(Generic[E]):
                 self._last = event
             if topic.ended and isinstance(event, FinalEvent):
                 await self.aclose()
+            if self._probe is not None and isinstance(event, ChunkReceived):
+                created_at = event.chunk.created_at
+                if created_at >= self._since:  # else it is older than the watching
+                    self._probe.delivered(created_at)
         except BaseException:
             # The exception's traceback may live long and would keep the topic alive.
             self._leave()
@@ -240,6 +250,8 @@ class Watcher(Generic[E]):
 
     async def _enter(self) -> Topic:
         topic = self._topic = self._join(self._hub, self._key)
+        if self._probe is not None:
+            self._since = datetime.now(UTC)
         if topic.stale or not topic.ready:
             await self._catch_up(topic)
         if topic.failure is not None:

@@ -135,6 +135,7 @@ class Attempt:
         self._loaded: Loaded | None = None
         self._progress: Callable[[], int] = int
         self._seen, self._seen_at = 0, 0.0
+        self._error: BaseException | None = None
 
     @property
     def message_id(self) -> ObjectId:
@@ -146,6 +147,16 @@ class Attempt:
         """The work of the message as it was claimed."""
         assert self._state.work is not None  # noqa: S101 - it was claimed
         return self._state.work
+
+    @property
+    def trouble(self) -> BaseException | None:
+        """What went wrong in it, once it is over; no stop, no hand-over and no other worker."""
+        if self._verdict in _RETRIED:
+            return TimeoutError(self._verdict.value)
+        error = self._error
+        if not isinstance(error, Exception) or self._is_due_to_its_end(error):
+            return None
+        return error
 
     # For the writer
 
@@ -240,7 +251,8 @@ class Attempt:
                 timer.cancel()
 
         async def settle() -> None:
-            outcome[:] = [await self._settle(_error_of(responding))]
+            self._error = _error_of(responding)
+            outcome[:] = [await self._settle(self._error)]
 
         try:
             await ShieldedTask(settle, "converse_mongo-worker-settle").finish()
@@ -335,7 +347,9 @@ class Attempt:
                 self._ended_elsewhere = True  # unless its copy knows at the next look
                 return
             refuse_overtaken(found, state.key, state.lease)
-        except (WriterError, MessageNotFoundError, MessageNotStreamingError):
+        except (WriterError, MessageNotFoundError, MessageNotStreamingError) as error:
+            if isinstance(error, WriterFencedError) and self._store.probe is not None:
+                self._store.probe.lease_lost()
             self.cut(Verdict.LOST)
         except (ConverseError, PyMongoError) as error:
             logger.warning("Message %s: the heartbeat failed (%s)", self.message_id, error)

@@ -318,8 +318,14 @@ class Worker:
         )
         if self._closing:
             attempt.shut_down()
+        probe = self._store.probe
+        running = (
+            attempt.run()
+            if probe is None
+            else probe.attempt(state, attempt.run, lambda: attempt.trouble)
+        )
         task = asyncio.create_task(
-            attempt.run(),
+            running,
             name=f"converse_mongo-worker-{state.message_id}",
             context=context_apart(),
         )

@@ -310,6 +310,9 @@ class Appender:
         self.writes += 1
         self.chunks += len(chunks)
         self._target.written(chunks)
+        probe = self._target.store.probe
+        if probe is not None:
+            probe.stored([run.since for run in self.buffer.in_flight])
         self.bytes += self.buffer.confirm()
 
     async def _append(self) -> list[MessageChunk]:
@@ -362,6 +365,8 @@ class Appender:
         text = "".join([each for each in unconfirmed if isinstance(each, str)]) + unsent
         events = sum([not isinstance(each, str) for each in (*unconfirmed, *behind)])
         if isinstance(error, WriterFencedError):
+            if self._target.store.probe is not None:
+                self._target.store.probe.lease_lost()
             error.text = text
             self.failure = error
         elif isinstance(error, MessageNotStreamingError) and not (text or events):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
 from converse_mongo.domain.chunks import NO_METADATA, Piece
@@ -31,17 +32,19 @@ class Run:
     Attributes:
         metadata: The metadata of each of them.
         encoded: The metadata in BSON; empty without metadata.
+        since: When its first token was handed to the writer, by the monotonic clock.
         tokens: The number of tokens.
         text_size: The size of their text, in bytes of UTF-8.
     """
 
-    __slots__ = ("_parts", "encoded", "metadata", "text_size", "tokens")
+    __slots__ = ("_parts", "encoded", "metadata", "since", "text_size", "tokens")
 
     def __init__(self, metadata: Mapping[str, Any], encoded: bytes) -> None:
         self._parts: list[str] = []
         self.metadata = metadata
         self.encoded = encoded
         self.tokens = self.text_size = 0
+        self.since = monotonic()
 
     def add(self, content: str, text_size: int, tokens: int = 1) -> None:
         """Adds a token of ``text_size`` bytes, or the text of several tokens."""
@@ -72,12 +75,13 @@ class PartRun:
     Attributes:
         stored_size: The size of the chunk, in bytes.
         held_size: The same, with the values that are stored apart.
+        since: When its first piece was handed to the writer, by the monotonic clock.
         tokens: The number of pieces.
         text_size: 0, since it has no text of the answer.
         text: Empty, likewise.
     """
 
-    __slots__ = ("_deltas", "_piece", "held_size", "stored_size", "tokens")
+    __slots__ = ("_deltas", "_piece", "held_size", "since", "stored_size", "tokens")
 
     text_size = 0
     text = ""
@@ -88,6 +92,7 @@ class PartRun:
         self.stored_size = piece.stored_size
         self.held_size = piece.held_size
         self.tokens = 1
+        self.since = monotonic()
 
     def continues(self, piece: PartPiece) -> bool:
         """Returns whether a piece is a delta of the same part."""
@@ -349,12 +354,16 @@ class TokenBuffer:
     async def _wait_for(self, add: Callable[[], bool], check: Callable[[], None]) -> None:
         self.waits += 1
         self._queued += 1
+        since = monotonic()
         try:
             async with self._queue:
                 check()
                 while not add():
                     await self.progress()
                     check()
+                if self._gathering:
+                    last = self._gathering[-1]
+                    last.since = min(last.since, since)
         finally:
             self._queued -= 1
 

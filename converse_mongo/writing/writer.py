@@ -23,6 +23,7 @@ from converse_mongo.domain.errors import (
     MessageTooLargeError,
     StreamStoppedError,
     WriterError,
+    WriterFencedError,
 )
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.leases import Lease
@@ -596,6 +597,10 @@ class MessageWriter(PartWriter):
                 self._appender.note_stop(stopped.reason)
                 await self._end(MessageStatus.CANCELLED)
                 return
+            except WriterFencedError:
+                if self._target.store.probe is not None:
+                    self._target.store.probe.lease_lost()
+                raise
             except _REFUSALS as refused:
                 metadata, refused_keys = _without_refused(metadata)
                 if not refused_keys:

@@ -48,6 +48,21 @@ async def deaf(conversation: Conversation, message: Message) -> None:
         await asyncio.Event().wait()
 
 
+async def traced(conversation: Conversation, message: Message) -> None:
+    from opentelemetry import trace
+
+    span = trace.get_current_span()
+    async with message.writer() as writer:
+        await writer.write(f"recording={span.is_recording()}")
+
+
+if os.environ.get("TRACED"):
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+
+    trace.set_tracer_provider(TracerProvider())
+
+
 def hangs(conversation: Conversation, message: Message) -> list[str]:
     print("hanging", flush=True)
     threading.Event().wait()
@@ -59,7 +74,7 @@ ONE = Queue("one", per_key=1)
 
 @asynccontextmanager
 async def worker(
-    directory: Path, target: str, *arguments: str
+    directory: Path, target: str, *arguments: str, traced: str = ""
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A worker that is ready."""
     (directory / "app.py").write_text(APPLICATION)
@@ -68,7 +83,7 @@ async def worker(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "TRACED": traced},
         cwd=directory,
     )
     try:
@@ -119,6 +134,16 @@ async def change(converse: Converse, message: Message, fields: Mapping[str, Any]
 
 
 # worker
+
+
+@pytest.mark.parametrize("arguments", [("--telemetry",), ()], ids=["on", "off"])
+async def test_worker__gives_spans_to_what_the_application_set_up(
+    converse: Converse, server_uri: str, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    message = await enqueue(converse)
+    where = server(converse, server_uri)
+    async with worker(tmp_path, "app:traced", *arguments, *where, traced="yes"):
+        assert (await ended(converse, message)).content == f"recording={bool(arguments)}"
 
 
 @pytest.mark.parametrize(

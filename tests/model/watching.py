@@ -284,6 +284,7 @@ class ModelReader:
 class ModelHub:
     """A process: its topics, and a change stream that may lag, get lost, and be opened again."""
 
+    probe = None
     begins_behind_what_is_applied = False
     """A bug: the stream of a server that is given no time to begin at."""
 
