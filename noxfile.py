@@ -94,7 +94,7 @@ WITH_NODE += ["tests/web/ai_sdk/test_client.py"]
 def system(session: nox.Session) -> None:
     """Once for all drivers: model, faults, documentation, commands, web edge, chat."""
     session.install(*DRIVERS["motor"], *group("test"))
-    folders = ("model", "faults", "docs", "acceptance", "web", "chat")
+    folders = ("model", "faults", "docs", "acceptance", "web", "chat", "integrations")
     others = [f"--ignore={path}" for path in WITH_NODE]
     arguments = [*(f"tests/{folder}" for folder in folders), *others, *PARALLEL]
     session.run("python", "-m", "pytest", *(session.posargs or arguments))
