@@ -307,6 +307,11 @@ async def test_compatible_server__may_leave_out_events(left_out: tuple[str, ...]
         ("tool_call", "{}"),
         ("text", "There are three."),
     ]
+    calls = [part for part in parts if isinstance(part, ToolCallPart)]
+    assert [call.input for call in calls] == [{"q": "mongo"}, {}]
+    assert only(parts, SourceUrlPart).url == "https://example.com/a"
+    prompt: Any = messages_for_openai([assistant(*parts)])
+    assert prompt[0]["encrypted_content"] == "secret"
     assert [p.text for p in parts if p.kind == "reasoning"] == ["First this. ", "Then that."]
 
 

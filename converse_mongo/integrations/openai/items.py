@@ -81,9 +81,7 @@ def outcome_of(item: Mapping[str, Any]) -> dict[str, Any]:
             return {"input": given}
     if status in _FAILURES:
         fields.setdefault("error", status)
-    if "error" in fields:
-        del fields["output"]
-    return fields
+    return fields  # with an error, the output does not count
 
 
 def output_of(item: Mapping[str, Any]) -> Any:
