@@ -118,7 +118,8 @@ def lowest(session: nox.Session, driver: str) -> None:
     session.install(*(*DRIVERS[driver], *chosen, *group("test")), "--constraint", str(constraints))
     # The newest of what the tests use must still run with the oldest of what the package uses.
     session.run("uv", "pip", "check", "--python", str(Path(session.bin) / "python"))
-    arguments = ["tests/unit", *EACH_DRIVER, "tests/web", "tests/chat", *PARALLEL]
+    folders = ("unit", "web", "chat", "integrations")
+    arguments = [*(f"tests/{folder}" for folder in folders), *EACH_DRIVER, *PARALLEL]
     session.run("python", "-m", "pytest", *(session.posargs or arguments))
 
 

@@ -13,6 +13,7 @@ from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.parts import Part, StepPart, ToolCallPart
 from converse_mongo.domain.stored_values import StoredValue
 from converse_mongo.domain.types import MessageRole, MessageStatus
+from converse_mongo.integrations.streams import NOT_JSON
 
 INTERRUPTED = "interrupted"
 """The result of a call that has none: providers refuse a prompt in which a call has no result."""
@@ -54,7 +55,7 @@ class Turn:
         role: The speaker.
         step: The call of the model, or ``None``.
         parts: The parts, without those of sub-agents and those that were redacted.
-        is_whole: True if nothing of it is missing: the call has ended, and no part was redacted.
+        is_whole: False if a part was redacted.
     """
 
     role: MessageRole
@@ -96,7 +97,7 @@ def _turns(role: MessageRole, parts: Iterable[Part]) -> Iterator[Turn]:
             continue
         if isinstance(part, StepPart):
             yield turn
-            turn = Turn(role, part, is_whole=part.closed and not part.redacted)
+            turn = Turn(role, part, is_whole=not part.redacted)
         elif part.redacted:
             turn.is_whole = False
         else:
@@ -115,7 +116,8 @@ def arguments_of(part: ToolCallPart, values: Values) -> str:
         try:
             json.loads(part.text)
         except ValueError:
-            return json.dumps({"invalid_json": part.text})
+            # Of a tool that takes text, or what the model got wrong.
+            return json.dumps({"invalid_json" if part.error == NOT_JSON else "input": part.text})
         return part.text
     return as_json(loaded(part.input, values))
 

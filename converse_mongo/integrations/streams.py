@@ -22,7 +22,8 @@ class Parts:
     """The parts that a translator writes, by keys that it makes of the ids of the provider.
 
     The data that are given back to the provider have the key, so that a translator of the rest of
-    the stream finds the parts that are stored: it then writes only what they do not have yet.
+    the stream finds the parts that are stored: it then writes only what they do not have yet. Those
+    of a part to which nothing is to come have ``done``.
 
     Args:
         provider: The name of the provider.
@@ -32,7 +33,12 @@ class Parts:
     def __init__(self, provider: str, stored: Iterable[Part] = ()) -> None:
         self.provider = provider
         self._contents: list[Content] = []
-        self._stored = {key: part for part in stored if (key := key_of(part, provider)) is not None}
+        self._stored: dict[str, Part] = {}
+        self._stored_units: dict[str, int] = {}
+        for part in stored:
+            if (key := key_of(part, provider)) is not None:
+                self._stored[key] = part
+                self._stored_units[key] = self._stored_units.get(key, 0) + _units(part.text)
         self._targets: dict[str, str | int] = {}
         self._texts: dict[str, Mapping[str, Any] | None] = {}  # with their data
         self._received: dict[str, int] = {}
@@ -56,14 +62,14 @@ class Parts:
         stored = self._stored.get(key)
         if stored is not None and stored.number is not None:
             self._targets[key] = stored.number
-            self._unread[key] = _units(stored.text)
-            if stored.closed and stored.kind != "tool_call":
+            self._unread[key] = self._stored_units[key]
+            if data_of(stored.provider, self.provider).get("done") is True:
                 self._closed.add(key)
         else:
             self._start(key, part)
         if isinstance(part, TextPart) and not isinstance(part, ReasoningPart):
             self._texts[key] = part.provider
-            if key not in self._closed:
+            if stored is None or not stored.closed:
                 self._open_text = key
 
     def delta(self, key: str, text: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -259,7 +260,7 @@ async def test_cut__anywhere_is_an_error(hangs_up: bool) -> None:
         for cut in range(len(whole) if hangs_up else len(whole) - 2):
             player.cut = cut
             contents: list[Any] = []
-            with pytest.raises((openai.APIError, ProviderError)):
+            with pytest.raises((openai.APIError, ProviderError, httpx.HTTPError)):
                 async for content in openai_chat(await ask(sdk)):
                     contents.append(content)  # noqa: PERF401 - up to the error
             parts = reduced(contents, ended=False)

@@ -96,8 +96,32 @@ def test_call__with_invalid_input_is_told_as_json() -> None:
     assert items[0]["arguments"] == '{"invalid_json": "{\\"q\\": "}'
 
 
+def test_call__of_a_tool_that_takes_text_is_told_to_others_as_json() -> None:
+    items: Any = messages_for_openai_chat([assistant(*translated(events.custom_call("print(1)")))])
+    assert items[0]["tool_calls"][0]["function"]["arguments"] == '{"input": "print(1)"}'
+
+
+def test_step__with_a_text_of_somebody_else_has_no_ids() -> None:
+    parts = [*translated(events.reasoning("So."), CALL_ITEM), TextPart("By hand.")]
+    assert [each.get("type") for each in told(parts)] == [
+        *("function_call", "function_call_output", None)
+    ]
+
+
+def test_step__that_was_cut_behind_its_items_has_no_ids() -> None:
+    translator = ResponsesTranslator("openai")
+    for event in events.stream(events.reasoning("So."), events.message(events.said("Hi")))[:-1]:
+        translator.feed(event)
+    assert told(reduced(translator.parts.take())) == [{"role": "assistant", "content": "Hi"}]
+
+
 def test_large_value__is_told_once_it_was_loaded() -> None:
     value = StoredValue(300_000, "h", "v")
+    parts = translated(events.FILE_SEARCH)
+    found = parts[1].fields["provider"]
+    parts[1].fields = {**parts[1].fields, "provider": value}
+    assert told(parts) == []
+    assert told(parts, values={value: found}) == [events.FILE_SEARCH]
     items = messages_for_openai([assistant(call(output=value))], values={value: {"big": 1}})
     assert results(items) == ['{"big": 1}']
 
@@ -155,7 +179,7 @@ def test_step__that_was_cut_is_told_as_any_model_would_have_written_it() -> None
         :-4
     ]:
         translator.feed(event)
-    parts = reduced(translator.parts.take(), ended=False)
+    parts = reduced(translator.parts.take())
     items = messages_for_openai([assistant(*parts, status=MessageStatus.CANCELLED)])
     assert items == [{"role": "assistant", "content": "There are"}]
 
@@ -163,7 +187,7 @@ def test_step__that_was_cut_is_told_as_any_model_would_have_written_it() -> None
 def test_phase__of_a_text_stays() -> None:
     parts = translated({**events.message(events.said("Hm.")), "phase": "commentary"})
     assert told(parts)[0]["phase"] == "commentary"
-    parts[0].closed = False
+    parts[0].fields = {**parts[0].fields, "provider": {"name": "openai", "data": {}}}
     assert told(parts) == [{"role": "assistant", "content": "Hm.", "phase": "commentary"}]
 
 

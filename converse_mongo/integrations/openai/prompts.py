@@ -143,13 +143,15 @@ def _item_of(part: Part, provider: str) -> Mapping[str, Any]:
 
 def _as_it_came(turn: Turn, provider: str, values: Values) -> list[Item] | None:
     """Returns the items of a response, and the results of its calls; ``None`` if some are lost."""
-    if turn.step is None or not turn.is_whole or not data_of(turn.step.provider, provider):
+    if turn.step is None or not turn.is_whole:
         return None
+    if data_of(turn.step.provider, provider).get("done") is not True:
+        return None  # of another provider or API, or cut
     items: dict[str, Item] = {}  # by their keys, in order
     thoughts: dict[str, list[tuple[str, str]]] = {}
     results: list[Item] = []
     for part in turn.parts:
-        data = data_of(part.provider, provider)
+        data = data_of(loaded(part.fields.get("provider"), values), provider)
         item, key = data.get("item"), data.get("key")
         if part.kind in ("source_url", "source_document", "data", "file"):
             continue  # for viewers

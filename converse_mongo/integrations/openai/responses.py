@@ -361,7 +361,8 @@ class ResponsesTranslator:
         key = f"{item.key}/{letter}{index}"
         if not self.parts.has(key):
             if item.texts:
-                self.parts.end(next(reversed(item.texts)))
+                last = next(reversed(item.texts))
+                self.parts.end(last, provider=self._reasoning_data(item, last, done=True))
             item.texts[key] = {"of": item.key, "as": letter}
             self.parts.begin(key, ReasoningPart("", provider=self._reasoning_data(item, key)))
         return item, key
