@@ -40,7 +40,6 @@ class Player:
     asked: list[dict[str, Any]] = field(default_factory=list)
     cut: int | None = None
     hangs_up: bool = False
-    left: int = 0
 
     @property
     def app(self) -> Starlette:

@@ -93,6 +93,11 @@ async def test_usage__may_be_absent_or_on_each_chunk() -> None:
     assert usage["total_tokens"] == 1
 
 
+async def test_usage__may_be_on_a_chunk_with_a_choice_behind_the_end() -> None:
+    step = step_of(await parts_from([*TEXT, STOP, {**chunk(), "usage": USAGE}]))
+    assert (step.finish_reason, step.usage is not None) == ("stop", True)
+
+
 async def test_refusal__is_text_and_the_reason_of_the_end() -> None:
     parts = await parts_from([chunk({"refusal": "I "}), chunk({"refusal": "cannot."}), STOP])
     assert parts[1].text == "I cannot."

@@ -354,6 +354,18 @@ def test_chat__has_a_message_for_each_call_of_the_model() -> None:
     assert [each["id"] for each in said[0]["tool_calls"]] == ["c1", "c2"]
 
 
+def test_chat__has_a_message_behind_the_results_of_calls_without_steps() -> None:
+    parts: list[Part] = [TextPart("Let me look."), call("c1", output="1"), TextPart("One.")]
+    said: Any = messages_for_openai_chat([assistant(*parts)])
+    assert [(each["role"], each["content"]) for each in said] == [
+        *(("assistant", "Let me look."), ("tool", "1"), ("assistant", "One."))
+    ]
+    items: Any = messages_for_openai([assistant(*parts)])
+    assert [each.get("type") for each in items] == [
+        *(None, "function_call", "function_call_output", None)
+    ]
+
+
 async def test_prompt_messages__keeps_those_with_parts_alone_if_asked(converse: Converse) -> None:
     conversation = await converse.start_conversation()
     await conversation.create_user_message("", parts=[FilePart("https://a/a.png", "image/png")])

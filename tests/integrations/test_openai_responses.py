@@ -372,9 +372,11 @@ async def test_background__goes_on_behind_any_cut(converse: Converse) -> None:
     assert all(cut - after < 16 for cut, after in enumerate(starts, 1))
 
 
-async def test_background__goes_on_in_texts_that_are_mixed(converse: Converse) -> None:
-    one, two = (events.message(events.said(t), name=n) for t, n in (("aaaabbbb", "a"), ("cc", "b")))
-    whole = events.stream(one, two, background=True)
+@pytest.mark.parametrize("other", [events.message(events.said("cc"), name="b"), CALLS[0]])
+async def test_background__goes_on_in_items_that_are_mixed(
+    converse: Converse, other: events.Item
+) -> None:
+    whole = events.stream(events.message(events.said("aaaabbbb")), other, background=True)
     first = [each for each in whole if each.get("output_index") == 0]
     second = [each for each in whole if each.get("output_index") == 1]
     mixed = [whole[0], *first[:3], *second[:3], *first[3:], *second[3:], whole[-1]]
@@ -494,3 +496,12 @@ async def test_nested__writes_below_its_call(converse: Converse) -> None:
         "There are three."
     ]
     assert all(part.parent == 0 for part in read.parts[1:])
+
+
+async def test_stream__is_closed_with_its_contents() -> None:
+    async with client(Player([events.stream(ANSWER)])) as sdk:
+        stream = await ask(sdk)
+        contents = openai_responses(stream)
+        await anext(contents)
+        await contents.aclose()
+        assert stream.response.is_closed
