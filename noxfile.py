@@ -94,7 +94,7 @@ WITH_NODE += ["tests/web/ai_sdk/test_client.py"]
 def system(session: nox.Session) -> None:
     """Once for all drivers: model, faults, documentation, commands, web edge, chat."""
     session.install(*DRIVERS["motor"], *group("test"))
-    folders = ("model", "faults", "docs", "acceptance", "web", "chat")
+    folders = ("model", "faults", "docs", "acceptance", "web", "chat", "integrations")
     others = [f"--ignore={path}" for path in WITH_NODE]
     arguments = [*(f"tests/{folder}" for folder in folders), *others, *PARALLEL]
     session.run("python", "-m", "pytest", *(session.posargs or arguments))
@@ -118,7 +118,8 @@ def lowest(session: nox.Session, driver: str) -> None:
     session.install(*(*DRIVERS[driver], *chosen, *group("test")), "--constraint", str(constraints))
     # The newest of what the tests use must still run with the oldest of what the package uses.
     session.run("uv", "pip", "check", "--python", str(Path(session.bin) / "python"))
-    arguments = ["tests/unit", *EACH_DRIVER, "tests/web", "tests/chat", *PARALLEL]
+    folders = ("unit", "web", "chat", "integrations")
+    arguments = [*(f"tests/{folder}" for folder in folders), *EACH_DRIVER, *PARALLEL]
     session.run("python", "-m", "pytest", *(session.posargs or arguments))
 
 

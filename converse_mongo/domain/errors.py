@@ -276,3 +276,20 @@ class TransactionAbortedError(ConverseError):
 
 class WatchError(ConverseError):
     """Watching cannot continue: the hub crashed, or the data was modified outside the library."""
+
+
+class ProviderError(Exception):
+    """The provider of a model reported an error in its stream, or the stream ended too early.
+
+    It is no error of this library: its text is that of the provider, and is stored as the error of
+    the message. Name it in ``RetryPolicy(retry_on=…)`` for another attempt.
+
+    Attributes:
+        code: The code of the provider, or ``None``.
+        provider: The name of the provider.
+    """
+
+    def __init__(self, message: str, *, code: str | None = None, provider: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.provider = provider

@@ -4,12 +4,11 @@ from collections.abc import Collection, Iterable
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
+from converse_mongo.documents.prompting import PROMPT_ROLES, is_told
 from converse_mongo.documents.views import replaced_id
-from converse_mongo.domain.errors import InvalidInputError
+from converse_mongo.domain.errors import ChunksNotLoadedError, InvalidInputError
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.validation import check_count
-
-PROMPT_ROLES = (MessageRole.SYSTEM, MessageRole.USER, MessageRole.ASSISTANT)
 
 _TOLD = (MessageStatus.COMPLETED, MessageStatus.CANCELLED)
 
@@ -20,6 +19,7 @@ async def prompt_messages(
     limit: int | None = None,
     *,
     roles: Collection[MessageRole | str] = PROMPT_ROLES,
+    parts: bool = False,
 ) -> list[Message]:
     """Returns the messages to pass to the model for an answer, in order.
 
@@ -31,6 +31,9 @@ async def prompt_messages(
         answer: The answer that is to be written.
         limit: The most messages, the newest; ``None`` for all.
         roles: The roles of the messages; by default all but the calls and results of tools.
+        parts: True for the translators of ``converse_mongo.integrations``: messages that have no
+            text, but tool calls or files, are there as well, and so are those that failed after a
+            tool ran.
 
     Raises:
         InvalidInputError: An argument is invalid.
@@ -50,14 +53,26 @@ async def prompt_messages(
         replaced.add(replaced_id(message.metadata))
         if (
             message.role in wanted
-            and message.status in _TOLD
-            and message.content.strip()
+            and (_has_parts_to_tell(message) if parts else _has_text(message))
             and str(message.id) not in replaced
         ):
             found.append(message)
             if len(found) == limit:
                 break
     return found[::-1]
+
+
+def _has_text(message: Message) -> bool:
+    return message.status in _TOLD and bool(message.content.strip())
+
+
+def _has_parts_to_tell(message: Message) -> bool:
+    if message.is_streaming:
+        return False
+    try:
+        return is_told(message.role, message.status, message.parts)
+    except ChunksNotLoadedError:  # larger than any prompt
+        return False
 
 
 def without_replaced(messages: Iterable[Message]) -> list[Message]:

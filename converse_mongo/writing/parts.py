@@ -1,7 +1,7 @@
 """Writing of parts: what a writer of a message and that of a sub-agent have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -46,6 +46,28 @@ class PartWriter(ABC):
     @abstractmethod
     async def flush(self) -> None:
         """Waits until all that was written is stored."""
+
+    @abstractmethod
+    async def write(self, written: str | Part | PartEvent, /) -> None:
+        """Accepts text, a part, or an event of a part."""
+
+    async def pipe(self, contents: AsyncIterable[str | Part | PartEvent]) -> None:
+        """Writes all of ``contents``, and closes them; it is stored when this returns.
+
+        Args:
+            contents: Any asynchronous iterable of text, parts and events of parts, such as that of
+                a translator.
+
+        It also raises the errors of ``contents``.
+        """
+        try:
+            async for content in contents:
+                await self.write(content)
+        finally:
+            close = getattr(contents, "aclose", None)
+            if close is not None:
+                await close()
+        await self.flush()
 
     async def write_part(self, part: Part | PartEvent) -> None:
         """Accepts a whole part, or an event of a part. ``write`` does so, too."""

@@ -24,6 +24,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tests.integrations.openai_events import function_call, message, reasoning, said, stream
+
 ANSWER = ("It ", "is ", "a ", "database ", "for ", "documents.")
 KEY = "sk-secret-0123456789"
 
@@ -63,10 +65,17 @@ class Fake:
     go_on: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     left: asyncio.Event = field(default_factory=asyncio.Event)
     pace: float | None = None
+    answer: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def app(self) -> Starlette:
-        return Starlette(routes=[Route("/v1/chat/completions", self.complete, methods=["POST"])])
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", self.complete, methods=["POST"]),
+                Route("/v1/responses", self.respond, methods=["POST"]),
+                Route("/v1/responses/{id}", self.go_on_responding),
+            ]
+        )
 
     async def complete(self, request: Request) -> Response:
         asked = await request.json()
@@ -82,6 +91,25 @@ class Fake:
             told = {"message": f"Refused: {key}", "type": "trouble", "code": None}
             return JSONResponse({"error": told}, status)
         return StreamingResponse(self.chunks(asked, key), media_type="text/event-stream")
+
+    async def respond(self, request: Request) -> Response:
+        """Calls the first tool, if there is one, once; one in the background is cut."""
+        asked = await request.json()
+        self.asked.append(asked)
+        thought, background = reasoning("Hm."), asked.get("background") is True
+        told = [each.get("type") for each in asked["input"]]
+        if asked.get("tools") and "function_call_output" not in told:
+            name = asked["tools"][0]["name"]
+            events = stream(thought, function_call('{"query": "MongoDB"}', name))
+        else:
+            self.answer = stream(thought, message(said("".join(ANSWER))), background=background)
+            events = self.answer[:-6] if background else self.answer
+        return sent(events)
+
+    async def go_on_responding(self, request: Request) -> Response:
+        """Sends the rest of the last response."""
+        after = int(request.query_params["starting_after"])
+        return sent([each for each in self.answer if each["sequence_number"] > after])
 
     async def chunks(self, asked: dict[str, Any], key: str) -> AsyncIterator[str]:
         question = asked["messages"][-1]["content"]
@@ -117,6 +145,11 @@ class Fake:
             await self.go_on.acquire()
         else:
             await asyncio.sleep(self.pace)
+
+
+def sent(events: Sequence[dict[str, Any]]) -> Response:
+    body = "".join(f"event: {each['type']}\ndata: {json.dumps(each)}\n\n" for each in events)
+    return Response(body, media_type="text/event-stream")
 
 
 def chunk(
