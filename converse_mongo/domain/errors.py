@@ -278,11 +278,11 @@ class WatchError(ConverseError):
     """Watching cannot continue: the hub crashed, or the data was modified outside the library."""
 
 
-class ProviderError(Exception):
+class ProviderError(ConverseError):
     """The provider of a model reported an error in its stream, or the stream ended too early.
 
-    It is no error of this library: its text is that of the provider, and is stored as the error of
-    the message. Name it in ``RetryPolicy(retry_on=…)`` for another attempt.
+    Its text is that of the provider, and is stored as the error of the message. Name it in
+    ``RetryPolicy(retry_on=…)`` for another attempt.
 
     Attributes:
         code: The code of the provider, or ``None``.

@@ -10,7 +10,7 @@ from weakref import WeakSet
 from bson import ObjectId
 
 from converse_mongo.domain.composing import Composer
-from converse_mongo.domain.errors import ConverseError, InvalidInputError
+from converse_mongo.domain.errors import ConverseError, InvalidInputError, ProviderError
 from converse_mongo.domain.part_events import PartEvent
 from converse_mongo.domain.part_pieces import AnyPiece, PartRef
 from converse_mongo.domain.parts import (
@@ -259,7 +259,7 @@ class ToolCall:
         try:
             yield self
         except Exception as error:
-            if not self._has_outcome and not isinstance(error, ConverseError):
+            if not self._has_outcome and not _is_of_the_library(error):
                 await self.set_error(words_for(error) or str(error) or type(error).__name__)
             raise
 
@@ -296,3 +296,7 @@ class NestedWriter(PartWriter):
             await self._grow(TextPart(mend_all(written)))
         else:
             await self.write_part(written)
+
+
+def _is_of_the_library(error: BaseException) -> bool:
+    return isinstance(error, ConverseError) and not isinstance(error, ProviderError)

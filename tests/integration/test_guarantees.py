@@ -280,6 +280,7 @@ async def test_shards__listing_what_streams_names_the_shard_key(
     commands.sent.clear()
     assert [found.content for found in await conversation.messages()] == ["a"]
     found = [find["filter"] for find in commands.named("find") if find["find"] == "messages"]
+    found = [match for match in found if "compact_at" not in match]  # a look in the background
     assert len(found) == 2
     assert all("conversation_id" in match for match in found), found
 
