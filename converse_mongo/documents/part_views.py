@@ -187,7 +187,8 @@ def _shown_fields(
     """Returns ``fields`` and ``values``, each only if there are any."""
     fields: dict[str, Any] = {}
     values: dict[str, Any] = {}
-    for name, value in (stored.get("fields") or {}).items():
+    given = stored.get("fields") or {}
+    for name, value in given.items():
         if name in _PROVIDERS or (is_data and name in _NAMES and not isinstance(value, str)):
             continue  # in JSON, an id of another type would seem to be a string
         if _shows(name, shown):
@@ -195,8 +196,8 @@ def _shown_fields(
         elif name in _OUTCOMES:
             fields[name] = _OUTCOMES[name]
     for name, reference in (stored.get("values") or {}).items():
-        if name in _PROVIDERS:
-            continue
+        if name in _PROVIDERS or (is_data and name in _NAMES and name in given):
+            continue  # the field counts, which may be one that is left out above
         if _shows(name, shown):
             values[name] = {"size": reference["size"]}
         elif name in _OUTCOMES:

@@ -21,6 +21,16 @@ from converse_mongo.domain.validation import now
 from tests.model.part_logs import VECTORS, as_json, logs, stored
 
 
+class Open(Presentation):
+    """Shows the same of each part."""
+
+    def __init__(self, shown: Shown) -> None:
+        self._shown = shown
+
+    def part(self, identity: PartIdentity) -> Shown:
+        return self._shown
+
+
 class Choosy(Presentation):
     """Hides some parts, and some fields of others, each in the same way every time."""
 
@@ -103,6 +113,17 @@ def test_chunks__make_what_the_records_say_at_every_cut(
         assert seen(late) == seen(live)
 
 
+def test_reference__beside_a_field_of_its_name_is_shown_to_nobody() -> None:
+    fields = {"kind": "data", "name": "score", "id": 5, "value": 1}
+    reference = {"size": 9, "hash": "", "id": ""}
+    start = {"sequence": 0, "content": "", "event": "start", "fields": fields}
+    log = [{"created_at": now(), **start, "values": {"id": reference}}]
+    sent = on_the_wire(log, Open(True))
+    records = shown_records(PartLog.of(log).records(), Open(True))
+    assert "values" not in sent[0]
+    assert seen(PartLog.of(sent)) == as_json(records)
+
+
 def test_chunks__of_the_vectors_make_what_the_records_say() -> None:
     for seed, vector in product(range(4), VECTORS):
         log = [{"created_at": now(), **each} for each in stored(vector["chunks"])]
@@ -132,10 +153,6 @@ OWN = {"name": "x", "data": PRIVATE}
 
 @pytest.mark.parametrize("choice", [True, frozenset({"provider", "result_provider", "output"})])
 def test_provider_data__are_never_shown(choice: Shown) -> None:
-    class Open(Presentation):
-        def part(self, identity: PartIdentity) -> Shown:
-            return choice
-
     fields = {"provider": OWN, "result_provider": OWN, "output": 1}
     values = {name: {"id": PRIVATE, "size": 9, "hash": PRIVATE} for name in fields}
     call = {"kind": "tool_call", "name": "f", "call_id": "c"}
@@ -145,12 +162,12 @@ def test_provider_data__are_never_shown(choice: Shown) -> None:
         {"event": "end", "part": 0, "fields": fields},
     ]
     log: list[Any] = [{"created_at": now(), **each} for each in stored(events)]
-    records = shown_records(PartLog.of(log).records(), Open())
-    told = [*on_the_wire(log, Open()), *records]
+    records = shown_records(PartLog.of(log).records(), Open(choice))
+    told = [*on_the_wire(log, Open(choice)), *records]
     assert PRIVATE not in as_json(told)
     assert records[0]["fields"] == {**{n: v for n, v in call.items() if n != "kind"}, "output": 1}
     record = {**PartLog.of(log).records()[0], "values": values}
-    [shown] = shown_records([record], Open())
+    [shown] = shown_records([record], Open(choice))
     assert (shown["values"], PRIVATE in as_json(shown)) == ({"output": {"size": 9}}, False)
 
 
