@@ -67,6 +67,7 @@ from converse_mongo.store.saves import Changes
 from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import WriterOptions, WriterTarget
 from converse_mongo.writing.attempt import Attempt
+from converse_mongo.writing.parts import check_contents, closed_in_the_end
 from converse_mongo.writing.writer import MessageWriter
 
 _NOT_EVERYWHERE = frozenset(
@@ -641,26 +642,20 @@ class Message(StoredDocument, Document):
 
         It also raises the errors of a writer, and those of ``tokens``.
         """
-        if not isinstance(tokens, AsyncIterable):
-            raise InvalidInputError(
-                f"pipe requires an asynchronous iterable of str, not {type(tokens).__name__}: "
-                "use append_chunks for a list of texts. Nothing was written."
-            )
-        try:
-            async with self._writer(
+        check_contents(tokens)
+        async with (
+            closed_in_the_end(tokens),
+            self._writer(
                 completion=metadata,
                 take_over=resume,
                 flush_interval=flush_interval,
                 max_buffered=max_buffered,
                 granularity=granularity,
                 interrupt=True,
-            ) as writer:
-                async for token in tokens:
-                    await writer.write(token)
-        finally:
-            close = getattr(tokens, "aclose", None)
-            if close is not None:
-                await close()
+            ) as writer,
+        ):
+            async for token in tokens:
+                await writer.write(token)
         return self
 
     # The end

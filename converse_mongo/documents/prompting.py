@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from converse_mongo.documents.views import replaced_id
 from converse_mongo.domain.parts import FilePart, Part, ToolCallPart
 from converse_mongo.domain.types import MessageRole, MessageStatus
 
@@ -19,8 +20,7 @@ class Replacing(Protocol):
 
 def replaced_ids(messages: Iterable[Replacing]) -> set[str]:
     """Returns the ids of the messages that others among them replace, whatever became of those."""
-    found = (message.metadata.get("replaces") for message in messages)
-    return {each for each in found if isinstance(each, str)}
+    return {found for each in messages if (found := replaced_id(each.metadata)) is not None}
 
 
 def is_told(role: MessageRole, status: MessageStatus, parts: Iterable[Part]) -> bool:

@@ -293,3 +293,8 @@ class ProviderError(ConverseError):
         super().__init__(message)
         self.code = code
         self.provider = provider
+
+
+def is_own(error: BaseException) -> bool:
+    """Returns whether the text of an error is that of this library."""
+    return isinstance(error, ConverseError) and not isinstance(error, ProviderError)

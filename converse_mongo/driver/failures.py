@@ -12,7 +12,7 @@ from pymongo.errors import (
     WriteConcernError,
 )
 
-from converse_mongo.domain.errors import ConverseError, ProviderError, StoreUnavailableError
+from converse_mongo.domain.errors import StoreUnavailableError, is_own
 
 UNREACHABLE = "The database could not be reached."
 REFUSED = "The database refused a request."
@@ -144,8 +144,7 @@ def _raised_from(error: BaseException) -> Iterator[BaseException]:
         left += [each.__context__, each.__cause__]
         if isinstance(each, BaseExceptionGroup):
             left += each.exceptions
-        of_the_library = isinstance(each, ConverseError) and not isinstance(each, ProviderError)
-        if of_the_library or isinstance(each, PyMongoError | BSONError):
+        if is_own(each) or isinstance(each, PyMongoError | BSONError):
             yield each
 
 

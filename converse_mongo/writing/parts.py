@@ -10,7 +10,7 @@ from weakref import WeakSet
 from bson import ObjectId
 
 from converse_mongo.domain.composing import Composer
-from converse_mongo.domain.errors import ConverseError, InvalidInputError, ProviderError
+from converse_mongo.domain.errors import InvalidInputError, is_own
 from converse_mongo.domain.part_events import PartEvent
 from converse_mongo.domain.part_pieces import AnyPiece, PartRef
 from converse_mongo.domain.parts import (
@@ -23,6 +23,30 @@ from converse_mongo.domain.parts import (
 )
 from converse_mongo.domain.surrogates import mend_all
 from converse_mongo.driver.failures import words_for
+
+
+def check_contents(contents: object) -> None:
+    """Checks what is to be piped.
+
+    Raises:
+        InvalidInputError: It is no asynchronous iterable.
+    """
+    if not isinstance(contents, AsyncIterable):
+        raise InvalidInputError(
+            f"pipe requires an asynchronous iterable of str, not {type(contents).__name__}: "
+            "use append_chunks for a list of texts. Nothing was written."
+        )
+
+
+@asynccontextmanager
+async def closed_in_the_end(contents: object) -> AsyncIterator[None]:
+    """Closes what is piped, if it has an ``aclose``."""
+    try:
+        yield
+    finally:
+        close = getattr(contents, "aclose", None)
+        if close is not None:
+            await close()
 
 
 class PartWriter(ABC):
@@ -58,15 +82,15 @@ class PartWriter(ABC):
             contents: Any asynchronous iterable of text, parts and events of parts, such as that of
                 a translator.
 
+        Raises:
+            InvalidInputError: It is none. Nothing was written.
+
         It also raises the errors of ``contents``.
         """
-        try:
+        check_contents(contents)
+        async with closed_in_the_end(contents):
             async for content in contents:
                 await self.write(content)
-        finally:
-            close = getattr(contents, "aclose", None)
-            if close is not None:
-                await close()
         await self.flush()
 
     async def write_part(self, part: Part | PartEvent) -> None:
@@ -259,7 +283,7 @@ class ToolCall:
         try:
             yield self
         except Exception as error:
-            if not self._has_outcome and not _is_of_the_library(error):
+            if not self._has_outcome and not is_own(error):
                 await self.set_error(words_for(error) or str(error) or type(error).__name__)
             raise
 
@@ -296,7 +320,3 @@ class NestedWriter(PartWriter):
             await self._grow(TextPart(mend_all(written)))
         else:
             await self.write_part(written)
-
-
-def _is_of_the_library(error: BaseException) -> bool:
-    return isinstance(error, ConverseError) and not isinstance(error, ProviderError)

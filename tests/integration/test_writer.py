@@ -402,6 +402,10 @@ async def test_pipe__closes_its_tokens(converse: Converse) -> None:
     assert (read.status, read.content) == (MessageStatus.FAILED, "a")
     with pytest.raises(InvalidInputError, match="append_chunks"):
         await (await start(converse)).pipe(["a"])  # type: ignore[arg-type]
+    async with (await start(converse)).writer() as writer:
+        with pytest.raises(InvalidInputError, match="append_chunks"):
+            await writer.pipe(["a"])  # type: ignore[arg-type]
+        await writer.write("b")
 
 
 async def test_pipe__writes_all_and_completes(converse: Converse) -> None:
