@@ -84,9 +84,8 @@ def turns_of(history: History | Iterable[Told], answer: Told | None) -> Iterator
             continue  # larger than any prompt
         if str(message.id) in replaced or not is_told(message.role, message.status, parts):
             continue
-        is_streaming = message.status is MessageStatus.STREAMING
-        if is_streaming and answer is not None and message is not answer:
-            continue  # of somebody else
+        if message.status is MessageStatus.STREAMING and message is not answer:
+            continue  # half an answer is told only to who goes on with it
         yield from _turns(message.role, parts)
 
 

@@ -339,7 +339,7 @@ def test_answer__takes_the_place_of_its_copy_and_nothing_is_behind_it() -> None:
     history = [user("one"), other, old, user("later")]
     assert texts(messages_for_openai(history, answer=answer)) == ["one", "I have"]
     assert texts(messages_for_openai(history[:1], answer=answer)) == ["one", "I have"]
-    assert texts(messages_for_openai(history)) == ["one", "elsewhere", "later"]
+    assert texts(messages_for_openai(history)) == ["one", "later"]
 
 
 def test_chat__has_a_message_for_each_call_of_the_model() -> None:

@@ -30,7 +30,7 @@ from converse_mongo.integrations.openai import (
     openai_responses,
     unfinished_response,
 )
-from converse_mongo.integrations.openai.responses import IGNORED, ResponsesTranslator
+from converse_mongo.integrations.openai.responses import ResponsesTranslator
 from tests.integrations import openai_events as events
 from tests.integrations.playing import (
     Player,
@@ -74,6 +74,27 @@ async def parts_from(*items: events.Item, **options: Any) -> list[Part]:
 def only(parts: list[Part], kind: type[Any]) -> Any:
     [found] = [part for part in parts if isinstance(part, kind)]
     return found
+
+
+IGNORED = frozenset(
+    {
+        # Sound is no part of a message.
+        *("response.audio.delta", "response.audio.done"),
+        *("response.audio.transcript.delta", "response.audio.transcript.done"),
+        # The item has it, whole, when it is done; these say only how far it is.
+        *("response.code_interpreter_call.completed", "response.file_search_call.completed"),
+        *("response.image_generation_call.completed", "response.mcp_call.completed"),
+        *("response.mcp_call.failed", "response.mcp_list_tools.completed"),
+        *("response.mcp_list_tools.failed", "response.mcp_list_tools.in_progress"),
+        *("response.shell_call_command.added", "response.shell_call_command.delta"),
+        *("response.shell_call_command.done", "response.shell_call_output_content.delta"),
+        *("response.shell_call_output_content.done", "response.web_search_call.completed"),
+        "response.compaction.compacting",
+        # Each may have megabytes.
+        "response.image_generation_call.partial_image",
+    }
+)
+"""The types of events that change nothing in a message, on purpose."""
 
 
 def test_events__of_the_sdk_are_all_handled_or_ignored() -> None:

@@ -84,11 +84,6 @@ def outcome_of(item: Mapping[str, Any]) -> dict[str, Any]:
     return fields  # with an error, the output does not count
 
 
-def output_of(item: Mapping[str, Any]) -> Any:
-    """Returns the output that an item of :data:`OUTPUTS` has."""
-    return item.get("output")
-
-
 def sources_of(key: str, annotations: list[Any], parts: Parts) -> list[Part]:
     """Returns the sources that the annotations of a text name, each once."""
     found: dict[tuple[str, str], Part] = {}

@@ -1,6 +1,7 @@
 """Prompts for OpenAI: our messages as input of Responses, and as messages of Chat Completions."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -57,30 +58,41 @@ def messages_for_openai(
 
     Args:
         history: The messages, the oldest first: what ``await conversation.history()`` returns.
-        answer: The answer that is being written, as far as it is: it comes last.
+        answer: The answer that is being written, as far as it is: it comes last. Others that are
+            being written are left out.
         provider: The name under which data for the provider were stored.
         file_url: Returns the URL of a file; by default that of the part if it is ``https:``,
             ``http:`` or ``data:``.
         values: Large values, of ``load_values``; the others are told as their size.
     """
     items: list[Item] = []
+    told_file = partial(_input_file, provider=provider, url_of=file_url or readable_url)
     for turn in turns_of(history, answer):
         if turn.role is MessageRole.ASSISTANT:
             made = _as_it_came(turn, provider, values)
             items += _as_any_model(turn, provider, values) if made is None else made
-        elif content := _input_content(turn.parts, provider, file_url or readable_url):
+        elif content := _content(turn.parts, "input_text", told_file):
             items.append({"role": turn.role.value, "content": content})
     return items  # type: ignore[return-value]
 
 
-def _input_content(parts: Iterable[Part], provider: str, url_of: FileUrl) -> str | list[Item]:
+def _content(
+    parts: Iterable[Part], kind: str, told_file: Callable[[FilePart], list[Item]]
+) -> str | list[Item]:
+    """Returns what a user or the application says: its text alone, if there is no more.
+
+    Args:
+        parts: The parts of the message.
+        kind: The type of a text in a list.
+        told_file: Returns how a file is told, if it is.
+    """
     found: list[Item] = []
     for part in parts:
         if isinstance(part, FilePart):
-            found += _input_file(part, provider, url_of)
+            found += told_file(part)
         elif isinstance(part, TextPart) and not isinstance(part, ReasoningPart) and part.text:
-            found.append({"type": "input_text", "text": part.text})
-    if len(found) == 1 and found[0]["type"] == "input_text":
+            found.append({"type": kind, "text": part.text})
+    if len(found) == 1 and found[0]["type"] == kind:
         text: str = found[0]["text"]
         return text
     return found
@@ -299,25 +311,13 @@ def messages_for_openai_chat(
         values: See there.
     """
     messages: list[Item] = []
+    told_file = partial(_chat_file, provider=provider, url_of=file_url or readable_url)
     for turn in turns_of(history, answer):
         if turn.role is MessageRole.ASSISTANT:
             messages += _chat_turn(turn, provider, values)
-        elif content := _chat_content(turn.parts, provider, file_url or readable_url):
+        elif content := _content(turn.parts, "text", told_file):
             messages.append({"role": turn.role.value, "content": content})
     return messages  # type: ignore[return-value]
-
-
-def _chat_content(parts: Iterable[Part], provider: str, url_of: FileUrl) -> str | list[Item]:
-    found: list[Item] = []
-    for part in parts:
-        if isinstance(part, FilePart):
-            found += _chat_file(part, provider, url_of)
-        elif isinstance(part, TextPart) and not isinstance(part, ReasoningPart) and part.text:
-            found.append({"type": "text", "text": part.text})
-    if len(found) == 1 and found[0]["type"] == "text":
-        text: str = found[0]["text"]
-        return text
-    return found
 
 
 def _chat_file(file: FilePart, provider: str, url_of: FileUrl) -> list[Item]:

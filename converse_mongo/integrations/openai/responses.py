@@ -20,7 +20,6 @@ from converse_mongo.integrations.openai.items import (
     call_id_of,
     executor_of,
     outcome_of,
-    output_of,
     sources_of,
 )
 from converse_mongo.integrations.streams import (
@@ -39,26 +38,6 @@ if TYPE_CHECKING:
     from openai.types.responses import ResponseStreamEvent
 
 OPENAI = "openai"
-
-IGNORED = frozenset(
-    {
-        # Sound is no part of a message.
-        *("response.audio.delta", "response.audio.done"),
-        *("response.audio.transcript.delta", "response.audio.transcript.done"),
-        # The item has it, whole, when it is done; these say only how far it is.
-        *("response.code_interpreter_call.completed", "response.file_search_call.completed"),
-        *("response.image_generation_call.completed", "response.mcp_call.completed"),
-        *("response.mcp_call.failed", "response.mcp_list_tools.completed"),
-        *("response.mcp_list_tools.failed", "response.mcp_list_tools.in_progress"),
-        *("response.shell_call_command.added", "response.shell_call_command.delta"),
-        *("response.shell_call_command.done", "response.shell_call_output_content.delta"),
-        *("response.shell_call_output_content.done", "response.web_search_call.completed"),
-        "response.compaction.compacting",
-        # Each may have megabytes.
-        "response.image_generation_call.partial_image",
-    }
-)
-"""The types of events that change nothing in a message."""
 
 _TEXTS = "output_text", "refusal"
 
@@ -458,7 +437,7 @@ class ResponsesTranslator:
         if key is None:
             return
         data = self._data(item, item.key, item=item.fields)
-        self.parts.after_input(key, output=output_of(item.fields), result_provider=data)
+        self.parts.after_input(key, output=item.fields.get("output"), result_provider=data)
 
     # Types of events
 
