@@ -48,9 +48,7 @@ from converse_mongo.domain.validation import (
     object_id,
 )
 from converse_mongo.domain.work import PendingCall
-from converse_mongo.driver import (
-    clients,
-)
+from converse_mongo.driver import clients
 from converse_mongo.opening import Parts, Setup
 from converse_mongo.store import Transaction
 from converse_mongo.store.handlers import Handler

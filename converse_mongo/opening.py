@@ -166,7 +166,7 @@ class Setup:
         hub = self._wire_hub(store, conversation, replicated=replicated, sharded=sharded)
         if self._telemetry is not None:
             database_name = str(store.messages.database.name)
-            hub.probe = store.probe = self._telemetry.attach(
+            store.probe = self._telemetry.attach(
                 Sources(database_name, store.jobs.statistics, hub.statistics)
             )
         sweeping = None

@@ -58,7 +58,6 @@ SECONDS = (
 QUERY_SECONDS = 1.0
 """The least time between two queries for the gauges of queues, whatever asks for them."""
 
-
 ALL_A_SECOND, LARGEST_STRIDE = 512, 64
 """Values in a second of which all are recorded, and the most of which then only one is."""
 

@@ -19,6 +19,7 @@ from converse_mongo.domain.errors import (
     StoreUnavailableError,
     WatchError,
 )
+from converse_mongo.domain.telemetry import Probe
 from converse_mongo.domain.types import WatchMode
 from converse_mongo.domain.work import Work, WorkState
 from converse_mongo.driver.change_streams import Change, ChangeStream
@@ -121,12 +122,12 @@ class Hub:
         narrow_streams: Mapping[Demand, Callable[[], Awaitable[ChangeStream]]] = NO_STREAMS,
         sharded: bool = False,
     ) -> None:
-        self.probe = store.probe
         self._registry = TopicRegistry(reader)
         self.owner_routes = self._registry.owner_routes
         self._reconciler = Reconciler(self._registry, reader, store)
         self._reader = reader
         self._conversations = reader.conversations.name
+        self._store = store
         self._notices = store.notices
         self._open_stream = open_stream
         self._narrow_streams = narrow_streams
@@ -151,6 +152,11 @@ class Hub:
         self._closing = False
         self._failure: BaseException | None = None
         self._streams_opened = self._changes = self._checks = 0
+
+    @property
+    def probe(self) -> Probe | None:
+        """Who is told of what watchers yield."""
+        return self._store.probe
 
     @property
     def mode(self) -> WatchMode:
