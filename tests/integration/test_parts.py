@@ -34,6 +34,7 @@ from converse_mongo import (
     PartEvent,
     PartSet,
     PartStart,
+    ProviderError,
     ReasoningPart,
     SourceDocumentPart,
     SourceUrlPart,
@@ -213,6 +214,20 @@ async def test_execution__stores_the_error_of_the_tool(converse: Converse) -> No
     (part,) = message.parts
     assert isinstance(part, ToolCallPart)
     assert (part.state, part.error) == ("output-error", "no such page")
+
+
+async def test_provider_error__is_told_in_the_words_of_the_provider(converse: Converse) -> None:
+    message = await start(converse)
+    with pytest.raises(ProviderError):
+        async with message.writer() as writer:
+            call = await writer.start_tool_call("ask_another_model")
+            await call.set_input({})
+            async with call.execution():
+                raise ProviderError("The model is overloaded.", provider="openai")
+    read = await converse.get_message(message.id)
+    (part,) = read.parts
+    assert isinstance(part, ToolCallPart)
+    assert (part.error, read.error) == ("The model is overloaded.",) * 2
 
 
 async def test_execution__that_cannot_store_an_output_may_store_an_error(

@@ -428,8 +428,8 @@ async def test_watchers__are_counted_while_they_are_attached(
 ) -> None:
     converse = await facade(telemetry=measured.telemetry)
     message = await start(converse)
-    async with converse.watch_message(message.id):
-        assert measured.total("converse_mongo.watcher.active") == 1
+    async with converse.watch_message(message.id), converse.watch_message(message.id):
+        assert measured.total("converse_mongo.watcher.active") == 2
         assert measured.total("converse_mongo.topic.active") == 1
     assert measured.total("converse_mongo.watcher.active") == 0
 
