@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextvars import Context
+from functools import partial
 from typing import Any, Literal, Self, TypeVar, overload
 
 from bson import ObjectId
@@ -11,7 +12,7 @@ from converse_mongo.documents.conversations import Conversation, load_conversati
 from converse_mongo.documents.loading import load_message
 from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
-from converse_mongo.documents.responding import Respond, make_worker
+from converse_mongo.documents.responding import Respond, check_respond, load_attempt
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.domain.cursors import NOW, ConversationCursor
 from converse_mongo.domain.errors import (
@@ -57,13 +58,11 @@ from converse_mongo.watching.hub import Hub, WatchStatistics
 from converse_mongo.watching.kinds import KindFilter
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
-from converse_mongo.working.worker import Worker
+from converse_mongo.working.worker import Worker, WorkerOptions
 
 E = TypeVar("E", bound=Event)
 
 DEFAULT_RETRIES = RetryPolicy()
-POLLS_APART = 4
-"""Without a change stream, workers look for messages at every so many polls of the watchers."""
 
 
 class Converse:
@@ -425,9 +424,8 @@ class Converse:
             InvalidInputError: An option is out of range.
             ConfigurationError: ``respond`` is no function.
         """
-        parts, hub = self._open_parts, self._open_parts.hub
-        return make_worker(
-            *(parts.own_store, parts.message, respond),
+        parts = self._open_parts
+        options = WorkerOptions.of(
             queues=queues,
             concurrency=concurrency,
             retry=retry,
@@ -436,9 +434,9 @@ class Converse:
             start_over=start_over,
             grace=grace,
             poll_interval=poll_interval,
-            poll_interval_without_stream=POLLS_APART * self._setup.poll_interval,
-            hears=lambda: hub.mode is WatchMode.CHANGE_STREAM,
         )
+        load = partial(load_attempt, parts.message, check_respond(respond))
+        return Worker(parts.own_store, load, options)
 
     async def queue_statistics(
         self, queues: Iterable[AnyQueue] | None = None

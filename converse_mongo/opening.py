@@ -331,7 +331,7 @@ class Parts:
             timeout: Seconds for running writers to store their text.
         """
         self._store.closing = True
-        background = self.sweeping, self._store.recovery.tending
+        background = self.sweeping, self._store.recovery.tending, *self._store.background
         tasks = {task for task in background if task is not None}
         for task in tasks:
             task.cancel()

@@ -42,6 +42,7 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.events import ConversationCreated
 from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import PARTS_FORMAT
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import check_metadata
 from converse_mongo.domain.owners import Owner, check_owner
 from converse_mongo.domain.parts import Part
@@ -268,11 +269,26 @@ class Conversation(StoredDocument, Document):
         retention: Retention | None,
         fields: dict[str, Any],
         job: Job | None = None,
+        holder: ObjectId | None = None,
     ) -> Message:
-        """Adds a message that grows; with a ``job``, it is queued for workers."""
+        """Adds a message that grows.
+
+        With a ``job``, it is queued for workers; with a ``holder`` as well, it is claimed.
+        """
         store = self.store()
         kept = store.options.retention if retention is None else check_retention(retention)
-        own: dict[str, Any] = {} if job is None else {"work": await store.jobs.work_of(job)}
+        own: dict[str, Any] = {}
+        if job is not None:
+            work = await store.jobs.work_of(job)
+            own["work"] = work
+            if holder is not None:
+                own["work"] = work.claimed()
+                own["lease"] = Lease(
+                    epoch=1,
+                    holder=PydanticObjectId(holder),
+                    renewed_at=await store.leases.clock.now(),
+                    duration=store.options.lease,
+                )
         message = self._make(
             role,
             metadata,

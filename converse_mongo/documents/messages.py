@@ -66,7 +66,7 @@ from converse_mongo.store.message_loads import find_log, load_chunks, load_store
 from converse_mongo.store.saves import Changes
 from converse_mongo.store.updates import End
 from converse_mongo.writing.appender import WriterOptions, WriterTarget
-from converse_mongo.writing.attempt import Attempt
+from converse_mongo.writing.attempt import Attempt, attempt_at
 from converse_mongo.writing.parts import check_contents, closed_in_the_end
 from converse_mongo.writing.writer import MessageWriter
 
@@ -354,7 +354,9 @@ class Message(StoredDocument, Document):
         if self.completed_at is None and not self.is_streaming:
             self.completed_at = self.created_at
         if self.work is not None:
-            self.lease, self.format = Lease(), WORK_FORMAT
+            is_claimed = self.work.state is WorkState.RUNNING
+            self.lease = self.lease if is_claimed else Lease()
+            self.format = WORK_FORMAT
         elif self.is_streaming:
             self.lease = self.lease or Lease(duration=store.options.idle_timeout)
         self.log_id = PydanticObjectId()
@@ -594,7 +596,7 @@ class Message(StoredDocument, Document):
             written=lambda chunks: self._own_writes.write(self.__dict__, self._tracker, chunks),
             behind_steps=self._behind_steps,
             end=self._end,
-            attempt=self._attempt,
+            attempt=self._attempt or attempt_at(self._own_key()),
         )
         return MessageWriter(target, checked, metadata, completion=completion, take_over=take_over)
 

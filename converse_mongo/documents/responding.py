@@ -2,24 +2,26 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
-from converse_mongo.documents.conversations import Conversation, load_conversation
+from bson import ObjectId
+
+from converse_mongo.documents.conversations import (
+    Conversation,
+    load_context,
+    load_conversation,
+)
 from converse_mongo.documents.loading import load_message
 from converse_mongo.documents.messages import Message
-from converse_mongo.domain.errors import ConfigurationError, InvalidInputError
-from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.errors import ConfigurationError
+from converse_mongo.domain.headers import HEADER, MessageHeader
 from converse_mongo.domain.part_events import PartEvent
 from converse_mongo.domain.parts import Part
-from converse_mongo.domain.queues import AnyQueue, names_of
-from converse_mongo.domain.retries import RetryPolicy
-from converse_mongo.domain.validation import check_int, check_seconds
-from converse_mongo.domain.work import check_delay
-from converse_mongo.store import Store
-from converse_mongo.working.attempt import Attempt, Limits, Loaded
-from converse_mongo.working.worker import Worker, WorkerOptions
+from converse_mongo.domain.types import MessageRole, Metadata
+from converse_mongo.domain.work import Job
+from converse_mongo.working.attempt import Attempt, Loaded
+from converse_mongo.writing.attempt import current
 
 Content: TypeAlias = str | Part | PartEvent
 
@@ -105,49 +107,66 @@ async def load_attempt(
         load_conversation(conversation_model, state.conversation_id),
         load_message(model, state.key),
     )
+    return _loaded(respond, conversation, message, attempt)
+
+
+async def start_claimed(
+    conversation: Conversation,
+    job: Job,
+    holder: ObjectId,
+    metadata: Metadata | None = None,
+    generation_id: str | None = None,
+) -> Message:
+    """Adds the message of an answer that is claimed already, or finds it.
+
+    So its worker, which is here, needs no write to claim it, and no other worker hears of it. If
+    this process dies before it has begun, the message is one whose worker died.
+
+    Args:
+        conversation: The conversation.
+        job: How it is queued if it ever goes back to its queue, without a delay and a key.
+        holder: The holder of its lease.
+        metadata: Its metadata.
+        generation_id: Its name.
+
+    It raises what ``start_streaming_assistant`` does.
+    """
+    return await conversation._start(  # noqa: SLF001 - between the documents
+        *(MessageRole.ASSISTANT, metadata, generation_id, None, {}, job, holder)
+    )
+
+
+def header_of(message: Message) -> MessageHeader:
+    """Returns the header of a message that was just added, as far as its copy knows it."""
+    stored = {name: message.__dict__.get(name) for name in HEADER}
+    stored |= {"_id": message.id, "lease": dict(message.lease or {})}
+    if message.work is not None:
+        stored["work"] = message.work.to_stored()
+    return MessageHeader.from_stored(stored)
+
+
+async def load_started(
+    conversation: Conversation, message: Message, respond: Respond, attempt: Attempt
+) -> Loaded:
+    """Makes what :func:`load_attempt` loads of what was just added.
+
+    It raises what :func:`load_attempt` does.
+    """
+    await load_context(conversation)
+    return _loaded(respond, conversation, message, attempt)
+
+
+def _loaded(
+    respond: Respond, conversation: Conversation, message: Message, attempt: Attempt
+) -> Loaded:
+    async def generate() -> None:
+        current.set(attempt)  # for other copies of the message
+        await have_respond(respond, conversation, message)
+
     message._attempt = attempt  # noqa: SLF001 - between the documents
     return Loaded(
-        respond=partial(have_respond, respond, conversation, message),
+        respond=generate,
         is_streaming=lambda: message.is_streaming,
         end=message._end,  # noqa: SLF001 - between the documents
         has_chunks=message.next_sequence > 0,
     )
-
-
-def make_worker(
-    store: Store,
-    model: type[Message],
-    respond: Respond,
-    *,
-    queues: Iterable[AnyQueue],
-    concurrency: int,
-    retry: RetryPolicy,
-    timeout: float | None,
-    silence: float | None,
-    start_over: bool,
-    grace: float,
-    poll_interval: float,
-    poll_interval_without_stream: float,
-    hears: Callable[[], bool],
-) -> Worker:
-    """Makes a worker that has ``respond`` generate answers: see ``Converse.worker``.
-
-    Raises:
-        InvalidInputError: An option is out of range.
-        ConfigurationError: ``respond`` is no function.
-    """
-    if not isinstance(retry, RetryPolicy):
-        raise InvalidInputError(f"retry must be a RetryPolicy, got {retry!r}.")
-    for name, seconds in (("timeout", timeout), ("silence", silence)):
-        if seconds is not None:
-            check_seconds(seconds, name)
-    options = WorkerOptions(
-        queues=names_of(queues),
-        concurrency=check_int(concurrency, "concurrency", 1),
-        limits=Limits(timeout, silence, retry, start_over),
-        grace=check_delay(grace),
-        poll_interval=check_seconds(poll_interval, "poll_interval"),
-        poll_interval_without_stream=min(poll_interval, poll_interval_without_stream),
-    )
-    load = partial(load_attempt, model, check_respond(respond))
-    return Worker(store, load, options, hears)

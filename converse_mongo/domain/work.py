@@ -271,6 +271,11 @@ class Work(BaseModel):
             max_attempts=job.max_attempts,
         )
 
+    def claimed(self) -> "Work":
+        """Returns the work as it is once a worker has it."""
+        running = {"state": WorkState.RUNNING, "due": None, "available_at": None}
+        return self.model_copy(update=running)
+
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any] | None) -> "Work | None":
         """Returns the work in a document; ``None`` if the message was never queued."""

@@ -96,6 +96,8 @@ class Openings:
         """Called after a listener was added."""
         self.on_leave: Callable[[], None] | None = None
         """Called after a listener was removed."""
+        self.polls_every: Callable[[], float | None] = lambda: None
+        """Seconds between two looks of who hears no hints; ``None`` while there are hints."""
         self._listeners: list[tuple[frozenset[str], QueueListener]] = []
 
     def __bool__(self) -> bool:

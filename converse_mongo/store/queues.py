@@ -198,6 +198,26 @@ class Queues:
         claimed = await self._look(state.key)  # a try whose answer was lost may have succeeded
         return claimed if claimed is not None and claimed.lease.holder == holder else None
 
+    async def enlist(self, key: Mapping[str, Any], job: Job) -> MessageHeader | None:
+        """Puts a message that was started without a queue into one, as claimed by the caller.
+
+        Args:
+            key: The message.
+            job: How it is to be queued, without a delay and a key.
+
+        Returns:
+            The message with the lease of the caller. ``None`` if somebody has begun to write to it,
+            if it has a queue, or if it was stopped or deleted.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        holder, work = ObjectId(), (await self.work_of(job)).claimed()
+        duration = self._collections.options.lease
+        await self._change(key, work_updates.enlist(key, work, holder, duration))
+        state = await self._look(key)
+        return state if state is not None and state.lease.holder == holder else None
+
     # From a worker
 
     async def hand_over(
@@ -437,5 +457,4 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
 def _claimed(state: MessageHeader, work: Work, holder: ObjectId, duration: float) -> MessageHeader:
     """Returns a message as it is once it is claimed, but for the time of the claim."""
     lease = Lease(epoch=state.lease.epoch + 1, holder=holder, duration=duration)
-    running = {"state": WorkState.RUNNING, "due": None, "available_at": None}
-    return replace(state, lease=lease, work=work.model_copy(update=running))
+    return replace(state, lease=lease, work=work.claimed())

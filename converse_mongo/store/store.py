@@ -41,6 +41,7 @@ class Store(Collections):
 
     Attributes:
         answers: Lists answers that are being written, and gives turns to begin one.
+        background: Tasks that go on until it is closed, and are cancelled then.
         appends: Appends chunks to streaming messages.
         calls: Answers tool calls that wait for people.
         ends: Ends streaming messages.
@@ -63,6 +64,7 @@ class Store(Collections):
         super().__post_init__()
         self.notices = WriterNotices()
         self.openings = Openings()
+        self.background: set[asyncio.Task[None]] = set()
         self.writers: set[RunningWriter] = set()
         self.large_values = Values(self)
         self.paging = Pages(self, self.large_values)

@@ -21,7 +21,7 @@ from typing import Any
 
 from bson import ObjectId
 
-from converse_mongo.domain.headers import FORMATS, MessageHeader
+from converse_mongo.domain.headers import FORMATS, WORK_FORMAT, MessageHeader
 from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.metadata import storable
 from converse_mongo.domain.validation import EPOCH
@@ -92,6 +92,26 @@ def claim(key: Mapping[str, Any], epoch: int, holder: ObjectId, duration: float)
                 "taken_over_by": holder,
             },
             "$unset": {"work.available_at": "", "work.due": ""},
+            "$currentDate": {"lease.renewed_at": True},
+        },
+    )
+
+
+def enlist(key: Mapping[str, Any], work: Work, holder: ObjectId, duration: float) -> Change:
+    """Makes ``holder`` the worker of a message without a queue that nobody has written to."""
+    return (
+        streaming(key)
+        | NOT_STOPPED
+        | {"work": None, "lease.epoch": {"$in": [0, None]}, "next_sequence": 0},
+        {
+            "$set": {
+                "work": work.to_stored(),
+                "format": WORK_FORMAT,
+                "lease.holder": holder,
+                "lease.duration": duration,
+                "lease.epoch": 1,
+                "taken_over_by": holder,
+            },
             "$currentDate": {"lease.renewed_at": True},
         },
     )

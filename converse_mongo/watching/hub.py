@@ -139,6 +139,7 @@ class Hub:
         for listened in (self._notices, self._openings):
             listened.on_listen = self._ensure_running
             listened.on_leave = self._note_leaving
+        self._openings.polls_every = lambda: poll_interval if self._polls else None
         self._needed = asyncio.Event()
         self._demand_changed = asyncio.Event()
         self._soon: asyncio.TimerHandle | None = None

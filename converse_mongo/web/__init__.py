@@ -3,9 +3,10 @@
 It needs the extra ``web``; no other part of the library imports it.
 """
 
+from converse_mongo.documents.responding import Respond
 from converse_mongo.web.access import Authorize, OwnerOf
 from converse_mongo.web.errors import BusyError, RequestError
-from converse_mongo.web.generations import Generations, Respond
+from converse_mongo.web.generations import Generations
 from converse_mongo.web.limits import Limits
 from converse_mongo.web.open_streams import Streams
 from converse_mongo.web.openapi import openapi_paths

@@ -67,11 +67,14 @@ class Answering(Protocol):
             metadata: Its metadata.
         """
 
-    def writes(self, message: Message) -> bool:
-        """Returns whether a message is being written here."""
+    def holds(self, message: Message) -> bool:
+        """Returns whether a message that was just added is claimed by this process."""
 
     async def adopt(self, conversation: Conversation, message: Message) -> None:
         """Starts the answer of a message that nobody has begun to write, if there is room."""
+
+    def look_after(self) -> None:
+        """Sees to what was begun and no process is writing."""
 
 
 class Beginnings:
@@ -182,12 +185,15 @@ class QueuedAnswers:
             where = self._placed(key)
         return await conversation.start_streaming_assistant(metadata, generation_id=name, **where)
 
-    def writes(self, message: Message) -> bool:  # noqa: ARG002 - of the interface
+    def holds(self, message: Message) -> bool:  # noqa: ARG002 - of the interface
         """See :class:`Answering`."""
         return False
 
     async def adopt(self, conversation: Conversation, message: Message) -> None:
         """Does nothing: a message that was queued has been started."""
+
+    def look_after(self) -> None:
+        """Does nothing: workers do so."""
 
     def _placed(self, key: Hashable) -> dict[str, Any]:
         """The queue of a message, and its key.

@@ -15,6 +15,7 @@ from converse_mongo.documents.listings import History
 from converse_mongo.documents.messages import Message
 from converse_mongo.domain.owners import check_owner
 from converse_mongo.web.access import Access
+from converse_mongo.web.answering import Answering
 from converse_mongo.web.bodies import (
     Parsing,
     Pending,
@@ -46,6 +47,7 @@ class WebContext:
     """The parts of a web edge.
 
     Attributes:
+        answering: Starts the answers; ``None`` if another process does.
         streams: The options of streams and sockets.
         open_streams: Those that are open.
         stream_slots: How many each key has.
@@ -62,6 +64,7 @@ class WebContext:
     converse: Converse
     access: Access
     turns: Turns
+    answering: Answering | None
     presenter: Presenter
     streams: StreamOptions
     open_streams: Streams

@@ -1,93 +1,141 @@
-"""Generations: the background tasks that write answers and outlive their requests."""
+"""Generations: a worker inside a web process, for the answers that begin there."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo.documents.conversations import Conversation, load_context
+from converse_mongo.converse import DEFAULT_RETRIES, Converse
+from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
+from converse_mongo.documents.responding import (
+    Respond,
+    check_respond,
+    header_of,
+    load_attempt,
+    load_started,
+    start_claimed,
+)
 from converse_mongo.domain.errors import (
     ConfigurationError,
-    ConversationNotFoundError,
     ConverseClosedError,
     ConverseError,
-    MessageNotFoundError,
-    MessageNotStreamingError,
-    StreamStoppedError,
-    WriterExistsError,
-    WriterFailedError,
-    WriterFencedError,
+    InvalidInputError,
 )
-from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.queues import AnyQueue, Queue, as_queue, job
+from converse_mongo.domain.retries import RetryPolicy
 from converse_mongo.driver.closing import CLOSE_SECONDS
-from converse_mongo.driver.deadlines import bounded
-from converse_mongo.driver.shielded import ShieldedTask
 from converse_mongo.store import Store, Transaction, context_apart, open_transaction
-from converse_mongo.store.answers import CONVERSATION_DELETED
 from converse_mongo.web.answering import RESTARTING, Beginnings
 from converse_mongo.web.errors import BusyError
 from converse_mongo.web.limits import Slots
+from converse_mongo.working.attempt import Attempt
+from converse_mongo.working.worker import Worker, WorkerOptions
 
 logger = logging.getLogger("converse_mongo")
 
-Respond: TypeAlias = Callable[[Conversation, Message], Awaitable[None]]
-"""Writes the answer of the model into a streaming message."""
-
-UNFINISHED = "The answer could not be generated."
-SHUT_DOWN = "The service was shut down."
-
-END_SECONDS = 10.0
-"""The time for which closing waits for answers that were cancelled, as long as some end."""
+QUEUE = Queue("generations")
 
 
 class Generations:
     """Writes answers in the background, so that no disconnect and no reload ends one.
 
-    Use it in the lifespan of the application. Leaving it gives running answers ``grace`` seconds,
-    and then cancels them, which stores their text and ends their messages.
+    Use it in the lifespan of the application, inside that of the ``Converse``. It is a worker for
+    the answers that begin in this process: each is in a queue from its start, so that no crash and
+    no deployment loses it. Another process with the same ``queue`` goes on with it, or this one
+    when it runs again. Leaving it gives running answers ``grace`` seconds, and then gives them back
+    to their queue.
 
     A message ends with ``respond``: one that is left streaming is failed. The exception is logged,
     and neither stored here nor sent; ``Message.writer`` says what a writer stores of one.
 
     Args:
-        respond: Writes the answer, for example with ``async with message.writer()``. Open the
-            writer before you ask the model: if two processes were asked for the same answer, one of
-            them is refused the writer.
+        respond: Writes the answer, for example with ``async with message.writer()``; see
+            :data:`Respond`.
         limit: The most answers that may run at once; more raise :class:`BusyError`.
         grace: Seconds that running answers have to finish when it is closed.
+        queue: The queue of its answers, or the name of one. Processes that have another ``respond``
+            on the same database need another queue.
+        start_over: True to void, before each further attempt, what an earlier one has written, for
+            a ``respond`` that always begins anew. ``False`` for one that goes on behind
+            ``message.parts`` and ``message.checkpoint``, and may suspend.
+        retry: What errors of ``respond`` lead to.
+        timeout: Seconds for an attempt; a longer one is ended, and made again. ``None`` for no
+            limit.
+        silence: Seconds without a write, and without ``writer.heartbeat()``, after which an attempt
+            is ended and made again. ``None`` for no limit.
+
+    Raises:
+        ConfigurationError: An option makes no sense.
     """
 
-    def __init__(self, respond: Respond, *, limit: int = 1000, grace: float = 5.0) -> None:
-        if not callable(respond):
-            raise ConfigurationError(f"respond={respond!r}: pass a coroutine function.")
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ConfigurationError(f"limit={limit!r}: pass an integer, at least 1.")
-        if isinstance(grace, bool) or not isinstance(grace, int | float) or not grace >= 0:
-            raise ConfigurationError(f"grace={grace!r}: pass a number of seconds, at least 0.")
-        self._respond = respond
-        self._limit = limit
-        self._grace = grace
+    def __init__(
+        self,
+        respond: Respond,
+        *,
+        limit: int = 1000,
+        grace: float = 5.0,
+        queue: AnyQueue = QUEUE,
+        start_over: bool = True,
+        retry: RetryPolicy = DEFAULT_RETRIES,
+        timeout: float | None = None,
+        silence: float | None = None,
+    ) -> None:
+        self._respond = check_respond(respond)
+        try:
+            self._queue = as_queue(queue)
+            self._options = WorkerOptions.of(
+                queues=[self._queue],
+                concurrency=limit,
+                retry=retry,
+                timeout=timeout,
+                silence=silence,
+                start_over=start_over,
+                grace=grace,
+            )
+        except InvalidInputError as error:
+            given = f"limit={limit!r}, grace={grace!r}"
+            raise ConfigurationError(f"Generations({given}): {error}") from error
+        if self._queue.per_key is not None:
+            raise ConfigurationError(
+                f"queue={queue!r} has a limit per key, which holds for workers alone: pass "
+                "limits=Limits(answers_per_key=...) to routes() instead."
+            )
+        self._served: list[Converse] = []
+        self._workers: dict[Store, Worker] = {}
         # A message that was deleted and started again has the same id, and needs its own writer.
         self._answers: dict[tuple[ObjectId, ObjectId | None], _Answer] = {}
+        self._holders: dict[asyncio.Task[Any] | None, ObjectId] = {}
         self._beginnings = Beginnings()
         self._freeing: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
+    def queue(self) -> str:
+        """The name of the queue of its answers."""
+        return self._queue.name
+
+    @property
     def running(self) -> int:
         """The number of answers that are being written."""
-        return sum([not answer.is_free for answer in self._answers.values()])
+        waiting = sum(answer.attempt is None for answer in self._answers.values())
+        return waiting + sum(worker.running for worker in self._workers.values())
 
     def writes(self, message: Message) -> bool:
         """Returns whether ``respond`` is running for a message."""
-        return (message.id, message.log_id) in self._answers
+        key = message.id, message.log_id
+        return key in self._answers or any(
+            (attempt.message_id, attempt.state.log_id) == key
+            for worker in self._workers.values()
+            for attempt in worker.attempts
+        )
 
     def check_room(self) -> None:
         """Checks that one more answer can be started.
@@ -98,14 +146,62 @@ class Generations:
         if self._closed:
             raise BusyError(RESTARTING)
         if self._is_full:
-            logger.warning("An answer was refused: limit=%d are being written", self._limit)
+            limit = self._options.concurrency
+            logger.warning("An answer was refused: limit=%d are being written", limit)
             raise BusyError
 
     @property
     def _is_full(self) -> bool:
         # What respond() does behind the end of its message counts less, and is bounded as well.
-        begun = len(self._beginnings)
-        return self.running + begun >= self._limit or len(self._answers) + begun >= 2 * self._limit
+        limit, begun = self._options.concurrency, len(self._beginnings)
+        all_of_them = sum(answer.attempt is None for answer in self._answers.values())
+        all_of_them += sum(len(worker.attempts) for worker in self._workers.values())
+        return self.running + begun >= limit or all_of_them + begun >= 2 * limit
+
+    # The worker
+
+    def serve(self, converse: Converse) -> None:
+        """Has the answers of a ``Converse`` seen through, once that is open: ``routes`` does so.
+
+        Until the first request it looks for them only if it was entered with ``async with``.
+        """
+        if converse not in self._served:
+            self._served.append(converse)
+
+    def look_after(self) -> None:
+        """Sees to the answers in the queue that no process is writing."""
+        for converse in self._served:
+            if not (self._closed or converse.closed):
+                model = converse.message_model
+                if model.bound_store is not None:
+                    self._worker(model, model.bound_store)
+
+    def _worker(self, model: type[Message], store: Store) -> Worker:
+        """Returns the worker that has a store, which runs until the store is closed."""
+        worker = self._workers.get(store)
+        if worker is None:
+            load = partial(load_attempt, model, self._respond)
+            worker = self._workers[store] = Worker(store, load, self._options)
+            running = asyncio.create_task(
+                self._run(store, worker), name="converse_mongo-generations", context=context_apart()
+            )
+            store.background.add(running)
+            running.add_done_callback(store.background.discard)
+        return worker
+
+    async def _run(self, store: Store, worker: Worker) -> None:
+        try:
+            await worker.run()
+        except ConverseClosedError:
+            pass
+        except Exception:
+            logger.critical("The worker of Generations crashed", exc_info=True)
+        finally:
+            worker.close()
+            if not self._closed and self._workers.get(store) is worker:
+                del self._workers[store]
+
+    # Answers
 
     async def begin(
         self,
@@ -126,7 +222,8 @@ class Generations:
             conversation: The conversation.
             create: Starts the message, or finds it.
             name: Names the answer. If one of that name is being created, this waits for it.
-            slots: The slots of keys, of which the answer takes one until its message has ended.
+            slots: The slots of keys, of which the answer takes one until its message has ended, or
+                waits for people.
             key: The key that takes the slot.
 
         Raises:
@@ -151,9 +248,13 @@ class Generations:
         self, conversation: Conversation, create: Callable[[], Awaitable[Message]], taken: ExitStack
     ) -> Message:
         with taken:
-            message = await create()
-            if message.lease is None or not message.lease.epoch:  # else it was found
-                self._start(conversation, message, taken.pop_all())
+            try:
+                message = await create()
+                is_claimed = self.holds(message)
+            finally:
+                self._holders.pop(asyncio.current_task(), None)
+            if is_claimed or _has_no_writer(message):  # else it was found
+                self._start(conversation, message, taken.pop_all(), is_claimed=is_claimed)
         return message
 
     async def add(
@@ -164,7 +265,17 @@ class Generations:
         metadata: dict[str, str] | None = None,
     ) -> Message:
         """Adds the message of an answer, or finds it, while it is created."""
-        return await conversation.start_streaming_assistant(metadata, generation_id=name)
+        holder = self._holders[asyncio.current_task()] = ObjectId()
+        return await start_claimed(conversation, self._job(), holder, metadata, name)
+
+    def holds(self, message: Message) -> bool:
+        """Returns whether the message that is being created is claimed by this process."""
+        holder = self._holders.get(asyncio.current_task())
+        lease = message.lease
+        return holder is not None and lease is not None and lease.holder == holder
+
+    def _job(self) -> Any:
+        return job(self._queue)
 
     async def adopt(self, conversation: Conversation, message: Message) -> None:
         """Starts the answer of a message that nobody has begun to write, if there is room."""
@@ -188,38 +299,51 @@ class Generations:
         await asyncio.shield(self._freeing)
 
     async def _free_what_has_ended(self) -> None:
-        stores: dict[Store, dict[ObjectId, _Answer]] = {}
-        for answer in self._answers.values():
-            if not answer.is_free:
-                stores.setdefault(answer.message.store(), {})[answer.message.id] = answer
-        for store, answers in stores.items():
-            keys = {key: answer.message.conversation_id for key, answer in answers.items()}
+        for store, worker in list(self._workers.items()):
+            attempts = {each.message_id: each for each in worker.attempts if not each.is_over}
+            if not attempts:
+                continue
+            conversations = {key: each.state.conversation_id for key, each in attempts.items()}
             counters = await store.call(
-                store.reader.counters, keys, what="look which answers have ended"
+                store.reader.counters, conversations, what="look which answers have ended"
             )
-            for key, answer in answers.items():
+            for key, attempt in attempts.items():
                 if key not in counters or counters[key].ended:
-                    answer.free()
+                    attempt.note_ended()
+        for answer in self._answers.values():
+            if answer.attempt is not None and answer.attempt.is_over:
+                answer.free()
 
     def start(self, conversation: Conversation, message: Message) -> None:
-        """Starts ``respond`` for a streaming message, unless it runs here already, or is queued.
+        """Starts ``respond`` for a streaming message that nobody has begun to write.
+
+        It does nothing if somebody has. A message that was started in another queue is left to
+        the workers of that.
 
         Raises:
             BusyError: ``limit`` run already, or it is closed.
+            InvalidInputError: It has chunks, but was not started with a queue.
         """
-        if message.is_streaming and message.work is None and not self.writes(message):
+        if message.is_streaming and message.work is None and message.next_sequence:
+            raise InvalidInputError(
+                f"Message {message.id} has chunks already: start it with queue={self.queue!r} to "
+                "have it generated here. Nothing was written."
+            )
+        if _has_no_writer(message) and not self.writes(message):
             self.check_room()
-        self._start(conversation, message, ExitStack())
+            self._start(conversation, message, ExitStack(), is_claimed=False)
 
-    def _start(self, conversation: Conversation, message: Message, taken: ExitStack) -> None:
+    def _start(
+        self, conversation: Conversation, message: Message, taken: ExitStack, *, is_claimed: bool
+    ) -> None:
         key = message.id, message.log_id
-        if not message.is_streaming or message.work is not None or key in self._answers:
+        if not message.is_streaming or key in self._answers:
             taken.close()
             return
         transaction = open_transaction(message.store())
         answer = self._answers[key] = _Answer(conversation, message, taken)
         answer.task = asyncio.create_task(
-            self._write(answer, transaction),
+            self._write(answer, transaction, is_claimed=is_claimed),
             name=f"converse_mongo-generation-{message.id}",
             # It outlives its request, and the deadline of that.
             context=context_apart(),
@@ -231,100 +355,63 @@ class Generations:
 
         answer.task.add_done_callback(forget)
 
-    async def _write(self, answer: "_Answer", transaction: Transaction | None) -> None:
-        message = answer.message
+    async def _write(
+        self, answer: "_Answer", transaction: Transaction | None, *, is_claimed: bool
+    ) -> None:
         if transaction is not None and not await transaction.outcome():
             return  # the message was never created
-        metadata: dict[str, str] | None = None
-        try:
-            with answer.listening():
-                await load_context(answer.conversation)
-                writing = self._respond(answer.conversation, message)
-                if not isinstance(writing, Awaitable):
-                    kind = type(writing).__name__
-                    raise TypeError(f"respond returned {kind}: it must be a coroutine function")
-                await writing
-        except StreamStoppedError:
-            pass  # a stop was requested, and the message is cancelled
-        except WriterExistsError:
-            logger.info("Message %s is being written by another process", message.id)
-            return
-        except (WriterFencedError, ConverseClosedError) as error:
-            logger.warning("The generation of message %s ended: %s", message.id, error)
-            return
-        except asyncio.CancelledError:
-            if answer.verdict is not None:
-                logger.info("The generation of message %s ended: %s", message.id, answer.verdict)
+        conversation, message = answer.conversation, answer.message
+        store, load = message.store(), None
+        state: MessageHeader | None
+        if is_claimed:
+            state = header_of(message)
+            load = partial(load_started, conversation, message, self._respond)
+        else:
+            try:
+                state = await store.jobs.enlist(header_of(message).key, self._job())
+            except (ConverseError, PyMongoError) as error:
+                logger.warning("Message %s could not be claimed (%s)", message.id, error)
                 return
-            # However often this is cancelled: it has a time limit.
-            await ShieldedTask(
-                lambda: self._end(message, lambda: message.cancel_streaming(SHUT_DOWN)),
-                "converse_mongo-generation-end",
-            ).finish()
-            raise
-        except Exception as error:
-            if answer.is_due_to_its_end(error):
-                logger.info("The generation of message %s ended: %s", message.id, error)
-            else:
-                logger.exception("The generation of message %s failed", message.id)
-            metadata = {"error_type": type(error).__name__}
-        await self._end(message, lambda: message.fail_streaming(UNFINISHED, metadata))
-
-    async def _end(self, message: Message, end: Callable[[], Awaitable[object]]) -> None:
-        """Ends a message that was left streaming."""
-        if not message.is_streaming:
+        if state is None:
             return
-        try:
-            if self._closed:
-                await bounded(CLOSE_SECONDS, end, own=True)
-            else:
-                await end()
-        except MessageNotStreamingError:
-            pass  # its writer ended it
-        except MessageNotFoundError:
-            logger.info("Message %s was deleted while it was generated", message.id)
-        except (ConverseError, PyMongoError) as error:
-            if self._closed:
-                logger.warning("Message %s is left to its lease: %s", message.id, error)
-            else:
-                logger.exception("Message %s could not be ended", message.id)
+        worker = self._worker(type(message), store)
+        answer.attempt, running = worker.take_on(state, load)
+        await asyncio.wait({running})
+
+    # The end
 
     async def aclose(self) -> None:
-        """Refuses new answers, and returns once all that run have ended.
+        """Refuses new answers, and returns once all that run have ended, or were given back.
 
-        It takes ``grace`` seconds, and then a few more as long as answers end. One that does not,
-        since MongoDB does not answer or ``respond`` does not let itself be cancelled, is left: its
-        message ends once its lease has run out.
+        It takes ``grace`` seconds, and then a few more while MongoDB does not answer. An answer
+        that is left then goes back to its queue once its lease has run out.
         """
         self._closed = True
-        time = asyncio.get_running_loop().time
-        due = time() + self._grace
-        while (left := self._tasks()) and time() < due:
-            await asyncio.wait(left, timeout=due - time())
-        last, due = time() + END_SECONDS, time() + CLOSE_SECONDS
-        # Again, since on Python 3.11 a driver may swallow a cancellation.
-        while (left := self._tasks()) and time() < min(due, last):
-            for task in left:
-                task.cancel()
-            await asyncio.wait(left, timeout=CLOSE_SECONDS / 8)
-            if len(self._tasks()) < len(left):
-                due = time() + CLOSE_SECONDS
-        if left:
-            logger.warning(
-                "%d answers were left when the service was shut down, and end once their leases "
-                "have run out: %s",
-                *(len(left), ", ".join(str(key) for key, _ in self._answers)),
-            )
+        for worker in self._workers.values():
+            worker.close()
+        time, grace = asyncio.get_running_loop().time, self._options.grace
+        due = time() + grace
+        while (beginning := self._begin_tasks()) and time() < due:
+            await asyncio.wait(beginning, timeout=due - time())
+        for task in beginning:
+            task.cancel()
+        if beginning:
+            await asyncio.wait(beginning, timeout=CLOSE_SECONDS)
+        left = max(due - time(), 0.0)
+        await asyncio.gather(*(worker.drain(left) for worker in self._workers.values()))
+        self._workers.clear()
 
-    def _tasks(self) -> set[asyncio.Task[Any]]:
+    def _begin_tasks(self) -> set[asyncio.Task[Any]]:
+        """The tasks of answers that have not got as far as an attempt."""
         tasks: set[asyncio.Task[Any]] = set(self._beginnings.tasks)
         for answer in self._answers.values():
-            if answer.task is not None:
+            if answer.task is not None and answer.attempt is None:
                 tasks.add(answer.task)
         return tasks
 
     async def __aenter__(self) -> Self:
         self._closed = False
+        self.look_after()
         return self
 
     async def __aexit__(
@@ -337,82 +424,28 @@ class Generations:
 
 
 class _Answer:
-    """An answer that ``respond`` writes.
+    """An answer that began here.
 
     Attributes:
         conversation: The conversation.
         message: The message.
-        task: The task that runs ``respond``.
-        verdict: The reason to end ``respond``, if its message has ended, or is gone, and it has no
-            writer that could tell it.
-        is_free: True once it takes no slot any more.
+        attempt: The attempt at it, once it is claimed.
+        task: The task that claims it, and waits for the attempt.
     """
 
     def __init__(self, conversation: Conversation, message: Message, taken: ExitStack) -> None:
         self.conversation = conversation
         self.message = message
+        self.attempt: Attempt | None = None
         self.task: asyncio.Task[None] | None = None
-        self.verdict: str | None = None
-        self.is_free = False
         self._taken = taken
-        self._looking: asyncio.Task[None] | None = None
 
     def free(self) -> None:
-        """Frees the slots that it takes."""
-        self.is_free = True
+        """Frees the slot that it takes."""
         self._taken.close()
 
-    def is_due_to_its_end(self, error: Exception) -> bool:
-        """Returns whether an error says that the message was stopped, or deleted."""
-        if isinstance(error, WriterFailedError) and isinstance(error.__cause__, ConverseError):
-            error = error.__cause__
-        if isinstance(error, MessageNotStreamingError):
-            own = error.message_id == self.message.id
-            return own and error.status is MessageStatus.CANCELLED
-        if isinstance(error, ConversationNotFoundError):
-            return error.conversation_id == self.conversation.id
-        return isinstance(error, MessageNotFoundError) and error.message_id == self.message.id
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Ends the task in the block if the message is stopped or deleted and has no writer.
-
-        A writer gets to know by itself.
-        """
-        notices = self.message.store().notices
-        stop = notices.listen(self.message.id, self.message.conversation_id, self._notice)
-        try:
-            yield
-        finally:
-            stop()
-            if self._looking is not None:
-                self._looking.cancel()
-
-    def _notice(self, _holder: ObjectId | None) -> None:
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look(), name="converse_mongo-generation-look")
-
-    async def _look(self) -> None:
-        message = self.message
-        store = message.store()
-        try:
-            state = await store.answers.state(message.conversation_id, message.id)
-            if state is not None and not await store.answers.has_conversation(state):
-                state = await store.leases.request_stop(state.key, CONVERSATION_DELETED)
-        except (ConverseError, PyMongoError) as error:
-            logger.info("Could not look whether message %s was stopped: %s", message.id, error)
-            return
-        if not message.is_streaming:
-            return  # respond() ended it, and goes on behind that
-        if state is None or state.log_id != message.log_id:
-            verdict = "the message was deleted"
-        elif (
-            state.status is MessageStatus.CANCELLED
-            and state.lease.holder is None  # it never had a writer
-        ):
-            verdict = "a stop was requested"
-        else:
-            return
-        if self.task is not None and store.notices.listeners(message.id) == 1:
-            self.verdict = verdict
-            self.task.cancel()
+def _has_no_writer(message: Message) -> bool:
+    """Returns whether a message streams, and nobody has begun to write it, nor a queue has it."""
+    has_writer = message.lease is not None and message.lease.epoch > 0
+    return message.is_streaming and message.work is None and not has_writer

@@ -134,6 +134,8 @@ def routes(
         raise ConfigurationError(
             f"origins={origins!r}: pass a list of origins, such as ['https://chat.example.com']."
         )
+    if isinstance(generations, Generations):
+        generations.serve(converse)
     limits = limits or Limits()
     presenter = Presenter(
         show_errors, show_metadata, None if show_parts is None else PartChoice(show_parts)
@@ -142,6 +144,7 @@ def routes(
         converse=converse,
         access=Access(converse, authorize, owner, _roles(roles)),
         turns=Turns(answering, limits),
+        answering=answering,
         presenter=presenter,
         streams=options,
         open_streams=streams or Streams(),
@@ -179,6 +182,8 @@ def _route(context: WebContext, operation: Operation) -> Route:
 
     async def answer(request: Request) -> Response:
         async with Deadline(context.limits.request_seconds, request):
+            if context.answering is not None:
+                context.answering.look_after()
             found = await operation.endpoint(context, request)
         if isinstance(found, Response):
             return found

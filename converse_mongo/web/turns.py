@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
 from itertools import count
 from typing import Literal, TypeAlias
 
@@ -11,7 +12,11 @@ from bson import ObjectId
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import load_outline
 from converse_mongo.documents.messages import Message, has_text
-from converse_mongo.domain.errors import GenerationConflictError, MessageNotFoundError
+from converse_mongo.domain.errors import (
+    GenerationConflictError,
+    MessageNotFoundError,
+    MessageNotStreamingError,
+)
 from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole, MessageStatus
@@ -320,8 +325,7 @@ class Turns:
             stop = turn.stop_of({message.id, question, replaced})
             if message.is_streaming and (turn.is_over or stop is not None):
                 # Others may have begun since, or somebody who did not find it wanted it stopped.
-                await message.request_stop(None if stop is None else stop.reason)
-                await message.refresh()
+                await self._stop_begun(message, None if stop is None else stop.reason)
             return message
 
         joined = None if name is None else (conversation.id, name)
@@ -395,8 +399,16 @@ class Turns:
     async def _heed_early_stop(self, conversation: Conversation, message: Message) -> None:
         stop = await conversation.store().answers.early_stop(conversation.id, message.id)
         if stop is not None:
-            await message.request_stop(stop.reason)
-            await message.refresh()
+            await self._stop_begun(message, stop.reason)
+
+    async def _stop_begun(self, message: Message, reason: str | None) -> None:
+        """Stops an answer that may be claimed by this process, which has not begun to write it."""
+        if self._answering is not None and self._answering.holds(message):
+            with suppress(MessageNotStreamingError):
+                await message.cancel_streaming(reason)
+        else:
+            await message.request_stop(reason)
+        await message.refresh()
 
     # Once
 
@@ -428,12 +440,11 @@ class Turns:
         answering, lease = self._answering, answer.lease
         if answering is None or not answer.is_streaming or (lease is not None and lease.epoch):
             return answer
-        if not answering.writes(answer):
-            answer = await conversation.get_message(answer.id)
-            if answer.next_sequence:
-                return answer  # somebody appends to it without a writer
-            await self._heed_early_stop(conversation, answer)
-            await answering.adopt(conversation, answer)
+        answer = await conversation.get_message(answer.id)
+        if answer.next_sequence:
+            return answer  # somebody appends to it without a writer
+        await self._heed_early_stop(conversation, answer)
+        await answering.adopt(conversation, answer)
         return answer
 
 

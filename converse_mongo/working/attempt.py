@@ -14,6 +14,7 @@ from converse_mongo.domain.errors import (
     ConversationNotFoundError,
     ConverseClosedError,
     ConverseError,
+    InvalidInputError,
     MessageNotFoundError,
     MessageNotStreamingError,
     StoreUnavailableError,
@@ -28,6 +29,7 @@ from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.work import Work, WorkState
 from converse_mongo.driver.shielded import ShieldedTask
 from converse_mongo.store import Store
+from converse_mongo.store.answers import CONVERSATION_DELETED
 from converse_mongo.store.appends import refuse_overtaken
 from converse_mongo.store.updates import End
 
@@ -128,10 +130,10 @@ class Attempt:
         self._handing_over = asyncio.Event()
         self._wake = asyncio.Event()
         self._outcome: Outcome | None = None
-        self._verdict: Verdict | None = None
+        self._verdict: Verdict | None = Verdict.STOPPED if state.stop_requested else None
         self._writes = self._had_writer = False
         self._ending = asyncio.Event()
-        self._ended_elsewhere = False
+        self._ended_elsewhere = self._known_ended = self._ended_by_writer = False
         self._loaded: Loaded | None = None
         self._progress: Callable[[], int] = int
         self._seen, self._seen_at = 0, 0.0
@@ -141,6 +143,11 @@ class Attempt:
     def message_id(self) -> ObjectId:
         """The id of the message."""
         return self._state.message_id
+
+    @property
+    def state(self) -> MessageHeader:
+        """The message as it was claimed."""
+        return self._state
 
     @property
     def work(self) -> Work:
@@ -186,9 +193,9 @@ class Attempt:
         self._progress = progress
         return self._state
 
-    def close(self) -> None:
+    def close(self, *, has_ended: bool) -> None:
         """Takes the lease back from the writer, which has closed."""
-        self._writes = False
+        self._writes, self._ended_by_writer = False, has_ended
 
     def note_progress(self) -> None:
         """Notes that there is progress."""
@@ -207,6 +214,15 @@ class Attempt:
         await self._store.jobs.hand_over(state.key, state.lease, self.work.queue, checkpoint)
         self._outcome = Outcome.HANDED_OVER
 
+    def check_suspend(self) -> None:
+        """Checks that the message can wait; see :class:`converse_mongo.writing.attempt.Attempt`."""
+        if self._limits.start_over:
+            raise InvalidInputError(
+                "This worker voids what is stored before each further attempt, also the calls that "
+                "would wait: pass start_over=False, and have respond go on behind message.parts. "
+                "Nothing was written."
+            )
+
     async def suspend(self, checkpoint: Mapping[str, Any] | None, expires: float | None) -> bool:
         """Has the message wait for people; ``False`` if all of its calls were answered already."""
         state = self._state
@@ -216,6 +232,15 @@ class Attempt:
         return waits
 
     # For the worker
+
+    @property
+    def is_over(self) -> bool:
+        """True once the message has ended, or has left the worker: what goes on is behind that."""
+        return self._known_ended or self._is_over
+
+    def note_ended(self) -> None:
+        """Notes that the message has ended, or is gone, as the database says."""
+        self._known_ended = True
 
     def shut_down(self) -> None:
         """Tells the application that another worker is to go on soon."""
@@ -263,6 +288,8 @@ class Attempt:
         return outcome[0]
 
     async def _respond(self) -> None:
+        if self._verdict is not None:
+            return
         self._loaded = await self._load(self)
         await self._loaded.respond()
 
@@ -318,14 +345,17 @@ class Attempt:
                     await self._wake.wait()
             except TimeoutError:
                 self._check_silence()
+            is_hinted = self._wake.is_set()
             self._wake.clear()
+            if is_hinted and not self._is_over:
+                await self._heed_deletion()
             if not (self._writes or self._is_over):
                 await self._renew()
 
     @property
     def _is_over(self) -> bool:
         ended = self._loaded is not None and not self._loaded.is_streaming()
-        return ended or self._outcome is not None
+        return ended or self._ended_by_writer or self._outcome is not None
 
     def _check_silence(self) -> None:
         limit, seen = self._limits.silence, self._progress()
@@ -334,6 +364,17 @@ class Attempt:
             self.note_progress()
         elif limit is not None and asyncio.get_running_loop().time() - self._seen_at > limit:
             self.cut(Verdict.SILENT)
+
+    async def _heed_deletion(self) -> None:
+        """Stops the message if its conversation was deleted without it."""
+        state, store = self._state, self._store
+        try:
+            if not await store.answers.has_conversation(state):
+                await store.leases.request_stop(state.key, CONVERSATION_DELETED)
+        except MessageNotFoundError:
+            pass  # the next heartbeat finds out
+        except (ConverseError, PyMongoError) as error:
+            logger.info("Could not look for the conversation of %s (%s)", self.message_id, error)
 
     async def _renew(self) -> None:
         """Sends a heartbeat, and hears of a stop, a deletion, or another worker."""
@@ -347,7 +388,12 @@ class Attempt:
                 self._ended_elsewhere = True  # unless its copy knows at the next look
                 return
             refuse_overtaken(found, state.key, state.lease)
-        except (WriterError, MessageNotFoundError, MessageNotStreamingError) as error:
+        except (
+            WriterError,
+            MessageNotFoundError,
+            MessageNotStreamingError,
+            ConverseClosedError,
+        ) as error:
             if isinstance(error, WriterFencedError) and self._store.probe is not None:
                 self._store.probe.lease_lost()
             self.cut(Verdict.LOST)

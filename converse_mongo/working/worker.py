@@ -4,17 +4,21 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Self
 
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo.domain.errors import ConfigurationError, ConverseError
+from converse_mongo.domain.errors import ConfigurationError, ConverseError, InvalidInputError
 from converse_mongo.domain.headers import MessageHeader
-from converse_mongo.domain.work import WorkState
+from converse_mongo.domain.queues import AnyQueue, names_of
+from converse_mongo.domain.retries import RetryPolicy
+from converse_mongo.domain.validation import check_int, check_seconds
+from converse_mongo.domain.work import WorkState, check_delay
 from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.store import Store, context_apart
 from converse_mongo.working.attempt import Attempt, Limits, Loaded, Outcome, Verdict
@@ -25,6 +29,7 @@ SPARE = 4
 """Messages to look at beyond those that there is room for: others claim some first."""
 MOST_LOOKED_AT = 64
 CLAIMS_AT_ONCE = 8
+POLL_SECONDS = 5.0
 MOST_HEARD = 1000
 
 SPREAD_SECONDS, LONGEST_SPREAD_SECONDS = 0.004, 2.0
@@ -38,6 +43,9 @@ NEWEST_PART = 0.2
 
 TENDINGS_PER_LEASE = 3
 
+POLLS_APART = 4
+"""Without a change stream, a worker looks for messages at every so many polls of the watchers."""
+
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 """Seconds to wait after a look that failed."""
 
@@ -47,7 +55,7 @@ class WorkerStatistics:
     """The numbers of a worker.
 
     Attributes:
-        running: The attempts that run.
+        running: The messages that are being generated.
         claimed: The messages claimed so far.
         ended: The attempts whose message ended.
         retried: The attempts that another one followed since they failed.
@@ -76,7 +84,37 @@ class WorkerOptions:
     limits: Limits
     grace: float
     poll_interval: float
-    poll_interval_without_stream: float
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        queues: Iterable[AnyQueue],
+        concurrency: int,
+        retry: RetryPolicy,
+        timeout: float | None,
+        silence: float | None,
+        start_over: bool,
+        grace: float,
+        poll_interval: float = POLL_SECONDS,
+    ) -> "WorkerOptions":
+        """Checks the options that a user gave.
+
+        Raises:
+            InvalidInputError: One is out of range.
+        """
+        if not isinstance(retry, RetryPolicy):
+            raise InvalidInputError(f"retry must be a RetryPolicy, got {retry!r}.")
+        for name, seconds in (("timeout", timeout), ("silence", silence)):
+            if seconds is not None:
+                check_seconds(seconds, name)
+        return cls(
+            queues=names_of(queues),
+            concurrency=check_int(concurrency, "concurrency", 1),
+            limits=Limits(timeout, silence, retry, start_over),
+            grace=check_delay(grace),
+            poll_interval=check_seconds(poll_interval, "poll_interval"),
+        )
 
 
 class Worker:
@@ -90,7 +128,6 @@ class Worker:
         store: The store.
         load: Loads a message for the application.
         options: The options.
-        hears: Returns whether a change stream tells of messages just now.
     """
 
     def __init__(
@@ -98,9 +135,7 @@ class Worker:
         store: Store,
         load: Callable[[MessageHeader, Attempt], Awaitable[Loaded]],
         options: WorkerOptions,
-        hears: Callable[[], bool],
     ) -> None:
-        self._hears = hears
         self._store = store
         self._load = load
         self._options = options
@@ -115,11 +150,26 @@ class Worker:
         self._claimed = self._looks = 0
         self._outcomes = dict.fromkeys(Outcome, 0)
 
+    @property
+    def running(self) -> int:
+        """The number of messages that are being generated."""
+        return sum(not attempt.is_over for attempt in self._attempts)
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """The attempts that run, also those whose message has ended."""
+        return list(self._attempts)
+
+    @property
+    def is_full(self) -> bool:
+        """True if no more messages can be taken."""
+        return self._free <= 0
+
     def statistics(self) -> WorkerStatistics:
         """Returns the numbers of right now."""
         count = self._outcomes
         return WorkerStatistics(
-            running=len(self._attempts),
+            running=self.running,
             claimed=self._claimed,
             ended=count[Outcome.ENDED],
             retried=count[Outcome.RETRIED],
@@ -212,8 +262,9 @@ class Worker:
             self._heard.clear()
 
     async def _wait(self, failures: int) -> None:
-        options = self._options
-        seconds = options.poll_interval if self._hears() else options.poll_interval_without_stream
+        seconds, polls_every = self._options.poll_interval, self._store.openings.polls_every()
+        if polls_every is not None:
+            seconds = min(seconds, POLLS_APART * polls_every)
         seconds *= random.uniform(0.75, 1.25)
         if failures:
             longest = FIRST_PAUSE_SECONDS * 2 ** min(failures - 1, 10)
@@ -239,7 +290,11 @@ class Worker:
 
     @property
     def _free(self) -> int:
-        return self._options.concurrency - len(self._attempts) - len(self._claims)
+        limit, taken = self._options.concurrency, len(self._attempts) + len(self._claims)
+        if taken < limit:
+            return limit - taken
+        # What goes on behind the end of its message counts less, and is bounded as well.
+        return min(limit - self.running - len(self._claims), 2 * limit - taken)
 
     @property
     def _has_last_life(self) -> bool:
@@ -307,14 +362,25 @@ class Worker:
         if claimed is None:
             self._claimed_at.pop(state.message_id, None)
             return False
-        self._claimed += 1
         self._heard_since_claim = 0
-        self._start(claimed)
+        self.take_on(claimed)
         return True
 
-    def _start(self, state: MessageHeader) -> None:
+    def take_on(
+        self, state: MessageHeader, load: Callable[[Attempt], Awaitable[Loaded]] | None = None
+    ) -> "tuple[Attempt, asyncio.Task[Outcome]]":
+        """Starts an attempt at a message that this process has claimed.
+
+        Args:
+            state: The message as it was claimed.
+            load: Loads it for the application; ``None`` to load it from the database.
+
+        Returns:
+            The attempt, and the task in which it runs.
+        """
+        self._claimed += 1
         attempt = Attempt(
-            self._store, state, lambda own: self._load(state, own), self._options.limits
+            self._store, state, load or partial(self._load, state), self._options.limits
         )
         if self._closing:
             attempt.shut_down()
@@ -331,6 +397,7 @@ class Worker:
         )
         self._attempts[attempt] = task
         task.add_done_callback(lambda done: self._finished(attempt, done))
+        return attempt, task
 
     def _finished(self, attempt: Attempt, task: asyncio.Task[Outcome]) -> None:
         del self._attempts[attempt]
@@ -364,11 +431,15 @@ class Worker:
         It takes ``grace`` seconds, and then a few more while MongoDB does not answer. A message
         that is left goes back to its queue once its lease has run out.
         """
+        await self.drain(self._options.grace)
+
+    async def drain(self, grace: float) -> None:
+        """Does what :meth:`aclose` does, with another time of grace in seconds."""
         self.close()
         if self._claims:
             await asyncio.wait(set(self._claims), timeout=CLOSE_SECONDS)
         if self._attempts:
-            await asyncio.wait(set(self._attempts.values()), timeout=self._options.grace)
+            await asyncio.wait(set(self._attempts.values()), timeout=grace)
         for attempt in list(self._attempts):
             attempt.cut(Verdict.SHUT_DOWN)
         if self._attempts:

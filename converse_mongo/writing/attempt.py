@@ -1,6 +1,7 @@
 """The attempt of a worker, as the writer of its message knows it."""
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from converse_mongo.domain.headers import MessageHeader
@@ -11,6 +12,10 @@ class Attempt(Protocol):
 
     The worker decides what becomes of the message, unless its writer ends it.
     """
+
+    @property
+    def state(self) -> MessageHeader:
+        """The message as it was claimed."""
 
     @property
     def handing_over(self) -> bool:
@@ -33,8 +38,12 @@ class Attempt(Protocol):
             WriterError: There was a writer, or the attempt is over.
         """
 
-    def close(self) -> None:
-        """Takes the lease back from the writer, which has closed."""
+    def close(self, *, has_ended: bool) -> None:
+        """Takes the lease back from the writer, which has closed.
+
+        Args:
+            has_ended: True if the writer has ended the message.
+        """
 
     def note_progress(self) -> None:
         """Notes that there is progress."""
@@ -45,5 +54,22 @@ class Attempt(Protocol):
     async def hand_over(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Gives the message back to its queue, for another worker at once."""
 
+    def check_suspend(self) -> None:
+        """Checks that the message can wait for people.
+
+        Raises:
+            InvalidInputError: The next attempt would void what it waits for.
+        """
+
     async def suspend(self, checkpoint: Mapping[str, Any] | None, expires: float | None) -> bool:
         """Has the message wait for people; ``False`` if all of its calls were answered already."""
+
+
+current: ContextVar[Attempt | None] = ContextVar("attempt", default=None)
+"""The attempt that the application generates in, so that each copy of its message has it."""
+
+
+def attempt_at(key: Mapping[str, Any]) -> Attempt | None:
+    """Returns the attempt that the caller generates in, if it is at this message."""
+    attempt = current.get()
+    return attempt if attempt is not None and attempt.state.key == key else None

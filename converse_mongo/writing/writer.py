@@ -127,7 +127,7 @@ class MessageWriter(PartWriter):
             "This writer is not open: use it in 'async with'.", target.message_id
         )
         self._refused = asyncio.Event()
-        self._detached = self._knows_stop = False
+        self._detached = self._knows_stop = self._has_ended = False
         self._closing: ShieldedTask | None = None
         self._given_up: ConverseError | None = None
         self._unlisten: Callable[[], None] | None = None
@@ -336,6 +336,7 @@ class MessageWriter(PartWriter):
                 "Only an attempt of a worker can wait for people: start the message with a queue. "
                 "Nothing was written."
             )
+        attempt.check_suspend()
         if await self._leave():
             await attempt.suspend(checked, expires)
 
@@ -500,7 +501,7 @@ class MessageWriter(PartWriter):
             self._target.store.writers.discard(self)
             self._refused.set()
             if self._target.attempt is not None:
-                self._target.attempt.close()
+                self._target.attempt.close(has_ended=self._has_ended)
         failure = self._appender.failure
         if interrupted or exc is None:
             tell = interrupted or not self._knows_stop
@@ -609,6 +610,7 @@ class MessageWriter(PartWriter):
                 logger.warning("Message %s: %s", self._target.message_id, refused)
             else:
                 break
+        self._has_ended = True
         if unstored:
             logger.warning(
                 "Message %s has ended without metadata that cannot be stored: %s",

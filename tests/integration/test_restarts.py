@@ -292,10 +292,11 @@ async def test_restart__the_new_answer_is_written_while_the_old_one_still_is(
 ) -> None:
     conversation, old = await begin(converse)
     asked: list[Message] = []
-    both, go = asyncio.Event(), asyncio.Event()
+    first, both, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def respond(_: Conversation, message: Message) -> None:
         asked.append(message)
+        first.set()
         if len(asked) == 2:
             both.set()
         while not go.is_set():
@@ -308,6 +309,7 @@ async def test_restart__the_new_answer_is_written_while_the_old_one_still_is(
 
     async with Generations(respond) as generations:
         generations.start(conversation, old)
+        await soon(first.wait())
         new = await restart(conversation, old)
         generations.start(conversation, new)
         generations.start(conversation, new)

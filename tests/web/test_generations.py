@@ -5,11 +5,20 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from converse_mongo import ConfigurationError, Conversation, Converse, Message, MessageStatus
+from converse_mongo import (
+    ConfigurationError,
+    Conversation,
+    Converse,
+    InvalidInputError,
+    Message,
+    MessageStatus,
+    Queue,
+)
 from converse_mongo.driver.clients import close_client, open_client
 from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.web import BusyError, Generations
@@ -57,7 +66,7 @@ async def test_end__of_what_failed_before_it_wrote(
     assert "secret" in caplog.text
 
 
-async def test_close__waits_a_while_and_then_cancels(converse: Converse) -> None:
+async def test_close__waits_a_while_and_then_gives_back(converse: Converse) -> None:
     async def slow(conversation: Conversation, message: Message) -> None:
         async with message.writer() as writer:
             await writer.write("begun")
@@ -78,11 +87,13 @@ async def test_close__waits_a_while_and_then_cancels(converse: Converse) -> None
             await begun.wait()
         assert generations.running == 0
         found[respond.__name__] = await converse.get_message(message.id)
-    assert (found["slow"].status, found["slow"].content) == (MessageStatus.CANCELLED, "begun")
+    assert (found["slow"].is_streaming, found["slow"].content) == (True, "begun")
+    assert found["slow"].work is not None
+    assert (found["slow"].work.queue, found["slow"].work.state) == ("generations", "queued")
     assert (found["quick"].status, found["quick"].content) == (MessageStatus.COMPLETED, "whole")
 
 
-async def test_close__of_one_that_writes_by_hand_ends_its_message(converse: Converse) -> None:
+async def test_close__of_one_that_writes_by_hand_gives_it_back(converse: Converse) -> None:
     begun = asyncio.Event()
 
     async def by_hand(conversation: Conversation, message: Message) -> None:
@@ -95,7 +106,137 @@ async def test_close__of_one_that_writes_by_hand_ends_its_message(converse: Conv
         generations.start(conversation, message)
         await begun.wait()
     found = await converse.get_message(message.id)
-    assert (found.status, found.content) == (MessageStatus.CANCELLED, "begun")
+    assert (found.is_streaming, found.content) == (True, "begun")
+    assert found.work is not None
+    assert found.work.state == "queued"
+
+
+async def test_crash__another_process_starts_over(facade: Any) -> None:
+    first: Converse = await facade(lease=0.6)
+    second: Converse = await facade(database=first.database_name, lease=0.6, poll_interval=0.05)
+    begun = asyncio.Event()
+
+    async def dies(conversation: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            await writer.write("half of")
+            await writer.flush()
+            begun.set()
+            await asyncio.Event().wait()
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            await writer.write(f"whole, in attempt {message.attempt}")
+
+    crashing = Generations(dies)
+    conversation = await first.start_conversation()
+    message = await crashing.begin(
+        conversation, partial(crashing.add, conversation, "answer", None)
+    )
+    assert message.work is not None
+    assert message.work.state == "running"  # no other process heard of it
+    await begun.wait()
+    store = first.message_model.store()
+
+    async def nothing(*_: Any, **__: Any) -> None:
+        await asyncio.Event().wait()
+
+    frozen: list[tuple[Any, str]] = [(store.leases, "renew"), (store.appends, "append")]
+    frozen += [(store.jobs, "due"), (store.jobs, "claim")]
+    for part, call in frozen:
+        setattr(part, call, nothing)
+    generations = Generations(respond)
+    generations.serve(second)
+    async with generations:
+        found = await ended(second, message)
+    assert (found.status, found.content) == (MessageStatus.COMPLETED, "whole, in attempt 2")
+    assert found.work is not None
+    assert found.work.crashes == 1
+
+
+async def test_deployment__the_next_process_starts_over(facade: Any) -> None:
+    converse: Converse = await facade()
+    begun, attempts = asyncio.Event(), list[int]()
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        attempts.append(message.attempt)
+        async with message.writer() as writer:
+            await writer.write("some")
+            await writer.flush()
+            if len(attempts) == 1:
+                begun.set()
+                await asyncio.Event().wait()
+
+    conversation = await converse.start_conversation()
+    async with Generations(respond, grace=0) as generations:
+        message = await generations.begin(
+            conversation, partial(generations.add, conversation, "answer", None)
+        )
+        await begun.wait()
+    again = Generations(respond)
+    again.serve(converse)
+    async with again:
+        found = await ended(converse, message)
+    assert (found.status, found.content, attempts) == (MessageStatus.COMPLETED, "some", [1, 1])
+    assert found.next_sequence == 3  # a reset between the two
+
+
+async def test_stop__before_it_began_calls_nothing(converse: Converse) -> None:
+    called: list[Message] = []
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        called.append(message)
+
+    conversation = await converse.start_conversation()
+    async with Generations(respond) as generations:
+
+        async def create() -> Message:
+            message = await generations.add(conversation, "answer", None)
+            assert generations.holds(message)
+            await message.cancel_streaming("too late")
+            return message
+
+        message = await generations.begin(conversation, create)
+    assert (message.status, message.stop_reason) == (MessageStatus.CANCELLED, "too late")
+    assert not called
+
+
+async def test_suspend__is_refused_by_one_that_starts_over(
+    converse: Converse, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused: list[str] = []
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            await writer.write("Shall I?")
+            with pytest.raises(InvalidInputError, match="start_over=False") as error:
+                await writer.suspend()
+            refused.append(str(error.value))
+
+    conversation, message = await talk(converse)
+    async with Generations(respond) as generations:
+        generations.start(conversation, message)
+        found = await ended(converse, message)
+    assert found.status is MessageStatus.COMPLETED
+    assert len(refused) == 1
+
+
+async def test_start__of_a_message_that_has_chunks_is_refused(converse: Converse) -> None:
+    async def respond(conversation: Conversation, message: Message) -> None:
+        raise AssertionError
+
+    conversation, message = await talk(converse)
+    await message.append_chunk("begun")
+    async with Generations(respond) as generations:
+        with pytest.raises(InvalidInputError, match="queue='generations'"):
+            generations.start(conversation, message)
+
+
+async def test_queue__with_a_limit_per_key_is_refused() -> None:
+    async def respond(conversation: Conversation, message: Message) -> None:
+        raise AssertionError
+
+    with pytest.raises(ConfigurationError, match="answers_per_key"):
+        Generations(respond, queue=Queue("q", per_key=1))
 
 
 async def test_limit__and_closed_ones_refuse(

@@ -379,7 +379,7 @@ async def test_repeat__of_what_nobody_has_begun_to_write_is_begun(converse: Conv
         {"_id": answer.id},
         {
             "$set": {"status": "streaming", "lease.epoch": 0, "lease.holder": None},
-            "$unset": {"end_id": "", "stop_requested_at": ""},
+            "$unset": {"end_id": "", "stop_requested_at": "", "work": "", "format": ""},
         },
     )
     model = Model()
