@@ -55,7 +55,7 @@ class WorkerStatistics:
     """The numbers of a worker.
 
     Attributes:
-        running: The messages that are being generated.
+        running: The attempts that run.
         claimed: The messages claimed so far.
         ended: The attempts whose message ended.
         retried: The attempts that another one followed since they failed.
@@ -160,16 +160,11 @@ class Worker:
         """The attempts that run, also those whose message has ended."""
         return list(self._attempts)
 
-    @property
-    def is_full(self) -> bool:
-        """True if no more messages can be taken."""
-        return self._free <= 0
-
     def statistics(self) -> WorkerStatistics:
         """Returns the numbers of right now."""
         count = self._outcomes
         return WorkerStatistics(
-            running=self.running,
+            running=len(self._attempts),
             claimed=self._claimed,
             ended=count[Outcome.ENDED],
             retried=count[Outcome.RETRIED],
@@ -290,11 +285,7 @@ class Worker:
 
     @property
     def _free(self) -> int:
-        limit, taken = self._options.concurrency, len(self._attempts) + len(self._claims)
-        if taken < limit:
-            return limit - taken
-        # What goes on behind the end of its message counts less, and is bounded as well.
-        return min(limit - self.running - len(self._claims), 2 * limit - taken)
+        return self._options.concurrency - len(self._attempts) - len(self._claims)
 
     @property
     def _has_last_life(self) -> bool:

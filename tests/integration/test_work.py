@@ -237,6 +237,33 @@ async def test_claim__makes_one_worker_the_writer(facade: Facade) -> None:
     assert await due(converse) == []
 
 
+async def test_enlist__is_for_one_caller_and_for_what_nobody_has_written_to(
+    converse: Converse,
+) -> None:
+    store = converse.message_model.store()
+    conversation = await converse.start_conversation()
+    job = Job(queue="q", max_attempts=2)
+    fresh = await conversation.start_streaming_assistant()
+    claimed = await store.jobs.enlist(fresh._own_key(), job)
+    assert claimed is not None
+    assert claimed.work is not None
+    assert (claimed.work.queue, claimed.work.state, claimed.lease.epoch) == ("q", "running", 1)
+    assert claimed.format == 3
+    written = await conversation.start_streaming_assistant()
+    await written.append_chunk("by hand")
+    held = await conversation.start_streaming_assistant()
+    queued = await conversation.start_streaming_assistant(queue="other")
+    gone = await conversation.start_streaming_assistant()
+    await gone.delete()
+    async with held.writer() as writer:
+        assert await store.jobs.enlist(gone._own_key(), job) is None
+        for each in (fresh, written, held, queued):
+            before = await raw(converse, each)
+            assert await store.jobs.enlist(each._own_key(), job) is None
+            assert await raw(converse, each) == before
+        await writer.write("still mine")
+
+
 async def test_claim__without_an_answer_is_recognized(converse: Converse) -> None:
     message = await enqueue(converse)
     store = store_of(converse)
