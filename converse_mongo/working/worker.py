@@ -12,7 +12,12 @@ from typing import Any, Self
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo.domain.errors import ConfigurationError, ConverseError
+from converse_mongo.domain.errors import (
+    ConfigurationError,
+    ConverseClosedError,
+    ConverseError,
+    StoreUnavailableError,
+)
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.work import WorkState
 from converse_mongo.driver.closing import CLOSE_SECONDS
@@ -256,23 +261,34 @@ class Worker:
         limit = MOST_LOOKED_AT if self._has_last_life else min(free + SPARE, MOST_LOOKED_AT)
         store = self._store
         found = await store.jobs.due(self._options.queues, limit)
-        claimable: list[MessageHeader] = []
-        for state in found:
-            if state.work is None:
-                continue
-            if state.work.state is WorkState.QUEUED:
-                claimable.append(state)
-            elif state.work.state is WorkState.DELAYED:
-                await store.jobs.undelay(state)
-            elif state.work.state is WorkState.WAITING:
-                queue = store.queue((state.message_id, state.log_id))
-                await store.calls.expire(queue, state)
+        claimable = [each for each in found if each.work and each.work.state is WorkState.QUEUED]
         won = 0
         while claimable and self._free > 0 and not self._closing:
             count = min(len(claimable), CLAIMS_AT_ONCE, self._free)
             claims = [self._begin_claim(claimable.pop(0)) for _ in range(count)]
             won += sum(await asyncio.gather(*map(asyncio.shield, claims)))
+        for state in found:
+            await self._move(state)
         return won > 0 and len(found) >= limit and self._free > 0
+
+    async def _move(self, state: MessageHeader) -> None:
+        """Has a message go on whose delay is over, or whose calls have expired.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        store = self._store
+        try:
+            if state.work is not None and state.work.state is WorkState.DELAYED:
+                await store.jobs.undelay(state)
+            elif state.work is not None and state.work.state is WorkState.WAITING:
+                queue = store.queue((state.message_id, state.log_id))
+                await store.calls.expire(queue, state)
+        except (StoreUnavailableError, ConverseClosedError):
+            raise
+        except Exception:
+            # It would fail at each look, and nobody would ever look at those behind it.
+            logger.exception("Message %s cannot go on; it is tried again", state.message_id)
 
     def _begin_claim(self, state: MessageHeader) -> "asyncio.Task[bool]":
         """Claims a message in a task of its own: a claim that is cancelled may have succeeded."""

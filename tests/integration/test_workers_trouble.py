@@ -1,11 +1,14 @@
 """Workers in trouble: errors of others, what comes late, and workers that are faster."""
 
+import asyncio
+
+import bson
 import pytest
 
-from converse_mongo import Converse
+from converse_mongo import ChunkReceived, Conversation, Converse, Message, MessageStatus
 from converse_mongo.domain import open_calls
 from converse_mongo.domain.work import WorkState
-from tests.integration.helpers import Between, Meanwhile
+from tests.integration.helpers import Between, Meanwhile, raw, soon
 from tests.integration.test_work import (
     CALL,
     answer,
@@ -14,9 +17,13 @@ from tests.integration.test_work import (
     places,
     state_of,
     store_of,
+    suspended,
     work_of,
     write,
 )
+from tests.integration.test_workers import ended, say_hello, working
+
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 
 
 @pytest.mark.parametrize("step", ["hand_over", "suspend", "retry"])
@@ -46,3 +53,35 @@ async def test_step__is_done_though_the_next_worker_has_the_message_already(
     assert (await work_of(converse, message)).state is WorkState.RUNNING
     assert (await converse.get_message(message.id)).checkpoint == {"steps": 1}
     assert await places(converse) == [message.id]  # once
+
+
+async def test_look__goes_on_behind_a_message_whose_calls_cannot_expire(
+    converse: Converse, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = await suspended(converse, CALL, expires=0.001)
+    size = MAX_DOCUMENT_BYTES - len(bson.encode(await raw(converse, full))) - 40
+    grow = {"$set": {"metadata.blob": "x" * size}}  # there is no room for an answer
+    await store_of(converse).messages.update_one({"_id": full.id}, grow)
+    message = await enqueue(converse)
+    late = await suspended(converse, CALL, expires=0.001)
+    async with working(converse, say_hello, queues=["q"], poll_interval=0.05):
+        for each in (message, late):
+            assert (await ended(converse, each)).status is MessageStatus.COMPLETED
+    assert f"Message {full.id} cannot go on" in caplog.text
+    assert (await work_of(converse, full)).state is WorkState.WAITING
+
+
+async def test_expiry__tells_handlers_the_role(converse: Converse) -> None:
+    told: list[ChunkReceived] = []
+
+    done = asyncio.Event()
+
+    async def finish(_: Conversation, message: Message) -> None:
+        await say_hello(_, message)
+        done.set()
+
+    await suspended(converse, CALL, expires=0.001)
+    converse.on(ChunkReceived, told.append)
+    async with working(converse, finish, queues=["q"], poll_interval=0.05):
+        await soon(done.wait())
+    assert [event.role for event in told] == ["assistant", "assistant"]
