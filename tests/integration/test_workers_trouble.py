@@ -1,13 +1,22 @@
 """Workers in trouble: errors of others, what comes late, and workers that are faster."""
 
 import asyncio
+from typing import Any
 
 import bson
 import pytest
 
-from converse_mongo import ChunkReceived, Conversation, Converse, Message, MessageStatus
+from converse_mongo import (
+    ChunkReceived,
+    Conversation,
+    Converse,
+    Message,
+    MessageStatus,
+    RetryPolicy,
+)
 from converse_mongo.domain import open_calls
 from converse_mongo.domain.work import WorkState
+from tests.conftest import Facade
 from tests.integration.helpers import Between, Meanwhile, raw, soon
 from tests.integration.test_work import (
     CALL,
@@ -85,3 +94,51 @@ async def test_expiry__tells_handlers_the_role(converse: Converse) -> None:
     async with working(converse, finish, queues=["q"], poll_interval=0.05):
         await soon(done.wait())
     assert [event.role for event in told] == ["assistant", "assistant"]
+
+
+async def test_retry_on__that_fails_is_no_death_of_the_worker(
+    converse: Converse, caplog: pytest.LogCaptureFixture
+) -> None:
+    def has_status(error: Exception) -> bool:
+        return error.status == 503  # type: ignore[attr-defined,no-any-return]
+
+    async def fail(_: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            await writer.write("half")
+            raise ValueError("no such model")
+
+    message = await enqueue(converse)
+    retry = RetryPolicy(retry_on=has_status)
+    async with working(converse, fail, queues=["q"], retry=retry):
+        read = await ended(converse, message)
+    assert (read.status, read.error) == (MessageStatus.FAILED, "no such model")
+    assert read.work is not None
+    assert (read.work.crashes, read.work.retries) == (0, 0)
+    assert "retry_on failed" in caplog.text
+
+
+async def test_message__without_its_conversation_is_cancelled(facade: Facade) -> None:
+    converse = await facade(lease=3600.0)  # nobody takes it for the message of a dead worker
+    message = await enqueue(converse)
+    # As whoever deletes it does before dying.
+    await store_of(converse).conversations.delete_one({"_id": message.conversation_id})
+    async with working(converse, say_hello, queues=["q"]):
+        read = await ended(converse, message)
+    assert (read.status, read.stop_reason) == (
+        *(MessageStatus.CANCELLED, "The conversation was deleted."),
+    )
+
+
+async def test_stop__of_a_message_that_cannot_be_loaded_wins(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = await enqueue(converse)
+
+    async def load(*_: Any) -> Any:
+        await converse.request_stop(message.id, "by the user")
+        raise ValueError("a validator of the application")
+
+    monkeypatch.setattr("converse_mongo.converse.load_attempt", load)
+    async with working(converse, say_hello, queues=["q"]):
+        read = await ended(converse, message)
+    assert (read.status, read.stop_reason) == (MessageStatus.CANCELLED, "by the user")
