@@ -116,6 +116,7 @@ class Worker:
         self._claimed_at: dict[ObjectId, float] = {}
         self._hearing_seconds = SPREAD_SECONDS
         self._claims: set[asyncio.Task[bool]] = set()
+        self._missed = False
         self._closing = self._runs = self._takes_last_life = False
         self._claimed = self._looks = 0
         self._outcomes = dict.fromkeys(Outcome, 0)
@@ -140,7 +141,10 @@ class Worker:
         self, message_id: ObjectId, due: datetime | None, stored: Mapping[str, Any] | None
     ) -> None:
         """Hears that a message waits for a worker."""
-        if self._closing or not self._free or message_id in self._heard:
+        if self._closing or message_id in self._heard:
+            return
+        if not self._free:
+            self._missed = True
             return
         seconds = 0.0 if due is None else self._store.leases.clock.seconds_until(due)
         if seconds > self._options.poll_interval or len(self._heard) >= MOST_HEARD:
@@ -168,7 +172,10 @@ class Worker:
 
     def _grab(self, message_id: ObjectId, stored: Mapping[str, Any] | None) -> None:
         self._heard.pop(message_id, None)
-        if self._closing or not self._free:
+        if self._closing:
+            return
+        if not self._free:
+            self._missed = True
             return
         if stored is None:
             self.look()  # the database tells what is the best now
@@ -257,6 +264,7 @@ class Worker:
         if free <= 0:
             return False
         self._looks += 1
+        self._missed = False
         # It takes no second one on its last life, so that it has to look behind those.
         limit = MOST_LOOKED_AT if self._has_last_life else min(free + SPARE, MOST_LOOKED_AT)
         store = self._store
@@ -296,8 +304,13 @@ class Worker:
             self._claim(state), name="converse_mongo-worker-claim", context=context_apart()
         )
         self._claims.add(task)
-        task.add_done_callback(self._claims.discard)
+        task.add_done_callback(self._claim_ended)
         return task
+
+    def _claim_ended(self, task: "asyncio.Task[bool]") -> None:
+        self._claims.discard(task)
+        if self._missed and self._free:
+            self.look()  # the claim that took the room for what was heard of was lost
 
     async def _claim(self, state: MessageHeader) -> bool:
         """Claims a message and starts the attempt; returns whether this worker has it."""

@@ -15,6 +15,7 @@ from converse_mongo import (
     RetryPolicy,
 )
 from converse_mongo.domain import open_calls
+from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.work import WorkState
 from tests.conftest import Facade
 from tests.integration.helpers import Between, Meanwhile, raw, soon
@@ -31,6 +32,7 @@ from tests.integration.test_work import (
     write,
 )
 from tests.integration.test_workers import ended, say_hello, working
+from tests.streams import until
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 
@@ -142,3 +144,30 @@ async def test_stop__of_a_message_that_cannot_be_loaded_wins(
     async with working(converse, say_hello, queues=["q"]):
         read = await ended(converse, message)
     assert (read.status, read.stop_reason) == (MessageStatus.CANCELLED, "by the user")
+
+
+async def test_hint__that_comes_during_a_claim_which_is_lost(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade()
+    jobs = store_of(converse).jobs
+    real, claiming, heard = jobs.claim, asyncio.Event(), asyncio.Event()
+
+    async def lose(state: MessageHeader) -> MessageHeader | None:
+        monkeypatch.setattr(jobs, "claim", real)
+        claiming.set()
+        await soon(heard.wait())
+        assert await real(state)  # another worker is faster
+        return None
+
+    options: dict[str, Any] = {"queues": ["q"], "concurrency": 1, "poll_interval": 3600.0}
+    async with working(converse, say_hello, **options) as worker:
+        # It has looked since its change stream is open.
+        await until(lambda: worker.statistics().looks >= 2)
+        monkeypatch.setattr(jobs, "claim", lose)
+        await enqueue(converse)
+        await soon(claiming.wait())
+        message = await enqueue(converse)
+        await until(lambda: worker._missed)
+        heard.set()
+        assert (await ended(converse, message)).status is MessageStatus.COMPLETED
