@@ -117,7 +117,7 @@ class Worker:
         self._hearing_seconds = SPREAD_SECONDS
         self._claims: set[asyncio.Task[bool]] = set()
         self._missed = False
-        self._closing = self._runs = self._takes_last_life = False
+        self._closing = self._cuts = self._runs = self._takes_last_life = False
         self._claimed = self._looks = 0
         self._outcomes = dict.fromkeys(Outcome, 0)
 
@@ -347,6 +347,8 @@ class Worker:
         )
         if self._closing:
             attempt.shut_down()
+        if self._cuts:
+            attempt.cut(Verdict.SHUT_DOWN)  # its claim took longer than the worker
         task = asyncio.create_task(
             attempt.run(),
             name=f"converse_mongo-worker-{state.message_id}",
@@ -385,13 +387,20 @@ class Worker:
         """Claims nothing more, and returns once all attempts have ended or were handed over.
 
         It takes ``grace`` seconds, and then a few more while MongoDB does not answer. A message
-        that is left goes back to its queue once its lease has run out.
+        that is left goes back to its queue once its lease has run out. If this is cancelled, the
+        grace ends at once.
         """
         self.close()
-        if self._claims:
-            await asyncio.wait(set(self._claims), timeout=CLOSE_SECONDS)
-        if self._attempts:
-            await asyncio.wait(set(self._attempts.values()), timeout=self._options.grace)
+        try:
+            if self._claims:
+                await asyncio.wait(set(self._claims), timeout=CLOSE_SECONDS)
+            if self._attempts:
+                await asyncio.wait(set(self._attempts.values()), timeout=self._options.grace)
+        finally:
+            await self._cut()
+
+    async def _cut(self) -> None:
+        self._cuts = True
         for attempt in list(self._attempts):
             attempt.cut(Verdict.SHUT_DOWN)
         if self._attempts:

@@ -171,3 +171,51 @@ async def test_hint__that_comes_during_a_claim_which_is_lost(
         await until(lambda: worker._missed)
         heard.set()
         assert (await ended(converse, message)).status is MessageStatus.COMPLETED
+
+
+async def test_close__that_is_cancelled_hands_over_at_once(converse: Converse) -> None:
+    thinking = asyncio.Event()
+
+    async def think(*_: Any) -> None:
+        thinking.set()
+        await asyncio.Event().wait()
+
+    message = await enqueue(converse)
+    worker = converse.worker(think, queues=["q"], grace=3600.0)
+    running = asyncio.create_task(worker.run())
+    await soon(thinking.wait())
+    closing = asyncio.create_task(worker.aclose())
+    await soon(running)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(closing)
+    work = await work_of(converse, message)
+    assert (work.state, work.crashes) == (WorkState.QUEUED, 0)
+    assert worker.statistics().handed_over == 1
+
+
+async def test_claim__that_outlasts_its_worker_is_handed_over(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = store_of(converse).jobs
+    real, claiming, closed = jobs.claim, asyncio.Event(), asyncio.Event()
+
+    async def slow(state: MessageHeader) -> MessageHeader | None:
+        claiming.set()
+        await closed.wait()
+        return await real(state)
+
+    async def think(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(jobs, "claim", slow)
+    monkeypatch.setattr("converse_mongo.working.worker.CLOSE_SECONDS", 0.01)
+    message = await enqueue(converse)
+    worker = converse.worker(think, queues=["q"])
+    running = asyncio.create_task(worker.run())
+    await soon(claiming.wait())
+    running.cancel()
+    await soon(worker.aclose())
+    closed.set()
+    await until(lambda: worker.statistics().handed_over == 1)
+    assert (await work_of(converse, message)).state is WorkState.QUEUED
