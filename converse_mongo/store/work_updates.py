@@ -382,12 +382,13 @@ def free(places_id: str) -> Document:
     return {"_id": places_id, "running": {"$size": 0}}
 
 
-def begin_sweep(before: datetime) -> Change:
+def begin_sweep(before: datetime, latest: datetime) -> Change:
     """Has one process sweep the places; for an update that inserts what is missing.
 
-    If it is a duplicate key, another one has done so since ``before``.
+    If it is a duplicate key, another one has done so since ``before``. A time behind ``latest`` is
+    by a clock that has gone back since, such as that of an earlier primary.
     """
     return (
-        {"_id": SWEEP, "swept_at": {"$lte": before}},
+        {"_id": SWEEP, "swept_at": {"$not": {"$gt": before, "$lte": latest}}},
         {"$currentDate": {"swept_at": True}},
     )

@@ -241,13 +241,20 @@ class Worker:
         """
         store = self._store
         interval = store.options.lease / TENDINGS_PER_LEASE
-        while True:
+        while self._runs:  # on Python 3.11 a driver may swallow a cancellation
             await asyncio.sleep(interval * random.uniform(0.5, 1))
             try:
-                if await store.key_places.sweep_if_due(interval):
-                    await store.recovery.recover_stale()
+                if not await store.key_places.begin_sweep(interval):
+                    continue
             except (ConverseError, PyMongoError) as error:
                 logger.warning("Could not look after the queues (%s); it is tried again", error)
+                continue
+            for work in (store.key_places.sweep, store.recovery.recover_stale):
+                try:
+                    await work()
+                except Exception:
+                    # It may fail each time, and the other one is not to end for that.
+                    logger.exception("Could not look after the queues; it is tried again")
 
     @property
     def _free(self) -> int:

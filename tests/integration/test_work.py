@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -838,11 +839,21 @@ async def test_sweep__finds_what_dead_processes_left(converse: Converse) -> None
     await store.messages.delete_one({"_id": gone.id})
     promote = {"$set": {"work.state": "blocked"}, "$unset": {"work.due": ""}}
     await store.messages.update_one({"_id": placed.id}, promote)
-    assert await store.key_places.sweep_if_due(60)
+    assert await store.key_places.begin_sweep(60)
+    await store.key_places.sweep()
     assert set(await due(converse)) == {stuck.id, placed.id, waits.id}
     assert sorted(await places(converse)) == sorted([stuck.id, placed.id, waits.id])
-    assert not await store.key_places.sweep_if_due(60)
-    assert await store.key_places.sweep_if_due(-60)
+    assert not await store.key_places.begin_sweep(60)
+    assert await store.key_places.begin_sweep(-60)
+
+
+async def test_sweep__is_due_if_the_clock_went_back_since_the_last(converse: Converse) -> None:
+    store = store_of(converse)
+    assert await store.key_places.begin_sweep(60)
+    ahead = await store.reader.server_time() + timedelta(hours=1)  # of the last primary
+    await store.places.update_one({"_id": "sweep"}, {"$set": {"swept_at": ahead}})
+    assert await store.key_places.begin_sweep(60)
+    assert not await store.key_places.begin_sweep(60)
 
 
 async def test_sweep__leaves_places_of_messages_that_a_later_version_wrote(

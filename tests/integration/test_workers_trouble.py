@@ -13,12 +13,13 @@ from converse_mongo import (
     Message,
     MessageStatus,
     RetryPolicy,
+    StoreUnavailableError,
 )
 from converse_mongo.domain import open_calls
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.work import WorkState
 from tests.conftest import Facade
-from tests.integration.helpers import Between, Meanwhile, raw, soon
+from tests.integration.helpers import DEAD, Between, Meanwhile, raw, soon
 from tests.integration.test_work import (
     CALL,
     answer,
@@ -219,3 +220,24 @@ async def test_claim__that_outlasts_its_worker_is_handed_over(
     closed.set()
     await until(lambda: worker.statistics().handed_over == 1)
     assert (await work_of(converse, message)).state is WorkState.QUEUED
+
+
+@pytest.mark.parametrize("error", [StoreUnavailableError("no answer"), KeyError("running")])
+async def test_sweep__that_fails_is_no_end_of_the_recovery(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    converse = await facade(**DEAD)
+    message = await enqueue(converse)
+    await claim(converse, message)  # by a process that dies
+    done = asyncio.Event()
+
+    async def note(_: Conversation, message: Message) -> None:
+        await say_hello(_, message)
+        done.set()
+
+    async def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(store_of(converse).key_places, "sweep", fail)
+    async with working(converse, note, queues=["q"]):
+        await soon(done.wait())  # nobody reads it meanwhile, which would end its lease as well
