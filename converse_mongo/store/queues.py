@@ -83,7 +83,9 @@ class Queues:
 
         await self._collections.after_commit(ask)
 
-    async def due(self, queues: Sequence[str], limit: int) -> list[MessageHeader]:
+    async def due(
+        self, queues: Sequence[str], limit: int, *, last_lives: bool = True
+    ) -> list[MessageHeader]:
         """Returns messages that somebody has to look at, the best first, in one indexed query.
 
         Those that are ``queued`` can be claimed, a ``delayed`` one is for :meth:`undelay`, and a
@@ -92,6 +94,7 @@ class Queues:
         Args:
             queues: The names of the queues.
             limit: The most messages.
+            last_lives: False to leave out those to claim that one more crash would end.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
@@ -100,6 +103,8 @@ class Queues:
             await self._clock.read()
         moment: Any = self._clock.latest()
         match = work_updates.due(list(map(check_queue, queues)), moment)
+        if not last_lives:
+            match |= work_updates.BUT_LAST_LIVES
 
         async def read() -> list[Mapping[str, Any]]:
             cursor = self._collections.messages.find(match, HEADER).sort(work_updates.DUE_ORDER)

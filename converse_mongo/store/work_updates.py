@@ -305,6 +305,20 @@ def due(queues: Sequence[str], moment: datetime) -> Document:
     return {"work.queue": which, "work.due": {"$gt": EPOCH, "$lte": moment}, **_KNOWN}
 
 
+_ATTEMPT: Document = {"$add": ["$work.crashes", "$work.retries", 1]}
+
+BUT_LAST_LIVES: Document = {
+    "$expr": {
+        "$or": [
+            {"$ne": ["$work.state", WorkState.QUEUED.value]},
+            {"$lte": ["$work.crashes", 0]},
+            {"$lt": [_ATTEMPT, "$work.max_attempts"]},
+        ]
+    }
+}
+"""Matches all but what can be claimed and is on its last life; see ``Work.is_last_life``."""
+
+
 def blocked(queue: str | Document, key: str | Document) -> Document:
     """Matches messages that wait for a place of some keys."""
     state = WorkState.BLOCKED.value

@@ -272,10 +272,11 @@ class Worker:
             return False
         self._looks += 1
         self._missed = False
+        limit = min(free + SPARE, MOST_LOOKED_AT)
         # It takes no second one on its last life, so that it has to look behind those.
-        limit = MOST_LOOKED_AT if self._has_last_life else min(free + SPARE, MOST_LOOKED_AT)
-        store = self._store
-        found = await store.jobs.due(self._options.queues, limit)
+        found = await self._store.jobs.due(
+            self._options.queues, limit, last_lives=not self._has_last_life
+        )
         claimable = [each for each in found if each.work and each.work.state is WorkState.QUEUED]
         won = 0
         while claimable and self._free > 0 and not self._closing:

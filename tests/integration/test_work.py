@@ -198,6 +198,31 @@ async def test_due__is_what_has_the_highest_priority_then_waits_longest(
     assert await due(converse, "r", "q") == [high.id, also_high.id, other.id, low.id]
 
 
+async def test_due__without_those_on_their_last_life(converse: Converse) -> None:
+    store = store_of(converse)
+    makes: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"max_attempts": 1}, {}),
+        ({}, {"work.retries": 2}),
+        ({}, {"work.crashes": 1}),
+        ({"max_attempts": 2}, {"work.crashes": 1}),
+        ({}, {"work.crashes": 1, "work.retries": 1}),
+    ]
+    for job, counted in makes:
+        message = await enqueue(converse, **job)
+        if counted:
+            await store.messages.update_one({"_id": message.id}, {"$set": counted})
+    waits = await suspended(converse, CALL, expires=0.001, max_attempts=1)
+    last = {"$set": {"work.crashes": 1}}
+    await store.messages.update_one({"_id": waits.id}, last)
+    found = {each.message_id: each.work for each in await store.jobs.due(["q"], 100)}
+    assert len(found) == 6
+    left = {each.message_id for each in await store.jobs.due(["q"], 100, last_lives=False)}
+    assert left == {
+        message_id for message_id, work in found.items() if work and not work.is_last_life
+    } | {waits.id}
+    assert len(left) == 4
+
+
 async def test_delay__is_over_by_the_clock_of_the_server(converse: Converse) -> None:
     store = store_of(converse)
     plain, keyed = [await enqueue(converse, delay=0.4, **key) for key in ({}, {"key": "k"})]

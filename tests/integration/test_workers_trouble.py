@@ -241,3 +241,28 @@ async def test_sweep__that_fails_is_no_end_of_the_recovery(
     monkeypatch.setattr(store_of(converse).key_places, "sweep", fail)
     async with working(converse, note, queues=["q"]):
         await soon(done.wait())  # nobody reads it meanwhile, which would end its lease as well
+
+
+async def test_last_lives__are_in_no_way_of_others_however_many(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converse_mongo.working.worker.MOST_LOOKED_AT", 4)
+    suspects = [await enqueue(converse, max_attempts=2) for _ in range(6)]
+    crashed = {"$set": {"work.crashes": 1}}
+    ids = [each.id for each in suspects]
+    await store_of(converse).messages.update_many({"_id": {"$in": ids}}, crashed)
+    message = await enqueue(converse)
+    let_go, begun = asyncio.Event(), list[Message]()
+
+    async def suspect(_: Conversation, own: Message) -> None:
+        begun.append(own)
+        if own.id != message.id:
+            await let_go.wait()
+        await say_hello(_, own)
+
+    async with working(converse, suspect, queues=["q"]):
+        assert (await ended(converse, message)).status is MessageStatus.COMPLETED
+        assert len(begun) == 2
+        let_go.set()
+        for each in suspects:
+            await ended(converse, each)
