@@ -1,6 +1,9 @@
 """Workers in trouble: errors of others, what comes late, and workers that are faster."""
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import bson
@@ -33,7 +36,7 @@ from tests.integration.test_work import (
     write,
 )
 from tests.integration.test_workers import ended, say_hello, working
-from tests.streams import until
+from tests.streams import SOON, until
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 
@@ -266,3 +269,35 @@ async def test_last_lives__are_in_no_way_of_others_however_many(
         let_go.set()
         for each in suspects:
             await ended(converse, each)
+
+
+async def test_plain_functions__run_at_once_and_do_not_take_the_threads_of_others(
+    converse: Converse,
+) -> None:
+    few = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(few)
+    count, let_go = 8, threading.Event()
+    running = threading.Barrier(count)
+    threads: set[int] = set()
+
+    def block(_: Conversation, message: Message) -> Iterator[str]:
+        threads.add(threading.get_ident())
+        running.wait(SOON)
+        yield "at once"
+        threads.add(threading.get_ident())
+        if message.metadata.get("hangs"):
+            let_go.wait()
+
+    for _ in range(count - 1):
+        await enqueue(converse)
+    conversation = await converse.start_conversation()
+    hung = await conversation.start_streaming_assistant({"hangs": True}, queue="q")
+    try:
+        async with working(converse, block, queues=["q"]) as worker:
+            await until(lambda: worker.statistics().ended == count - 1)
+            assert await soon(asyncio.to_thread(lambda: 1)) == 1
+        assert worker.statistics().handed_over == 1
+        assert (await work_of(converse, hung)).state is WorkState.QUEUED
+        assert len(threads) == count  # one each, from its beginning to its end
+    finally:
+        let_go.set()
