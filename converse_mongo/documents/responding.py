@@ -3,6 +3,9 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeAlias
 
 from bson import ObjectId
@@ -33,9 +36,9 @@ Respond: TypeAlias = Callable[
 
 A coroutine function writes it itself, for example with ``async with message.writer()``. What an
 asynchronous generator function yields is written as ``Message.pipe`` does. A plain function runs in
-a thread, and returns an iterator, or is a generator function: what it yields is written as well. A
-thread cannot be killed: one that hangs goes on when its attempt is ended, and what it yields then
-is dropped."""
+a thread of its own, and returns an iterator, or is a generator function: what it yields is written
+as well. A thread cannot be killed: one that hangs goes on when its attempt is ended, and what it
+yields then is dropped."""
 
 _END = object()
 
@@ -59,15 +62,31 @@ async def have_respond(respond: Respond, conversation: Conversation, message: Me
         Exception: What the application raised.
     """
     if _runs_in_the_loop(respond):
-        found: Any = respond(conversation, message)
-    else:
-        found = await asyncio.to_thread(respond, conversation, message)
+        await _write(respond(conversation, message), message)
+        return
+    # Not in those of the loop, which are few: one that hangs would be missing there, also for
+    # other answers.
+    thread = ThreadPoolExecutor(1, "converse_mongo-respond")
+    try:
+        await _write(await _call(thread, respond, conversation, message), message, thread)
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
+async def _write(found: Any, message: Message, thread: ThreadPoolExecutor | None = None) -> None:
+    """Writes what the application has returned.
+
+    Args:
+        found: What it is.
+        message: The message.
+        thread: The thread in which a function ran that is none for the loop.
+    """
     if isinstance(found, Awaitable):
         await found
     elif isinstance(found, AsyncIterable):
         await message.pipe(found)
     elif isinstance(found, Iterator):
-        await message.pipe(_in_a_thread(found))
+        await message.pipe(_in_a_thread(thread, found))
     else:
         raise TypeError(
             f"respond returned {type(found).__name__}: it must be a coroutine function, or yield "
@@ -83,10 +102,20 @@ def _runs_in_the_loop(respond: Respond) -> bool:
     )
 
 
-async def _in_a_thread(contents: Iterator[Content]) -> AsyncIterator[Content]:
+async def _in_a_thread(
+    thread: ThreadPoolExecutor | None, contents: Iterator[Content]
+) -> AsyncIterator[Content]:
     """Yields what an iterator yields, which may block."""
-    while (content := await asyncio.to_thread(next, contents, _END)) is not _END:
-        yield content  # type: ignore[misc]
+    while (content := await _call(thread, next, contents, _END)) is not _END:
+        yield content
+
+
+async def _call(
+    thread: ThreadPoolExecutor | None, function: Callable[..., Any], *arguments: Any
+) -> Any:
+    """Calls a function in a thread, as ``asyncio.to_thread`` does."""
+    call = partial(copy_context().run, function, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(thread, call)
 
 
 async def load_attempt(

@@ -136,6 +136,7 @@ class Calls:
         over = [each for each in work.pending if each.expires_at and each.expires_at <= clock]
         if not over:
             return None
+        queue.role = state.role
         try:
             return await self._answer(
                 *(queue, state.key, [expiry(each) for each in over], ObjectId()),

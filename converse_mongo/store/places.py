@@ -190,20 +190,19 @@ class Places:
 
     # Sweeps
 
-    async def sweep_if_due(self, interval: float) -> bool:
-        """Sweeps, if no process has done so for ``interval`` seconds; returns whether it did.
+    async def begin_sweep(self, interval: float) -> bool:
+        """Returns whether the caller is to sweep: no process has begun for ``interval`` seconds.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
         call = partial(self._collections.call, what="sweep the places")
-        clock = await call(self._collections.reader.server_time)
+        clock, apart = await call(self._collections.reader.server_time), timedelta(seconds=interval)
         upsert = partial(self._collections.places.update_one, upsert=True)
         try:
-            await call(upsert, *work_updates.begin_sweep(clock - timedelta(seconds=interval)))
+            await call(upsert, *work_updates.begin_sweep(clock - apart, clock + apart))
         except DuplicateKeyError:
             return False
-        await self.sweep()
         return True
 
     async def sweep(self) -> None:

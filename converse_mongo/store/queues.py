@@ -83,7 +83,9 @@ class Queues:
 
         await self._collections.after_commit(ask)
 
-    async def due(self, queues: Sequence[str], limit: int) -> list[MessageHeader]:
+    async def due(
+        self, queues: Sequence[str], limit: int, *, last_lives: bool = True
+    ) -> list[MessageHeader]:
         """Returns messages that somebody has to look at, the best first, in one indexed query.
 
         Those that are ``queued`` can be claimed, a ``delayed`` one is for :meth:`undelay`, and a
@@ -92,6 +94,7 @@ class Queues:
         Args:
             queues: The names of the queues.
             limit: The most messages.
+            last_lives: False to leave out those to claim that one more crash would end.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
@@ -100,6 +103,8 @@ class Queues:
             await self._clock.read()
         moment: Any = self._clock.latest()
         match = work_updates.due(list(map(check_queue, queues)), moment)
+        if not last_lives:
+            match |= work_updates.BUT_LAST_LIVES
 
         async def read() -> list[Mapping[str, Any]]:
             cursor = self._collections.messages.find(match, HEADER).sort(work_updates.DUE_ORDER)
@@ -244,8 +249,8 @@ class Queues:
         """
         checked = _checked(checkpoint)
         change = work_updates.hand_over(key, lease, checked)
-        await self._change(key, work_updates.told(change, queue))
-        return await self._left(key, lease, {WorkState.QUEUED})
+        done = await self._change(key, work_updates.told(change, queue))
+        return await self._left(key, lease, {WorkState.QUEUED}, done=done)
 
     async def retry(
         self,
@@ -280,8 +285,8 @@ class Queues:
         at = await self._clock.now() + timedelta(seconds=seconds) if seconds else None
         leaves = at is not None and work.key is not None
         change = work_updates.retry(key, lease, at, checked, leaves_place=leaves)
-        await self._change(key, work_updates.told(change, work.queue, at))
-        left = await self._left(key, lease, {WorkState.QUEUED, WorkState.DELAYED})
+        done = await self._change(key, work_updates.told(change, work.queue, at))
+        left = await self._left(key, lease, {WorkState.QUEUED, WorkState.DELAYED}, done=done)
         await self._release(left, work)
         return left
 
@@ -323,7 +328,8 @@ class Queues:
                 await back_off(attempt)
                 continue
             # Others may have answered since.
-            left = await self._left(key, lease, {*WorkState} - {WorkState.RUNNING})
+            states = {*WorkState} - {WorkState.RUNNING}
+            left = await self._left(key, lease, states, done=changed)
             await self._release(left, work)
             return left
         raise AssertionError("unreachable")
@@ -342,10 +348,17 @@ class Queues:
         return state
 
     async def _left(
-        self, key: Mapping[str, Any], lease: Lease, states: Collection[WorkState]
+        self,
+        key: Mapping[str, Any],
+        lease: Lease,
+        states: Collection[WorkState],
+        *,
+        done: bool,
     ) -> MessageHeader:
-        """Reads a message that a worker wanted to leave in one of some states."""
+        """Reads a message that a worker left, or wanted to leave, in one of some states."""
         state = await self._look_at_any(key)
+        if done:
+            return state  # another worker may have it by now, and may even have ended it
         work = state.work
         same = state.log_id == key["log_id"] and state.lease.epoch == lease.epoch
         # By an earlier try whose answer was lost; or others did the same, which is as good.

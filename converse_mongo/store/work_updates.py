@@ -325,6 +325,20 @@ def due(queues: Sequence[str], moment: datetime) -> Document:
     return {"work.queue": which, "work.due": {"$gt": EPOCH, "$lte": moment}, **_KNOWN}
 
 
+_ATTEMPT: Document = {"$add": ["$work.crashes", "$work.retries", 1]}
+
+BUT_LAST_LIVES: Document = {
+    "$expr": {
+        "$or": [
+            {"$ne": ["$work.state", WorkState.QUEUED.value]},
+            {"$lte": ["$work.crashes", 0]},
+            {"$lt": [_ATTEMPT, "$work.max_attempts"]},
+        ]
+    }
+}
+"""Matches all but what can be claimed and is on its last life; see ``Work.is_last_life``."""
+
+
 def blocked(queue: str | Document, key: str | Document) -> Document:
     """Matches messages that wait for a place of some keys."""
     state = WorkState.BLOCKED.value
@@ -402,12 +416,13 @@ def free(places_id: str) -> Document:
     return {"_id": places_id, "running": {"$size": 0}}
 
 
-def begin_sweep(before: datetime) -> Change:
+def begin_sweep(before: datetime, latest: datetime) -> Change:
     """Has one process sweep the places; for an update that inserts what is missing.
 
-    If it is a duplicate key, another one has done so since ``before``.
+    If it is a duplicate key, another one has done so since ``before``. A time behind ``latest`` is
+    by a clock that has gone back since, such as that of an earlier primary.
     """
     return (
-        {"_id": SWEEP, "swept_at": {"$lte": before}},
+        {"_id": SWEEP, "swept_at": {"$not": {"$gt": before, "$lte": latest}}},
         {"$currentDate": {"swept_at": True}},
     )

@@ -430,6 +430,11 @@ class Attempt:
         verdict, state = self._verdict, self._state
         if verdict is Verdict.STOPPED or isinstance(error, StreamStoppedError):
             return await self._cancel()
+        if isinstance(error, ConversationNotFoundError) and self._is_lost(error):
+            # Nobody stopped it: whoever deleted the conversation died, or it was queued later.
+            return await self._end(
+                End(MessageStatus.CANCELLED, {}, stop_reason=CONVERSATION_DELETED)
+            )
         if verdict is Verdict.LOST or self._is_lost(error):
             logger.info("The attempt at message %s ended: %s", self.message_id, error)
             return Outcome.LOST
@@ -456,7 +461,14 @@ class Attempt:
     def _may_retry(self, error: BaseException | None) -> bool:
         if error is None or self._is_lost(error):
             return False
-        return _is_outage(error) or self._limits.retry.wants(error)
+        if _is_outage(error):
+            return True
+        try:
+            return self._limits.retry.wants(error)
+        except Exception:
+            # The worker would leave the message to its lease, as if it had died.
+            logger.exception("retry_on failed: no other attempt at message %s", self.message_id)
+            return False
 
     def _is_lost(self, error: BaseException | None) -> bool:
         """Returns whether an error says that the message is somebody else's, or gone."""
@@ -501,9 +513,10 @@ class Attempt:
         if self._loaded is not None:
             await self._loaded.end(end, state.lease, self._end_id)
         else:
+            queue = store.queue((state.message_id, state.log_id))
+            queue.has_work = True
             await store.ends.end(
-                store.queue((state.message_id, state.log_id)),
-                state.key,
+                *(queue, state.key),
                 end,
                 retention=state.retention,
                 known=None,

@@ -13,7 +13,13 @@ from typing import Any, Self
 from bson import ObjectId
 from pymongo.errors import PyMongoError
 
-from converse_mongo.domain.errors import ConfigurationError, ConverseError, InvalidInputError
+from converse_mongo.domain.errors import (
+    ConfigurationError,
+    ConverseClosedError,
+    ConverseError,
+    InvalidInputError,
+    StoreUnavailableError,
+)
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.queues import AnyQueue, names_of
 from converse_mongo.domain.retries import RetryPolicy
@@ -146,7 +152,8 @@ class Worker:
         self._claimed_at: dict[ObjectId, float] = {}
         self._hearing_seconds = SPREAD_SECONDS
         self._claims: set[asyncio.Task[bool]] = set()
-        self._closing = self._runs = self._takes_last_life = False
+        self._missed = False
+        self._closing = self._cuts = self._runs = self._takes_last_life = False
         self._claimed = self._looks = 0
         self._outcomes = dict.fromkeys(Outcome, 0)
 
@@ -180,7 +187,10 @@ class Worker:
         self, message_id: ObjectId, due: datetime | None, stored: Mapping[str, Any] | None
     ) -> None:
         """Hears that a message waits for a worker."""
-        if self._closing or not self._free or message_id in self._heard:
+        if self._closing or message_id in self._heard:
+            return
+        if not self._free:
+            self._missed = True
             return
         seconds = 0.0 if due is None else self._store.leases.clock.seconds_until(due)
         if seconds > self._options.poll_interval or len(self._heard) >= MOST_HEARD:
@@ -208,7 +218,10 @@ class Worker:
 
     def _grab(self, message_id: ObjectId, stored: Mapping[str, Any] | None) -> None:
         self._heard.pop(message_id, None)
-        if self._closing or not self._free:
+        if self._closing:
+            return
+        if not self._free:
+            self._missed = True
             return
         if stored is None:
             self.look()  # the database tells what is the best now
@@ -275,13 +288,20 @@ class Worker:
         """
         store = self._store
         interval = store.options.lease / TENDINGS_PER_LEASE
-        while True:
+        while self._runs:  # on Python 3.11 a driver may swallow a cancellation
             await asyncio.sleep(interval * random.uniform(0.5, 1))
             try:
-                if await store.key_places.sweep_if_due(interval):
-                    await store.recovery.recover_stale()
+                if not await store.key_places.begin_sweep(interval):
+                    continue
             except (ConverseError, PyMongoError) as error:
                 logger.warning("Could not look after the queues (%s); it is tried again", error)
+                continue
+            for work in (store.key_places.sweep, store.recovery.recover_stale):
+                try:
+                    await work()
+                except Exception:
+                    # It may fail each time, and the other one is not to end for that.
+                    logger.exception("Could not look after the queues; it is tried again")
 
     @property
     def _free(self) -> int:
@@ -298,27 +318,40 @@ class Worker:
         if free <= 0:
             return False
         self._looks += 1
+        self._missed = False
+        limit = min(free + SPARE, MOST_LOOKED_AT)
         # It takes no second one on its last life, so that it has to look behind those.
-        limit = MOST_LOOKED_AT if self._has_last_life else min(free + SPARE, MOST_LOOKED_AT)
-        store = self._store
-        found = await store.jobs.due(self._options.queues, limit)
-        claimable: list[MessageHeader] = []
-        for state in found:
-            if state.work is None:
-                continue
-            if state.work.state is WorkState.QUEUED:
-                claimable.append(state)
-            elif state.work.state is WorkState.DELAYED:
-                await store.jobs.undelay(state)
-            elif state.work.state is WorkState.WAITING:
-                queue = store.queue((state.message_id, state.log_id))
-                await store.calls.expire(queue, state)
+        found = await self._store.jobs.due(
+            self._options.queues, limit, last_lives=not self._has_last_life
+        )
+        claimable = [each for each in found if each.work and each.work.state is WorkState.QUEUED]
         won = 0
         while claimable and self._free > 0 and not self._closing:
             count = min(len(claimable), CLAIMS_AT_ONCE, self._free)
             claims = [self._begin_claim(claimable.pop(0)) for _ in range(count)]
             won += sum(await asyncio.gather(*map(asyncio.shield, claims)))
+        for state in found:
+            await self._move(state)
         return won > 0 and len(found) >= limit and self._free > 0
+
+    async def _move(self, state: MessageHeader) -> None:
+        """Has a message go on whose delay is over, or whose calls have expired.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        store = self._store
+        try:
+            if state.work is not None and state.work.state is WorkState.DELAYED:
+                await store.jobs.undelay(state)
+            elif state.work is not None and state.work.state is WorkState.WAITING:
+                queue = store.queue((state.message_id, state.log_id))
+                await store.calls.expire(queue, state)
+        except (StoreUnavailableError, ConverseClosedError):
+            raise
+        except Exception:
+            # It would fail at each look, and nobody would ever look at those behind it.
+            logger.exception("Message %s cannot go on; it is tried again", state.message_id)
 
     def _begin_claim(self, state: MessageHeader) -> "asyncio.Task[bool]":
         """Claims a message in a task of its own: a claim that is cancelled may have succeeded."""
@@ -326,8 +359,13 @@ class Worker:
             self._claim(state), name="converse_mongo-worker-claim", context=context_apart()
         )
         self._claims.add(task)
-        task.add_done_callback(self._claims.discard)
+        task.add_done_callback(self._claim_ended)
         return task
+
+    def _claim_ended(self, task: "asyncio.Task[bool]") -> None:
+        self._claims.discard(task)
+        if self._missed and self._free:
+            self.look()  # the claim that took the room for what was heard of was lost
 
     async def _claim(self, state: MessageHeader) -> bool:
         """Claims a message and starts the attempt; returns whether this worker has it."""
@@ -375,6 +413,8 @@ class Worker:
         )
         if self._closing:
             attempt.shut_down()
+        if self._cuts:
+            attempt.cut(Verdict.SHUT_DOWN)  # its claim took longer than the worker
         probe = self._store.probe
         running = (
             attempt.run()
@@ -420,17 +460,24 @@ class Worker:
         """Claims nothing more, and returns once all attempts have ended or were handed over.
 
         It takes ``grace`` seconds, and then a few more while MongoDB does not answer. A message
-        that is left goes back to its queue once its lease has run out.
+        that is left goes back to its queue once its lease has run out. If this is cancelled, the
+        grace ends at once.
         """
         await self.drain(self._options.grace)
 
     async def drain(self, grace: float) -> None:
         """Does what :meth:`aclose` does, with another time of grace in seconds."""
         self.close()
-        if self._claims:
-            await asyncio.wait(set(self._claims), timeout=CLOSE_SECONDS)
-        if self._attempts:
-            await asyncio.wait(set(self._attempts.values()), timeout=grace)
+        try:
+            if self._claims:
+                await asyncio.wait(set(self._claims), timeout=CLOSE_SECONDS)
+            if self._attempts:
+                await asyncio.wait(set(self._attempts.values()), timeout=grace)
+        finally:
+            await self._cut()
+
+    async def _cut(self) -> None:
+        self._cuts = True
         for attempt in list(self._attempts):
             attempt.cut(Verdict.SHUT_DOWN)
         if self._attempts:

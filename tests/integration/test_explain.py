@@ -106,7 +106,8 @@ async def work(converse: Converse, conversation: Conversation) -> None:
         await store.jobs.suspend(claimed.key, claimed.lease, 60)
         queue = store.queue((claimed.message_id, claimed.log_id))
         await store.calls.answer(queue, claimed.key, [open_calls.output("c", 1)])
-    await store.key_places.sweep_if_due(0)
+    assert await store.key_places.begin_sweep(0)
+    await store.key_places.sweep()
     await store.jobs.statistics()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -195,6 +196,31 @@ async def test_due__is_what_has_the_highest_priority_then_waits_longest(
     other = await enqueue(conversation, queue="r", priority=6)
     assert await due(converse) == [high.id, also_high.id, low.id]
     assert await due(converse, "r", "q") == [high.id, also_high.id, other.id, low.id]
+
+
+async def test_due__without_those_on_their_last_life(converse: Converse) -> None:
+    store = store_of(converse)
+    makes: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"max_attempts": 1}, {}),
+        ({}, {"work.retries": 2}),
+        ({}, {"work.crashes": 1}),
+        ({"max_attempts": 2}, {"work.crashes": 1}),
+        ({}, {"work.crashes": 1, "work.retries": 1}),
+    ]
+    for job, counted in makes:
+        message = await enqueue(converse, **job)
+        if counted:
+            await store.messages.update_one({"_id": message.id}, {"$set": counted})
+    waits = await suspended(converse, CALL, expires=0.001, max_attempts=1)
+    last = {"$set": {"work.crashes": 1}}
+    await store.messages.update_one({"_id": waits.id}, last)
+    found = {each.message_id: each.work for each in await store.jobs.due(["q"], 100)}
+    assert len(found) == 6
+    left = {each.message_id for each in await store.jobs.due(["q"], 100, last_lives=False)}
+    assert left == {
+        message_id for message_id, work in found.items() if work and not work.is_last_life
+    } | {waits.id}
+    assert len(left) == 4
 
 
 async def test_delay__is_over_by_the_clock_of_the_server(converse: Converse) -> None:
@@ -865,11 +891,21 @@ async def test_sweep__finds_what_dead_processes_left(converse: Converse) -> None
     await store.messages.delete_one({"_id": gone.id})
     promote = {"$set": {"work.state": "blocked"}, "$unset": {"work.due": ""}}
     await store.messages.update_one({"_id": placed.id}, promote)
-    assert await store.key_places.sweep_if_due(60)
+    assert await store.key_places.begin_sweep(60)
+    await store.key_places.sweep()
     assert set(await due(converse)) == {stuck.id, placed.id, waits.id}
     assert sorted(await places(converse)) == sorted([stuck.id, placed.id, waits.id])
-    assert not await store.key_places.sweep_if_due(60)
-    assert await store.key_places.sweep_if_due(-60)
+    assert not await store.key_places.begin_sweep(60)
+    assert await store.key_places.begin_sweep(-60)
+
+
+async def test_sweep__is_due_if_the_clock_went_back_since_the_last(converse: Converse) -> None:
+    store = store_of(converse)
+    assert await store.key_places.begin_sweep(60)
+    ahead = await store.reader.server_time() + timedelta(hours=1)  # of the last primary
+    await store.places.update_one({"_id": "sweep"}, {"$set": {"swept_at": ahead}})
+    assert await store.key_places.begin_sweep(60)
+    assert not await store.key_places.begin_sweep(60)
 
 
 async def test_sweep__leaves_places_of_messages_that_a_later_version_wrote(

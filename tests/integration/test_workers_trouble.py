@@ -1,0 +1,303 @@
+"""Workers in trouble: errors of others, what comes late, and workers that are faster."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import bson
+import pytest
+
+from converse_mongo import (
+    ChunkReceived,
+    Conversation,
+    Converse,
+    Message,
+    MessageStatus,
+    RetryPolicy,
+    StoreUnavailableError,
+)
+from converse_mongo.domain import open_calls
+from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.work import WorkState
+from tests.conftest import Facade
+from tests.integration.helpers import DEAD, Between, Meanwhile, raw, soon
+from tests.integration.test_work import (
+    CALL,
+    answer,
+    claim,
+    enqueue,
+    places,
+    state_of,
+    store_of,
+    suspended,
+    work_of,
+    write,
+)
+from tests.integration.test_workers import ended, say_hello, working
+from tests.streams import SOON, until
+
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+
+
+@pytest.mark.parametrize("step", ["hand_over", "suspend", "retry"])
+async def test_step__is_done_though_the_next_worker_has_the_message_already(
+    converse: Converse, step: str
+) -> None:
+    message = await enqueue(converse, key="k", limit=2)
+    claimed = await claim(converse, message)
+    await write(converse, claimed, "so far", CALL)
+    store = store_of(converse)
+
+    async def go_on() -> None:
+        if step == "suspend":
+            await answer(converse, message, open_calls.output("c1", 1))
+        await claim(converse, message)
+
+    Between(store, update_one=Meanwhile(go_on))
+    jobs, mine = store.jobs, (claimed.key, claimed.lease)
+    if step == "hand_over":
+        await jobs.hand_over(*mine, "q", {"steps": 1})
+    elif step == "suspend":
+        await jobs.suspend(*mine, checkpoint={"steps": 1})
+    else:
+        await jobs.retry(*mine, checkpoint={"steps": 1})
+    state = await state_of(converse, message)
+    assert state.lease.epoch == 2
+    assert (await work_of(converse, message)).state is WorkState.RUNNING
+    assert (await converse.get_message(message.id)).checkpoint == {"steps": 1}
+    assert await places(converse) == [message.id]  # once
+
+
+async def test_look__goes_on_behind_a_message_whose_calls_cannot_expire(
+    converse: Converse, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = await suspended(converse, CALL, expires=0.001)
+    size = MAX_DOCUMENT_BYTES - len(bson.encode(await raw(converse, full))) - 40
+    grow = {"$set": {"metadata.blob": "x" * size}}  # there is no room for an answer
+    await store_of(converse).messages.update_one({"_id": full.id}, grow)
+    message = await enqueue(converse)
+    late = await suspended(converse, CALL, expires=0.001)
+    async with working(converse, say_hello, queues=["q"], poll_interval=0.05):
+        for each in (message, late):
+            assert (await ended(converse, each)).status is MessageStatus.COMPLETED
+    assert f"Message {full.id} cannot go on" in caplog.text
+    assert (await work_of(converse, full)).state is WorkState.WAITING
+
+
+async def test_expiry__tells_handlers_the_role(converse: Converse) -> None:
+    told: list[ChunkReceived] = []
+
+    done = asyncio.Event()
+
+    async def finish(_: Conversation, message: Message) -> None:
+        await say_hello(_, message)
+        done.set()
+
+    await suspended(converse, CALL, expires=0.001)
+    converse.on(ChunkReceived, told.append)
+    async with working(converse, finish, queues=["q"], poll_interval=0.05):
+        await soon(done.wait())
+    assert [event.role for event in told] == ["assistant", "assistant"]
+
+
+async def test_retry_on__that_fails_is_no_death_of_the_worker(
+    converse: Converse, caplog: pytest.LogCaptureFixture
+) -> None:
+    def has_status(error: Exception) -> bool:
+        return error.status == 503  # type: ignore[attr-defined,no-any-return]
+
+    async def fail(_: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            await writer.write("half")
+            raise ValueError("no such model")
+
+    message = await enqueue(converse)
+    retry = RetryPolicy(retry_on=has_status)
+    async with working(converse, fail, queues=["q"], retry=retry):
+        read = await ended(converse, message)
+    assert (read.status, read.error) == (MessageStatus.FAILED, "no such model")
+    assert read.work is not None
+    assert (read.work.crashes, read.work.retries) == (0, 0)
+    assert "retry_on failed" in caplog.text
+
+
+async def test_message__without_its_conversation_is_cancelled(facade: Facade) -> None:
+    converse = await facade(lease=3600.0)  # nobody takes it for the message of a dead worker
+    message = await enqueue(converse)
+    # As whoever deletes it does before dying.
+    await store_of(converse).conversations.delete_one({"_id": message.conversation_id})
+    async with working(converse, say_hello, queues=["q"]):
+        read = await ended(converse, message)
+    assert (read.status, read.stop_reason) == (
+        *(MessageStatus.CANCELLED, "The conversation was deleted."),
+    )
+
+
+async def test_stop__of_a_message_that_cannot_be_loaded_wins(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = await enqueue(converse)
+
+    async def load(*_: Any) -> Any:
+        await converse.request_stop(message.id, "by the user")
+        raise ValueError("a validator of the application")
+
+    monkeypatch.setattr("converse_mongo.converse.load_attempt", load)
+    async with working(converse, say_hello, queues=["q"]):
+        read = await ended(converse, message)
+    assert (read.status, read.stop_reason) == (MessageStatus.CANCELLED, "by the user")
+
+
+async def test_hint__that_comes_during_a_claim_which_is_lost(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade()
+    jobs = store_of(converse).jobs
+    real, claiming, heard = jobs.claim, asyncio.Event(), asyncio.Event()
+
+    async def lose(state: MessageHeader) -> MessageHeader | None:
+        monkeypatch.setattr(jobs, "claim", real)
+        claiming.set()
+        await soon(heard.wait())
+        assert await real(state)  # another worker is faster
+        return None
+
+    options: dict[str, Any] = {"queues": ["q"], "concurrency": 1, "poll_interval": 3600.0}
+    async with working(converse, say_hello, **options) as worker:
+        # It has looked since its change stream is open.
+        await until(lambda: worker.statistics().looks >= 2)
+        monkeypatch.setattr(jobs, "claim", lose)
+        await enqueue(converse)
+        await soon(claiming.wait())
+        message = await enqueue(converse)
+        await until(lambda: worker._missed)
+        heard.set()
+        assert (await ended(converse, message)).status is MessageStatus.COMPLETED
+
+
+async def test_close__that_is_cancelled_hands_over_at_once(converse: Converse) -> None:
+    thinking = asyncio.Event()
+
+    async def think(*_: Any) -> None:
+        thinking.set()
+        await asyncio.Event().wait()
+
+    message = await enqueue(converse)
+    worker = converse.worker(think, queues=["q"], grace=3600.0)
+    running = asyncio.create_task(worker.run())
+    await soon(thinking.wait())
+    closing = asyncio.create_task(worker.aclose())
+    await soon(running)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(closing)
+    work = await work_of(converse, message)
+    assert (work.state, work.crashes) == (WorkState.QUEUED, 0)
+    assert worker.statistics().handed_over == 1
+
+
+async def test_claim__that_outlasts_its_worker_is_handed_over(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = store_of(converse).jobs
+    real, claiming, closed = jobs.claim, asyncio.Event(), asyncio.Event()
+
+    async def slow(state: MessageHeader) -> MessageHeader | None:
+        claiming.set()
+        await closed.wait()
+        return await real(state)
+
+    async def think(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(jobs, "claim", slow)
+    monkeypatch.setattr("converse_mongo.working.worker.CLOSE_SECONDS", 0.01)
+    message = await enqueue(converse)
+    worker = converse.worker(think, queues=["q"])
+    running = asyncio.create_task(worker.run())
+    await soon(claiming.wait())
+    running.cancel()
+    await soon(worker.aclose())
+    closed.set()
+    await until(lambda: worker.statistics().handed_over == 1)
+    assert (await work_of(converse, message)).state is WorkState.QUEUED
+
+
+@pytest.mark.parametrize("error", [StoreUnavailableError("no answer"), KeyError("running")])
+async def test_sweep__that_fails_is_no_end_of_the_recovery(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    converse = await facade(**DEAD)
+    message = await enqueue(converse)
+    await claim(converse, message)  # by a process that dies
+    done = asyncio.Event()
+
+    async def note(_: Conversation, message: Message) -> None:
+        await say_hello(_, message)
+        done.set()
+
+    async def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(store_of(converse).key_places, "sweep", fail)
+    async with working(converse, note, queues=["q"]):
+        await soon(done.wait())  # nobody reads it meanwhile, which would end its lease as well
+
+
+async def test_last_lives__are_in_no_way_of_others_however_many(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converse_mongo.working.worker.MOST_LOOKED_AT", 4)
+    suspects = [await enqueue(converse, max_attempts=2) for _ in range(6)]
+    crashed = {"$set": {"work.crashes": 1}}
+    ids = [each.id for each in suspects]
+    await store_of(converse).messages.update_many({"_id": {"$in": ids}}, crashed)
+    message = await enqueue(converse)
+    let_go, begun = asyncio.Event(), list[Message]()
+
+    async def suspect(_: Conversation, own: Message) -> None:
+        begun.append(own)
+        if own.id != message.id:
+            await let_go.wait()
+        await say_hello(_, own)
+
+    async with working(converse, suspect, queues=["q"]):
+        assert (await ended(converse, message)).status is MessageStatus.COMPLETED
+        assert len(begun) == 2
+        let_go.set()
+        for each in suspects:
+            await ended(converse, each)
+
+
+async def test_plain_functions__run_at_once_and_do_not_take_the_threads_of_others(
+    converse: Converse,
+) -> None:
+    few = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(few)
+    count, let_go = 8, threading.Event()
+    running = threading.Barrier(count)
+    threads: set[int] = set()
+
+    def block(_: Conversation, message: Message) -> Iterator[str]:
+        threads.add(threading.get_ident())
+        running.wait(SOON)
+        yield "at once"
+        threads.add(threading.get_ident())
+        if message.metadata.get("hangs"):
+            let_go.wait()
+
+    for _ in range(count - 1):
+        await enqueue(converse)
+    conversation = await converse.start_conversation()
+    hung = await conversation.start_streaming_assistant({"hangs": True}, queue="q")
+    try:
+        async with working(converse, block, queues=["q"]) as worker:
+            await until(lambda: worker.statistics().ended == count - 1)
+            assert await soon(asyncio.to_thread(lambda: 1)) == 1
+        assert worker.statistics().handed_over == 1
+        assert (await work_of(converse, hung)).state is WorkState.QUEUED
+        assert len(threads) == count  # one each, from its beginning to its end
+    finally:
+        let_go.set()
