@@ -18,7 +18,7 @@ import httpx
 import pytest
 from bson import ObjectId
 
-from converse_mongo import Converse
+from converse_mongo import Converse, WorkState
 from converse_mongo.embedded import EmbeddedServer, free_port
 
 SECONDS = 60
@@ -334,7 +334,10 @@ async def test_serve__ends_in_time_whatever_clients_and_mongodb_do(
     assert "Traceback" not in log
     if not freezes:
         async with Converse(uri, "test_ends") as converse:
-            assert (await converse.get_message(answer["id"])).is_cancelled
+            left = await converse.get_message(answer["id"])
+        assert left.is_streaming, left.status
+        assert left.work is not None
+        assert left.work.state is WorkState.QUEUED  # the next process goes on with it
 
 
 async def test_ctrl_c__during_the_imports_ends_in_silence() -> None:
