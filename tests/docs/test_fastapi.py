@@ -91,6 +91,6 @@ async def test_example__serves_a_page_and_what_it_asks_for(runner: Runner) -> No
         async with http.stream("GET", f"{path}/messages/{answer['id']}/events") as stream:
             events = [each async for each in read_events(stream)]
         assert events[-1].event == "message.completed"
-        chunks = [each.data["chunk"] for each in events if each.event == "message.chunk"]
+        chunks = [each.data["chunk"] for each in events if each.event == "chunk.received"]
         text = "".join(chunk["content"] for chunk in chunks)
         assert text == "You said: Hi "
