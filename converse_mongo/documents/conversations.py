@@ -283,12 +283,8 @@ class Conversation(StoredDocument, Document):
             own["work"] = work
             if holder is not None:
                 own["work"] = work.claimed()
-                own["lease"] = Lease(
-                    epoch=1,
-                    holder=PydanticObjectId(holder),
-                    renewed_at=await store.leases.clock.now(),
-                    duration=store.options.lease,
-                )
+                now = await store.leases.clock.now()
+                own["lease"] = Lease.born(holder, now, store.options.lease)
         message = self._make(
             role,
             metadata,

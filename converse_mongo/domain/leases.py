@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from beanie import PydanticObjectId
+from bson import ObjectId
 from pydantic import BaseModel, ConfigDict
 
 from converse_mongo.domain.chunks import UtcDatetime
@@ -42,6 +43,11 @@ class Lease(BaseModel):
             renewed_at=aware(renewed_at) if renewed_at else None,
             duration=stored.get("duration"),
         )
+
+    @classmethod
+    def born(cls, holder: ObjectId, moment: datetime, duration: float) -> "Lease":
+        """Returns the lease of a message that is inserted as claimed by ``holder``."""
+        return cls(epoch=1, holder=PydanticObjectId(holder), renewed_at=moment, duration=duration)
 
     def is_held_by(self, other: "Lease") -> bool:
         """Returns whether the writer that was given ``other`` is still the writer."""

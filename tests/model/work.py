@@ -48,7 +48,7 @@ from tests.model.server import (
     Server,
     no_answer,
 )
-from tests.model.work_contract import Step, WorkContract
+from tests.model.work_contract import PLAIN, Step, WorkContract
 from tests.model.world import simulate
 
 __all__ = ["World", "in_the_world"]
@@ -112,7 +112,7 @@ class Process:
         self.start()
 
     def start(self) -> None:
-        options = Options(retry_timeout=0, lease=LEASE, idle_timeout=None, retention=None)
+        options = Options(retry_timeout=0, lease=LEASE, idle_timeout=LEASE, retention=None)
         self.store = Store(
             RemoteCollection(self._database, MESSAGES),
             RemoteCollection(self._database, "conversations"),
@@ -297,6 +297,9 @@ class World:
         for _ in range(40):
             CLOCK.advance(LEASE + 1)
             self._tidy()
+            for message_id, view in list(self.contract.now.items()):
+                if view.streams and view.state == PLAIN:
+                    self.finish(enlist(self, self._processes["one"], message_id))
             if not self._work_off():
                 break
         else:
@@ -354,6 +357,28 @@ def new_ticket(log_id: ObjectId) -> ObjectId:
     return ObjectId()
 
 
+async def insert(
+    store: Store, key: dict[str, Any], work: dict[str, Any] | None, lease: Lease | None = None
+) -> None:
+    """Adds a message, if there is none with its id."""
+    document = {
+        **key,
+        **START,
+        "chunks": [],
+        "metadata": {},
+        "lease": dict(lease or Lease()),
+        **({} if work is None else {"work": work}),
+        "format": WORK_FORMAT,
+        "created_at": CLOCK.now,
+    }
+
+    async def add() -> None:
+        with contextlib.suppress(DuplicateKeyError):
+            await store.messages.insert_one(document)
+
+    await store.call(add, what="start a message")
+
+
 def enqueue(world: World, process: Process) -> Step:
     """Starts a message, if there is none with its id."""
     random = world.random
@@ -371,26 +396,57 @@ def enqueue(world: World, process: Process) -> Step:
     async def run(step: Step) -> None:
         store = process.store
         made = await store.jobs.work_of(job)
-
-        async def insert() -> None:
-            blocked = made.state is WorkState.BLOCKED
-            document = {
-                **message_key(message_id, CONVERSATION, log_id),
-                **START,
-                "chunks": [],
-                "metadata": {},
-                "lease": dict(Lease()),
-                "work": dict(made) | ({"ticket": new_ticket(log_id)} if blocked else {}),
-                "format": WORK_FORMAT,
-                "created_at": CLOCK.now,
-            }
-            with contextlib.suppress(DuplicateKeyError):
-                await store.messages.insert_one(document)
-
-        await store.call(insert, what="start a message")
-        await store.jobs.enqueued(message_key(message_id, CONVERSATION, log_id))
+        blocked = made.state is WorkState.BLOCKED
+        key = message_key(message_id, CONVERSATION, log_id)
+        work = dict(made) | ({"ticket": new_ticket(log_id)} if blocked else {})
+        await insert(store, key, work)
+        await store.jobs.enqueued(key)
 
     return world.begin(process, "enqueue", run)
+
+
+def start(world: World, process: Process) -> Step:
+    """Starts a message that has no queue."""
+    key = message_key(world.random.choice(IDS), CONVERSATION, ObjectId())
+
+    async def run(step: Step) -> None:
+        await insert(process.store, key, None)
+
+    return world.begin(process, "start", run)
+
+
+def begin(world: World, process: Process) -> Step:
+    """Starts a message that it has claimed already, and writes it."""
+    random, calm = Random(world.random.random()), world.calm
+    job = Job(queue="q", max_attempts=random.choice([1, 2, 3]))
+    key = message_key(random.choice(IDS), CONVERSATION, ObjectId())
+
+    async def run(step: Step) -> None:
+        store, holder = process.store, ObjectId()
+        work = (await store.jobs.work_of(job)).claimed()
+        lease = Lease.born(holder, await store.leases.clock.now(), LEASE)
+        await insert(store, key, dict(work), lease)
+        state = await _state(process, key["_id"])
+        if state is not None and state.lease.holder == holder:
+            await write(world, process, step, state, random, calm=calm)
+
+    return world.begin(process, "begin", run)
+
+
+def enlist(world: World, process: Process, message_id: ObjectId | None = None) -> Step:
+    """Puts a message that has no queue into one, and writes it."""
+    random, calm = Random(world.random.random()), world.calm
+    chosen = message_id or random.choice(IDS)
+    job = Job(queue="q", max_attempts=random.choice([1, 2, 3]))
+
+    async def run(step: Step) -> None:
+        state = await _state(process, chosen)
+        if state is not None and not state.status.is_final:
+            claimed = await process.store.jobs.enlist(state.key, job)
+            if claimed is not None:
+                await write(world, process, step, claimed, random, calm=calm)
+
+    return world.begin(process, "enlist", run)
 
 
 def work(world: World, process: Process) -> Step:
@@ -413,20 +469,30 @@ def work(world: World, process: Process) -> Step:
     async def claim(step: Step, state: MessageHeader) -> None:
         claimed = await process.store.jobs.claim(state)
         if claimed is not None:
-            step.holder = claimed.lease.holder
-            await write(step, claimed)
-
-    async def write(step: Step, claimed: MessageHeader) -> None:
-        generation = Generation(world, process, step, claimed, random)
-        try:
-            for number in range(0 if calm else random.randint(0, 3)):
-                await generation.go_on(number)
-            await generation.leave(calm=calm)
-        except errors.StreamStoppedError:
-            with contextlib.suppress(errors.WriterFencedError, errors.MessageNotStreamingError):
-                await generation.end(MessageStatus.CANCELLED)
+            await write(world, process, step, claimed, random, calm=calm)
 
     return world.begin(process, "work", run)
+
+
+async def write(
+    world: World,
+    process: Process,
+    step: Step,
+    claimed: MessageHeader,
+    random: Random,
+    *,
+    calm: bool,
+) -> None:
+    """Writes what was claimed."""
+    step.holder = claimed.lease.holder
+    generation = Generation(world, process, step, claimed, random)
+    try:
+        for number in range(0 if calm else random.randint(0, 3)):
+            await generation.go_on(number)
+        await generation.leave(calm=calm)
+    except errors.StreamStoppedError:
+        with contextlib.suppress(errors.WriterFencedError, errors.MessageNotStreamingError):
+            await generation.end(MessageStatus.CANCELLED)
 
 
 class Generation:
@@ -609,6 +675,9 @@ async def _state(process: Process, message_id: ObjectId) -> MessageHeader | None
 
 ACTIVITIES: dict[str, Callable[[World, Process], Step]] = {
     "enqueue": enqueue,
+    "start": start,
+    "begin": begin,
+    "enlist": enlist,
     "work": work,
     "answer": answer,
     "stop": stop,
@@ -620,6 +689,9 @@ ACTIVITIES: dict[str, Callable[[World, Process], Step]] = {
 
 MOVES: dict[str, Sequence[str]] = {
     "enqueue": ("web",),
+    "start": ("web",),
+    "begin": ("one", "two"),
+    "enlist": WORKERS,
     "work": WORKERS,
     "answer": ("web", "sweeper"),
     "stop": ("web",),

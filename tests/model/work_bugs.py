@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
+from converse_mongo.domain.leases import Lease
 from converse_mongo.domain.open_calls import may_change_more
 from converse_mongo.domain.types import MessageStatus
 from converse_mongo.domain.work import PendingCall, Work, WorkState
@@ -217,6 +218,19 @@ def retry_later_that_keeps_its_place(patch: pytest.MonkeyPatch) -> None:
 
 named("claim_what_is_not_queued", forget("claim", "work.state", "lease.epoch"))
 named("claim_whatever_the_epoch", forget("claim", "lease.epoch"), "enqueue work")
+named("enlist_what_is_queued", forget("enlist", "work"), "enqueue enlist work")
+named("enlist_what_has_a_writer", forget("enlist", "lease.epoch"), "start enlist take")
+
+
+@bug("begin work recover")
+def born_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """Nobody takes it over if its process dies at once."""
+    born = Lease.born
+
+    def spoiled(holder: Any, moment: Any, _duration: Any) -> Lease:
+        return born(holder, moment, 1e9)
+
+    patch.setattr(Lease, "born", staticmethod(spoiled))
 
 
 named(

@@ -17,19 +17,27 @@ from converse_mongo.domain.part_log import PartLog
 from tests.model.contract import broken
 from tests.model.server import CLOCK, MESSAGES, Operation, Server, documents
 
-__all__ = ["PLACES", "Step", "View", "WorkContract"]
+__all__ = ["PLACES", "PLAIN", "Step", "View", "WorkContract"]
 
 PLACES = "message_places"
+PLAIN = "plain"
+"""The state of a message that has no queue."""
+
+WRITERS = frozenset({"work", "begin", "enlist"})
+STARTS = frozenset({"enqueue", "start", "begin"})
 
 MOVES: dict[tuple[str | None, str | None], frozenset[str]] = {
     (None, "queued"): frozenset({"enqueue"}),
     (None, "blocked"): frozenset({"enqueue"}),
     (None, "delayed"): frozenset({"enqueue"}),
+    (None, "running"): frozenset({"begin"}),
+    (None, PLAIN): frozenset({"start"}),
+    (PLAIN, "running"): frozenset({"enlist"}),
     ("delayed", "blocked"): frozenset({"work"}),
     ("queued", "running"): frozenset({"work"}),
-    ("running", "queued"): frozenset({"work", "recover", "take"}),
-    ("running", "delayed"): frozenset({"work"}),
-    ("running", "waiting"): frozenset({"work"}),
+    ("running", "queued"): WRITERS | {"recover", "take"},
+    ("running", "delayed"): WRITERS,
+    ("running", "waiting"): WRITERS,
     ("waiting", "queued"): frozenset({"answer", "work"}),
     ("waiting", "blocked"): frozenset({"answer", "work"}),
 }
@@ -73,6 +81,8 @@ class View:
 
     @property
     def state(self) -> str | None:
+        if not self.work:
+            return PLAIN
         return str(self.work["state"]) if "state" in self.work else None
 
     @property
@@ -99,7 +109,7 @@ def look(stored: dict[str, Any]) -> View:
         renewed_at=None if renewed_at is None else aware(renewed_at),
         duration=lease.get("duration"),
         stopped=stored.get("stop_requested_at") is not None,
-        work={name: value for name, value in stored["work"].items() if value is not None},
+        work={name: value for name, value in stored.get("work", {}).items() if value is not None},
         chunks=tuple(chunks),
         said=tuple(
             chunk["content"] or f"{chunk['event']} {chunk.get('part')} {chunk.get('fields')}"
@@ -107,6 +117,12 @@ def look(stored: dict[str, Any]) -> View:
         ),
         end=tuple(stored.get(name) for name in ("status", "end_id", "error", "completed_at")),
     )
+
+
+def has_attempts_left(work: dict[str, Any]) -> bool:
+    if not work:
+        return False  # a message that has no queue
+    return bool(work["crashes"] + work["retries"] + 1 < work["max_attempts"])
 
 
 class WorkContract:
@@ -155,7 +171,7 @@ class WorkContract:
                 self.acknowledged.pop(old.log_id, None)
                 self.stops.discard(old.log_id)
             elif new is not None:
-                if operation.kind != "enqueue" or old is not None:
+                if operation.kind not in STARTS or old is not None:
                     broken("A message is started where there is none", operation)
                 self._judge_move(operation, None, new)
         for view in after.values():
@@ -195,7 +211,8 @@ class WorkContract:
     def _judge_take_over(self, operation: Step, old: View, new: View) -> None:
         if old.holder == new.holder:
             return
-        if old.state != "running" or (new.holder is not None and new.epoch <= old.epoch):
+        takes = old.state in ("running", PLAIN)
+        if not takes or (new.holder is not None and new.epoch <= old.epoch):
             broken("Only a worker takes what is queued", operation, old, new)
 
     def _judge_log(self, operation: Step, old: View, new: View) -> None:
@@ -225,6 +242,10 @@ class WorkContract:
             return
         if old.stopped:
             broken("A stop wins", operation, move)
+        if old.state == PLAIN:
+            if old.holder is not None or old.epoch or not new.epoch or old.chunks:
+                broken("Only what nobody has written to gets a queue", operation, old)
+            return
         ticket, had = new.work.get("ticket"), old.work.get("ticket")
         if new.state == "blocked" and (ticket is None or ticket == had):
             broken("A message has a new ticket each time it is blocked", operation)
@@ -262,18 +283,19 @@ class WorkContract:
         if operation.kind == "recover":
             if not old.expired:
                 broken("Only a worker that seems dead is replaced", operation, old)
-            attempts = old.work["crashes"] + old.work["retries"] + 1
-            if new.status == "failed" and attempts < old.work["max_attempts"]:
+            if new.status == "failed" and has_attempts_left(old.work):
                 broken("A message fails once it has no attempt left", operation, old.work)
         elif operation.kind == "stop":
             orphan = old.stopped and old.expired
             if (old.holder is not None and not orphan) or new.status != "cancelled":
                 broken("A stop ends what has no worker", operation, old)
-        elif operation.kind != "work" or operation.holder != old.holder:
+        elif operation.kind not in WRITERS or operation.holder != old.holder:
             broken("Only its worker ends a message", operation, old)
 
     def _judge_state(self, operation: Step, view: View) -> None:
         if not view.streams:
+            return
+        if view.state == PLAIN:
             return
         work, keyed = view.work, "key" in view.work
         running = view.state == "running"
