@@ -42,10 +42,9 @@ class WorkNews:
         if work is None or work.state is None or role not in set(MessageRole):
             return False
         event = work_event(message_id, conversation_id, MessageRole(role), work)
-        is_known = message_id in self._works
         before = self._told.get(message_id)
         self._works[message_id] = dict(stored or {})
-        if before is None and not is_known and event.is_usual:
+        if before is None and event.is_usual:
             return False
         if before is not None and before[1] == event:
             return False
