@@ -228,6 +228,8 @@ class Appends:
         for attempt in count():
             if wanted.reads_calls and wanted.first >= 0:
                 await self._read_pending(wanted)
+                if wanted.pending and wanted.claim is not None:
+                    queue.asked_by = wanted.claim.lease.holder
             chunks = wanted.number(wanted.first)
             if await self._try(wanted, chunks, has_work=queue.has_work):
                 return chunks

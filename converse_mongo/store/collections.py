@@ -71,6 +71,7 @@ class WriteQueue:
         live_bytes: The expected size of its embedded chunks.
         role: The role of the message.
         has_work: True if the message was queued for workers.
+        asked_by: The holder of the lease that last appended something behind which calls wait.
         sealing: True while its chunks are being moved to a page.
         failed_seals: The number of such moves in a row without effect.
         next_seal: The time of the next try, by the clock of this process.
@@ -78,6 +79,7 @@ class WriteQueue:
 
     __slots__ = (
         "__weakref__",
+        "asked_by",
         "failed_seals",
         "has_work",
         "live_bytes",
@@ -99,6 +101,7 @@ class WriteQueue:
         self.live_bytes = 0
         self.role: MessageRole | None = None
         self.has_work = False
+        self.asked_by: ObjectId | None = None
         self.sealing = False
         self.failed_seals = 0
         self.next_seal = 0.0

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -206,7 +206,7 @@ class Attempt:
         if self._verdict in (Verdict.STOPPED, Verdict.LOST):
             return False
         # A cancellation may be a deadline of the application, which shows outside of the writer.
-        return isinstance(error, asyncio.CancelledError) or self._may_retry(error)
+        return isinstance(error, asyncio.CancelledError) or self._may_retry(self._decisive(error))
 
     async def hand_over(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Gives the message back to its queue, for another worker at once."""
@@ -214,13 +214,19 @@ class Attempt:
         await self._store.jobs.hand_over(state.key, state.lease, self.work.queue, checkpoint)
         self._outcome = Outcome.HANDED_OVER
 
-    def check_suspend(self) -> None:
+    def check_suspend(self, asked_by: ObjectId | None) -> None:
         """Checks that the message can wait; see :class:`converse_mongo.writing.attempt.Attempt`."""
         if self._limits.start_over:
             raise InvalidInputError(
                 "This worker voids what is stored before each further attempt, also the calls that "
                 "would wait: pass start_over=False, and have respond go on behind message.parts. "
                 "Nothing was written."
+            )
+        if not self.work.pending and asked_by != self._state.lease.holder:
+            raise InvalidInputError(
+                "This attempt opened no tool call that waits for people: the next attempt would "
+                "come at once, and end here again. Request an approval, or start a call with "
+                "executor='client', before suspend(). The message does not wait."
             )
 
     async def suspend(self, checkpoint: Mapping[str, Any] | None, expires: float | None) -> bool:
@@ -276,7 +282,8 @@ class Attempt:
                 timer.cancel()
 
         async def settle() -> None:
-            self._error = _error_of(responding)
+            error = _error_of(responding)
+            self._error = None if error is None else self._decisive(error)
             outcome[:] = [await self._settle(self._error)]
 
         try:
@@ -470,6 +477,17 @@ class Attempt:
             logger.exception("retry_on failed: no other attempt at message %s", self.message_id)
             return False
 
+    def _decisive(self, error: BaseException) -> BaseException:
+        """Returns the error of a group that decides: any that allows no other attempt."""
+        if not isinstance(error, BaseExceptionGroup) or self._may_retry(error):
+            return error
+        errors = list(_errors_in(error))
+        for decides in (self._is_due_to_its_end, lambda each: not self._may_retry(each)):
+            for each in errors:
+                if decides(each):
+                    return each
+        return max(errors, key=lambda each: getattr(each, "after", None) or 0.0)
+
     def _is_lost(self, error: BaseException | None) -> bool:
         """Returns whether an error says that the message is somebody else's, or gone."""
         if isinstance(error, WriterFailedError) and isinstance(error.__cause__, ConverseError):
@@ -531,6 +549,14 @@ def _is_outage(error: BaseException) -> bool:
     if isinstance(error, WriterFailedError) and error.__cause__ is not None:
         error = error.__cause__
     return isinstance(error, StoreUnavailableError)
+
+
+def _errors_in(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _errors_in(error)
+        else:
+            yield error
 
 
 def _error_of(task: "asyncio.Task[None]") -> BaseException | None:

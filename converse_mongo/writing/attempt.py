@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from bson import ObjectId
+
 from converse_mongo.domain.headers import MessageHeader
 
 
@@ -54,11 +56,15 @@ class Attempt(Protocol):
     async def hand_over(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Gives the message back to its queue, for another worker at once."""
 
-    def check_suspend(self) -> None:
+    def check_suspend(self, asked_by: ObjectId | None) -> None:
         """Checks that the message can wait for people.
 
+        Args:
+            asked_by: The holder of the lease that last appended something behind which calls wait.
+
         Raises:
-            InvalidInputError: The next attempt would void what it waits for.
+            InvalidInputError: The next attempt would void what it waits for, or this one has asked
+                for nothing, so that the next one would do the same for ever.
         """
 
     async def suspend(self, checkpoint: Mapping[str, Any] | None, expires: float | None) -> bool:

@@ -322,7 +322,8 @@ class MessageWriter(PartWriter):
             expires: Seconds after which the open calls are denied; ``None`` for never.
 
         Raises:
-            InvalidInputError: The checkpoint cannot be stored, or the message has no worker.
+            InvalidInputError: The checkpoint cannot be stored, the message has no worker, or this
+                attempt has opened no call that waits.
             StoreUnavailableError: All text is stored, but the message was not released.
 
         It also raises the errors of :meth:`write`.
@@ -336,7 +337,8 @@ class MessageWriter(PartWriter):
                 "Only an attempt of a worker can wait for people: start the message with a queue. "
                 "Nothing was written."
             )
-        attempt.check_suspend()
+        await self.flush()
+        attempt.check_suspend(self._target.queue.asked_by)
         if await self._leave():
             await attempt.suspend(checked, expires)
 

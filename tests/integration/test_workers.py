@@ -452,6 +452,37 @@ async def test_retry_on__errors_of_a_kind(converse: Converse) -> None:
     assert (read.status, read.content) == (MessageStatus.COMPLETED, "done")
 
 
+@pytest.mark.parametrize(
+    ("errors", "status"),
+    [
+        ((Retry("busy", after=0), ConnectionResetError()), MessageStatus.COMPLETED),
+        ((Retry("busy", after=0), KeyError("city")), MessageStatus.FAILED),
+    ],
+    ids=["all", "one"],
+)
+async def test_retry__of_tasks_in_a_group(
+    converse: Converse,
+    errors: tuple[Exception, ...],
+    status: MessageStatus,
+) -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    async def respond(_: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            if message.attempt == 1:
+                async with asyncio.TaskGroup() as group:
+                    for error in errors:
+                        group.create_task(fail(error))
+            await writer.write("done")
+
+    policy = RetryPolicy(retry_on=(ConnectionError,), backoff=0)
+    message = await enqueue(converse)
+    async with working(converse, respond, retry=policy):
+        read = await ended(converse, message)
+    assert read.status is status
+
+
 async def test_outage__of_mongodb_is_no_error_of_the_message(
     converse: Converse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -750,6 +781,32 @@ async def test_stop__ends_the_wait_for_people(converse: Converse) -> None:
         assert await copy.request_stop() is MessageStatus.CANCELLED
         with pytest.raises(Exception, match="cancelled"):
             await converse.answer_tool_calls(message.id, [Approval("call_1", approved=True)])
+
+
+async def test_suspend__is_refused_if_nothing_was_asked(converse: Converse) -> None:
+    # It would come back at once, and so on for ever, without an attempt that counts.
+    message = await enqueue(converse)
+    attempts: list[int] = []
+
+    async def respond(_: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            attempts.append(len(message.parts))
+            if len(attempts) == 1:
+                call = await writer.start_tool_call("erase", call_id="call_1")
+                await call.set_input({})
+                await call.request_approval()
+                await writer.suspend()
+                return
+            with pytest.raises(InvalidInputError, match="opened no tool call that waits"):
+                await writer.suspend()
+            await writer.write("Done.")  # it is still open
+
+    async with working(converse, respond):
+        await until_waiting(converse, message)
+        await converse.answer_tool_calls(message.id, [Approval("call_1", approved=True)])
+        read = await ended(converse, message)
+    assert (read.status, read.content) == (MessageStatus.COMPLETED, "Done.")
+    assert attempts == [0, 1]
 
 
 # News
