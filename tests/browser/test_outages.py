@@ -4,6 +4,7 @@ import signal
 
 from playwright.sync_api import Request, expect
 
+from converse_mongo.domain.work import MAX_ATTEMPTS
 from tests.browser.conftest import OpenLine, OpenTab, Shoot, StartChat
 from tests.browser.site import Chat, Complaints, Model, Tab, until, words
 from tests.chat.fake_openai import ANSWER
@@ -129,7 +130,7 @@ def test_question__asked_without_a_network__is_sent_once(
 # The process
 
 
-def test_killed_process__leaves_an_answer_that_can_be_given_again(
+def test_killed_process__is_followed_by_one_that_answers_anew(
     open_tab: OpenTab,
     start_chat: StartChat,
     model: Model,
@@ -153,9 +154,44 @@ def test_killed_process__leaves_an_answer_that_can_be_given_again(
     chat.start()
     tab.hasten()
     expect(tab.connection).to_have_text("")
-    assert tab.shown_text() == "".join(tokens[:10]).rstrip()
     # Nobody knows yet that the writer is gone, and not only slow.
-    tab.expect_end("failed", "".join(tokens[:10]))
+    assert tab.shown_text() == "".join(tokens[:10]).rstrip()
+    again = [f"again{number} " for number in range(20)]
+    text = model.will(*again, slowly=True)
+    model.go_on(5)
+    expect(tab.text).to_have_text("".join(again[:5]).rstrip())
+    expect(tab.again).to_be_hidden()
+    model.go_on(15)
+    tab.expect_end("completed", text, tokens=20)
+    expect(tab.answers).to_have_count(1)
+    expect(tab.error).to_be_hidden()
+
+
+def test_killed_process__for_the_last_time_leaves_an_answer_that_can_be_given_again(
+    open_tab: OpenTab,
+    start_chat: StartChat,
+    model: Model,
+    complaints: Complaints,
+    shoot: Shoot,
+) -> None:
+    complaints.allow_network_trouble()
+    chat = start_chat()
+    tab = open_tab(chat).open()
+    tokens = words(20)
+    model.will(*tokens, slowly=True)
+    tab.ask("Count")
+    for attempt in range(MAX_ATTEMPTS):
+        model.go_on(attempt + 2)
+        expect(tab.text).to_have_text("".join(tokens[: attempt + 2]).rstrip())
+        chat.kill()
+        expect(tab.connection).to_have_text("Reconnecting")
+        if attempt + 1 < MAX_ATTEMPTS:
+            model.will(*tokens, slowly=True)
+        chat.expire_leases(0.5)
+        chat.start()
+        tab.hasten()
+        expect(tab.connection).to_have_text("")
+    tab.expect_end("failed", "".join(tokens[: MAX_ATTEMPTS + 1]))
     expect(tab.error).to_have_text(INTERRUPTED)
     shoot(tab, "interrupted")
 
@@ -181,8 +217,11 @@ def test_killed_process__is_followed_by_pages_that_are_loaded_meanwhile(
     chat.start()
     tab.page.reload()
     expect(tab.text).to_have_text("It is")
-    tab.expect_end("failed", "It is ")
-    expect(tab.error).to_have_text(INTERRUPTED)
+    model.will(*ANSWER, slowly=True)
+    model.go_on(1)
+    expect(tab.text).to_have_text("It")
+    model.go_on(len(ANSWER))
+    tab.expect_end("completed", TEXT)
 
 
 def test_deploy__in_mid_answer__goes_on_with_the_next_process(
@@ -219,7 +258,7 @@ def test_deploy__in_mid_answer__goes_on_with_the_next_process(
     assert "Traceback" not in old.log
 
 
-def test_deploy__that_an_answer_outlasts__keeps_its_text(
+def test_deploy__that_an_answer_outlasts__is_answered_by_the_next_process(
     open_tab: OpenTab, start_chat: StartChat, model: Model, complaints: Complaints
 ) -> None:
     complaints.allow_network_trouble()
@@ -231,13 +270,15 @@ def test_deploy__that_an_answer_outlasts__keeps_its_text(
     expect(tab.text).to_have_text("It is a database")
     old.terminate()
     expect(tab.connection).to_have_text("Reconnecting")
+    model.wait_until_left()
+    model.will(*ANSWER, slowly=True)
     start_chat(database=old.database, port=old.port)
     tab.hasten()
-    tab.expect_end("cancelled", "It is a database ")
-    model.wait_until_left()
+    model.go_on(2)
+    expect(tab.text).to_have_text("It is")
+    expect(tab.connection).to_have_text("")
+    model.go_on(len(ANSWER))
+    tab.expect_end("completed", TEXT)
     assert old.wait() == 128 + signal.SIGTERM
     assert "Traceback" not in old.log
-    expect(tab.connection).to_have_text("")
-    tab.again.click()
-    tab.expect_end("completed", TEXT)
     expect(tab.answers).to_have_count(1)
