@@ -327,11 +327,14 @@ async def test_late_stream__behind_a_mongos_is_made_good_for_what_streams(
             return
         # Where nothing streams there is nothing to ask for.
         [topic] = viewer._open_parts.hub._registry.conversations.values()
+        waiting = asyncio.create_task(anext(events))  # else nobody reads what is stale by now
         await until(lambda: not (topic.open or topic.stale or topic._reading.locked()))
         await asyncio.sleep(0.2)  # a look that had begun is over
         commands.sent.clear()
         await asyncio.sleep(0.3)
         assert not commands.named("find")
+        waiting.cancel()
+        await asyncio.wait({waiting})
 
 
 async def test_late_stream__of_a_replica_set_is_left_to_the_checks(
