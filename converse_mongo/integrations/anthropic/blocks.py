@@ -44,6 +44,12 @@ class Block:
         """The type of the block."""
         return text_at(self.fields, "type")
 
+    @property
+    def citations(self) -> list[Any]:
+        """What a text cites."""
+        found = self.fields.get("citations")
+        return found if isinstance(found, list) else []
+
     def rest(self, *names: str) -> dict[str, Any]:
         """Returns the fields without the type and those that the part has."""
         return {name: value for name, value in self.fields.items() if name not in ("type", *names)}

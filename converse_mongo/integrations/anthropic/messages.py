@@ -122,7 +122,7 @@ class MessagesTranslator:
         self._earlier = {} if answer is None else _open_calls(answer, provider)
         self._blocks: dict[int, Block] = {}
         self._run: _Run | None = None
-        self._runs: list[_Run] = []  # those that have not ended
+        self._count_of_mixed = 0
         self._calls: dict[str, Block] = {}  # by the ids that the provider gave
         self._own: list[Block] = []  # calls that the application runs
         self._answered: set[str] = set()
@@ -176,8 +176,7 @@ class MessagesTranslator:
     def _end(self, event: Any) -> None:  # noqa: ARG002 - as all that take events
         for block in self._blocks.values():
             self._close(block)
-        self._run = None
-        self._end_runs()
+        self._end_run()
         stop = text_at(self._said, "stop_reason")
         reason = _REASONS.get(stop, stop)
         if self._own and reason in ("", "stop"):
@@ -224,8 +223,7 @@ class MessagesTranslator:
         if block.kind == "text":
             self._begin_text(index, block)
             return
-        self._run = None
-        self._end_runs()
+        self._end_run()
         if block.kind in THOUGHTS:
             self.parts.begin(block.key, ReasoningPart(""))
             self.parts.delta(block.key, text_at(block.fields, "thinking"))
@@ -279,11 +277,9 @@ class MessagesTranslator:
     # Text
 
     def _begin_text(self, index: int, block: Block) -> None:
-        if self._run is None or index != int(self._run.key) + len(self._run.blocks):
-            self._run = None
-            self._end_runs()
+        if self._run is None or index != int(self._run.blocks[0].key) + len(self._run.blocks):
+            self._end_run()
             self._run = _Run(block.key)
-            self._runs.append(self._run)
         self._run.blocks.append(block)
         self._text_delta(block, block.fields)
 
@@ -291,27 +287,27 @@ class MessagesTranslator:
         text = text_at(delta, "text")
         if not text:
             return
-        [run] = [run for run in self._runs if block in run.blocks]
-        if run is not self._run or block is not run.blocks[-1]:
-            self._is_whole = False  # blocks that are mixed
+        if self._run is None or block is not self._run.blocks[-1]:
+            self._is_whole = False  # blocks that are mixed: its text goes on in another part
+            self._end_run()
+            self._count_of_mixed += 1
+            self._run = _Run(f"{block.key}/{self._count_of_mixed}", [block])
         block.units += units(text)
-        self.parts.begin(run.key, TextPart(""))
-        self.parts.delta(run.key, text)
+        self.parts.begin(self._run.key, TextPart(""))
+        self.parts.delta(self._run.key, text)
 
     def _citation_delta(self, block: Block, delta: Any) -> None:
-        citations = block.fields.get("citations") or []
-        block.fields["citations"] = [*citations, plain(get(delta, "citation"))]
+        citation = plain(get(delta, "citation"))
+        block.fields["citations"] = [*block.citations, citation]
 
-    def _end_runs(self) -> None:
-        for run in list(self._runs):
-            if run is self._run or not all(block.done for block in run.blocks):
-                continue
-            self._runs.remove(run)
-            blocks = [{**each.rest("text"), "units": each.units} for each in run.blocks]
-            self.parts.end(run.key, provider=self.parts.data(run.key, type="text", blocks=blocks))
-            citations = [each.fields.get("citations") or [] for each in run.blocks]
-            for source in sources_of([each for found in citations for each in found]):
-                self.parts.add(source)
+    def _end_run(self) -> None:
+        if (run := self._run) is None:
+            return
+        self._run = None
+        blocks = [{**each.rest("text"), "units": each.units} for each in run.blocks]
+        self.parts.end(run.key, provider=self.parts.data(run.key, type="text", blocks=blocks))
+        for source in sources_of([each for block in run.blocks for each in block.citations]):
+            self.parts.add(source)
 
     # Thoughts
 

@@ -159,7 +159,7 @@ _ODD = re.compile(r"[^a-zA-Z0-9_-]")
 
 def _input(call: ToolCallPart, values: Values) -> dict[str, Any]:
     """Returns the input of a call: the API takes only objects."""
-    value = mend_all(json.loads(arguments_of(call, values), parse_constant=str))
+    value = mend_all(json.loads(arguments_of(call, values)))
     return value if isinstance(value, dict) else {"input": value}
 
 
