@@ -234,10 +234,9 @@ def parsed(text: str) -> dict[str, Any]:
     if not text.strip():
         return {"input": {}}
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        return {"input": storable_json(json.loads(text, parse_constant=_refuse))}
     except (ValueError, RecursionError):
         return {"input": mend_all(text), "error": NOT_JSON}
-    return {"input": storable_json(value)}
 
 
 def _refuse(constant: str) -> Any:

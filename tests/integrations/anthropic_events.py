@@ -179,12 +179,12 @@ def _of_block(block: Block) -> Iterator[Event]:
     deltas: list[Block] = []
     match block["type"]:
         case "text":
-            for citation in block.get("citations", []):
-                deltas.append({"type": "citations_delta", "citation": citation})  # noqa: PERF401
+            cited = block.get("citations", [])
+            deltas += [{"type": "citations_delta", "citation": each} for each in cited]
             deltas += [{"type": "text_delta", "text": each} for each in pieces(block["text"])]
         case "thinking":
             for each in pieces(block["thinking"]):
-                deltas.append({"type": "thinking_delta", "thinking": each})  # noqa: PERF401
+                deltas.append({"type": "thinking_delta", "thinking": each})
             deltas.append({"type": "signature_delta", "signature": block["signature"]})
         case "tool_use" | "server_tool_use" | "mcp_tool_use":
             empty["input"] = {}

@@ -1,5 +1,6 @@
 """What Anthropic's API refuses, as its errors say it."""
 
+import itertools
 import json
 import re
 from typing import Any
@@ -11,7 +12,7 @@ def check(messages: list[Any]) -> None:
     """Fails for messages that the API answers with an error."""
     json.dumps(messages, allow_nan=False).encode()
     roles = [message["role"] for message in messages]
-    assert all(one != other for one, other in zip(roles, roles[1:], strict=False)), roles
+    assert all(one != other for one, other in itertools.pairwise(roles)), roles
     open_calls: list[str] = []
     served: dict[str, int] = {}
     names: set[str] = set()

@@ -231,7 +231,9 @@ async def test_tool__may_come_with_its_input_at_once() -> None:
     assert only(await parts_of_stream(whole), ToolCallPart).input == {"q": "mongo"}
 
 
-@pytest.mark.parametrize("text", ['{"q": "mon', "{'q': 1}", '{"q": NaN}'])
+@pytest.mark.parametrize(
+    "text", ['{"q": "mon', "{'q': 1}", '{"q": NaN}', '{"q":' * 600 + "1" + "}" * 600]
+)
 async def test_tool__with_invalid_input_has_an_error(text: str) -> None:
     translator = MessagesTranslator("anthropic")  # the SDK's helper, too, gives up on some
     for event in events.stream(events.tool_use(text), stop="tool_use"):
