@@ -415,6 +415,12 @@ async def test_cut__behind_the_reason_of_the_end_is_none() -> None:
     assert parts == reduced(fed(events.stream(*ANSWER)), ended=False)
 
 
+def test_end__is_the_end() -> None:
+    whole = events.stream(*ANSWER)
+    error = {"type": "error", "error": {"type": "api_error", "message": "Late."}}
+    assert reduced(fed([*whole, *events.stream(THINKING), error])) == reduced(fed(whole))
+
+
 def fed(stream: Iterable[events.Event], answer: Any = None) -> list[Any]:
     translator = MessagesTranslator("anthropic", answer)
     for event in stream:

@@ -367,12 +367,14 @@ class MessagesTranslator:
         block = self._calls.get(call_id)
         if block is not None and executor_of(block.kind) == "provider":
             self._close(block)
+            key = block.key
         elif call_id in self._earlier:
-            self.parts.adopt(call_id, self._earlier[call_id])
+            key = f"earlier/{call_id}"
+            self.parts.adopt(key, self._earlier[call_id])
         else:
             return None
         self._answered.add(call_id)
-        return call_id if call_id in self._earlier else self._calls[call_id].key
+        return key
 
     # Others
 
