@@ -356,6 +356,10 @@ async def test_fallback__goes_back_without_the_calls_before_it() -> None:
     said, results = told(*parts)
     assert said["content"] == [THINKING, fallback, *ANSWER, last]
     assert [each["tool_use_id"] for each in results["content"]] == ["toolu_2"]
+    parts = await parts_from(CALLS[0], fallback, *ANSWER)
+    assert only(parts, StepPart).finish_reason == "stop"
+    parts = await parts_from(CALLS[0], fallback, ANSWER[0], stop="max_tokens")
+    assert only(parts, ToolCallPart).error == "The tool was not run: another model took over."
 
 
 async def test_error__of_the_stream_is_raised_behind_what_was_written() -> None:
