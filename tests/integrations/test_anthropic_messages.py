@@ -459,6 +459,25 @@ async def test_unknown_deltas__make_a_response_go_back_as_any_models() -> None:
 
 
 @pytest.mark.parametrize(
+    ("place", "delta"),
+    [
+        (5, {"type": "thinking_delta", "thinking": "Late."}),  # behind the stop of its block
+        (3, {"type": "text_delta", "text": "Odd."}),
+        (3, {"type": "input_json_delta", "partial_json": "{}"}),
+    ],
+)
+def test_deltas__that_a_block_cannot_have_do_not_pass_for_what_it_said(
+    place: int, delta: Any
+) -> None:
+    stream = events.stream(events.thinking("So."), events.text("Yes."))
+    assert stream[5]["type"] == "content_block_stop"
+    stream.insert(place + 1, {"type": "content_block_delta", "index": 0, "delta": delta})
+    parts = reduced(fed(stream))
+    assert [part.text for part in parts] == ["", "So.", "Yes."]
+    assert told(*parts)[0]["content"] == [events.text("Yes.")]
+
+
+@pytest.mark.parametrize(
     "left_out",
     [
         ("content_block_stop",),
