@@ -114,7 +114,6 @@ class Parts:
     def adopt(self, key: str, number: int) -> None:
         """Takes a part of the message that an earlier stream has written, for fields to be set."""
         self._targets[key] = number
-        self._closed.add(key)
 
     def add(self, part: Part) -> None:
         """Adds a whole part, unless it is stored."""

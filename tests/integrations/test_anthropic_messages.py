@@ -284,6 +284,7 @@ async def test_tool_of_anthropic__is_a_call_of_the_provider(
         ((events.MCP[0], {**events.MCP[1], "is_error": True}), "a database"),
         ((events.MCP[0], {**events.MCP[1], "is_error": True, "content": []}), "failed"),
         ((events.MCP[0], {**events.MCP[1], "is_error": True, "content": "Down"}), "Down"),
+        ((events.MCP[0], {**events.MCP[1], "is_error": True, "content": ""}), "failed"),
     ],
 )
 async def test_tool_of_anthropic__that_failed_has_its_error(blocks: Any, error: str) -> None:
@@ -500,13 +501,14 @@ async def test_compatible_server__may_leave_out_starts_indices_and_ids() -> None
     assert told(*reduced(fed(no_starts)))[0]["content"] == [THINKING, events.text("Yes.")]
     no_indices = [{n: v for n, v in each.items() if n != "index"} for each in whole]
     assert told(*reduced(fed(no_indices)))[0]["content"] == [THINKING, events.text("Yes.")]
-    calls = [events.tool_use({"q": n}, call_id="") for n in range(2)]
-    parts = reduced(fed(events.stream(*calls)))
-    ids = [part.call_id for part in parts if isinstance(part, ToolCallPart)]
-    assert all(ids)
-    assert len({*ids}) == 2
-    assert only(parts, StepPart).finish_reason == "tool_calls"  # although it said "end_turn"
-    check(told(*parts))
+    for name in ("", "toolu_1"):
+        calls = [events.tool_use({"q": n}, call_id=name) for n in range(2)]
+        parts = reduced(fed(events.stream(*calls)))
+        ids = [part.call_id for part in parts if isinstance(part, ToolCallPart)]
+        assert all(ids)
+        assert len({*ids}) == 2
+        assert only(parts, StepPart).finish_reason == "tool_calls"  # although it said "end_turn"
+        check(told(*parts))
 
 
 async def test_blocks_that_are_mixed__go_on_in_parts_of_their_own() -> None:
@@ -688,6 +690,13 @@ def test_outcome__without_its_message_is_a_part_that_goes_back() -> None:
     second = reduced(fed(events.stream(*GOES_ON, name="msg_2")))
     assert second[1].kind == "anthropic_code_execution_tool_result"
     assert told(*first, *second)[0]["content"] == [*PAUSED, *GOES_ON]
+
+
+def test_outcome__that_comes_twice_is_not_told() -> None:
+    parts = reduced(fed(events.stream(*events.SEARCH, events.SEARCH[1], events.text("Hi"))))
+    assert only(parts, ToolCallPart).output == events.FOUND
+    assert parts[2].kind == "anthropic_web_search_tool_result"
+    assert told(*parts)[0]["content"] == [events.text("Hi")]
 
 
 def test_call__of_anthropic_that_nobody_goes_on_with_is_not_told() -> None:

@@ -288,7 +288,7 @@ class MessagesTranslator:
         if not text:
             return
         if self._run is None or block is not self._run.blocks[-1]:
-            self._is_whole = False  # blocks that are mixed: its text goes on in another part
+            # Of blocks that are mixed: its text goes on in a part with a key that is no index.
             self._end_run()
             self._count_of_mixed += 1
             self._run = _Run(f"{block.key}/{self._count_of_mixed}", [block])
