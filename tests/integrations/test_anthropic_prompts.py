@@ -262,6 +262,7 @@ def test_redacted__parts_are_left_out_with_the_thoughts_that_know_them(kind: str
 def test_step__with_a_text_of_somebody_else_or_a_changed_one_has_no_thoughts() -> None:
     parts = translated(THOUGHT, events.text("One."), events.text("Two."))
     assert len(blocks_of([*parts, TextPart("By hand.")])) == 2
+    assert len(blocks_of([*parts, TextPart(" ")])) == 3
     for text in ("One.", "One.Two.Three."):
         parts[-1].text = text
         assert blocks_of(parts) == [events.text(text)]
