@@ -703,6 +703,10 @@ def test_call__of_anthropic_that_nobody_goes_on_with_is_not_told() -> None:
     first = reduced(fed(events.stream(ANSWER[0], *PAUSED, stop="pause_turn", name="msg_1")))
     prompt: Any = messages_for_anthropic([assistant(*first), USER])
     assert prompt[0]["content"] == [events.text("There ")]
+    more = events.stream(events.CODE[1], events.BASH[0], stop="pause_turn", name="msg_2")
+    prompt = messages_for_anthropic([assistant(*first, *reduced(fed(more))), USER])
+    check(prompt)
+    assert prompt[0]["content"] == [events.text("There ")]
     second = reduced(fed(events.stream(*GOES_ON, name="msg_2")))
     alone: Any = messages_for_anthropic([assistant(*second), USER])
     assert alone[0]["content"] == [events.text("There are three.")]
