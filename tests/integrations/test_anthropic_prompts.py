@@ -390,6 +390,11 @@ def test_history__leaves_out_what_failed_unless_a_tool_ran() -> None:
                 "source": {"type": "text", "media_type": "text/plain", "data": "a b"},
             },
         ),
+        (
+            "https://a/a.pdf",
+            "Application/PDF; version=1.7",
+            {"type": "document", "source": {"type": "url", "url": "https://a/a.pdf"}},
+        ),
         ("data:text/plain;base64,A", "text/plain", None),
         ("data:text/plain,", "text/plain", None),
         ("data:image/png;base64,", "image/png", None),
