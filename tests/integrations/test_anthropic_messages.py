@@ -692,6 +692,15 @@ def test_outcome__without_its_message_is_a_part_that_goes_back() -> None:
     assert told(*first, *second)[0]["content"] == [*PAUSED, *GOES_ON]
 
 
+def test_outcome__is_never_that_of_a_call_which_the_application_runs() -> None:
+    odd = events.result("web_search", "toolu_1", events.FOUND)
+    parts = reduced(fed(events.stream(CALLS[0], odd, stop="tool_use")), ended=False)
+    assert only(parts, ToolCallPart).state == "input-available"
+    assert parts[2].kind == "anthropic_web_search_tool_result"
+    parts = reduced(fed(events.stream(odd, ANSWER[0]), assistant(*parts)))
+    assert parts[1].kind == "anthropic_web_search_tool_result"
+
+
 def test_outcome__that_comes_twice_is_not_told() -> None:
     parts = reduced(fed(events.stream(*events.SEARCH, events.SEARCH[1], events.text("Hi"))))
     assert only(parts, ToolCallPart).output == events.FOUND
