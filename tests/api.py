@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 import converse_mongo
 import converse_mongo.embedded
+import converse_mongo.integrations.anthropic
 import converse_mongo.integrations.openai
 import converse_mongo.telemetry
 import converse_mongo.web
@@ -23,6 +24,7 @@ MODULES = (
     converse_mongo,
     converse_mongo.web,
     converse_mongo.web.fastapi,
+    converse_mongo.integrations.anthropic,
     converse_mongo.integrations.openai,
     converse_mongo.embedded,
     converse_mongo.telemetry,

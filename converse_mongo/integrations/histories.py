@@ -13,7 +13,7 @@ from converse_mongo.domain.jsonable import jsonable
 from converse_mongo.domain.parts import Part, StepPart, ToolCallPart
 from converse_mongo.domain.stored_values import StoredValue
 from converse_mongo.domain.types import MessageRole, MessageStatus
-from converse_mongo.integrations.streams import NOT_JSON
+from converse_mongo.integrations.streams import NOT_JSON, parsed
 
 INTERRUPTED = "interrupted"
 """The result of a call that has none: providers refuse a prompt in which a call has no result."""
@@ -111,10 +111,8 @@ def is_callable(part: ToolCallPart) -> bool:
 
 def arguments_of(part: ToolCallPart, values: Values) -> str:
     """Returns the input of a call as JSON: as the model wrote it, if that is JSON."""
-    if part.text:
-        try:
-            json.loads(part.text)
-        except ValueError:
+    if part.text.strip():
+        if "error" in parsed(part.text):
             # Of a tool that takes text, or what the model got wrong.
             return json.dumps({"invalid_json" if part.error == NOT_JSON else "input": part.text})
         return part.text

@@ -38,7 +38,7 @@ class Parts:
         for part in stored:
             if (key := key_of(part, provider)) is not None:
                 self._stored[key] = part
-                self._stored_units[key] = self._stored_units.get(key, 0) + _units(part.text)
+                self._stored_units[key] = self._stored_units.get(key, 0) + units(part.text)
         self._targets: dict[str, str | int] = {}
         self._texts: dict[str, Mapping[str, Any] | None] = {}  # with their data
         self._received: dict[str, int] = {}
@@ -111,6 +111,10 @@ class Parts:
         if key in self._targets:
             self._contents.append(PartSet(self._targets[key], fields))
 
+    def adopt(self, key: str, number: int) -> None:
+        """Takes a part of the message that an earlier stream has written, for fields to be set."""
+        self._targets[key] = number
+
     def add(self, part: Part) -> None:
         """Adds a whole part, unless it is stored."""
         key = key_of(part, self.provider)
@@ -132,8 +136,7 @@ class Parts:
         unread = self._unread.get(key, 0)
         if not unread:
             return text
-        units = _units(text)
-        self._unread[key] = max(unread - units, 0)
+        self._unread[key] = max(unread - units(text), 0)
         return text.encode("utf-16-le", "surrogatepass")[2 * unread :].decode(
             "utf-16-le", "surrogatepass"
         )
@@ -230,10 +233,9 @@ def parsed(text: str) -> dict[str, Any]:
     if not text.strip():
         return {"input": {}}
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        return {"input": storable_json(json.loads(text, parse_constant=_refuse))}
     except (ValueError, RecursionError):
         return {"input": mend_all(text), "error": NOT_JSON}
-    return {"input": storable_json(value)}
 
 
 def _refuse(constant: str) -> Any:
@@ -250,6 +252,6 @@ def _fitting(value: Any) -> Any:
     return value
 
 
-def _units(text: str) -> int:
+def units(text: str) -> int:
     """The length in UTF-16, which joining halves of characters does not change."""
     return len(text.encode("utf-16-le", "surrogatepass")) // 2

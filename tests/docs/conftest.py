@@ -9,15 +9,19 @@ from uuid import uuid4
 import pytest
 import uvicorn
 from pymongo import MongoClient
+from starlette.routing import Route
 
 from tests.chat.fake_openai import KEY, Fake
 from tests.docs.blocks import TIMEOUT, Forks, Runner
+from tests.docs.fake_anthropic import answer
 
 
 @pytest.fixture(scope="session")
 def provider() -> Iterator[dict[str, str]]:
-    """A server like OpenAI's, in a thread; the environment with which the SDK finds it."""
-    config = uvicorn.Config(Fake().app, host="127.0.0.1", port=0, log_config=None)
+    """A server like OpenAI's and Anthropic's; the environment with which the SDKs find it."""
+    app = Fake().app
+    app.router.routes.append(Route("/v1/messages", answer, methods=["POST"]))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None)
     server = uvicorn.Server(config)
     serving = threading.Thread(target=server.run, daemon=True)
     serving.start()
@@ -26,7 +30,12 @@ def provider() -> Iterator[dict[str, str]]:
         assert time.monotonic() < until, "the provider did not start"
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1"}
+    yield {
+        "ANTHROPIC_API_KEY": KEY,
+        "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{port}",
+        "OPENAI_API_KEY": KEY,
+        "OPENAI_BASE_URL": f"http://127.0.0.1:{port}/v1",
+    }
     server.should_exit = True
     serving.join(TIMEOUT)
 

@@ -37,7 +37,7 @@ def test_docs__have_programs() -> None:
 def test_program__runs_as_printed(
     block: Block, runner: Runner, request: pytest.FixtureRequest
 ) -> None:
-    if "openai" in block.code:
+    if "openai" in block.code or "anthropic" in block.code:
         runner.extra = request.getfixturevalue("provider")
     arguments = []
     if feeder := FED_BY.get(block.name):

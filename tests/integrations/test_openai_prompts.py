@@ -94,6 +94,9 @@ def test_call__with_invalid_input_is_told_as_json() -> None:
         items: Any = messages_for_openai([assistant(*parts)], provider=provider)
         assert items[-1]["output"] == "The input is not valid JSON."
     assert items[0]["arguments"] == '{"invalid_json": "{\\"q\\": "}'
+    parts = translated(events.function_call('{"q": NaN}'))
+    items = messages_for_openai([assistant(*parts)], provider="another")
+    assert items[0]["arguments"] == '{"invalid_json": "{\\"q\\": NaN}"}'
 
 
 def test_call__of_a_tool_that_takes_text_is_told_to_others_as_json() -> None:
