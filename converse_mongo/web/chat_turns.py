@@ -1,6 +1,6 @@
 """The turns of a chat of the AI SDK: what its page means by a request for an answer."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from bson import ObjectId
@@ -8,21 +8,33 @@ from bson import ObjectId
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import load_outline
 from converse_mongo.documents.messages import Message, has_text
+from converse_mongo.documents.views import MessageView
+from converse_mongo.domain.errors import (
+    CallNotPendingError,
+    InvalidInputError,
+    MessageNotStreamingError,
+    StreamStoppedError,
+)
+from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import MessageHeader
-from converse_mongo.domain.types import MessageRole
+from converse_mongo.domain.types import MessageRole, MessageStatus
+from converse_mongo.web.call_answers import Said, answered_at, answers_to, said_of_calls
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.errors import (
     OUTDATED,
     ConflictError,
     NotAnsweredError,
+    NotPendingError,
+    RequestError,
     UnknownError,
 )
-from converse_mongo.web.models import ChatBody, QuestionBody
+from converse_mongo.web.models import AnswersBody, ChatBody, QuestionBody
 from converse_mongo.web.turns import OTHER_TEXT
 from converse_mongo.web.ui_messages import question_of
 
 UNCHANGEABLE = "A message that was sent cannot be changed: send another one."
 NOT_LAST = "Only the last answer can be regenerated."
+ENDED = "This answer has ended."
 
 
 class ChatTurns:
@@ -79,6 +91,71 @@ class ChatTurns:
         if answer is None:
             raise NotAnsweredError
         return answer
+
+    def answers_calls(self, body: ChatBody) -> bool:
+        """Reports whether a request is about an answer, and not about a question."""
+        last = body.messages[-1] if body.messages else None
+        is_of_model = isinstance(last, dict) and last.get("role") == MessageRole.ASSISTANT.value
+        return is_of_model and isinstance(last.get("id"), str)
+
+    async def answer_calls(self, body: ChatBody) -> tuple[Message, int]:
+        """Answers the tool calls that wait, all in one write, as the last message says.
+
+        All else that it says is the copy of the page, which changes nothing. The same again changes
+        nothing, either.
+
+        Returns:
+            The answer, and the number of its chunks that the page has.
+
+        Raises:
+            UnknownError: There is no such message in this conversation.
+            NotPendingError: It answers no call that waits.
+            ConflictError: The message has ended, or the page means another one.
+            RequestError: What it says cannot be stored.
+        """
+        last: Any = body.messages[-1]
+        found = await self._find(last.get("id"))
+        if found is None:
+            raise UnknownError
+        if found.role is not MessageRole.ASSISTANT or body.message_id not in (None, last["id"]):
+            raise ConflictError(OUTDATED)
+        said, presenter = said_of_calls(last), self._context.presenter
+        message = await self._context.access.message(self._conversation, str(found.message_id))
+        shown = MessageView.model_validate(message, context=presenter).parts
+        waiting = () if message.work is None else message.work.pending
+        answers = list(
+            answers_to([each for each in waiting if presenter.shows_call(each, shown)], said)
+        )
+        if not answers:
+            return message, self._repeated(message, said)
+        given = self._context.checked(AnswersBody, {"answers": answers})
+        try:
+            await self._context.converse.answer_tool_calls(
+                message.id,
+                [each.answer() for each in given.answers],
+                append_id=generated_id(message.id, f"answers:{given.model_dump_json()}"),
+            )
+        except CallNotPendingError as error:
+            raise NotPendingError(detail=f"The call is {error.call_id!r}.") from error
+        except (StreamStoppedError, MessageNotStreamingError) as error:
+            raise ConflictError(ENDED) from error
+        except InvalidInputError as error:
+            raise RequestError(detail=str(error)) from error
+        return message, message.next_sequence
+
+    def _repeated(self, message: Message, said: Mapping[str, Said]) -> int:
+        """Where a page goes on that says what was answered before.
+
+        Raises:
+            NotPendingError: It says nothing of the kind, or something else.
+            ConflictError: The message was stopped, or has ended, with calls that wait.
+        """
+        base = answered_at(message.chunks.stored, said) if message.chunks.is_loaded else None
+        if base:
+            return base
+        if message.status is MessageStatus.CANCELLED:
+            raise ConflictError(ENDED)
+        raise NotPendingError
 
     async def regenerate(self, body: ChatBody) -> Message:
         """Starts another answer to the last of the messages, and returns it.
