@@ -94,7 +94,7 @@ class ChatTurns:
 
     def answers_calls(self, body: ChatBody) -> bool:
         """Reports whether a request is about an answer, and not about a question."""
-        last = body.messages[-1] if body.messages else None
+        last: Any = body.messages[-1] if body.messages else None
         is_of_model = isinstance(last, dict) and last.get("role") == MessageRole.ASSISTANT.value
         return is_of_model and isinstance(last.get("id"), str)
 

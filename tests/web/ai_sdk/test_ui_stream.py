@@ -230,14 +230,14 @@ def comparable(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-START = {"type": "start", "messageId": "m"}
+START: dict[str, Any] = {"type": "start", "messageId": "m"}
 
 
 @needs_node
 @pytest.mark.parametrize("name", LOGS)
 def test_page__shows_what_the_history_has_at_each_chunk(name: str) -> None:
     live = Live(log_of(*LOGS[name]))
-    sent = [START]
+    sent: list[dict[str, Any]] = [START]
     streams = [sent := [*sent, *parts] for parts in live.sent]
     streams.append([*sent, *live.stream.close()])
     for at, (found, shown) in enumerate(zip(read(streams), [*live.shown, live.end], strict=True)):
@@ -249,7 +249,7 @@ def test_page__shows_what_the_history_has_at_each_chunk(name: str) -> None:
 def test_reset__of_a_step_leaves_its_boundary_to_the_next_one() -> None:
     begun = [PartStart(StepPart(), "s1"), "a", PartEnd("s1"), PartStart(StepPart(), "s2"), "b"]
     live = Live(log_of(*begun, reset(3), PartStart(StepPart(), "s3"), "c"))
-    sent = [START]
+    sent: list[dict[str, Any]] = [START]
     streams = [sent := [*sent, *parts] for parts in live.sent]
     behind_reset, behind_step, end = [each["parts"] for each in read(streams)[-3:]]
     assert behind_reset == [*live.shown[-3], {"type": "step-start"}]
