@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, cast
 
+from bson import ObjectId
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -105,12 +106,21 @@ async def get_chat(context: WebContext, request: Request) -> Response:
     else:
         behind = await replaced_behind(conversation, context.access.roles, query.before)
         messages = [each for each in messages if str(each.id) not in behind]
-    shown = [ui_message(message, context.presenter) async for message in in_turns(messages)]
+    shown = [
+        ui_message(each, context.presenter, _files(request, conversation, each.id))
+        async for each in in_turns(messages)
+    ]
     response = Json(shown, omit_none=True)
     response.headers.update(headers)
     if query.before is None:
         _remember(request, response, conversation, headers[RESUME] if lacking else None)
     return response
+
+
+def _files(request: Request, conversation: Conversation, message_id: ObjectId) -> str:
+    """The path of the files of a message, which is beside that of chats."""
+    root = request.url.path.rpartition("/chat")[0]
+    return f"{root}/conversations/{conversation.id}/messages/{message_id}/files/"
 
 
 def is_being_written(message: Message) -> bool:
@@ -175,7 +185,8 @@ async def chat(context: WebContext, request: Request) -> Response:
         answer, base = await turns.answer_calls(body)
     else:
         answer = await turns.submit(body)
-    source = UiSource(answer.id, answer.metadata, base)
+    files = _files(request, conversation, answer.id)
+    source = UiSource(answer.id, answer.metadata, base, files=files)
     response = _stream(context, grant, conversation, source)
     _remember(request, response, conversation, None)
     return response
@@ -214,12 +225,13 @@ async def resume_chat(context: WebContext, request: Request) -> Response:
         if found is None or found.role is not MessageRole.ASSISTANT:
             raise UnknownError
     grant = grant_of(context, request, conversation)
+    files = _files(request, conversation, found.message_id)
     first, headers = query.start_index, {}
     if first is not None and first < 0:
-        tail = await ui_tail(context, conversation, found, base=base)
+        tail = await ui_tail(context, conversation, found, files, base=base)
         headers[TAIL] = str(tail)
         first = max(tail + 1 + first, 0)
-    source = await ui_source(conversation, found, base=base, since=first)
+    source = await ui_source(conversation, found, files, base=base, since=first)
     return _stream(context, grant, conversation, source, headers)
 
 

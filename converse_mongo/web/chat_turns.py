@@ -22,15 +22,17 @@ from converse_mongo.web.call_answers import Said, answered_at, answers_to, said_
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.errors import (
     OUTDATED,
+    TOO_LONG,
     ConflictError,
     NotAnsweredError,
     NotPendingError,
     RequestError,
+    TooLargeError,
     UnknownError,
 )
-from converse_mongo.web.models import AnswersBody, ChatBody, QuestionBody
+from converse_mongo.web.models import AnswersBody, ChatBody, FilesBody, QuestionBody
 from converse_mongo.web.turns import OTHER_TEXT
-from converse_mongo.web.ui_messages import question_of
+from converse_mongo.web.ui_questions import question_of
 
 UNCHANGEABLE = "A message that was sent cannot be changed: send another one."
 NOT_LAST = "Only the last answer can be regenerated."
@@ -65,7 +67,7 @@ class ChatTurns:
             ConflictError: It was sent before with another text, or is to change another one, or
                 another one was sent since.
         """
-        name = question_of(body.messages)["request_id"]
+        name = question_of(body.messages).request_id
         stored = await self._find(name)
         if body.message_id not in (None, name) and await self._find(body.message_id) is not None:
             raise ConflictError(UNCHANGEABLE)
@@ -79,15 +81,24 @@ class ChatTurns:
         return await self._answer(stored)
 
     async def _ask(self, messages: list[Any], *, heed_stop: bool = True) -> Message:
-        question = self._context.checked(QuestionBody, question_of(messages))
-        _, answer = await self._turns.ask(
-            self._conversation,
-            question.content,
-            question.request_id,
-            key=self._key,
-            meanwhile="stop",
-            heed_stop=heed_stop,
-        )
+        sent = question_of(messages)
+        files = sent.files(self._context.limits.file_bytes)
+        given = {"content": sent.content, "request_id": sent.request_id}
+        question = self._context.checked(FilesBody if files else QuestionBody, given)
+        try:
+            _, answer = await self._turns.ask(
+                self._conversation,
+                question.content,
+                question.request_id,
+                key=self._key,
+                meanwhile="stop",
+                heed_stop=heed_stop,
+                files=files,
+            )
+        except InvalidInputError as error:
+            if not files:
+                raise
+            raise TooLargeError(TOO_LONG, detail=str(error)) from error
         if answer is None:
             raise NotAnsweredError
         return answer
@@ -235,7 +246,7 @@ class ChatTurns:
         found = await load_outline(
             self._conversation.message_model, self._conversation.id, message.message_id
         )
-        return found is not None and await has_text(found, question_of(messages)["content"])
+        return found is not None and await has_text(found, question_of(messages).content)
 
     async def _find(self, name: Any) -> MessageHeader | None:
         """The message that the page knows by an id, its own or that of a question it has sent.

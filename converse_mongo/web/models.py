@@ -91,6 +91,12 @@ class QuestionBody(BaseModel):
     request_id: _RequestId | None = None
 
 
+class FilesBody(QuestionBody):
+    """A user message with files, which needs no text."""
+
+    content: Annotated[str, _at_most(name="The message")]
+
+
 class StopBody(BaseModel):
     """A request to stop an answer."""
 

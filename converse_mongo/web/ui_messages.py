@@ -31,7 +31,6 @@ from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.domain.work import WorkState
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.context import WebContext
-from converse_mongo.web.errors import EMPTY, RequestError
 from converse_mongo.web.models import UiMessage
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.responses import frame
@@ -48,8 +47,6 @@ CUT_OFF = "The connection was ended by the server. Reload the page to continue."
 _FIRST_DELTA = 2
 _LAST: UiPart = {"type": "finish"}
 _WAITS: UiPart = {"type": "finish", "finishReason": "tool-calls"}
-_MAX_NAME = 100
-_NO_TEXT = "The last of messages must be a user message with a text part."
 _FINISH_REASONS = frozenset({"stop", "length", "content-filter", "tool-calls", "error"})
 
 
@@ -65,6 +62,7 @@ class UiSource:
         since: The index of the first part to send. ``None`` for a client that does not count: it
             cannot continue, and learns that it was cut off.
         skipped: The number of chunks that are not read, since their parts are known: each is text.
+        files: The path of its large files.
         whole: The message, if it was added whole, which has no chunks.
     """
 
@@ -74,13 +72,19 @@ class UiSource:
     since: int | None = None
     skipped: int = 0
     whole: Message | None = None
+    files: str = ""
 
 
 async def ui_source(
-    conversation: Conversation, header: MessageHeader, *, base: int = 0, since: int | None = None
+    conversation: Conversation,
+    header: MessageHeader,
+    files: str,
+    *,
+    base: int = 0,
+    since: int | None = None,
 ) -> UiSource:
     """Reads what a stream of a message is made of, from an index on."""
-    source = UiSource(header.message_id, header.metadata, base, since)
+    source = UiSource(header.message_id, header.metadata, base, since, files=files)
     if not header.streamed:
         return replace(source, whole=await conversation.get_message(header.message_id))
     skipped = (since or 0) - _FIRST_DELTA
@@ -107,7 +111,7 @@ async def ui_frames(
         watcher: Watches it, behind the chunks that are skipped.
     """
     presenter = context.presenter.streaming
-    stream, known = UiStream(), StreamParts(conversation.message_model)
+    stream, known = UiStream(source.files), StreamParts(conversation.message_model)
     first, count = source.since or 0, 0
 
     def lacking(parts: list[UiPart]) -> bytes:
@@ -210,10 +214,15 @@ async def _reached(conversation: Conversation, source: UiSource, stream: UiStrea
 
 
 async def ui_tail(
-    context: WebContext, conversation: Conversation, header: MessageHeader, *, base: int = 0
+    context: WebContext,
+    conversation: Conversation,
+    header: MessageHeader,
+    files: str,
+    *,
+    base: int = 0,
 ) -> int:
     """The index of the last part that a message has, for clients that count."""
-    presenter, stream, count = context.presenter.streaming, UiStream(), 1
+    presenter, stream, count = context.presenter.streaming, UiStream(files), 1
     if not header.streamed:
         message = await conversation.get_message(header.message_id)
         count += len(stream.whole(ui_records(message, presenter)))
@@ -286,7 +295,7 @@ def _metadata(
     return shown or None
 
 
-def ui_message(message: Message, presenter: Presenter) -> UiMessage:
+def ui_message(message: Message, presenter: Presenter, files: str) -> UiMessage:
     """A stored message as ``useChat`` accepts it among its initial messages.
 
     UI messages have no errors: the metadata of a message that did not complete has its ``status``,
@@ -297,42 +306,6 @@ def ui_message(message: Message, presenter: Presenter) -> UiMessage:
     return UiMessage(
         id=str(message.id),
         role=message.role,
-        parts=ui_parts(records, ended=not message.is_streaming, of_user=of_user),
+        parts=ui_parts(records, ended=not message.is_streaming, of_user=of_user, files=files),
         metadata=_metadata(message.metadata, message.status, message.error, presenter),
     )
-
-
-def question_of(messages: list[Any]) -> dict[str, Any]:
-    """The text of the last of some UI messages as ``content``, and its id as ``request_id``.
-
-    The others are the client's copy of what the database has.
-
-    Raises:
-        RequestError: It is not a user message with a text, or has what cannot be stored.
-    """
-    last = messages[-1] if messages else None
-    if not isinstance(last, dict) or last.get("role") != "user":
-        raise RequestError(EMPTY, detail=_NO_TEXT)
-    parts, name = last.get("parts"), last.get("id")
-    if not isinstance(parts, list):
-        raise RequestError(EMPTY, detail=_NO_TEXT)
-    content = "\n".join(text for text in map(_text_of, parts) if text)
-    if not content.strip():
-        raise RequestError(EMPTY, detail=_NO_TEXT)
-    return {"content": content, "request_id": name if isinstance(name, str) and name else None}
-
-
-def _text_of(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        text: str = part["text"]
-        return text
-    if kind == "step-start":
-        return ""
-    name = str(kind)
-    if kind == "file":
-        name = " ".join(str(part[key]) for key in ("filename", "mediaType") if part.get(key))
-        name = f"file {name}".rstrip()
-    if len(name) > _MAX_NAME:
-        name = f"{name[:_MAX_NAME]}…"
-    raise RequestError(f"Only text can be sent in messages. Remove this part: {name}.")

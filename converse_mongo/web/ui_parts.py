@@ -33,10 +33,11 @@ NOTHING: UiPart = {"type": "message-metadata", "messageMetadata": None}
 
 _MAX_CUSTOM = 200
 _OWN = "converse"
-_PLAIN = frozenset({"source_url", "source_document", "file", REASONING_FILE})
 
 
-def ui_parts(records: Iterable[Record], *, ended: bool, of_user: bool = False) -> list[UiPart]:
+def ui_parts(
+    records: Iterable[Record], *, ended: bool, of_user: bool = False, files: str = ""
+) -> list[UiPart]:
     """Returns the parts of a UI message.
 
     Args:
@@ -44,13 +45,14 @@ def ui_parts(records: Iterable[Record], *, ended: bool, of_user: bool = False) -
         ended: Whether the message has ended.
         of_user: Whether a user sent it. Then files come first, with their names, as the SDK sends
             them; in the stream of an answer files have no names.
+        files: The path of large files: the number of the part comes behind it.
     """
     found: list[UiPart] = []
     names = _CallNames()
     for record in records:
         if "parent" in record or record["kind"] == HIDDEN:
             continue
-        part = _part_of(record, names, ended=ended, of_user=of_user)
+        part = _part_of(record, names, files, ended=ended, of_user=of_user)
         if part is not None:
             found.append(part)
     if of_user:
@@ -58,7 +60,9 @@ def ui_parts(records: Iterable[Record], *, ended: bool, of_user: bool = False) -
     return found
 
 
-def _part_of(record: Record, names: "_CallNames", *, ended: bool, of_user: bool) -> UiPart | None:
+def _part_of(
+    record: Record, names: "_CallNames", files: str, *, ended: bool, of_user: bool
+) -> UiPart | None:
     kind, number, values = record["kind"], record["part"], _values_of(record)
     if kind in (TEXT, REASONING):
         if of_user:
@@ -70,7 +74,7 @@ def _part_of(record: Record, names: "_CallNames", *, ended: bool, of_user: bool)
         return _call_of(record, values, names.of(number, values), ended=ended)
     if kind == STEP:
         return {"type": "step-start"}
-    found = _whole(kind, number, values)
+    found = _whole(kind, number, values, files)
     if of_user and kind == "file" and isinstance(values.get("name"), str):
         found["filename"] = values["name"]
     return found
@@ -131,7 +135,7 @@ def _approval_of(values: Mapping[str, Any]) -> UiPart | None:
     return shown
 
 
-def _whole(kind: str, number: int, values: Mapping[str, Any]) -> UiPart:
+def _whole(kind: str, number: int, values: Mapping[str, Any], files: str = "") -> UiPart:
     """A part that comes at once: it is the same in the stream and in the message."""
 
     def text(name: str) -> str:
@@ -156,7 +160,7 @@ def _whole(kind: str, number: int, values: Mapping[str, Any]) -> UiPart:
         return {
             "type": kind.replace("_", "-"),
             "mediaType": text("media_type"),
-            "url": text("url"),
+            "url": f"{files}{number}" if isinstance(values.get("url"), Mapping) else text("url"),
         }
     if kind == DATA:
         found = {"type": f"data-{text('name')}", "data": values.get("data")}
@@ -219,11 +223,15 @@ class UiStream:
 
     It keeps neither texts nor values: what a stream takes in memory grows with the number of parts.
 
+    Args:
+        files: As for :func:`ui_parts`.
+
     Attributes:
         next_sequence: The sequence of the next chunk.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, files: str = "") -> None:
+        self._files = files
         self._log = PartLog()
         self._shown: list[int] = []
         """The numbers of the parts that the page has, in order; those of steps, too."""
@@ -359,7 +367,7 @@ class UiStream:
             self._growing.add(number)
             return [{"type": "reasoning-start", "id": str(number)}]
         if kind != TOOL_CALL:
-            return [_whole(kind, number, values)]
+            return [_whole(kind, number, values, self._files)]
         self._calls[number] = self._names.of(number, values)
         begun = {"type": "tool-input-start", **self._call(number, values)}
         return [begun, *(self._call_parts(number, values, values, {}) or [])]

@@ -339,12 +339,25 @@ async def test_transport__asks_again_whether_its_message_arrived_also_at_the_lim
     assert len(site.model.asked) == 1
 
 
-async def test_page__is_told_that_files_are_not_taken(site: Site) -> None:
+async def test_page__has_its_files_after_a_reload(site: Site) -> None:
+    conversation = await site.conversation()
+    site.model.say("I see", None)
+    async with client(site, conversation, "file:Look") as page:
+        found = await page.end()
+    assert (found["status"], found["error"]) == ("ready", None)
+    sent = found["messages"][0]["parts"]
+    assert [part["type"] for part in sent] == ["file", "text"]
+    async with client(site, conversation, "resume") as page:
+        assert (await page.end())["messages"][0]["parts"] == sent
+
+
+async def test_page__is_told_which_file_is_too_large(make_site: MakeSite) -> None:
+    site = await make_site(limits=Limits(file_bytes=1))
     conversation = await site.conversation()
     async with client(site, conversation, "file:Look") as page:
         found = await page.end()
     assert found["status"] == "error"
-    assert "notes.txt" in found["error"]
+    assert "This file is too large: notes.txt text/plain." in found["error"]
     assert await conversation.messages() == []
 
 

@@ -251,9 +251,9 @@ async def test_chat__what_is_not_text_is_refused_by_its_name(site: Site) -> None
     conversation = await site.conversation()
     text = {"type": "text", "text": "What is this?"}
     for part, name in (
-        ({"type": "file", "mediaType": "image/png", "url": "data:,"}, "file image/png"),
-        ({"type": "file", "filename": "a.pdf", "mediaType": "x/y"}, "file a.pdf x/y"),
-        ({"type": "file"}, "file"),
+        ({"type": "file", "mediaType": "image/png", "url": "data:,"}, "image/png"),
+        ({"type": "file", "filename": "a.pdf", "mediaType": "x/y"}, "a.pdf x/y"),
+        ({"type": "file"}, "without a name"),
         ({"type": "data-place", "data": {}}, "data-place"),
         ({"type": "tool-search", "toolCallId": "1", "output": {}}, "tool-search"),
         ({"type": "reasoning", "text": "Hm"}, "reasoning"),

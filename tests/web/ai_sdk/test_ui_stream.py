@@ -67,7 +67,7 @@ def growing(key: str, **fields: Any) -> list[Any]:
 
 STEP_END = {"finish_reason": "tool-calls", "model": "m"}
 
-EVERY_PART = [
+EVERY_PART: list[Any] = [
     PartStart(StepPart(), "s1"),
     PartStart(ReasoningPart(""), "r"),
     PartDelta("r", "Let me "),
@@ -127,7 +127,7 @@ EVERY_PART = [
     *growing("c7"),
 ]
 
-RESETS = [
+RESETS: list[list[Any]] = [
     [*["a", "b"], reset(0), "c"],
     [PartStart(StepPart(), "s"), "a", call("t", "c", input=1), reset(1), "b", PartEnd("s")],
     [PartStart(StepPart(), "s"), "a", call("t", "c", input=1), reset(2), "b"],
@@ -144,14 +144,14 @@ RESETS = [
     [DataPart("d", 1, id="x"), "a", reset(1), DataPart("d", 2, id="x"), DataPart("d", 3, id="y")],
 ]
 
-REWRITTEN = [
+REWRITTEN: list[list[Any]] = [
     [PartStart(SourceUrlPart(""), "u"), "a", PartSet("u", {"url": "https://example.org"})],
     [PartStart(DataPart("d", 1), "d"), "a", PartSet("d", {"data": 2}), "b"],
     [*growing("c1"), PartSet("c1", {"approval": {"id": "a"}}), PartSet("c1", {"input": {}}), "b"],
     [*growing("c1"), "a", PartSet("c1", {"title": "Later"}), "b", PartDelta("c1", " ")],
 ]
 
-OTHERS = [
+OTHERS: list[list[Any]] = [
     ["", "a", "", "b"],
     [
         *[PartStart(call("agent", "c1", input={}), "c1"), "a"],
@@ -161,7 +161,7 @@ OTHERS = [
     [PartDelta(7, "nothing"), PartSet(8, {"input": 1}), "a"],
 ]
 
-LOGS = {"every part": EVERY_PART} | {
+LOGS: dict[str, list[Any]] = {"every part": EVERY_PART} | {
     f"{name} {at}": log
     for name, logs in (("reset", RESETS), ("rewritten", REWRITTEN), ("other", OTHERS))
     for at, log in enumerate(logs)
