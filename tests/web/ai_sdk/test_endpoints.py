@@ -12,6 +12,7 @@ from beanie import Insert, before_event
 from converse_mongo import Conversation, Message, MessageStatus, ReasoningPart, ToolCallPart
 from converse_mongo.web import chat, without_replaced
 from tests.conftest import Facade
+from tests.web.ai_sdk.test_ui_stream import EVERY_PART, RESETS, REWRITTEN, Live
 from tests.web.conftest import MakeSite, Site, read_all, read_events
 from tests.web.helpers import wait_for_end
 
@@ -610,6 +611,31 @@ async def test_run__goes_on_while_it_is_written(site: Site) -> None:
         parts += [each.data for each in (await read_all(stream))[:-1]]
     assert (await run_of(site, run, 0))[0][1:] == parts[1:]
     assert text_of(parts) == "onetwo"
+
+
+async def test_run__counts_all_parts_exactly_while_it_is_written(site: Site) -> None:
+    """Also those that show a step anew, for which the log is read again."""
+    conversation = await site.conversation()
+    for contents in (EVERY_PART, *REWRITTEN, *RESETS):
+        message = await conversation.start_streaming_assistant()
+        await message.append_chunks(contents)
+        live = Live((await conversation.get_message(message.id)).chunks.stored)
+        wanted = [part for parts in live.sent for part in parts]
+        run = f"run_{conversation.id}_{message.id}"
+        step = 1 if contents is not EVERY_PART else 7
+        for first in range(0, len(wanted) + 1, step):
+            path = f"/chat/{run}/stream?startIndex={first}"
+            parts: list[Any] = []
+            async with site.http.stream("GET", path) as stream:
+                events = read_events(stream)
+                while len(parts) < len(wanted) + 1 - first:
+                    parts.append((await anext(events)).data)
+            assert parts[-1:] == wanted[-1:]
+            assert (parts if first else parts[1:]) == wanted[max(first - 1, 0) :]
+        await message.complete_streaming()
+        ended = (await run_of(site, run, 0))[0]
+        assert ended[1 : len(wanted) + 1] == wanted
+        assert await run_of(site, run, -3) == (ended[-3:], len(ended) - 1)
 
 
 async def test_run__of_others_and_of_nobody_is_not_found(site: Site) -> None:
