@@ -69,6 +69,7 @@ async def client(
         *("node", str(PACKAGE / "drive.mjs"), base, str(conversation.id), transport, *actions),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        limit=2**22,
     )
     try:
         yield Client(process)

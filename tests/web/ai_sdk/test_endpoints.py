@@ -199,7 +199,7 @@ async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:
         ({"messages": []}, 400, "messages"),
         ({"messages": "x"}, 400, "messages"),
         ({"messages": [{"role": "assistant", "parts": []}]}, 400, "messages"),
-        ({"messages": [{"role": "user", "parts": [{"type": "file"}]}]}, 400, "in messages"),
+        ({"messages": [{"role": "user", "parts": [{"type": "file"}]}]}, 400, "mediaType"),
         ({"messages": [{"role": "user", "parts": "x"}]}, 400, "messages"),
         ({"messages": good, "trigger": "explode"}, 400, "trigger"),
         ({"messages": [question("x" * 300_000)]}, 413, "The message is larger"),
