@@ -36,8 +36,12 @@ class Said(NamedTuple):
     error: str | None = None
 
 
-def said_of_calls(message: Mapping[str, Any]) -> dict[str, Said]:
-    """Returns what a UI message says of its tool calls, by their ids on the page.
+def said_of_calls(message: Mapping[str, Any], names: Mapping[int, str]) -> dict[int, Said]:
+    """Returns what a UI message says of its tool calls, by their numbers.
+
+    Args:
+        message: The UI message.
+        names: The ids on the page of the calls that it shows, by their numbers.
 
     Raises:
         RequestError: It has no parts.
@@ -45,7 +49,8 @@ def said_of_calls(message: Mapping[str, Any]) -> dict[str, Said]:
     parts = message.get("parts")
     if not isinstance(parts, list):
         raise RequestError(detail="messages: The last one has no parts.")
-    return {part["toolCallId"]: _said(part) for part in parts if _is_call(part)}
+    said = {part["toolCallId"]: _said(part) for part in parts if _is_call(part)}
+    return {number: said[name] for number, name in names.items() if name in said}
 
 
 def _is_call(part: Any) -> bool:
@@ -74,11 +79,11 @@ def _said(part: Mapping[str, Any]) -> Said:
 
 
 def answers_to(
-    pending: Iterable[PendingCall], said: Mapping[str, Said]
+    pending: Iterable[PendingCall], said: Mapping[int, Said]
 ) -> Iterator[dict[str, Any]]:
     """Yields the bodies of the answers to calls that wait, of what a page says."""
     for call in pending:
-        found = said.get(call.call_id)
+        found = said.get(call.part)
         if found is None:
             continue
         if call.wanted == "approval":
@@ -91,7 +96,7 @@ def answers_to(
             yield {"call_id": call.call_id, "output": found.output}
 
 
-def answered_at(chunks: Iterable[Mapping[str, Any]], said: Mapping[str, Said]) -> int | None:
+def answered_at(chunks: Iterable[Mapping[str, Any]], said: Mapping[int, Said]) -> int | None:
     """Returns where the answers were stored that a page repeats: the sequence of the first of them.
 
     Args:
@@ -110,7 +115,7 @@ def answered_at(chunks: Iterable[Mapping[str, Any]], said: Mapping[str, Said]) -
         log.add(chunk)
         if before is None or before["kind"] != TOOL_CALL or chunk.get("event") != "set":
             continue
-        same = _repeats(before, log.counted, said)
+        same = _repeats(before, log.counted, said.get(before["part"]))
         if same is False:
             return None
         if same:
@@ -118,9 +123,8 @@ def answered_at(chunks: Iterable[Mapping[str, Any]], said: Mapping[str, Said]) -
     return found
 
 
-def _repeats(before: Record, counted: Mapping[str, Any], said: Mapping[str, Said]) -> bool | None:
+def _repeats(before: Record, counted: Mapping[str, Any], found: Said | None) -> bool | None:
     """Whether a page repeats an answer; ``None`` if it says nothing of that, or that is none."""
-    found = said.get(str(before["fields"].get("call_id")))
     if found is None:
         return None
     approval = counted.get("approval")

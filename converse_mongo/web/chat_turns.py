@@ -32,6 +32,7 @@ from converse_mongo.web.errors import (
 )
 from converse_mongo.web.models import AnswersBody, ChatBody, FilesBody, QuestionBody
 from converse_mongo.web.turns import OTHER_TEXT
+from converse_mongo.web.ui_parts import call_names
 from converse_mongo.web.ui_questions import question_of
 
 UNCHANGEABLE = "A message that was sent cannot be changed: send another one."
@@ -130,13 +131,10 @@ class ChatTurns:
             raise UnknownError
         if found.role is not MessageRole.ASSISTANT or body.message_id not in (None, last["id"]):
             raise ConflictError(OUTDATED)
-        said, presenter = said_of_calls(last), self._context.presenter
         message = await self._context.access.message(self._conversation, str(found.message_id))
-        shown = MessageView.model_validate(message, context=presenter).parts
-        waiting = () if message.work is None else message.work.pending
-        answers = list(
-            answers_to([each for each in waiting if presenter.shows_call(each, shown)], said)
-        )
+        shown = MessageView.model_validate(message, context=self._context.presenter).parts
+        said = said_of_calls(last, call_names(shown or ()))
+        answers = list(answers_to(() if message.work is None else message.work.pending, said))
         if not answers:
             return message, self._repeated(message, said)
         given = self._context.checked(AnswersBody, {"answers": answers})
@@ -154,7 +152,7 @@ class ChatTurns:
             raise RequestError(detail=str(error)) from error
         return message, message.next_sequence
 
-    def _repeated(self, message: Message, said: Mapping[str, Said]) -> int:
+    def _repeated(self, message: Message, said: Mapping[int, Said]) -> int:
         """Where a page goes on that says what was answered before.
 
         Raises:

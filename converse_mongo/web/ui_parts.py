@@ -218,6 +218,20 @@ class _CallNames:
         self._numbers = {name: at for name, at in self._numbers.items() if at < first}
 
 
+def call_names(records: Iterable[Record]) -> dict[int, str]:
+    """Returns the ids on the page of the calls that it shows, by their numbers.
+
+    Args:
+        records: The records of a message, as browsers see them.
+    """
+    names = _CallNames()
+    return {
+        record["part"]: names.of(record["part"], _values_of(record))
+        for record in records
+        if record["kind"] == TOOL_CALL and "parent" not in record
+    }
+
+
 class UiStream:
     """Makes the parts of the stream of one message.
 

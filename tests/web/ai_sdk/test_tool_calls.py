@@ -421,6 +421,35 @@ async def test_answers__after_a_stop_are_refused(asked: tuple[Site, Conversation
     assert await everything(conversation) == stored
 
 
+async def test_answers__to_a_call_are_none_to_another_one_with_its_id(
+    make_site: MakeSite,
+) -> None:
+    async def twice(_: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            if len(message.parts) < 2:
+                call = await writer.start_tool_call("locate", call_id="c", executor="client")
+                await call.set_input(len(message.parts))
+                await writer.suspend()
+
+    site = await make_site(generations=Queue("default"))
+    conversation = await site.conversation()
+    async with working(site.converse, twice):
+        await ask(site, conversation)
+        for given, name in enumerate(("c", "c#3")):
+            await waiting(conversation)
+            shown = (await history(site, conversation))[-1]
+            assert part_at(shown, name)["state"] == "input-available"
+            if given:
+                again = await post(site, request(conversation, shown))
+                assert again.status_code == 200  # it repeats the answer to the other one
+                (left,) = await pending(conversation)
+                assert left.part == 3
+            answer = answered(shown, **{name: given})
+            assert (await post(site, request(conversation, answer))).status_code == 200
+    calls = (await conversation.messages())[-1].parts
+    assert [each.output for each in calls if isinstance(each, ToolCallPart)] == [0, 1]
+
+
 async def test_answers__to_calls_that_the_page_may_not_see_are_refused(
     make_site: MakeSite,
 ) -> None:
