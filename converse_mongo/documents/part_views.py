@@ -14,7 +14,7 @@ from converse_mongo.domain.part_log import DATA, STEP, TEXT, Record, part_number
 
 _PROVIDERS = frozenset({"provider", "result_provider"})
 _NAMES = frozenset({"kind", "name", "id", "call_id"})
-_STATES = frozenset({"started", "preliminary", "transient"})
+_STATES = frozenset({"started", "preliminary", "transient", "dynamic"})
 """Fields without which a part would seem to be something else."""
 _OUTCOMES: dict[str, Any] = {"output": None, "error": ""}
 """Shown in place of a hidden outcome, without which a call would never end."""

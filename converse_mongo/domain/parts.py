@@ -188,6 +188,8 @@ class ToolCallPart(Part):
         call_id: The id of the call, which tells it from others of the message.
         title: A name for people.
         executor: Who runs the tool.
+        dynamic: True if the application did not know the tool when it was built, such as one of an
+            MCP server. The AI SDK types its part ``dynamic-tool``.
         fields: Any of ``input``, ``output``, ``error``, ``started``, ``approval`` and
             ``result_provider``; a value of ``None`` counts as given.
         provider: Data of the provider that belong to the call.
@@ -205,11 +207,13 @@ class ToolCallPart(Part):
         *,
         title: str | None = None,
         executor: Executor = "server",
+        dynamic: bool = False,
         provider: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> None:
-        who = None if executor == "server" else executor
-        super().__init__(name=name, call_id=call_id, title=title, executor=who, provider=provider)
+        who, kind = None if executor == "server" else executor, dynamic or None
+        named: Any = {"name": name, "call_id": call_id, "title": title, "executor": who}
+        super().__init__(**named, dynamic=kind, provider=provider)
         self.fields = MappingProxyType({**self.fields, **fields})
         self.ended = False
 
@@ -240,6 +244,11 @@ class ToolCallPart(Part):
         """Who runs the tool."""
         who = self.fields.get("executor")
         return who if who in ("client", "provider") else "server"
+
+    @property
+    def dynamic(self) -> bool:
+        """True if the application did not know the tool when it was built."""
+        return self.fields.get("dynamic") is True
 
     @property
     def input(self) -> Any:

@@ -13,12 +13,14 @@ from starlette.responses import Response
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import Range, read_headers
+from converse_mongo.documents.messages import Message
 from converse_mongo.documents.views import replaced_id
 from converse_mongo.domain.cursors import NOW
 from converse_mongo.domain.events import MessageCreated
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.domain.validation import now
+from converse_mongo.domain.work import WorkState
 from converse_mongo.web.chat_turns import ChatTurns
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.conversations import stop_answers
@@ -40,9 +42,10 @@ from converse_mongo.web.streams import EventStream, Grant, grant_of
 from converse_mongo.web.ui_messages import (
     DONE_DATA,
     STREAM_HEADERS,
-    first_chunk,
+    UiSource,
     ui_frames,
     ui_message,
+    ui_source,
     ui_tail,
 )
 
@@ -62,7 +65,7 @@ BEGIN_SECONDS = 3.0
 MAX_ANSWERS = 32
 
 _MAX_DIGITS = 16
-_RUN = re.compile(r"run_([0-9a-f]{24})_([0-9a-f]{24})")
+_RUN = re.compile(r"run_([0-9a-f]{24})_([0-9a-f]{24})(?:_([1-9][0-9]{0,8}))?")
 _STREAM_HEADERS = {
     **dict.fromkeys(STREAM_HEADERS, "The version of the protocol"),
     RUN_ID: "The run id of the answer, by which it can be resumed",
@@ -83,7 +86,7 @@ async def get_chat(context: WebContext, request: Request) -> Response:
     """Reads a page of messages, by default the newest.
 
     The newest page leaves out the last answer while it is being written: the resumed stream has it.
-    Other answers that are being written have their text so far.
+    Other answers that are being written, and one that waits for people, are as they are so far.
     """
     conversation = await context.conversation(request)
     query = context.checked(ChatPageQuery, request.query_params)
@@ -94,7 +97,7 @@ async def get_chat(context: WebContext, request: Request) -> Response:
     if query.before is None:
         end = cast(int, messages[-1].position) + 1 if messages else 0
         last = next((each for each in reversed(messages) if each.role in _TALK), None)
-        if last is not None and last.role is MessageRole.ASSISTANT and last.is_streaming:
+        if last is not None and last.role is MessageRole.ASSISTANT and is_being_written(last):
             messages = [each for each in messages if each is not last]
             end, lacking = cast(int, last.position), True
         elif last is not None and last.role is MessageRole.USER:
@@ -103,12 +106,27 @@ async def get_chat(context: WebContext, request: Request) -> Response:
     else:
         behind = await replaced_behind(conversation, context.access.roles, query.before)
         messages = [each for each in messages if str(each.id) not in behind]
-    shown = [ui_message(message, context.presenter) async for message in in_turns(messages)]
+    shown = [
+        ui_message(each, context.presenter, _files(request, conversation, each.id))
+        async for each in in_turns(messages)
+    ]
     response = Json(shown, omit_none=True)
     response.headers.update(headers)
     if query.before is None:
         _remember(request, response, conversation, headers[RESUME] if lacking else None)
     return response
+
+
+def _files(request: Request, conversation: Conversation, message_id: ObjectId) -> str:
+    """The path of the files of a message, which is beside that of chats."""
+    root = request.url.path.rpartition("/chat")[0]
+    return f"{root}/conversations/{conversation.id}/messages/{message_id}/files/"
+
+
+def is_being_written(message: Message) -> bool:
+    """Reports whether a message is streaming, and does not wait for people."""
+    work = message.work
+    return message.is_streaming and not (work is not None and work.state is WorkState.WAITING)
 
 
 def _remember(
@@ -150,15 +168,26 @@ def _cookie(conversation: Conversation) -> str:
 async def chat(context: WebContext, request: Request) -> Response:
     """Adds a user message, or starts another answer, and streams the answer.
 
+    If the last message is an answer that waits for people, what it says of its tool calls that wait
+    is taken: approvals, and the outputs of tools that the page runs. The answer goes on, under its
+    id.
+
     The client may leave: the answer is written to its end, and can be resumed.
     """
     conversation, body = await context.chat_body(request)
     context.turns.check_answers()
     grant = grant_of(context, request, conversation)  # before anything is written
     turns = ChatTurns(context, conversation, grant.key)
-    submits = body.trigger == "submit-message"
-    answer = await (turns.submit(body) if submits else turns.regenerate(body))
-    response = _stream(context, grant, conversation, answer.id, answer.metadata)
+    base = 0
+    if body.trigger != "submit-message":
+        answer = await turns.regenerate(body)
+    elif turns.answers_calls(body):
+        answer, base = await turns.answer_calls(body)
+    else:
+        answer = await turns.submit(body)
+    files = _files(request, conversation, answer.id)
+    source = UiSource(answer.id, answer.metadata, base, files=files)
+    response = _stream(context, grant, conversation, source)
     _remember(request, response, conversation, None)
     return response
 
@@ -169,7 +198,7 @@ async def chat(context: WebContext, request: Request) -> Response:
     may_be_over=True,
     last_data=DONE_DATA,
     patterns={"conversation": f"^([0-9a-f]{{24}}|{_RUN.pattern})$"},
-    headers={**_STREAM_HEADERS, TAIL: "The index of the last part, if `startIndex` was given"},
+    headers={**_STREAM_HEADERS, TAIL: "The index of the last part, if `startIndex` is negative"},
 )
 async def resume_chat(context: WebContext, request: Request) -> Response:
     """Streams the answer that a page lacks, from its start. Without one the status is 204.
@@ -178,10 +207,11 @@ async def resume_chat(context: WebContext, request: Request) -> Response:
     behind what the page has, also if it has ended.
 
     In the place of the id of a chat may be a run id of the AI SDK's workflows: that of an answer.
-    With ``startIndex`` the stream begins with that part; a negative one counts from the end.
+    With ``startIndex`` the stream begins with that part; a negative one counts from the end. The
+    parts of an answer are the same each time, until some of it is redacted.
     """
     query = context.checked(ChatStreamQuery, request.query_params)
-    run = _RUN.fullmatch(request.path_params["conversation"])
+    run, base = _RUN.fullmatch(request.path_params["conversation"]), 0
     if run is None:
         conversation = await context.conversation(request)
         since = _remembered(request, conversation) if query.resume is None else query.resume
@@ -190,25 +220,19 @@ async def resume_chat(context: WebContext, request: Request) -> Response:
             return Response(status_code=204, headers=NO_STORE)
     else:
         conversation = await context.access.conversation(request, run[1])
-        message_id = await context.access.message_id(conversation, run[2])
+        message_id, base = await context.access.message_id(conversation, run[2]), int(run[3] or 0)
         found = await conversation.store().answers.state(conversation.id, message_id)
         if found is None or found.role is not MessageRole.ASSISTANT:
             raise UnknownError
-    text = ""
-    if not found.streamed:  # it was added whole
-        text = (await conversation.get_message(found.message_id)).content
-    first, headers = query.start_index, {}
-    if first is not None:
-        tail = ui_tail(found, context.presenter, text)
-        headers[TAIL] = str(tail)
-        first = max(tail + 1 + first, 0) if first < 0 else first
     grant = grant_of(context, request, conversation)
-    return _stream(
-        *(context, grant, conversation, found.message_id, found.metadata),
-        text=text,
-        since=first,
-        headers=headers,
-    )
+    files = _files(request, conversation, found.message_id)
+    first, headers = query.start_index, {}
+    if first is not None and first < 0:
+        tail = await ui_tail(context, conversation, found, files, base=base)
+        headers[TAIL] = str(tail)
+        first = max(tail + 1 + first, 0)
+    source = await ui_source(conversation, found, files, base=base, since=first)
+    return _stream(context, grant, conversation, source, headers)
 
 
 @table("POST", f"{ONE}/stop", StoppedView, ChatStopsBody)
@@ -279,17 +303,15 @@ def _stream(
     context: WebContext,
     grant: Grant,
     conversation: Conversation,
-    message_id: ObjectId,
-    metadata: Mapping[str, Any],
-    *,
-    text: str = "",
-    since: int | None = None,
+    source: UiSource,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    chunk = first_chunk(since or 0)
-    watcher = context.converse.watch_message(message_id, chunk - 1 if chunk else None)
-    frames = ui_frames(context, message_id, metadata, watcher, text=text, since=since)
-    run = {RUN_ID: f"run_{conversation.id}_{message_id}"}
+    after = source.skipped - 1 if source.skipped else None
+    watcher = context.converse.watch_message(source.message_id, after)
+    frames = ui_frames(context, conversation, source, watcher)
+    run = f"run_{conversation.id}_{source.message_id}"
+    if source.base:
+        run += f"_{source.base}"
     return EventStream(
-        context, watcher, frames, grant, {**STREAM_HEADERS, **run, **(headers or {})}
+        context, watcher, frames, grant, {**STREAM_HEADERS, RUN_ID: run, **(headers or {})}
     )

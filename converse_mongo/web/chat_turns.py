@@ -1,6 +1,6 @@
 """The turns of a chat of the AI SDK: what its page means by a request for an answer."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from bson import ObjectId
@@ -8,21 +8,36 @@ from bson import ObjectId
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import load_outline
 from converse_mongo.documents.messages import Message, has_text
+from converse_mongo.documents.views import MessageView
+from converse_mongo.domain.errors import (
+    CallNotPendingError,
+    InvalidInputError,
+    MessageNotStreamingError,
+    StreamStoppedError,
+)
+from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import MessageHeader
-from converse_mongo.domain.types import MessageRole
+from converse_mongo.domain.types import MessageRole, MessageStatus
+from converse_mongo.web.call_answers import Said, answered_at, answers_to, said_of_calls
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.errors import (
     OUTDATED,
+    TOO_LONG,
     ConflictError,
     NotAnsweredError,
+    NotPendingError,
+    RequestError,
+    TooLargeError,
     UnknownError,
 )
-from converse_mongo.web.models import ChatBody, QuestionBody
+from converse_mongo.web.models import AnswersBody, ChatBody, FilesBody, QuestionBody
 from converse_mongo.web.turns import OTHER_TEXT
-from converse_mongo.web.ui_messages import question_of
+from converse_mongo.web.ui_parts import call_names
+from converse_mongo.web.ui_questions import question_of
 
 UNCHANGEABLE = "A message that was sent cannot be changed: send another one."
 NOT_LAST = "Only the last answer can be regenerated."
+ENDED = "This answer has ended."
 
 
 class ChatTurns:
@@ -53,7 +68,7 @@ class ChatTurns:
             ConflictError: It was sent before with another text, or is to change another one, or
                 another one was sent since.
         """
-        name = question_of(body.messages)["request_id"]
+        name = question_of(body.messages).request_id
         stored = await self._find(name)
         if body.message_id not in (None, name) and await self._find(body.message_id) is not None:
             raise ConflictError(UNCHANGEABLE)
@@ -67,18 +82,89 @@ class ChatTurns:
         return await self._answer(stored)
 
     async def _ask(self, messages: list[Any], *, heed_stop: bool = True) -> Message:
-        question = self._context.checked(QuestionBody, question_of(messages))
-        _, answer = await self._turns.ask(
-            self._conversation,
-            question.content,
-            question.request_id,
-            key=self._key,
-            meanwhile="stop",
-            heed_stop=heed_stop,
-        )
+        sent = question_of(messages)
+        files = sent.files(self._context.limits.file_bytes)
+        given = {"content": sent.content, "request_id": sent.request_id}
+        question = self._context.checked(FilesBody if files else QuestionBody, given)
+        try:
+            _, answer = await self._turns.ask(
+                self._conversation,
+                question.content,
+                question.request_id,
+                key=self._key,
+                meanwhile="stop",
+                heed_stop=heed_stop,
+                files=files,
+            )
+        except InvalidInputError as error:
+            if not files:
+                raise
+            raise TooLargeError(TOO_LONG, detail=str(error)) from error
         if answer is None:
             raise NotAnsweredError
         return answer
+
+    def answers_calls(self, body: ChatBody) -> bool:
+        """Reports whether a request is about an answer, and not about a question."""
+        last: Any = body.messages[-1] if body.messages else None
+        is_of_model = isinstance(last, dict) and last.get("role") == MessageRole.ASSISTANT.value
+        return is_of_model and isinstance(last.get("id"), str)
+
+    async def answer_calls(self, body: ChatBody) -> tuple[Message, int]:
+        """Answers the tool calls that wait, all in one write, as the last message says.
+
+        All else that it says is the copy of the page, which changes nothing. The same again changes
+        nothing, either.
+
+        Returns:
+            The answer, and the number of its chunks that the page has.
+
+        Raises:
+            UnknownError: There is no such message in this conversation.
+            NotPendingError: It answers no call that waits.
+            ConflictError: The message has ended, or the page means another one.
+            RequestError: What it says cannot be stored.
+        """
+        last: Any = body.messages[-1]
+        found = await self._find(last.get("id"))
+        if found is None:
+            raise UnknownError
+        if found.role is not MessageRole.ASSISTANT or body.message_id not in (None, last["id"]):
+            raise ConflictError(OUTDATED)
+        message = await self._context.access.message(self._conversation, str(found.message_id))
+        shown = MessageView.model_validate(message, context=self._context.presenter).parts
+        said = said_of_calls(last, call_names(shown or ()))
+        answers = list(answers_to(() if message.work is None else message.work.pending, said))
+        if not answers:
+            return message, self._repeated(message, said)
+        given = self._context.checked(AnswersBody, {"answers": answers})
+        try:
+            await self._context.converse.answer_tool_calls(
+                message.id,
+                [each.answer() for each in given.answers],
+                append_id=generated_id(message.id, f"answers:{given.model_dump_json()}"),
+            )
+        except CallNotPendingError as error:
+            raise NotPendingError(detail=f"The call is {error.call_id!r}.") from error
+        except (StreamStoppedError, MessageNotStreamingError) as error:
+            raise ConflictError(ENDED) from error
+        except InvalidInputError as error:
+            raise RequestError(detail=str(error)) from error
+        return message, message.next_sequence
+
+    def _repeated(self, message: Message, said: Mapping[int, Said]) -> int:
+        """Where a page goes on that says what was answered before.
+
+        Raises:
+            NotPendingError: It says nothing of the kind, or something else.
+            ConflictError: The message was stopped, or has ended, with calls that wait.
+        """
+        base = answered_at(message.chunks.stored, said) if message.chunks.is_loaded else None
+        if base:
+            return base
+        if message.status is MessageStatus.CANCELLED:
+            raise ConflictError(ENDED)
+        raise NotPendingError
 
     async def regenerate(self, body: ChatBody) -> Message:
         """Starts another answer to the last of the messages, and returns it.
@@ -158,7 +244,7 @@ class ChatTurns:
         found = await load_outline(
             self._conversation.message_model, self._conversation.id, message.message_id
         )
-        return found is not None and await has_text(found, question_of(messages)["content"])
+        return found is not None and await has_text(found, question_of(messages).content)
 
     async def _find(self, name: Any) -> MessageHeader | None:
         """The message that the page knows by an id, its own or that of a question it has sent.

@@ -1,7 +1,7 @@
 """The endpoints of conversations: history, streams, questions, stops and retries."""
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from time import monotonic
 from typing import Any
 
@@ -18,6 +18,7 @@ from converse_mongo.domain.errors import (
     MessageNotStreamingError,
     NotFoundError,
     StreamStoppedError,
+    ValueNotFoundError,
 )
 from converse_mongo.domain.events import (
     ConversationDeleted,
@@ -26,6 +27,7 @@ from converse_mongo.domain.events import (
     OwnerEvent,
 )
 from converse_mongo.domain.generated_ids import generated_id
+from converse_mongo.domain.stored_values import StoredValue
 from converse_mongo.watching.owner_watcher import OwnerWatcher
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web import models
@@ -38,6 +40,7 @@ from converse_mongo.web.errors import (
     UndecidedError,
     UnknownError,
 )
+from converse_mongo.web.files import FILES, HEADERS, file_of, media_type_of
 from converse_mongo.web.operations import Operations
 from converse_mongo.web.responses import NO_STORE, Json, frame, in_turns
 from converse_mongo.web.stream_parts import StreamParts, is_text
@@ -47,6 +50,7 @@ ONE = "/conversations/{conversation}"
 MESSAGE = f"{ONE}/messages/{{message}}"
 
 MAX_KNOWN = 256
+_MAX_DIGITS = 16
 
 table = Operations()
 owner_table = Operations()
@@ -253,6 +257,42 @@ async def retry_answer(context: WebContext, request: Request) -> dict[str, Any]:
     await context.body(request, models.EmptyBody)
     key = context.key(request, conversation)
     return {"answer": await context.turns.retry(conversation, answer, key=key)}
+
+
+@table(
+    *("GET", f"{MESSAGE}/files/{{part}}", str),
+    media_type="application/octet-stream",
+    patterns={"part": "^[0-9]{1,15}$"},
+)
+async def get_file(context: WebContext, request: Request) -> Response:
+    """Reads a file that a message has itself, and not only its address, by the number of its part.
+
+    Clients may show it in an image, or save it. Nothing in it can run.
+    """
+    conversation = await context.conversation(request)
+    message = await context.message(request, conversation)
+    name = request.path_params["part"]
+    number = int(name) if name.isdecimal() and len(name) < _MAX_DIGITS else None
+    shown = MessageView.model_validate(message, context=context.presenter).parts or []
+    if not any(each["part"] == number and _has_file(each) for each in shown):
+        raise UnknownError
+    [part] = [each for each in message.parts if each.number == number]
+    url = part.fields["url"]
+    if isinstance(url, StoredValue):
+        try:
+            url = await message.load_value(url)
+        except ValueNotFoundError as error:
+            raise UnknownError from error
+    found = file_of(url)
+    if found is None:
+        raise UnknownError
+    return Response(found, media_type=media_type_of(part.fields.get("media_type")), headers=HEADERS)
+
+
+def _has_file(record: Mapping[str, Any]) -> bool:
+    return record["kind"] in FILES and (
+        "url" in record["fields"] or "url" in record.get("values", ())
+    )
 
 
 @table("POST", f"{MESSAGE}/stop", models.StatusView, models.StopBody)

@@ -126,7 +126,8 @@ def _add(router: APIRouter, operation: Operation, endpoint: Callable[..., Any]) 
         for status, meaning in operation.errors.items()
     }
     told = answer_content(operation)
-    if not operation.streams:
+    is_json = not operation.streams and operation.media_type is None
+    if is_json:
         del told["content"]  # FastAPI makes it of the model
     responses[operation.status] = {"description": summary, **told}
     if operation.may_be_over:
@@ -142,7 +143,7 @@ def _add(router: APIRouter, operation: Operation, endpoint: Callable[..., Any]) 
         description=description,
         responses=responses,
         openapi_extra=request_of(operation),
-        **(streams if operation.streams else {"response_model": operation.answer}),
+        **({"response_model": operation.answer} if is_json else streams),
     )
 
 

@@ -91,6 +91,12 @@ class QuestionBody(BaseModel):
     request_id: _RequestId | None = None
 
 
+class FilesBody(QuestionBody):
+    """A user message with files, which needs no text."""
+
+    content: Annotated[str, _at_most(name="The message")]
+
+
 class StopBody(BaseModel):
     """A request to stop an answer."""
 
@@ -424,18 +430,13 @@ class UiMessage(_UiModel):
 
     id: str
     role: MessageRole
-    parts: list[dict[str, str]]
+    parts: list[dict[str, Any]]
     metadata: dict[str, Any] | None = None
 
 
 class UiPart(_UiModel):
-    """A part of the stream of an answer."""
+    """A part of the stream of an answer: the other fields are those of the AI SDK for its type."""
+
+    model_config = ConfigDict(extra="allow")
 
     type: str
-    id: str | None = None
-    delta: str | None = None
-    message_id: str | None = None
-    message_metadata: dict[str, Any] | None = None
-    finish_reason: str | None = None
-    error_text: str | None = None
-    reason: str | None = None

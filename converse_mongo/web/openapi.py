@@ -68,6 +68,8 @@ def answer_content(operation: Operation) -> dict[str, Any]:
     """The content of a response that is not an error, and its headers."""
     answer = _schema(operation.answer, "serialization")
     found = _events(answer, operation.last_data) if operation.streams else _json(answer)
+    if operation.media_type is not None:
+        found = {"content": {operation.media_type: {"schema": {"type": "string"}}}}
     if operation.headers:
         found["headers"] = {
             name: {"description": meaning, "schema": {"type": "string"}}

@@ -24,6 +24,7 @@ class Operation:
         status: The status of a response that is not an error.
         streams: Whether the response is a stream of server-sent events.
         may_be_over: Whether there may be nothing left to stream.
+        media_type: The media type of a response that is a file; ``None`` for JSON or a stream.
         last_data: The data of the last event of a stream, if that is not JSON.
         patterns: The patterns of names in the path that are not ids.
         headers: The headers of the response that clients may read, and what they mean.
@@ -37,6 +38,7 @@ class Operation:
     status: int = 200
     streams: bool = False
     may_be_over: bool = False
+    media_type: str | None = None
     last_data: str | None = None
     patterns: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Literal, TypeAlias
@@ -19,6 +19,7 @@ from converse_mongo.domain.errors import (
 )
 from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.parts import Part
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.store.collections import back_off
 from converse_mongo.web.answering import Answering
@@ -66,6 +67,7 @@ class Turns:
         key: Hashable = None,
         meanwhile: Meanwhile = "refuse",
         heed_stop: bool = True,
+        files: Sequence[Part] = (),
     ) -> tuple[Message, Message | None]:
         """Adds a user message and starts the answer.
 
@@ -77,6 +79,7 @@ class Turns:
             key: Who asks, for the limit of answers by key.
             meanwhile: What to do if an answer is being written.
             heed_stop: ``False`` to answer it in spite of a stop that came before the question.
+            files: The files of the message.
 
         Returns:
             The user message; and the answer, which may have existed before, or ``None`` if another
@@ -96,11 +99,11 @@ class Turns:
                 return found, await self._adopt(conversation, answer)
         answering = self._answering
         if answering is None:
-            return await _add(conversation, content, named), None
+            return await _add(conversation, content, named, files), None
         added: list[Message] = []
 
         async def add() -> Message:
-            added.append(await _add(conversation, content, named))
+            added.append(await _add(conversation, content, named, files))
             name = _answer_to(added[0].id)
             if named is None:
                 return await answering.add(conversation, name, key)
@@ -448,9 +451,11 @@ class Turns:
         return answer
 
 
-async def _add(conversation: Conversation, content: str, name: str | None) -> Message:
+async def _add(
+    conversation: Conversation, content: str, name: str | None, files: Sequence[Part]
+) -> Message:
     try:
-        return await conversation.create_user_message(content, generation_id=name)
+        return await conversation.create_user_message(content, generation_id=name, parts=files)
     except GenerationConflictError as error:
         raise ConflictError(OTHER_TEXT) from error
 

@@ -3,30 +3,40 @@
 Source: https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol, read for ``ai`` 7.
 """
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bson import ObjectId
 
+from converse_mongo.documents.conversations import Conversation
+from converse_mongo.documents.loading import load_message
 from converse_mongo.documents.messages import Message
+from converse_mongo.documents.part_views import shown_chunk, shown_records
+from converse_mongo.documents.presentation import as_json
+from converse_mongo.documents.views import MessageView
 from converse_mongo.domain.chunks import PartChunk
 from converse_mongo.domain.events import (
     ChunkReceived,
     FinalEvent,
-    MessageCancelled,
     MessageCompleted,
     MessageFailed,
-    WorkEvent,
+    MessageSuspended,
 )
 from converse_mongo.domain.headers import MessageHeader
-from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.part_identity import PartIdentity
+from converse_mongo.domain.part_log import TEXT, PartLog, Record
+from converse_mongo.domain.types import MessageRole, MessageStatus
+from converse_mongo.domain.work import WorkState
 from converse_mongo.watching.watcher import Watcher
 from converse_mongo.web.context import WebContext
-from converse_mongo.web.errors import EMPTY, RequestError
-from converse_mongo.web.models import UiMessage, UiPart
+from converse_mongo.web.models import UiMessage
 from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.responses import frame
+from converse_mongo.web.stream_parts import StreamParts, is_text
 from converse_mongo.web.streams import log_cut
+from converse_mongo.web.ui_parts import UiPart, UiStream, readable, text_delta, ui_parts
 
 STREAM_HEADERS = {"x-vercel-ai-ui-message-stream": "v1"}
 DONE_DATA = "[DONE]"
@@ -34,151 +44,250 @@ DONE = f"data: {DONE_DATA}\n\n".encode()
 
 CUT_OFF = "The connection was ended by the server. Reload the page to continue."
 
-_TEXT_ID = "text"
 _FIRST_DELTA = 2
-_LAST = UiPart(type="finish")
-_MAX_NAME = 100
-_NO_TEXT = "The last of messages must be a user message with a text part."
+_LAST: UiPart = {"type": "finish"}
+_WAITS: UiPart = {"type": "finish", "finishReason": "tool-calls"}
 _FINISH_REASONS = frozenset({"stop", "length", "content-filter", "tool-calls", "error"})
 
 
-async def ui_frames(
-    context: WebContext,
-    message_id: ObjectId,
-    metadata: Mapping[str, Any],
-    watcher: Watcher[Any],
+@dataclass(frozen=True)
+class UiSource:
+    """A message, as a stream of it is made.
+
+    Attributes:
+        message_id: Its id.
+        metadata: Its metadata.
+        base: The sequence of the first chunk that the page lacks, which has the message before it;
+            0 for a page that begins with the message.
+        since: The index of the first part to send. ``None`` for a client that does not count: it
+            cannot continue, and learns that it was cut off.
+        skipped: The number of chunks that are not read, since their parts are known: each is text.
+        files: The path of its large files.
+        whole: The message, if it was added whole, which has no chunks.
+    """
+
+    message_id: ObjectId
+    metadata: Mapping[str, Any]
+    base: int = 0
+    since: int | None = None
+    skipped: int = 0
+    whole: Message | None = None
+    files: str = ""
+
+
+async def ui_source(
+    conversation: Conversation,
+    header: MessageHeader,
+    files: str,
     *,
-    text: str = "",
+    base: int = 0,
     since: int | None = None,
+) -> UiSource:
+    """Reads what a stream of a message is made of, from an index on."""
+    source = UiSource(header.message_id, header.metadata, base, since, files=files)
+    if not header.streamed:
+        return replace(source, whole=await conversation.get_message(header.message_id))
+    skipped = (since or 0) - _FIRST_DELTA
+    if 0 < skipped <= header.next_sequence and not base and not header.has_parts:
+        read = conversation.store().reader.identity
+        with suppress(LookupError):
+            if await read(header.message_id, header.conversation_id, 0) is not None:
+                return replace(source, skipped=skipped)
+    return source  # it may begin with an empty text, which is no part
+
+
+async def ui_frames(
+    context: WebContext, conversation: Conversation, source: UiSource, watcher: Watcher[Any]
 ) -> AsyncGenerator[bytes, None]:
-    """The stream of a message, to its end.
+    """The stream of a message, to its end, or until it waits for people.
 
-    The client throws at a delta without a start and at an unknown key, so there are neither.
-
-    Parts are counted, so that a client that has some gets the rest: the start is 0, the start of
-    the text 1, and the chunk with the sequence n is n + 2. The parts of the end follow. A chunk
-    that is no text of the answer is metadata without a value, which changes nothing.
+    Parts are counted, so that a client that has some gets the rest. They are made of the log alone:
+    :class:`UiStream` has the rules.
 
     Args:
         context: The context.
-        message_id: The id of the message.
-        metadata: Its metadata.
-        watcher: Watches it, from the chunk before :func:`first_chunk`.
-        text: The text of a message that was added whole, which has no chunks.
-        since: The index of the first part to send. ``None`` for a client that does not count: it
-            cannot continue, and learns that it was cut off.
+        conversation: The conversation of the message.
+        source: The message.
+        watcher: Watches it, behind the chunks that are skipped.
     """
-    first, presenter = since or 0, context.presenter.streaming
-    if first == 0:
-        shown = presenter.metadata(metadata) or None
-        start = UiPart(type="start", message_id=str(message_id), message_metadata=shown)
-        yield context.streams.opening + _frame(start)
-    else:
-        yield context.streams.opening
-    text_is_open = False
-    end = None
+    presenter = context.presenter.streaming
+    stream, known = UiStream(source.files), StreamParts(conversation.message_model)
+    first, count = source.since or 0, 0
+
+    def lacking(parts: list[UiPart]) -> bytes:
+        """Those of the next parts that the client lacks."""
+        nonlocal count
+        lacking = parts[max(first - count, 0) :]
+        count += len(parts)
+        return b"".join(map(frame, lacking))
+
+    start: UiPart = {"type": "start", "messageId": str(source.message_id)}
+    if shown := readable(presenter.metadata(source.metadata)):
+        start["messageMetadata"] = shown
+    yield context.streams.opening + (b"" if source.base or source.skipped else lacking([start]))
+    if source.skipped:
+        stream.skip_text(source.skipped)
+        count = source.skipped + _FIRST_DELTA
+    if source.whole is not None:
+        yield lacking(stream.whole(ui_records(source.whole, presenter)))
+    end: FinalEvent | None = None
+    waits = False
     with log_cut():
         async for event in watcher:
-            if isinstance(event, WorkEvent):
-                continue  # the protocol has no part for what an answer waits for
-            if not isinstance(event, ChunkReceived):
+            if isinstance(event, ChunkReceived):
+                parts = stream.add(await _shown(event, known, presenter))
+                behind = stream.next_sequence
+                if behind == source.base:
+                    count, parts = 0, [start]
+                    if stream.is_open:  # but not on the page, whose stream has ended
+                        records = await _records(conversation, source, behind, presenter)
+                        parts += stream.rewrite(records)
+                elif parts is None:
+                    records = await _records(conversation, source, behind, presenter)
+                    parts = stream.rewrite(records)
+                if behind >= source.base:
+                    data = lacking(parts[:-1])
+                    if is_text(event) and parts[-1:] == [_delta_part(event)] and count >= first:
+                        data += context.frames.once(_delta, event)
+                        count += 1
+                    else:
+                        data += lacking(parts[-1:])
+                    if data:
+                        yield data
+            elif isinstance(event, FinalEvent):
                 end = event
                 break
-            text_is_open = True
-            delta = context.frames.once(_delta_of, event)
-            yield delta if event.chunk.sequence else _begun(delta, first)
+            if isinstance(event, MessageSuspended) or waits:
+                # It may be the news of a moment ago, or come before the last chunks.
+                reached = await _reached(conversation, source, stream)
+                if reached:
+                    yield (lacking([*stream.close(ended=False), _WAITS]) or frame(_LAST)) + DONE
+                    return
+                waits = reached is not None
     if end is None:
-        if since is None:
-            parts = [UiPart(type="error", error_text=CUT_OFF)]
-            if text_is_open:
-                parts.insert(0, UiPart(type="text-end", id=_TEXT_ID))
-            yield b"".join(map(_frame, parts)) + DONE
+        if source.since is None:
+            cut: UiPart = {"type": "error", "errorText": CUT_OFF}
+            yield b"".join(map(frame, [*stream.close(ended=False), cut])) + DONE
         return
-    if text and first <= _FIRST_DELTA:
-        yield _begun(_delta(text), first)
-    parts = _closing(end, presenter, has_text=bool(text), counts=since is not None)
-    behind = _count(end.chunk_count or len(text[:1]))
-    yield b"".join(map(_frame, parts[max(first - behind, 0) :] or [_LAST])) + DONE
+    parts = [*stream.close(), *_end_parts(end, presenter, counts=source.since is not None)]
+    yield (lacking(parts) or frame(_LAST)) + DONE
 
 
-def first_chunk(since: int) -> int:
-    """The sequence of the first chunk that a client lacks, which has the parts before an index."""
-    return max(since - _FIRST_DELTA, 0)
+def _delta_part(event: ChunkReceived) -> UiPart:
+    return text_delta(0, as_json(event.chunk.content))
 
 
-def ui_tail(header: MessageHeader, presenter: Presenter, text: str = "") -> int:
-    """The index of the last part that a message has, for clients that count."""
-    behind = _count(header.next_sequence or len(text[:1]))
-    if not header.status.is_final:
-        return behind - 1
-    end = _closing(header.ended(), presenter.streaming, has_text=bool(text), counts=True)
-    return behind + len(end) - 1
+def _delta(event: ChunkReceived) -> bytes:
+    """The part of a text that is the first of its message, as most are."""
+    return frame(_delta_part(event))
 
 
-def _count(chunks: int) -> int:
-    """The number of parts that come before the end."""
-    return chunks + _FIRST_DELTA if chunks else 1
+async def _shown(
+    event: ChunkReceived, known: StreamParts, presenter: Presenter
+) -> Mapping[str, Any]:
+    """A chunk as browsers see it."""
+    chunk = event.chunk
+    if not isinstance(chunk, PartChunk):
+        return {"sequence": chunk.sequence, "content": as_json(chunk.content)}
+    identity = await known.of(event)
+    return shown_chunk(chunk, identity if isinstance(identity, PartIdentity) else None, presenter)
 
 
-def _begun(delta: bytes, first: int) -> bytes:
-    """The first delta, behind the start of the text if a client lacks that."""
-    return _TEXT_START + delta if first < _FIRST_DELTA else delta
+async def _records(
+    conversation: Conversation, source: UiSource, stop: int, presenter: Presenter
+) -> list[Record]:
+    """The records behind some chunks of a message, as browsers see them."""
+    key = {"_id": source.message_id, "conversation_id": conversation.id}
+    message = await load_message(conversation.message_model, key)
+    return shown_records(PartLog.of(message.chunks.stored[:stop]).records(), presenter)
 
 
-def _delta_of(event: ChunkReceived) -> bytes:
-    return _NOTHING if isinstance(event.chunk, PartChunk) else _delta(event.chunk.content)
+async def _reached(conversation: Conversation, source: UiSource, stream: UiStream) -> bool | None:
+    """Whether the client has all of a message that waits for people; ``None`` if it does not wait.
 
-
-def _delta(content: str) -> bytes:
-    return _frame(UiPart(type="text-delta", id=_TEXT_ID, delta=content))
-
-
-def _frame(part: UiPart) -> bytes:
-    return frame(part, omit_none=True)
-
-
-_NOTHING = frame({"type": "message-metadata", "messageMetadata": None})
-_TEXT_START = _frame(UiPart(type="text-start", id=_TEXT_ID))
-
-
-def _closing(
-    event: FinalEvent, presenter: Presenter, *, has_text: bool, counts: bool
-) -> list[UiPart]:
-    """The parts of an end.
-
-    A client that counts asks for more until it has a ``finish``.
+    A stream that was cut off by an outage learns of it by its watcher.
     """
-    parts = list(_end_parts(event, presenter))
-    if has_text or event.chunk_count:
-        parts.insert(0, UiPart(type="text-end", id=_TEXT_ID))
-    if counts and isinstance(event, MessageCancelled):
-        parts.append(_LAST)
-    return parts
+    state = await conversation.store().answers.state(conversation.id, source.message_id)
+    if state is None or state.work is None or state.work.state is not WorkState.WAITING:
+        return None
+    return stream.next_sequence >= state.next_sequence
 
 
-def _end_parts(event: FinalEvent, presenter: Presenter) -> Iterator[UiPart]:
+async def ui_tail(
+    context: WebContext,
+    conversation: Conversation,
+    header: MessageHeader,
+    files: str,
+    *,
+    base: int = 0,
+) -> int:
+    """The index of the last part that a message has, for clients that count."""
+    presenter, stream, count = context.presenter.streaming, UiStream(files), 1
+    if not header.streamed:
+        message = await conversation.get_message(header.message_id)
+        count += len(stream.whole(ui_records(message, presenter)))
+    else:
+        source = UiSource(header.message_id, header.metadata)
+        key = {"_id": header.message_id, "conversation_id": header.conversation_id}
+        message = await load_message(conversation.message_model, key)
+        known = StreamParts(conversation.message_model)
+        for chunk in message.chunks:
+            event = ChunkReceived(
+                conversation_id=header.conversation_id,
+                message_id=header.message_id,
+                role=header.role,
+                chunk=chunk,
+            )
+            parts = stream.add(await _shown(event, known, presenter))
+            behind = chunk.sequence + 1
+            if parts is None or (behind == base and stream.is_open):
+                records = await _records(conversation, source, behind, presenter)
+                parts = stream.rewrite(records)
+                count += len(parts) if behind >= base else 0
+            elif behind > base:
+                count += len(parts)
+    if not header.status.is_final:
+        return count - 1
+    end = _end_parts(header.ended(), presenter, counts=True)
+    return count + len(stream.close()) + len(end) - 1
+
+
+def ui_records(message: Message, presenter: Presenter) -> list[Record]:
+    """The records of a message that was loaded, as browsers see them."""
+    found: list[Record] | None = MessageView.model_validate(message, context=presenter).parts
+    if found is not None:
+        return found
+    record: Record = {"part": 0, "kind": TEXT, "fields": {}, "text": as_json(message.content)}
+    return [record] if message.content else []
+
+
+def _end_parts(event: FinalEvent, presenter: Presenter, *, counts: bool) -> list[UiPart]:
+    """The parts of an end. A client that counts asks for more until it has a ``finish``."""
     if isinstance(event, MessageCompleted):
+        part = dict(_LAST)
         reason = event.metadata.get("finish_reason")
         if reason is not None:
             reason = str(reason).replace("_", "-")
-            reason = reason if reason in _FINISH_REASONS else "other"
+            part["finishReason"] = reason if reason in _FINISH_REASONS else "other"
         metadata = _metadata(event.metadata, MessageStatus.COMPLETED, None, presenter)
-        yield UiPart(type="finish", finish_reason=reason, message_metadata=metadata)
-    elif isinstance(event, MessageFailed):
+        return [{**part, "messageMetadata": metadata} if metadata else part]
+    if isinstance(event, MessageFailed):
         metadata = _metadata(event.metadata, MessageStatus.FAILED, event.error, presenter)
-        yield UiPart(type="message-metadata", message_metadata=metadata)
-        yield UiPart(type="error", error_text=presenter.error(event.error))
-    elif isinstance(event, MessageCancelled):
-        metadata = _metadata(event.metadata, MessageStatus.CANCELLED, None, presenter)
-        yield UiPart(type="message-metadata", message_metadata=metadata)
-        yield UiPart(type="abort", reason=presenter.reason(event.reason) or None)
+        error = {"type": "error", "errorText": presenter.error(event.error)}
+        return [{"type": "message-metadata", "messageMetadata": metadata}, error]
+    metadata = _metadata(event.metadata, MessageStatus.CANCELLED, None, presenter)
+    abort: UiPart = {"type": "abort"}
+    if reason := presenter.reason(event.reason):
+        abort["reason"] = reason
+    shown = [{"type": "message-metadata", "messageMetadata": metadata}, abort]
+    return [*shown, _LAST] if counts else shown
 
 
 def _metadata(
     metadata: Mapping[str, Any], status: MessageStatus, error: str | None, presenter: Presenter
 ) -> dict[str, Any] | None:
     """The metadata of a UI message, which has no place for a status and an error of its own."""
-    shown = dict(presenter.metadata(metadata))
+    shown = dict(readable(presenter.metadata(metadata)))
     if status is not MessageStatus.COMPLETED:
         shown["status"] = status.value
     if error is not None:
@@ -186,51 +295,17 @@ def _metadata(
     return shown or None
 
 
-def ui_message(message: Message, presenter: Presenter) -> UiMessage:
+def ui_message(message: Message, presenter: Presenter, files: str) -> UiMessage:
     """A stored message as ``useChat`` accepts it among its initial messages.
 
     UI messages have no errors: the metadata of a message that did not complete has its ``status``,
     and its ``error`` if it failed.
     """
+    of_user = message.role is MessageRole.USER
+    records = ui_records(message, presenter)
     return UiMessage(
         id=str(message.id),
         role=message.role,
-        parts=[{"type": "text", "text": message.content}] if message.content else [],
+        parts=ui_parts(records, ended=not message.is_streaming, of_user=of_user, files=files),
         metadata=_metadata(message.metadata, message.status, message.error, presenter),
     )
-
-
-def question_of(messages: list[Any]) -> dict[str, Any]:
-    """The text of the last of some UI messages as ``content``, and its id as ``request_id``.
-
-    The others are the client's copy of what the database has.
-
-    Raises:
-        RequestError: It is not a user message with a text, or has what cannot be stored.
-    """
-    last = messages[-1] if messages else None
-    if not isinstance(last, dict) or last.get("role") != "user":
-        raise RequestError(EMPTY, detail=_NO_TEXT)
-    parts, name = last.get("parts"), last.get("id")
-    if not isinstance(parts, list):
-        raise RequestError(EMPTY, detail=_NO_TEXT)
-    content = "\n".join(text for text in map(_text_of, parts) if text)
-    if not content.strip():
-        raise RequestError(EMPTY, detail=_NO_TEXT)
-    return {"content": content, "request_id": name if isinstance(name, str) and name else None}
-
-
-def _text_of(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        text: str = part["text"]
-        return text
-    if kind == "step-start":
-        return ""
-    name = str(kind)
-    if kind == "file":
-        name = " ".join(str(part[key]) for key in ("filename", "mediaType") if part.get(key))
-        name = f"file {name}".rstrip()
-    if len(name) > _MAX_NAME:
-        name = f"{name[:_MAX_NAME]}…"
-    raise RequestError(f"Only text can be sent in messages. Remove this part: {name}.")

@@ -112,6 +112,7 @@ class PartWriter(ABC):
         call_id: str | None = None,
         title: str | None = None,
         executor: Executor = "server",
+        dynamic: bool = False,
         provider: Mapping[str, Any] | None = None,
     ) -> "ToolCall":
         """Begins a call of a tool.
@@ -121,10 +122,12 @@ class PartWriter(ABC):
             call_id: The id of the call; ``None`` for a new one.
             title: A name of the tool for people.
             executor: Who runs the tool.
+            dynamic: True if the application did not know the tool when it was built.
             provider: Data of the provider that belong to the call.
         """
         call_id = call_id or f"call_{ObjectId()}"
-        part = ToolCallPart(name, call_id, title=title, executor=executor, provider=provider)
+        more: Any = {"executor": executor, "dynamic": dynamic, "provider": provider}
+        part = ToolCallPart(name, call_id, title=title, **more)
         ref, pieces = self._composer.start(part)
         await self._put(pieces)
         return ToolCall(self, self._composer, ref, call_id)

@@ -16,7 +16,7 @@ def with_known_ids(description: Mapping[str, Any], ids: Mapping[str, str]) -> di
         for operation in operations.values():
             for each in operation.get("parameters", ()):
                 if each["in"] == "path":
-                    each["schema"] = {"type": "string", "enum": [ids[each["name"]]]}
+                    each["schema"] = {"type": "string", "enum": [ids.get(each["name"], "0")]}
             if path.endswith("/chat") and "requestBody" in operation:
                 schema = operation["requestBody"]["content"]["application/json"]["schema"]
                 schema["properties"]["id"] = {"type": "string", "enum": [ids["conversation"]]}

@@ -113,7 +113,7 @@ export class ConverseTransport {
    * @throws {Error} The server could not be reached.
    */
   async sendMessages({ chatId, messages, trigger, messageId, abortSignal, headers, body }) {
-    const last = messages.slice(-1);
+    const last = messages.slice(-1).map(needed);
     const state = { ...newState(), question: last[0]?.id ?? null, sending: true };
     this.#chats.set(chatId, state);
     const options = withHeaders(this.#options, headers);
@@ -230,6 +230,18 @@ export class ConverseTransport {
       },
     });
   }
+}
+
+/**
+ * What the server reads of a message: of an answer, the tool calls.
+ *
+ * @param {any} message
+ */
+function needed(message) {
+  if (message.role !== "assistant") return message;
+  /** @param {{ type: string }} part */
+  const isCall = ({ type }) => type.startsWith("tool-") || type === "dynamic-tool";
+  return { ...message, parts: message.parts.filter(isCall) };
 }
 
 /** @returns {ChatState} */

@@ -17,12 +17,19 @@
 //   older            loads what the history has before the page
 //   cut:COUNT        the next streams break after so many parts, one after the other
 //   edit:TEXT        changes the last question on the page
+//   approve:ID       allows the tool call whose request has the id; deny:ID does not
+//   output:ID:JSON   gives the output of a tool that the page runs
+//   until:TEXT       waits until the last message has the text, and nothing is received
 //   regenerate, resume, stop, wait (for a line on the standard input), settle
 
 import { createInterface } from "node:readline";
 import { Chat } from "@ai-sdk/react";
 import { WorkflowChatTransport } from "@ai-sdk/workflow/client";
-import { DefaultChatTransport } from "ai";
+import {
+  DefaultChatTransport,
+  lastAssistantMessageIsCompleteWithApprovalResponses as areApproved,
+  lastAssistantMessageIsCompleteWithToolCalls as haveOutputs,
+} from "ai";
 import { ConverseTransport } from "converse-mongo/ai-sdk";
 
 const [base, id, kind, ...actions] = process.argv.slice(2);
@@ -107,7 +114,8 @@ async function load(before = null) {
 }
 
 let { messages, before } = await load();
-const chat = new Chat({ id, messages, transport });
+const sendAutomaticallyWhen = (options) => areApproved(options) || haveOutputs(options);
+const chat = new Chat({ id, messages, transport, sendAutomaticallyWhen });
 
 const textOf = (message) =>
   message.parts.filter((part) => part.type === "text").map((part) => part.text).join("");
@@ -157,6 +165,20 @@ const acting = {
     const edited = { ...chat.messages[index], parts };
     chat.messages = chat.messages.map((each, at) => (at === index ? edited : each));
   },
+  approve: (id) => chat.addToolApprovalResponse({ id, approved: true }),
+  deny: (id) => chat.addToolApprovalResponse({ id, approved: false, reason: "no" }),
+  output: (text) => {
+    const [toolCallId, ...output] = text.split(":");
+    const tool = "of the page";
+    return chat.addToolOutput({ tool, toolCallId, output: JSON.parse(output.join(":")) });
+  },
+  until: async (text) => {
+    const is = () => chat.status === "ready" && textOf(chat.messages.at(-1)) === text;
+    while (!is()) {
+      if (chat.status === "error") throw chat.error;
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  },
   regenerate: () => chat.regenerate(),
   resume: () => chat.resumeStream(),
   stop: async () => {
@@ -179,6 +201,7 @@ const shownMessages = chat.messages.map((message) => ({
   role: message.role,
   text: textOf(message),
   metadata: message.metadata ?? null,
+  parts: message.parts,
 }));
 const { status, error } = chat;
 console.log(JSON.stringify({ status, error: error?.message ?? null, messages: shownMessages }));

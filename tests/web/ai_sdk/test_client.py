@@ -12,6 +12,7 @@ import pytest
 
 from converse_mongo import Conversation, Message, MessageStatus
 from converse_mongo.web import Generations, Limits, prompt_messages, without_replaced
+from tests.web.ai_sdk.test_ui_stream import EVERY_PART
 from tests.web.conftest import MakeSite, Site
 from tests.web.helpers import wait_for_end
 
@@ -68,6 +69,7 @@ async def client(
         *("node", str(PACKAGE / "drive.mjs"), base, str(conversation.id), transport, *actions),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        limit=2**22,
     )
     try:
         yield Client(process)
@@ -339,12 +341,43 @@ async def test_transport__asks_again_whether_its_message_arrived_also_at_the_lim
     assert len(site.model.asked) == 1
 
 
-async def test_page__is_told_that_files_are_not_taken(site: Site) -> None:
+@pytest.mark.parametrize("transport", ["default", "converse"])
+async def test_page__has_all_parts_as_a_reload_has_them(site: Site, transport: str) -> None:
+    conversation = await site.conversation()
+    message = await conversation.start_streaming_assistant()
+    async with client(site, conversation, "resume", transport=transport) as page:
+        async with message.writer() as writer:
+            for each in EVERY_PART[:20]:
+                await writer.write(each)
+            await page.text("I look. ")
+            for each in EVERY_PART[20:]:
+                await writer.write(each)
+        found = await page.end()
+    assert (found["status"], found["error"]) == ("ready", None)
+    reloaded = (await site.http.get(f"/chat/{conversation.id}")).json()
+    assert found["messages"][-1]["parts"] == reloaded[-1]["parts"]
+    assert len(reloaded[-1]["parts"]) > 20
+
+
+async def test_page__has_its_files_after_a_reload(site: Site) -> None:
+    conversation = await site.conversation()
+    site.model.say("I see", None)
+    async with client(site, conversation, "file:Look") as page:
+        found = await page.end()
+    assert (found["status"], found["error"]) == ("ready", None)
+    sent = found["messages"][0]["parts"]
+    assert [part["type"] for part in sent] == ["file", "text"]
+    async with client(site, conversation, "resume") as page:
+        assert (await page.end())["messages"][0]["parts"] == sent
+
+
+async def test_page__is_told_which_file_is_too_large(make_site: MakeSite) -> None:
+    site = await make_site(limits=Limits(file_bytes=1))
     conversation = await site.conversation()
     async with client(site, conversation, "file:Look") as page:
         found = await page.end()
     assert found["status"] == "error"
-    assert "notes.txt" in found["error"]
+    assert "This file is too large: notes.txt text/plain." in found["error"]
     assert await conversation.messages() == []
 
 

@@ -1,7 +1,6 @@
 """The endpoints of the AI SDK: the parts that useChat reads, and what it asks for."""
 
 import asyncio
-import json
 from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Any
@@ -13,6 +12,7 @@ from beanie import Insert, before_event
 from converse_mongo import Conversation, Message, MessageStatus, ReasoningPart, ToolCallPart
 from converse_mongo.web import chat, without_replaced
 from tests.conftest import Facade
+from tests.web.ai_sdk.test_ui_stream import EVERY_PART, RESETS, REWRITTEN, Live
 from tests.web.conftest import MakeSite, Site, read_all, read_events
 from tests.web.helpers import wait_for_end
 
@@ -199,7 +199,7 @@ async def test_chat__what_makes_no_sense_is_explained(site: Site) -> None:
         ({"messages": []}, 400, "messages"),
         ({"messages": "x"}, 400, "messages"),
         ({"messages": [{"role": "assistant", "parts": []}]}, 400, "messages"),
-        ({"messages": [{"role": "user", "parts": [{"type": "file"}]}]}, 400, "in messages"),
+        ({"messages": [{"role": "user", "parts": [{"type": "file"}]}]}, 400, "mediaType"),
         ({"messages": [{"role": "user", "parts": "x"}]}, 400, "messages"),
         ({"messages": good, "trigger": "explode"}, 400, "trigger"),
         ({"messages": [question("x" * 300_000)]}, 413, "The message is larger"),
@@ -252,9 +252,9 @@ async def test_chat__what_is_not_text_is_refused_by_its_name(site: Site) -> None
     conversation = await site.conversation()
     text = {"type": "text", "text": "What is this?"}
     for part, name in (
-        ({"type": "file", "mediaType": "image/png", "url": "data:,"}, "file image/png"),
-        ({"type": "file", "filename": "a.pdf", "mediaType": "x/y"}, "file a.pdf x/y"),
-        ({"type": "file"}, "file"),
+        ({"type": "file", "mediaType": "image/png", "url": "data:,"}, "image/png"),
+        ({"type": "file", "filename": "a.pdf", "mediaType": "x/y"}, "a.pdf x/y"),
+        ({"type": "file"}, "without a name"),
         ({"type": "data-place", "data": {}}, "data-place"),
         ({"type": "tool-search", "toolCallId": "1", "output": {}}, "tool-search"),
         ({"type": "reasoning", "text": "Hm"}, "reasoning"),
@@ -545,14 +545,15 @@ async def test_regenerate__replaces_no_good_answer_for_what_was_not_asked(site: 
 # The contract of the SDK's workflow transport
 
 
-async def run_of(site: Site, run: str, first: int) -> tuple[list[Any], int]:
+async def run_of(site: Site, run: str, first: int) -> tuple[list[Any], int | None]:
     """The parts of a run from an index on, and the index of its last part."""
     path = f"/chat/{run}/stream"
     async with site.http.stream("GET", path, params={"startIndex": first}) as stream:
         assert stream.status_code == 200, await stream.aread()
         assert stream.headers["x-workflow-run-id"] == run
-        tail = int(stream.headers["x-workflow-stream-tail-index"])
-        return [each.data for each in (await read_all(stream))[:-1]], tail
+        tail = stream.headers.get("x-workflow-stream-tail-index")
+        parts = [each.data for each in (await read_all(stream))[:-1]]
+        return parts, None if tail is None else int(tail)
 
 
 @pytest.mark.parametrize("how", ["completed", "empty", "failed", "cancelled", "whole", "parts"])
@@ -576,18 +577,16 @@ async def test_run__has_the_rest_from_every_part_on(site: Site, how: str) -> Non
     elif how != "whole":
         await message.complete_streaming()
     run = f"run_{conversation.id}_{message.id}"
-    whole, tail = await run_of(site, run, 0)
+    whole, _ = await run_of(site, run, 0)
     assert whole[0] == {"type": "start", "messageId": str(message.id)} | (
         {"messageMetadata": whole[0]["messageMetadata"]} if "messageMetadata" in whole[0] else {}
     )
     assert whole[-1]["type"] == ("error" if how == "failed" else "finish")
-    assert tail == len(whole) - 1
     if how == "parts":
         assert [each["delta"] for each in whole if each["type"] == "text-delta"] == ["a", "b"]
-        assert "secret" not in json.dumps(whole)
     for first in range(1, len(whole)):
         assert (await run_of(site, run, first))[0] == whole[first:]
-        assert (await run_of(site, run, -first))[0] == whole[-first:]
+        assert await run_of(site, run, -first) == (whole[-first:], len(whole) - 1)
     for first in (len(whole), len(whole) + 1, 10**6):  # a client that has it all learns so
         assert [each["type"] for each in (await run_of(site, run, first))[0]] == ["finish"]
     assert (await run_of(site, run, -(10**6)))[0] == whole
@@ -608,11 +607,35 @@ async def test_run__goes_on_while_it_is_written(site: Site) -> None:
                 break
     path = f"/chat/{run}/stream"
     async with site.http.stream("GET", path, params={"startIndex": len(parts)}) as stream:
-        assert stream.headers["x-workflow-stream-tail-index"] == str(len(parts) - 1)
         site.model.say("two", None)
         parts += [each.data for each in (await read_all(stream))[:-1]]
     assert (await run_of(site, run, 0))[0][1:] == parts[1:]
     assert text_of(parts) == "onetwo"
+
+
+async def test_run__counts_all_parts_exactly_while_it_is_written(site: Site) -> None:
+    """Also those that show a step anew, for which the log is read again."""
+    conversation = await site.conversation()
+    for contents in (EVERY_PART, *REWRITTEN, *RESETS):
+        message = await conversation.start_streaming_assistant()
+        await message.append_chunks(contents)
+        live = Live((await conversation.get_message(message.id)).chunks.stored)
+        wanted = [part for parts in live.sent for part in parts]
+        run = f"run_{conversation.id}_{message.id}"
+        step = 1 if contents is not EVERY_PART else 7
+        for first in range(0, len(wanted) + 1, step):
+            path = f"/chat/{run}/stream?startIndex={first}"
+            parts: list[Any] = []
+            async with site.http.stream("GET", path) as stream:
+                events = read_events(stream)
+                while len(parts) < len(wanted) + 1 - first:
+                    parts.append((await anext(events)).data)
+            assert parts[-1:] == wanted[-1:]
+            assert (parts if first else parts[1:]) == wanted[max(first - 1, 0) :]
+        await message.complete_streaming()
+        ended = (await run_of(site, run, 0))[0]
+        assert ended[1 : len(wanted) + 1] == wanted
+        assert await run_of(site, run, -3) == (ended[-3:], len(ended) - 1)
 
 
 async def test_run__of_others_and_of_nobody_is_not_found(site: Site) -> None:
