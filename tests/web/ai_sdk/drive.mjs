@@ -205,4 +205,5 @@ const shownMessages = chat.messages.map((message) => ({
 }));
 const { status, error } = chat;
 console.log(JSON.stringify({ status, error: error?.message ?? null, messages: shownMessages }));
+await new Promise((done) => process.stdout.write("\n", done)); // exit() drops what a pipe has not taken yet
 process.exit(0);
