@@ -204,6 +204,5 @@ const shownMessages = chat.messages.map((message) => ({
   parts: message.parts,
 }));
 const { status, error } = chat;
-console.log(JSON.stringify({ status, error: error?.message ?? null, messages: shownMessages }));
-await new Promise((done) => process.stdout.write("\n", done)); // exit() drops what a pipe has not taken yet
-process.exit(0);
+const found = JSON.stringify({ status, error: error?.message ?? null, messages: shownMessages });
+process.stdout.write(`${found}\n`, () => process.exit(0)); // a long line is not written at once

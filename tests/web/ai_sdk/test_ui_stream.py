@@ -158,6 +158,10 @@ OTHERS: list[list[Any]] = [
         *[PartSet("c1", {"output": {"text": "x"}, "preliminary": True}), "b"],
     ],
     [call("", "", input={})],
+    [
+        *[call("big", "c1", input="x" * 300_000, output=["y" * 300_000]), "a"],
+        *[FilePart("data:x/y;base64," + "x" * 300_000, "x/y"), DataPart("d", "z" * 300_000)],
+    ],
     [PartDelta(7, "nothing"), PartSet(8, {"input": 1}), "a"],
 ]
 
