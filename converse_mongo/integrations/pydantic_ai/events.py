@@ -115,6 +115,9 @@ class AgentTranslator:
     Args:
         stored: The parts that attempts before have stored.
         messages: Returns the messages of the run so far.
+
+    Attributes:
+        messages: It, or ``None``: then a step does not have what the provider says of it.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class AgentTranslator:
         stored = list(stored)
         self.parts = Parts(PYDANTIC_AI, stored)
         self.failure: ProviderError | None = None
-        self._messages = messages
+        self.messages = messages
         self._step = -1
         self._is_open = False
         self._responses = 0
@@ -216,15 +219,15 @@ class AgentTranslator:
     # Steps
 
     def _live(self) -> Sequence[ModelMessage]:
-        return () if self._messages is None else self._messages()
+        return () if self.messages is None else self.messages()
 
     def _count(self) -> int:
         return sum(isinstance(message, ModelResponse) for message in self._live())
 
     def _begin_step(self) -> None:
-        if self._messages is not None:
+        if self.messages is not None:
             requests: list[ModelRequest] = []
-            for message in reversed(self._messages()):
+            for message in reversed(self.messages()):
                 if not isinstance(message, ModelRequest):
                     break
                 requests.insert(0, message)
@@ -334,7 +337,7 @@ class AgentTranslator:
 
     def _is_next(self, index: int) -> bool:
         """Returns whether a part belongs to the next response."""
-        if self._messages is not None:
+        if self.messages is not None:
             return self._count() > self._responses
         return index == 0 and 0 in self._ended
 

@@ -265,6 +265,7 @@ class _Answering:
     async def follow(self, run: AgentRun[Any, Any]) -> None:
         """Runs the agent, and stores what it does."""
         translator, node = self._translator, run.next_node
+        translator.messages = run.all_messages
         while not Agent.is_end_node(node):
             translator.begin_node(node)
             await self._write()
