@@ -13,6 +13,7 @@ from pydantic import BaseModel
 import converse_mongo
 import converse_mongo.embedded
 import converse_mongo.integrations.openai
+import converse_mongo.integrations.pydantic_ai
 import converse_mongo.telemetry
 import converse_mongo.web
 import converse_mongo.web.fastapi
@@ -24,6 +25,7 @@ MODULES = (
     converse_mongo.web,
     converse_mongo.web.fastapi,
     converse_mongo.integrations.openai,
+    converse_mongo.integrations.pydantic_ai,
     converse_mongo.embedded,
     converse_mongo.telemetry,
 )

@@ -26,10 +26,16 @@ Script = Sequence[Sequence[Said]]
 """What the model says, for each of its calls in a run."""
 
 QUEUE = "default"
+QUESTIONS = "How many?", "And now?"
 
 
 def call(tool: str, arguments: str = "{}", call_id: str = "call_1", at: int = 0) -> Said:
     return {at: DeltaToolCall(tool, arguments, tool_call_id=call_id)}
+
+
+def is_prompt(part: Any) -> bool:
+    """Whether a user says it, and no tool, and not the agent about an output."""
+    return isinstance(part, UserPromptPart) and part.content in ("Hi", "And?", *QUESTIONS)
 
 
 class Scripted:
@@ -52,7 +58,7 @@ class Scripted:
         for message in messages:
             if isinstance(message, ModelResponse):
                 step += 1
-            elif any(isinstance(part, UserPromptPart) for part in message.parts):
+            elif any(is_prompt(part) for part in message.parts):
                 step = 0
         for number, piece in enumerate(self.script[step]):
             if self.before is not None:
@@ -68,7 +74,7 @@ def normal(messages: Sequence[ModelMessage], *, times: bool = True) -> list[dict
     found: list[dict[str, Any]] = ModelMessagesTypeAdapter.dump_python([*messages], mode="json")
     for message in found:
         for name in ("run_id", "conversation_id", "instructions"):
-            del message[name]
+            message.pop(name, None)
         parts = message["parts"]
         if message["kind"] == "request":
             del message["timestamp"]
@@ -106,9 +112,15 @@ ERASE: Script = [
 ]
 
 
+def say(word: str) -> None:
+    """Tells the process that watches this one."""
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
+
+
 async def hang(word: str) -> None:
     """Says where this process is, and stays there."""
-    print(word, flush=True)
+    say(word)
     await asyncio.Event().wait()
 
 
@@ -138,7 +150,7 @@ async def work(uri: str, database: str, where: str) -> None:
         Converse(uri, database=database, lease=1.0) as converse,
         converse.worker(respond, queues=[QUEUE]) as worker,
     ):
-        print("ready", flush=True)
+        say("ready")
         await worker.run()
 
 

@@ -42,10 +42,19 @@ from tests.conftest import Facade
 from tests.integration.helpers import soon
 from tests.integration.test_workers import ended, working
 from tests.integrations.playing import collect
-from tests.integrations.pydantic_ai_agents import ERASE, QUEUE, Scripted, call, normal, results, told
+from tests.integrations.pydantic_ai_agents import (
+    ERASE,
+    QUEUE,
+    Script,
+    Scripted,
+    call,
+    normal,
+    results,
+    told,
+)
 from tests.streams import SOON
 
-SEARCH = [
+SEARCH: Script = [
     ["Let me look. ", call("search", '{"q": "a"}'), call("search", '{"q": "b"}', "call_2", at=1)],
     ["There are ", "three."],
 ]
@@ -277,7 +286,7 @@ async def test_tool_that_runs_elsewhere__gets_its_output_from_there(
 
 
 async def test_approval__waits_beside_tools_that_have_run_once(converse: Converse) -> None:
-    script = [
+    script: Script = [
         [call("search", '{"q": "a"}'), call("erase", '{"path": "/b"}', "call_2", at=1)],
         ["Done."],
     ]
@@ -391,7 +400,12 @@ async def test_cut__anywhere_is_gone_on_from(converse: Converse) -> None:
         model = Scripted(SEARCH)
         respond = pydantic_ai_respond(searching(model))
 
-        async def cut(conversation: Conversation, message: Message, place: int = place) -> None:
+        async def cut(
+            conversation: Conversation,
+            message: Message,
+            place: int = place,
+            respond: Any = respond,
+        ) -> None:
             if message.checkpoint is None:
                 async with message.writer() as writer:
                     for content in contents[:place]:
@@ -414,7 +428,7 @@ async def test_cut__anywhere_is_gone_on_from(converse: Converse) -> None:
 async def test_hand_over__is_at_a_boundary_and_no_tool_runs_twice(facade: Facade) -> None:
     converse = await facade()
     other = await facade(converse.database_name)
-    script = [*(SEARCH[0:1]), [call("search", '{"q": "c"}', "call_3")], ["Three."]]
+    script: Script = [*(SEARCH[0:1]), [call("search", '{"q": "c"}', "call_3")], ["Three."]]
     model, ran = Scripted(script), []
     agent = model.agent()
     entered = asyncio.Event()
@@ -547,7 +561,7 @@ class BusyError(Exception):
 async def test_error__of_the_model_fails_or_makes_another_attempt(
     converse: Converse, retries: int
 ) -> None:
-    model, failures = Scripted(SEARCH), []
+    model, failures = Scripted(SEARCH), list[int]()
 
     async def before(step: int, number: int) -> None:
         if step == 1 and number == 1 and not failures:
@@ -587,7 +601,10 @@ async def test_usage_limits__hold_over_attempts(converse: Converse) -> None:
 
 
 async def test_output__that_is_no_text_is_data(converse: Converse) -> None:
-    script = [[call("final_result", '{"count": "many"}')], [call("final_result", '{"count": 3}', "call_2")]]
+    script: Script = [
+        [call("final_result", '{"count": "many"}')],
+        [call("final_result", '{"count": 3}', "call_2")],
+    ]
     model = Scripted(script)
 
     def final_result(count: int) -> dict[str, int]:

@@ -93,6 +93,7 @@ async def pydantic_ai_run(
         for content in translator.parts.take():
             yield content
         if Agent.is_model_request_node(node) or Agent.is_call_tools_node(node):
+            stream: Any
             async with node.stream(run.ctx) as stream:
                 async for event in stream:
                     translator.feed(event)

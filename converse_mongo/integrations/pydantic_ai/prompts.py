@@ -118,7 +118,7 @@ class Telling:
             elif turn.role is MessageRole.SYSTEM:
                 text = "".join(p.text for p in turn.parts if _is_text(p))
                 if text:
-                    part = {"part_kind": "system-prompt", "content": text, **_at(turn)}
+                    part: Item = {"part_kind": "system-prompt", "content": text, **_at(turn)}
                     told.items.append(_request([part]))
             elif content := self._content(turn.parts):
                 part = {"part_kind": "user-prompt", "content": content, **_at(turn)}
@@ -177,7 +177,9 @@ class Telling:
                 requests = own.get("request")
                 continue
             if not isinstance(key, str) or index_of(key) < 0:
-                if isinstance(part, CustomPart) or not (part.text or isinstance(part, ToolCallPart)):
+                if isinstance(part, CustomPart) or not (
+                    part.text or isinstance(part, ToolCallPart)
+                ):
                     continue
                 return None  # of somebody else
             index = index_of(key)
@@ -236,7 +238,9 @@ class Telling:
         place = index_of(key) if is_here and isinstance(key, str) else index_of(called) + 0.5
         found[place] = {
             "part_kind": "builtin-tool-return",
-            **{"tool_name": part.name, "tool_call_id": part.call_id, "content": content},
+            "tool_name": part.name,
+            "tool_call_id": part.call_id,
+            "content": content,
             **(data.get("result") or {}),
         }
 
@@ -257,12 +261,13 @@ class Telling:
                 if calls:
                     close()  # what follows the results of calls is another response
                 said.append({"part_kind": "text", "content": part.text})
-            elif isinstance(part, ToolCallPart) and part.executor != "provider":
-                if is_callable(part):
-                    named = {"tool_name": part.name, "tool_call_id": part.call_id}
-                    args = arguments_of(part, self._values)
-                    said.append({"part_kind": "tool-call", **named, "args": args})
-                    calls.append(part)
+            elif (
+                isinstance(part, ToolCallPart) and part.executor != "provider" and is_callable(part)
+            ):
+                named = {"tool_name": part.name, "tool_call_id": part.call_id}
+                args = arguments_of(part, self._values)
+                said.append({"part_kind": "tool-call", **named, "args": args})
+                calls.append(part)
         close()
         return items
 

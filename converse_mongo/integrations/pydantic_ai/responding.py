@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from pydantic import TypeAdapter
 from pydantic_ai import Agent
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import (
@@ -25,7 +26,6 @@ from pydantic_ai.tools import (
     ToolDenied,
 )
 from pydantic_ai.usage import RequestUsage, RunUsage
-from pydantic import TypeAdapter
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.messages import Message
@@ -291,7 +291,8 @@ class _Answering:
 
 def _is_boundary(node: Any) -> bool:
     """Returns whether another worker can go on from here: the tools of a call of the model wait, or
-    their results do."""
+    their results do.
+    """
     if Agent.is_call_tools_node(node):
         return bool(node.model_response.tool_calls)
     return bool(Agent.is_model_request_node(node))
@@ -321,10 +322,10 @@ class StoredStarts(AbstractCapability[Any]):
 
     async def before_tool_execute(
         self,
-        ctx: RunContext[Any],
+        ctx: RunContext[Any],  # noqa: ARG002 - a method of the framework
         *,
         call: ToolCallPart,
-        tool_def: ToolDefinition,
+        tool_def: ToolDefinition,  # noqa: ARG002
         args: ValidatedToolArgs,
     ) -> ValidatedToolArgs:
         """Stores the start; what this raises, keeps the tool from running."""
