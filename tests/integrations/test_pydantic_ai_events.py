@@ -249,7 +249,6 @@ async def test_response__keeps_what_it_has() -> None:
         parts=[TextPart("Hi")],
         usage=RequestUsage(input_tokens=3, output_tokens=4, details={"cached": 1}),
         model_name="m-2",
-        model_id="p:m",
         provider_name="p",
         provider_url="https://p",
         provider_details={"finish_reason": "STOP"},

@@ -272,6 +272,8 @@ class _Answering:
             if self._writer.handing_over and _is_boundary(node):
                 await self._writer.detach()
                 return
+            if Agent.is_model_request_node(node):
+                await self._writer.flush()  # what tools did is known, whatever the model does
             if Agent.is_model_request_node(node) or Agent.is_call_tools_node(node):
                 async with node.stream(run.ctx) as stream:
                     async for event in stream:
