@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partialmethod
 from typing import Any
 
 import pytest
@@ -422,7 +423,63 @@ async def test_cut__anywhere_is_gone_on_from(converse: Converse) -> None:
         assert len([p for p in read.parts if isinstance(p, StepPart) and p.usage]) == 2
         back = messages_for_pydantic_ai(await conversation.history())
         assert repair_messages(back) == back, place
+        assert [kind for kind, _ in told(back)] == [
+            *("user-prompt", "text", "tool-call", "tool-call", "tool-return", "tool-return"),
+            "text",
+        ], place
         assert all(outcome != "retried" for outcome, _ in results(back).values())
+
+
+async def test_approval__that_was_asked_for_before_a_crash_waits(converse: Converse) -> None:
+    model, ran = Scripted(ERASE), []
+    agent = model.agent(output_type=[str, DeferredToolRequests])
+
+    @agent.tool_plain(requires_approval=True)
+    async def erase(path: str) -> str:
+        ran.append(path)
+        return path
+
+    async with agent.run_stream_events("How many?") as events:
+        contents = await collect(pydantic_ai_events(events))
+    respond = pydantic_ai_respond(agent)
+
+    async def dies(conversation: Conversation, message: Message) -> None:
+        if message.checkpoint is None:
+            async with message.writer() as writer:
+                for content in contents:
+                    await writer.write(content)
+                await writer.detach({"asked": True})
+        else:
+            await respond(conversation, message)
+
+    _, message = await asked(converse)
+    async with working(converse, dies):
+        await suspended(converse, message)
+        assert len(model.asked) == 1
+        await converse.answer_tool_calls(message.id, [Approval("call_1", True)])
+        read = await ended(converse, message)
+    assert (read.content, ran, len(model.asked)) == ("I look. Done.", ["/data"], 2)
+
+
+async def test_results__are_stored_before_the_model_is_asked_again(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade()
+    slow = partialmethod(Message.writer, flush_interval=60.0)
+    monkeypatch.setattr(Message, "writer", slow)
+    other = await facade(converse.database_name)
+    model, states = Scripted(SEARCH), []
+    _, message = await asked(converse)
+
+    async def before(step: int, number: int) -> None:
+        if step == 1 and not number:
+            read = await other.get_message(message.id)
+            states.extend([each.state for each in calls_of(read)])
+
+    model.before = before
+    async with working(converse, pydantic_ai_respond(searching(model))):
+        await ended(converse, message)
+    assert states == ["output-available"] * 2
 
 
 async def test_hand_over__is_at_a_boundary_and_no_tool_runs_twice(facade: Facade) -> None:
