@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 from pydantic_ai import (
     Agent,
     CallDeferred,
@@ -30,6 +31,9 @@ from pydantic_ai.messages import (
     PartDeltaEvent,
     PartEndEvent,
     PartStartEvent,
+    RetryFeedbackPart,
+    RetryInfo,
+    SystemPromptPart,
     TextPart,
     TextPartDelta,
     ThinkingPart,
@@ -42,18 +46,21 @@ from pydantic_ai.messages import (
     repair_messages,
 )
 from pydantic_ai.models.function import DeltaThinkingPart
+from pydantic_ai.models.openai import OpenAIResponsesModel
 from pydantic_ai.models.test import TestModel
+from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.run import AgentRunResult, AgentRunResultEvent
 from pydantic_ai.usage import RequestUsage
 
-from converse_mongo import Part, StepPart
+from converse_mongo import Part, PartStart, StepPart
 from converse_mongo import ToolCallPart as Call
 from converse_mongo.integrations.pydantic_ai import (
     messages_for_pydantic_ai,
     pydantic_ai_events,
     pydantic_ai_run,
 )
-from tests.integrations.playing import assistant, collect, reduced, user
+from tests.integrations import openai_events
+from tests.integrations.playing import Player, assistant, collect, playing, reduced, user
 from tests.integrations.pydantic_ai_agents import Script, Scripted, call, normal
 
 SEARCH: Script = [
@@ -255,6 +262,7 @@ async def test_response__keeps_what_it_has() -> None:
         provider_response_id="r1",
         finish_reason="tool_call",
         metadata={"x": 1},
+        state="interrupted",
     )
     step = found[0]
     assert isinstance(step, StepPart)
@@ -314,6 +322,50 @@ async def test_arguments__that_come_as_objects_are_merged() -> None:
     )
     found = reduced(await collect(pydantic_ai_events(stream)))
     assert back(found)[1].parts == [part]
+
+
+async def test_arguments__that_came_without_events_are_in_the_response() -> None:
+    part = ToolCallPart("a", '{"x": 1}', "c1")
+    stream = Stream([start(0, ToolCallPart("a", "", "c1"))], ModelResponse(parts=[part]))
+    found = reduced(await collect(pydantic_ai_events(stream)))
+    assert back(found)[1].parts == [part]
+
+
+async def test_prompts__of_the_agent_are_not_stored() -> None:
+    system = SystemPromptPart("secret")
+    feedback = RetryFeedbackPart("no", retry=RetryInfo("no_output"))
+
+    class TwoSteps(Stream):
+        async def __aiter__(self) -> AsyncIterator[Any]:
+            self.messages.append(ModelResponse(parts=[TextPart("one")]))
+            self.messages.append(ModelRequest(parts=[system, feedback]))
+            yield start(0, TextPart("two"))
+            self.messages.append(self.response)
+
+    first = Stream([start(0, TextPart("one"))], ModelResponse(parts=[TextPart("one")]))
+    contents = await collect(pydantic_ai_events(first))
+    answer = assistant(*stored(contents))
+    second = TwoSteps([], ModelResponse(parts=[TextPart("two")]))
+    contents += await collect(pydantic_ai_events(second, answer=answer))
+    assert "secret" not in str(contents)
+    assert "no_output" in str(contents)
+
+
+def stored(contents: Sequence[Any]) -> list[Part]:
+    return reduced(contents, ended=False)
+
+
+@WAYS
+async def test_content__of_a_tool_for_the_model_is_told_once(play: Any) -> None:
+    contents, _ = await play(searching())
+    place = [kind_of(each) for each in contents].index("pydantic_ai_request")
+    for cut in (place, place + 1):
+        parts = back(reduced(contents[:cut]))[-1].parts
+        assert [part.part_kind for part in parts].count("user-prompt") == 1
+
+
+def kind_of(content: Any) -> str | None:
+    return content.part.kind if isinstance(content, PartStart) else None
 
 
 async def test_native_tool__is_run_by_the_provider() -> None:
@@ -382,6 +434,36 @@ async def test_unknown_events__pass() -> None:
         yield start(0, TextPart("one"))
 
     assert len(reduced(await collect(pydantic_ai_events(plain())))) == 2
+
+
+async def test_provider__is_sent_what_the_agent_itself_would_send() -> None:
+    thought = openai_events.reasoning("Hm.", encrypted="secret")
+    called = openai_events.function_call('{"q": "x"}', "search")
+    answer = openai_events.message(openai_events.said("Three."))
+    streams = [openai_events.stream(thought, called), openai_events.stream(answer)]
+    player = Player([*streams, streams[1], streams[1]])
+    async with (
+        playing(player) as url,
+        AsyncOpenAI(base_url=url, api_key="sk-test", max_retries=0) as sdk,
+    ):
+        model = OpenAIResponsesModel("gpt-5-mini", provider=OpenAIProvider(openai_client=sdk))
+        agent = Agent(model, instructions="Be short.")
+
+        @agent.tool_plain
+        def search(q: str) -> dict[str, str]:
+            return {"found": q}
+
+        contents, messages = await by_events(agent)
+        ours = messages_for_pydantic_ai([user("Hi"), assistant(*reduced(contents)), user("And?")])
+        for given in (
+            {"user_prompt": "And?", "message_history": messages},
+            {"message_history": ours},
+        ):
+            async with agent.run_stream_events(**given) as events:
+                await collect(pydantic_ai_events(events))
+    theirs, own = player.asked[-2:]
+    assert own["input"] == theirs["input"]
+    assert "secret" in str(own["input"])
 
 
 class BrokenError(Exception):
