@@ -26,6 +26,7 @@ Script = Sequence[Sequence[Said]]
 """What the model says, for each of its calls in a run."""
 
 QUEUE = "default"
+LEASE = 2.0
 QUESTIONS = "How many?", "And now?"
 
 
@@ -147,7 +148,7 @@ async def work(uri: str, database: str, where: str) -> None:
     """Works until it is killed."""
     respond = pydantic_ai_respond(agent_that_hangs(where))
     async with (
-        Converse(uri, database=database, lease=1.0) as converse,
+        Converse(uri, database=database, lease=LEASE) as converse,
         converse.worker(respond, queues=[QUEUE]) as worker,
     ):
         say("ready")

@@ -41,10 +41,11 @@ from converse_mongo.integrations.pydantic_ai import (
 )
 from tests.conftest import Facade
 from tests.integration.helpers import soon
-from tests.integration.test_workers import ended, working
+from tests.integration.test_workers import working
 from tests.integrations.playing import collect
 from tests.integrations.pydantic_ai_agents import (
     ERASE,
+    LEASE,
     QUEUE,
     Script,
     Scripted,
@@ -53,12 +54,15 @@ from tests.integrations.pydantic_ai_agents import (
     results,
     told,
 )
-from tests.streams import SOON
 
 SEARCH: Script = [
     ["Let me look. ", call("search", '{"q": "a"}'), call("search", '{"q": "b"}', "call_2", at=1)],
     ["There are ", "three."],
 ]
+
+
+SECONDS = 60.0
+"""For a process that starts, on a machine that is busy."""
 
 
 async def asked(converse: Converse, text: str = "How many?") -> tuple[Conversation, Message]:
@@ -81,9 +85,16 @@ def searching(model: Scripted, **options: Any) -> Agent[Any, Any]:
     return agent
 
 
+async def ended(converse: Converse, message: Message) -> Message:
+    async with asyncio.timeout(SECONDS), converse.watch_message(message.id) as events:
+        async for _ in events:
+            pass
+    return await converse.get_message(message.id)
+
+
 async def suspended(converse: Converse, message: Message) -> MessageSuspended:
-    async with asyncio.timeout(SOON):
-        async for event in converse.watch_message(message.id):
+    async with asyncio.timeout(SECONDS), converse.watch_message(message.id) as events:
+        async for event in events:
             if isinstance(event, MessageSuspended):
                 return event
     raise AssertionError("it ended")
@@ -341,7 +352,7 @@ async def process(uri: str, database: str, where: str) -> AsyncIterator[Any]:
     )
     assert started.stdout is not None
     try:
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(SECONDS):
             assert await started.stdout.readline() == b"ready\n"
         yield started.stdout
     finally:
@@ -360,9 +371,9 @@ async def process(uri: str, database: str, where: str) -> AsyncIterator[Any]:
 async def test_worker__that_is_killed_is_followed_behind_what_is_stored(
     facade: Facade, server_uri: str, where: str, expected: Any, times: int
 ) -> None:
-    converse = await facade(lease=1.0)
+    converse = await facade(lease=LEASE)
     _, message = await asked(converse)
-    async with process(server_uri, converse.database_name, where) as said, asyncio.timeout(SOON):
+    async with process(server_uri, converse.database_name, where) as said, asyncio.timeout(SECONDS):
         assert await said.readline() == f"{where}\n".encode()
     model, ran = Scripted(ERASE), []
     agent = model.agent()
@@ -381,11 +392,11 @@ async def test_worker__that_is_killed_is_followed_behind_what_is_stored(
 
 
 async def test_approvals__by_two_processes(facade: Facade, server_uri: str) -> None:
-    converse = await facade(lease=1.0)
+    converse = await facade(lease=LEASE)
     conversation, message = await asked(converse)
     waiting = asyncio.create_task(suspended(converse, message))
     async with process(server_uri, converse.database_name, "approval"):
-        await soon(waiting)
+        await waiting
     await converse.answer_tool_calls(message.id, [Approval("call_1", True)])
     async with process(server_uri, converse.database_name, "approval"):
         read = await ended(converse, message)
@@ -500,7 +511,7 @@ async def test_hand_over__is_at_a_boundary_and_no_tool_runs_twice(facade: Facade
 
     _, message = await asked(converse)
     respond = pydantic_ai_respond(agent)
-    async with converse.worker(respond, queues=[QUEUE], grace=SOON) as worker:
+    async with converse.worker(respond, queues=[QUEUE], grace=SECONDS) as worker:
         running = asyncio.create_task(worker.run())
         await soon(entered.wait())
         worker.close()
@@ -531,7 +542,7 @@ async def test_hand_over__between_a_call_and_its_tool(facade: Facade) -> None:
 
     _, message = await asked(converse)
     respond = pydantic_ai_respond(agent)
-    async with converse.worker(respond, queues=[QUEUE], grace=SOON) as worker:
+    async with converse.worker(respond, queues=[QUEUE], grace=SECONDS) as worker:
 
         async def before(step: int, number: int) -> None:
             worker.close()
