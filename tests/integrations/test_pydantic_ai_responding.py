@@ -25,9 +25,11 @@ from converse_mongo import (
     ConfigurationError,
     Conversation,
     Converse,
+    InvalidInputError,
     Message,
     MessageStatus,
     MessageSuspended,
+    PartSet,
     RetryPolicy,
     StepPart,
     ToolCallPart,
@@ -40,7 +42,7 @@ from converse_mongo.integrations.pydantic_ai import (
     pydantic_ai_respond,
 )
 from tests.conftest import Facade
-from tests.integration.helpers import soon
+from tests.integration.helpers import raw, soon
 from tests.integration.test_workers import working
 from tests.integrations.playing import collect
 from tests.integrations.pydantic_ai_agents import (
@@ -170,6 +172,12 @@ async def test_options__that_come_from_the_conversation_are_refused() -> None:
     agent = Scripted(SEARCH).agent()
     with pytest.raises(ConfigurationError, match="message_history comes from"):
         pydantic_ai_respond(agent, message_history=[])
+    with pytest.raises(ConfigurationError, match="modle is no argument"):
+        pydantic_ai_respond(agent, modle="openai:gpt-5-mini")
+    with pytest.raises(InvalidInputError, match="limit"):
+        pydantic_ai_respond(agent, limit=0)
+    with pytest.raises(InvalidInputError, match="expires"):
+        pydantic_ai_respond(agent, expires=-1)
     with pytest.raises(ConfigurationError, match="not both"):
         pydantic_ai_respond(agent, deps=1, deps_for=lambda *_: 1)
 
@@ -441,6 +449,36 @@ async def test_cut__anywhere_is_gone_on_from(converse: Converse) -> None:
         assert all(outcome != "retried" for outcome, _ in results(back).values())
 
 
+async def test_tool__that_was_not_started_beside_one_that_was_is_not_run(
+    converse: Converse,
+) -> None:
+    async with searching(Scripted(SEARCH)).run_stream_events("How many?") as events:
+        contents = await collect(pydantic_ai_events(events))
+    first = next(
+        place
+        for place, content in enumerate(contents, 1)
+        if isinstance(content, PartSet) and "output" in content.fields
+    )
+    model = Scripted(SEARCH)
+    respond = pydantic_ai_respond(searching(model))
+
+    async def dies(conversation: Conversation, message: Message) -> None:
+        if message.checkpoint is None:
+            async with message.writer() as writer:
+                for content in contents[:first]:
+                    await writer.write(content)
+                await writer.detach({"cut": True})
+        else:
+            await respond(conversation, message)
+
+    _, message = await asked(converse)
+    async with working(converse, dies):
+        read = await ended(converse, message)
+    told_of = {"call_1": ("success", {"hits": 1}), "call_2": ("failed", "The tool was not run.")}
+    assert results(model.asked[0]) == told_of
+    assert [call.started for call in calls_of(read)] == [False, False]
+
+
 async def test_approval__that_was_asked_for_before_a_crash_waits(converse: Converse) -> None:
     model, ran = Scripted(ERASE), []
     agent = model.agent(output_type=[str, DeferredToolRequests])
@@ -467,6 +505,8 @@ async def test_approval__that_was_asked_for_before_a_crash_waits(converse: Conve
     async with working(converse, dies):
         await suspended(converse, message)
         assert len(model.asked) == 1
+        chunks = (await raw(converse, message))["chunks"]
+        assert sum("approval" in chunk.get("fields", {}) for chunk in chunks) == 1
         await converse.answer_tool_calls(message.id, [Approval("call_1", True)])
         read = await ended(converse, message)
     assert (read.content, ran, len(model.asked)) == ("I look. Done.", ["/data"], 2)

@@ -30,6 +30,7 @@ from converse_mongo.domain.parts import (
     TextPart,
     ToolCallPart,
 )
+from converse_mongo.integrations.histories import Told
 from converse_mongo.integrations.streams import (
     Content,
     Parts,
@@ -60,7 +61,7 @@ _OF_AGENTS = ("system-prompt", "instruction-delta", "instruction-baseline")
 
 
 def pydantic_ai_events(
-    events: AsyncIterable[Any], *, answer: Any = None
+    events: AsyncIterable[Any], *, answer: Told | None = None
 ) -> AsyncGenerator[Content, None]:
     """Turns the events of a run into what a message takes.
 
@@ -76,7 +77,7 @@ def pydantic_ai_events(
 
 
 async def pydantic_ai_run(
-    run: AgentRun[Any, Any], *, answer: Any = None
+    run: AgentRun[Any, Any], *, answer: Told | None = None
 ) -> AsyncGenerator[Content, None]:
     """Runs the nodes of ``async with agent.iter(…)``, and yields what a message takes.
 
@@ -105,7 +106,7 @@ async def pydantic_ai_run(
         yield content
 
 
-def stored_of(answer: Any) -> list[Part]:
+def stored_of(answer: Told | None) -> list[Part]:
     """Returns the parts of an answer that are its own."""
     return [] if answer is None else [part for part in answer.parts if part.parent is None]
 

@@ -33,6 +33,7 @@ from converse_mongo.domain.errors import ConfigurationError
 from converse_mongo.domain.part_events import PartSet
 from converse_mongo.domain.parts import Part, StepPart
 from converse_mongo.domain.parts import ToolCallPart as Call
+from converse_mongo.domain.validation import check_int, check_seconds
 from converse_mongo.integrations.histories import Values, load_values, loaded, turns_of
 from converse_mongo.integrations.pydantic_ai.events import (
     OUTPUT,
@@ -85,12 +86,19 @@ def pydantic_ai_respond(
             ``usage_limits``, ``toolsets`` and ``capabilities``.
 
     Raises:
-        ConfigurationError: An option is one that this sets, or there are two kinds of ``deps``.
+        ConfigurationError: An option is one that this sets, or none of ``agent.iter``, or there are
+            two kinds of ``deps``.
+        InvalidInputError: ``limit`` or ``expires`` is out of range.
     """
     if taken := sorted(_OWN & options.keys()):
         raise ConfigurationError(f"{taken[0]} comes from the conversation: leave it out.")
+    if unknown := sorted(options.keys() - inspect.signature(AbstractAgent.iter).parameters.keys()):
+        raise ConfigurationError(f"{unknown[0]} is no argument of agent.iter: leave it out.")
     if deps is not None and deps_for is not None:
         raise ConfigurationError("Pass deps, which are those of each run, or deps_for, not both.")
+    check_int(limit, "limit", 1)
+    if expires is not None:
+        check_seconds(expires, "expires")
 
     async def respond(conversation: Conversation, message: Message) -> None:
         given = deps
@@ -99,7 +107,7 @@ def pydantic_ai_respond(
             if inspect.isawaitable(given):
                 given = await given
         async with message.writer(interrupt=True) as writer:
-            answering = _Answering(agent, conversation, message, writer, expires)
+            answering = _Answering(conversation, message, writer, expires)
             await answering.take_over()
             if answering.is_answered:
                 return
@@ -126,13 +134,11 @@ class _Answering:
 
     def __init__(
         self,
-        agent: AbstractAgent[Any, Any],
         conversation: Conversation,
         message: Message,
         writer: MessageWriter,
         expires: float | None,
     ) -> None:
-        self._agent = agent
         self._conversation = conversation
         self._message = message
         self._writer = writer
