@@ -70,9 +70,17 @@ class Scripted:
         return Agent(FunctionModel(stream_function=self), **options)
 
 
+def dumped(messages: Sequence[ModelMessage]) -> list[dict[str, Any]]:
+    """Messages in JSON types; the oldest versions of Pydantic warn of unions without a reason."""
+    found: list[dict[str, Any]] = ModelMessagesTypeAdapter.dump_python(
+        [*messages], mode="json", warnings=False
+    )
+    return found
+
+
 def normal(messages: Sequence[ModelMessage], *, times: bool = True) -> list[dict[str, Any]]:
     """Messages in JSON types, without what the store does not have: see the page "Pydantic AI"."""
-    found: list[dict[str, Any]] = ModelMessagesTypeAdapter.dump_python([*messages], mode="json")
+    found = dumped(messages)
     for message in found:
         for name in ("run_id", "conversation_id", "instructions"):
             message.pop(name, None)
@@ -88,7 +96,7 @@ def normal(messages: Sequence[ModelMessage], *, times: bool = True) -> list[dict
 
 def told(messages: Sequence[ModelMessage]) -> list[tuple[str, Any]]:
     """What the parts of messages say."""
-    found = ModelMessagesTypeAdapter.dump_python([*messages], mode="json")
+    found = dumped(messages)
     return [
         (part["part_kind"], part.get("content", part.get("args")))
         for message in found

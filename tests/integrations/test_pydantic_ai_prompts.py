@@ -12,7 +12,6 @@ from pydantic_ai.messages import (
     DocumentUrl,
     ImageUrl,
     ModelMessage,
-    ModelMessagesTypeAdapter,
     ModelResponse,
     UploadedFile,
     UserPromptPart,
@@ -33,7 +32,7 @@ from converse_mongo import (
 )
 from converse_mongo.integrations.pydantic_ai import load_values, messages_for_pydantic_ai
 from tests.integrations.playing import Said, assistant, user
-from tests.integrations.pydantic_ai_agents import results, told
+from tests.integrations.pydantic_ai_agents import dumped, results, told
 
 
 def data(key: str, **more: Any) -> dict[str, Any]:
@@ -182,9 +181,9 @@ async def test_messages__of_a_conversation_are_the_same_each_time(converse: Conv
     await conversation.add_user_message("Hi")
     await conversation.create_assistant_message("Hello.", parts=[call()])
     history = await conversation.history()
-    dumped = ModelMessagesTypeAdapter.dump_json(messages_for_pydantic_ai(history))
+    first = dumped(messages_for_pydantic_ai(history))
     again = messages_for_pydantic_ai(await conversation.history())
-    assert ModelMessagesTypeAdapter.dump_json(again) == dumped
+    assert dumped(again) == first
     [part] = again[0].parts
     assert isinstance(part, UserPromptPart)
     assert part.timestamp == history.messages[0].created_at.replace(tzinfo=UTC)

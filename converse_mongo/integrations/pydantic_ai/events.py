@@ -489,7 +489,10 @@ def index_of(key: str) -> int:
 
 def _dumped(messages: list[ModelMessage]) -> list[dict[str, Any]]:
     """Returns messages in JSON types."""
-    dumped: list[dict[str, Any]] = ModelMessagesTypeAdapter.dump_python(messages, mode="json")
+    # Of unions like theirs, the oldest versions of Pydantic warn without a reason.
+    dumped: list[dict[str, Any]] = ModelMessagesTypeAdapter.dump_python(
+        messages, mode="json", warnings=False
+    )
     return dumped
 
 
