@@ -474,8 +474,8 @@ async def test_tool__that_was_not_started_beside_one_that_was_is_not_run(
     _, message = await asked(converse)
     async with working(converse, dies):
         read = await ended(converse, message)
-    told_of = {"call_1": ("success", {"hits": 1}), "call_2": ("failed", "The tool was not run.")}
-    assert results(model.asked[0]) == told_of
+    outcomes = sorted(results(model.asked[0]).values(), key=lambda each: each[0])
+    assert outcomes == [("failed", "The tool was not run."), ("success", {"hits": 1})]
     assert [call.started for call in calls_of(read)] == [False, False]
 
 
