@@ -14,6 +14,7 @@ import converse_mongo
 import converse_mongo.embedded
 import converse_mongo.integrations.anthropic
 import converse_mongo.integrations.openai
+import converse_mongo.integrations.pydantic_ai
 import converse_mongo.telemetry
 import converse_mongo.web
 import converse_mongo.web.fastapi
@@ -26,6 +27,7 @@ MODULES = (
     converse_mongo.web.fastapi,
     converse_mongo.integrations.anthropic,
     converse_mongo.integrations.openai,
+    converse_mongo.integrations.pydantic_ai,
     converse_mongo.embedded,
     converse_mongo.telemetry,
 )

@@ -10,7 +10,7 @@ from converse_mongo.documents.messages import Message
 from converse_mongo.documents.prompting import is_told, replaced_ids
 from converse_mongo.domain.errors import ChunksNotLoadedError
 from converse_mongo.domain.jsonable import jsonable
-from converse_mongo.domain.parts import Part, StepPart, ToolCallPart
+from converse_mongo.domain.parts import FilePart, Part, StepPart, ToolCallPart
 from converse_mongo.domain.stored_values import StoredValue
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.integrations.streams import NOT_JSON, parsed
@@ -56,12 +56,14 @@ class Turn:
         step: The call of the model, or ``None``.
         parts: The parts, without those of sub-agents and those that were redacted.
         is_whole: False if a part was redacted.
+        message: What it is a turn of.
     """
 
     role: MessageRole
     step: StepPart | None = None
     parts: list[Part] = field(default_factory=list)
     is_whole: bool = True
+    message: Told | None = None
 
 
 def turns_of(history: History | Iterable[Told], answer: Told | None) -> Iterator[Turn]:
@@ -86,7 +88,9 @@ def turns_of(history: History | Iterable[Told], answer: Told | None) -> Iterator
             continue
         if message.status is MessageStatus.STREAMING and message is not answer:
             continue  # half an answer is told only to who goes on with it
-        yield from _turns(message.role, parts)
+        for turn in _turns(message.role, parts):
+            turn.message = message
+            yield turn
 
 
 def _turns(role: MessageRole, parts: Iterable[Part]) -> Iterator[Turn]:
@@ -150,7 +154,7 @@ def as_json(value: Any) -> str:
 async def load_values(
     history: History | Iterable[Message], max_bytes: int = 1024 * 1024
 ) -> dict[StoredValue, Any]:
-    """Loads the large values of tool calls, for ``values`` of a translator.
+    """Loads the large values of tool calls and files, for ``values`` of a translator.
 
     Args:
         history: The messages; add the answer that is being written if it has tool calls.
@@ -163,7 +167,7 @@ async def load_values(
     found: dict[StoredValue, Any] = {}
     for message in history.messages if isinstance(history, History) else history:
         for part in message.parts:
-            if not isinstance(part, ToolCallPart):
+            if not isinstance(part, ToolCallPart | FilePart):
                 continue
             for value in part.fields.values():
                 if isinstance(value, StoredValue) and value.size <= max_bytes:
