@@ -398,8 +398,9 @@ def test_deploy__in_mid_answer__is_answered_by_the_next_process(
     tab.reload()
     text = talk.say(*words(5))
     talk.end()
+    tab.expect_text(text)
     tab.expect_status("ready")
-    tab.reload()  # this stream has no parts, so it cannot take back text
+    tab.reload()
     tab.expect_text(text)
     tab.expect_stored("Count", text)
     tab.expect_metadata(**talk.stored[-1]["metadata"])

@@ -21,6 +21,7 @@ from converse_mongo import (
     ToolCallPart,
 )
 from converse_mongo.domain.work import WorkState
+from converse_mongo.web import Generations
 from tests.streams import SOON
 from tests.web.ai_sdk.test_client import PACKAGE, client
 from tests.web.conftest import STRANGER, MakeSite, Site, read_all, working
@@ -148,15 +149,23 @@ async def test_page__asks_answers_and_goes_on_under_one_id(
     make_site: MakeSite, transport: str
 ) -> None:
     site = await make_site(generations=Queue("default"))
+    async with working(site.converse, agent):
+        await expect_one_answer(site, transport)
+
+
+@needs_node
+async def test_page__asks_answers_and_goes_on_in_a_web_process(make_site: MakeSite) -> None:
+    async with Generations(agent, start_over=False) as generations:
+        await expect_one_answer(await make_site(generations=generations), TRANSPORTS[0])
+
+
+async def expect_one_answer(site: Site, transport: str) -> None:
     conversation = await site.conversation()
     actions = (
         *("send:Do it", "approve:may_read", 'output:l_1:{"city":"Paris"}', "deny:may_erase"),
         f"until:{WHOLE}",
     )
-    async with (
-        working(site.converse, agent),
-        client(site, conversation, *actions, transport=transport) as page,
-    ):
+    async with client(site, conversation, *actions, transport=transport) as page:
         found = await page.end()
     assert (found["status"], found["error"]) == ("ready", None)
     stored = await conversation.messages()
