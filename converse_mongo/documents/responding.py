@@ -198,4 +198,5 @@ def _loaded(
         is_streaming=lambda: message.is_streaming,
         end=message._end,  # noqa: SLF001 - between the documents
         has_chunks=message.next_sequence > 0,
+        checkpoint=message.checkpoint,
     )

@@ -77,12 +77,14 @@ class Loaded:
         is_streaming: Returns whether the message has not ended, as far as its copy knows.
         end: Ends the message while it has the lease; see ``WriterTarget.end``.
         has_chunks: True if earlier attempts have written something.
+        checkpoint: What the last attempt has left.
     """
 
     respond: Callable[[], Awaitable[None]]
     is_streaming: Callable[[], bool]
     end: Callable[[End, Any, ObjectId], Awaitable[Any]]
     has_chunks: bool
+    checkpoint: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +216,9 @@ class Attempt:
         await self._store.jobs.hand_over(state.key, state.lease, self.work.queue, checkpoint)
         self._outcome = Outcome.HANDED_OVER
 
-    def check_suspend(self, asked_by: ObjectId | None) -> None:
+    def check_suspend(
+        self, checkpoint: Mapping[str, Any] | None, asked_by: ObjectId | None
+    ) -> None:
         """Checks that the message can wait; see :class:`converse_mongo.writing.attempt.Attempt`."""
         if self._limits.start_over:
             raise InvalidInputError(
@@ -222,11 +226,16 @@ class Attempt:
                 "would wait: pass start_over=False, and have respond go on behind message.parts. "
                 "Nothing was written."
             )
-        if not self.work.pending and asked_by != self._state.lease.holder:
+        if self.work.pending or asked_by == self._state.lease.holder:
+            return
+        # An attempt that died may have asked, and all is answered: then this one goes on.
+        known = None if self._loaded is None else self._loaded.checkpoint
+        if checkpoint is None or checkpoint == known:
             raise InvalidInputError(
-                "This attempt opened no tool call that waits for people: the next attempt would "
-                "come at once, and end here again. Request an approval, or start a call with "
-                "executor='client', before suspend(). The message does not wait."
+                "This attempt opened no tool call that waits for people, and has no other "
+                "checkpoint than the last one: the next attempt would come at once, and end here "
+                "again. Request an approval, or start a call with executor='client', before "
+                "suspend(). The message does not wait."
             )
 
     async def suspend(self, checkpoint: Mapping[str, Any] | None, expires: float | None) -> bool:

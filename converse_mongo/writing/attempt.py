@@ -56,15 +56,18 @@ class Attempt(Protocol):
     async def hand_over(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Gives the message back to its queue, for another worker at once."""
 
-    def check_suspend(self, asked_by: ObjectId | None) -> None:
+    def check_suspend(
+        self, checkpoint: Mapping[str, Any] | None, asked_by: ObjectId | None
+    ) -> None:
         """Checks that the message can wait for people.
 
         Args:
+            checkpoint: What the next attempt is to know.
             asked_by: The holder of the lease that last appended something behind which calls wait.
 
         Raises:
-            InvalidInputError: The next attempt would void what it waits for, or this one has asked
-                for nothing, so that the next one would do the same for ever.
+            InvalidInputError: The next attempt would void what it waits for, or would be the same
+                as this one, which has asked for nothing, and so on for ever.
         """
 
     async def suspend(self, checkpoint: Mapping[str, Any] | None, expires: float | None) -> bool:

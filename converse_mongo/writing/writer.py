@@ -323,7 +323,7 @@ class MessageWriter(PartWriter):
 
         Raises:
             InvalidInputError: The checkpoint cannot be stored, the message has no worker, or this
-                attempt has opened no call that waits.
+                attempt has opened no call that waits and has no new checkpoint.
             StoreUnavailableError: All text is stored, but the message was not released.
 
         It also raises the errors of :meth:`write`.
@@ -338,7 +338,7 @@ class MessageWriter(PartWriter):
                 "Nothing was written."
             )
         await self.flush()
-        attempt.check_suspend(self._target.queue.asked_by)
+        attempt.check_suspend(checked, self._target.queue.asked_by)
         if await self._leave():
             await attempt.suspend(checked, expires)
 

@@ -801,16 +801,20 @@ async def test_suspend__is_refused_if_nothing_was_asked(converse: Converse) -> N
                 await call.request_approval()
                 await writer.suspend()
                 return
-            with pytest.raises(InvalidInputError, match="opened no tool call that waits"):
-                await writer.suspend()
-            await writer.write("Done.")  # it is still open
+            for checkpoint in (None, message.checkpoint):
+                with pytest.raises(InvalidInputError, match="opened no tool call that waits"):
+                    await writer.suspend(checkpoint)
+            if len(attempts) == 2:
+                await writer.suspend({"step": 2})
+            else:
+                await writer.write("Done.")  # it is still open
 
     async with working(converse, respond):
         await until_waiting(converse, message)
         await converse.answer_tool_calls(message.id, [Approval("call_1", approved=True)])
         read = await ended(converse, message)
     assert (read.status, read.content) == (MessageStatus.COMPLETED, "Done.")
-    assert attempts == [0, 1]
+    assert attempts == [0, 1, 1]
 
 
 # News
