@@ -39,6 +39,7 @@ from converse_mongo import (
     ToolOutput,
 )
 from converse_mongo.store import work_updates
+from converse_mongo.web import Generations
 from tests.faults.observing import Shot, held_throughout, oddities
 from tests.faults.programs import (
     Access,
@@ -50,7 +51,7 @@ from tests.faults.programs import (
     run,
     use_small_pages,
 )
-from tests.faults.work_schedules import MessagePlan, WorkCrash, WorkSchedule
+from tests.faults.work_schedules import WEB_QUEUE, MessagePlan, WorkCrash, WorkSchedule
 
 __all__ = ["BUSY", "PLANNED", "Observing", "Serving", "Working", "work_token"]
 
@@ -59,6 +60,7 @@ BUSY = "the provider is busy"
 PLANNED = "no such model"
 """The error of every attempt that is to fail."""
 
+RETRIES = RetryPolicy(max=10, backoff=0.1)
 POLL_SECONDS = 0.5
 SAMPLE_SECONDS = 0.1
 
@@ -115,18 +117,15 @@ class Working:
         logging.getLogger().addHandler(_Complaints(tell))
         converse, schedule = await self.access.open(), self.schedule
 
-        async def respond(_: Conversation, message: Message) -> None:
-            await _Answer(schedule, message, tell).give()
-
         async def wait_for_an_order() -> None:
             async for _ in orders_in(orders):
                 return
 
         async with converse.worker(
-            respond,
-            queues=sorted({message.queue for message in schedule.messages}),
+            partial(_respond, schedule, tell),
+            queues=sorted({each.queue for each in schedule.messages if not each.is_of_web}),
             concurrency=schedule.concurrency,
-            retry=RetryPolicy(max=10, backoff=0.1),
+            retry=RETRIES,
             grace=schedule.grace,
             silence=schedule.silence,
             poll_interval=POLL_SECONDS,
@@ -139,6 +138,12 @@ class Working:
             await running
         await converse.aclose()
         tell("left")
+
+
+async def _respond(
+    schedule: WorkSchedule, tell: Tell, _conversation: Conversation, message: Message
+) -> None:
+    await _Answer(schedule, message, tell).give()
 
 
 class _Answer:
@@ -260,24 +265,35 @@ class Serving:
 
     def __call__(self, reports: Connection, orders: Connection) -> None:
         log_to(self.access.log)
+        use_small_pages(self.schedule.page_chunks)
         crash_before(self.crash, work_updates)
         run(partial(self.serve, orders), reports)
 
     async def serve(self, orders: Connection, tell: Tell) -> None:
         logging.getLogger().addHandler(_Complaints(tell))
-        converse = await self.access.open()
-        web = _Web(converse, self.schedule, tell)
-        tell("ready")
-        tasks: set[asyncio.Task[None]] = set()
-        async for order in orders_in(orders):
-            if order["do"] == "close":
-                break
-            task = asyncio.create_task(web.obey(order))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        converse, schedule = await self.access.open(), self.schedule
+        generations = Generations(
+            partial(_respond, schedule, tell),
+            queue=WEB_QUEUE,
+            start_over=False,
+            retry=RETRIES,
+            grace=schedule.grace,
+            silence=schedule.silence,
+        )
+        generations.serve(converse)
+        web = _Web(converse, schedule, generations, tell)
+        async with generations:
+            tell("ready")
+            tasks: set[asyncio.Task[None]] = set()
+            async for order in orders_in(orders):
+                if order["do"] == "close":
+                    break
+                task = asyncio.create_task(web.obey(order))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         await converse.aclose()
         tell("left")
 
@@ -285,9 +301,12 @@ class Serving:
 class _Web:
     """What a web process can do."""
 
-    def __init__(self, converse: Converse, schedule: WorkSchedule, tell: Tell) -> None:
+    def __init__(
+        self, converse: Converse, schedule: WorkSchedule, generations: Generations, tell: Tell
+    ) -> None:
         self._converse = converse
         self._schedule = schedule
+        self._generations = generations
         self._tell = tell
 
     async def obey(self, order: dict[str, Any]) -> None:
@@ -306,11 +325,19 @@ class _Web:
     async def _do_enqueue(
         self, m: int, life: int, conversation: str, generation: str
     ) -> dict[str, Any]:
-        plan = self._schedule.messages[m]
+        plan, metadata = self._schedule.messages[m], dict[str, Any](m=m, life=life)
         of = await retry_reads(lambda: self._converse.get_conversation(conversation))
+        generations = self._generations
+        if plan.is_of_web:
+
+            def add() -> Awaitable[Message]:
+                return generations.add(of, generation, None, metadata)
+
+            message = await retry_reads(lambda: generations.begin(of, add))
+            return {"message_id": str(message.id), "life": message.metadata["life"]}
         message = await retry_reads(
             lambda: of.start_streaming_assistant(
-                {"m": m, "life": life},
+                metadata,
                 generation_id=generation,
                 queue=Queue(plan.queue, per_key=plan.limit),
                 key=plan.key,

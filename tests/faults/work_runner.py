@@ -280,6 +280,7 @@ class WorkRun:
             self._ambush(life)
         if report["kind"] == "begins":
             self._counts["attempts"] += 1
+            self._counts["attempts of web processes"] += isinstance(slot, _Web)
             slot.runs.add((report["m"], report["life"], epoch))
             self._busy.set()
             self._note(f"{life.name}: attempt {report['attempt']} begins, epoch {epoch}")

@@ -2,15 +2,27 @@
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+from converse_mongo.domain.work import MAX_ATTEMPTS
 from tests.faults.reports import RETRY_SECONDS
 from tests.faults.schedules import FAILPOINTS, Fault, Kind
 
-__all__ = ["WEBS", "WORKERS", "MessagePlan", "PhasePlan", "WorkCrash", "WorkSchedule", "draw_work"]
+__all__ = [
+    "WEBS",
+    "WEB_QUEUE",
+    "WORKERS",
+    "MessagePlan",
+    "PhasePlan",
+    "WorkCrash",
+    "WorkSchedule",
+    "draw_work",
+]
 
 WORKERS, WEBS, MESSAGES, CONVERSATIONS = 3, 2, 20, 3
+WEB_QUEUE = "web"
+"""The queue of what the web processes generate by themselves."""
 
 WorkCrash: TypeAlias = tuple[str, int]
 """A write of a message in its queue that a process dies just before, by SIGKILL, and which time."""
@@ -117,6 +129,11 @@ class MessagePlan:
     seed: int
 
     @property
+    def is_of_web(self) -> bool:
+        """Whether the web processes generate it by themselves, with ``Generations``."""
+        return self.queue == WEB_QUEUE
+
+    @property
     def tokens(self) -> int:
         """How many tokens the whole answer has."""
         return sum(phase.tokens for phase in self.phases)
@@ -211,7 +228,7 @@ def _message(
     chance: random.Random, seed: int, number: int, queue: str, limit: int | None
 ) -> MessagePlan:
     count = chance.choice((1, 1, 1, 2, 2, 3))
-    return MessagePlan(
+    plan = MessagePlan(
         number=number,
         at=chance.choice((0.0, 0.0, chance.uniform(0, 0.7))),
         web=chance.randrange(WEBS),
@@ -238,6 +255,10 @@ def _message(
         restless=chance.random() < 0.3,
         seed=chance.randrange(2**32),
     )
+    if random.Random(f"web {seed} {number}").random() < 0.7:
+        return plan
+    own: Any = {"queue": WEB_QUEUE, "limit": None, "key": None, "delay": None, "priority": 0}
+    return replace(plan, max_attempts=MAX_ATTEMPTS, **own)
 
 
 def _ambush(chance: random.Random) -> Ambush | None:
