@@ -200,8 +200,8 @@ class Queues:
             # Nothing that matters to a worker has changed since, or it would have another epoch. An
             # update that returns the document would write its image into the oplog.
             return _claimed(state, work, holder, duration) if claimed_now else None
-        claimed = await self._look(state.key)  # a try whose answer was lost may have succeeded
-        return claimed if claimed is not None and claimed.lease.holder == holder else None
+        # A try whose answer was lost may have succeeded.
+        return _if_held_by(holder, await self._look(state.key))
 
     async def enlist(self, key: Mapping[str, Any], job: Job) -> MessageHeader | None:
         """Puts a message that was started without a queue into one, as claimed by the caller.
@@ -220,8 +220,7 @@ class Queues:
         holder, work = ObjectId(), (await self.work_of(job)).claimed()
         duration = self._collections.options.lease
         await self._change(key, work_updates.enlist(key, work, holder, duration))
-        state = await self._look(key)
-        return state if state is not None and state.lease.holder == holder else None
+        return _if_held_by(holder, await self._look(key))
 
     # From a worker
 
@@ -465,6 +464,13 @@ class Queues:
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
     return None if checkpoint is None else check_metadata(checkpoint, "checkpoint")
+
+
+def _if_held_by(holder: ObjectId, state: MessageHeader | None) -> MessageHeader | None:
+    """Returns a message that a holder may write to; one that was ended as lost still names it."""
+    if state is None or state.lease.holder != holder or state.status.is_final:
+        return None
+    return state
 
 
 def _claimed(state: MessageHeader, work: Work, holder: ObjectId, duration: float) -> MessageHeader:

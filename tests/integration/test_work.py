@@ -297,6 +297,29 @@ async def test_claim__without_an_answer_is_recognized(converse: Converse) -> Non
     assert (await claim(converse, message)).lease.epoch == 1
 
 
+@pytest.mark.parametrize("way", ["claim", "enlist"])
+async def test_claim__that_is_answered_once_its_lease_has_run_out(facade: Facade, way: str) -> None:
+    # Its process stood still meanwhile, and others have ended the message as lost.
+    converse, other = (c := await facade(lease=0.2)), await facade(c.database_name)
+    job = Job(queue="q", max_attempts=1)
+    if way == "claim":
+        message = await enqueue(converse, max_attempts=1)
+    else:
+        message = await (await converse.start_conversation()).start_streaming_assistant()
+    seen = await state_of(converse, message)
+
+    async def stand_still() -> None:
+        await expired(other, message)
+        assert len(await other.recover_stale()) == 1
+
+    store = store_of(converse)
+    Between(store, update_one=Meanwhile(stand_still, lost=True))
+    jobs = store.jobs
+    found = await (jobs.claim(seen) if way == "claim" else jobs.enlist(seen.key, job))
+    assert found is None
+    assert (await other.get_message(message.id)).status is MessageStatus.FAILED
+
+
 async def test_claim__of_what_was_stopped_or_deleted(converse: Converse) -> None:
     first, second = [await enqueue(converse) for _ in range(2)]
     seen = [await state_of(converse, each) for each in (first, second)]
