@@ -1,8 +1,8 @@
 """How soon another process goes on with an answer whose process is ended or killed.
 
 The processes are workers, or web processes with ``Generations``. One writes a token and waits; a
-second one is idle. The first gets SIGTERM, as at a deployment, and hands over; or SIGKILL, and its
-lease has to run out. The time is that to the next token at a viewer.
+second one has nothing to do. The first gets SIGTERM, as at a deployment, and hands over; or
+SIGKILL, and its lease has to run out. The time is that to the next token at a viewer.
 """
 
 import asyncio
@@ -63,7 +63,6 @@ async def _hand_over(setting: Setting, program: str, number: signal.Signals) -> 
             first.signal(number)
             await next_chunk
             times.append((time.monotonic() - since) * 1e3)
-            await converse.request_stop(answer)
             await first.end()
             first, port = second, next_port
     return median(times)

@@ -36,12 +36,14 @@ async def one_token(_: Conversation, message: Message) -> None:
 
 
 async def token_and_wait(_: Conversation, message: Message) -> None:
-    """Writes a token, and waits until another process is to go on."""
+    """Writes a token, and waits until another process is to go on, which writes another one."""
+    begun = message.next_sequence > 0
     async with message.writer() as writer:
-        await writer.write("token ")
+        await writer.write("token")
         await writer.flush()
-        await writer.wait_handing_over()
-        await writer.detach({})
+        if not begun:
+            await writer.wait_handing_over()
+            await writer.detach({})
 
 
 RESPONDS = {respond.__name__: respond for respond in (one_token, token_and_wait)}
