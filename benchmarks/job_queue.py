@@ -114,14 +114,14 @@ async def _open_ways(setting: Setting) -> AsyncIterator[Mapping[str, Way]]:
         ways = {LIBRARY: await stack.enter_async_context(Library.open(setting))}
         if can_have_postgres():
             ways[PROCRASTINATE] = await stack.enter_async_context(_procrastinate())
-        else:
-            setting.note("without procrastinate: it needs initdb and postgres on the path")
         yield ways
 
 
 async def run(setting: Setting) -> list[Figure]:
     """Measures it."""
     found: list[Figure] = []
+    if not can_have_postgres():
+        setting.note("without procrastinate: it needs initdb and postgres on the path")
     async with _open_ways(setting) as ways, Children(setting.server.uri) as children:
         for count in WORKERS:
             before = 0 if count == WORKERS[0] else WORKERS[0]
