@@ -104,16 +104,17 @@ class Child:
         try:
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            self._signal(signal.SIGTERM)
+            self.signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(END_SECONDS):
                     await self._process.wait()
         finally:
-            self._signal(signal.SIGKILL)
+            self.signal(signal.SIGKILL)
             await self._process.wait()
             self._errors.close()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal, if it still runs."""
         # Not by Popen.send_signal, which would take the exit status that asyncio waits for.
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

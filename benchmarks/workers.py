@@ -1,42 +1,39 @@
-"""Workers: what a claim costs, how soon an answer begins, and how soon another worker goes on.
+"""Workers: what a claim costs, how soon an answer begins, and how soon another process goes on.
 
-Each worker has a facade and a client of its own, as in a process of its own, with a change stream.
-The answers are of one token, so that the claim is what is measured. Commands are those that the
-clients of the workers send, without those of their change streams.
-
-- Claims: a burst of messages on one queue, for 1, 10 and 100 workers.
-- Idle: the commands of a worker without a message.
-- First token: from the start of a message to its first chunk at a viewer, through a queue, against
-  a message that the same process writes at once.
-- Hand-over: from the shutdown of a worker in mid-answer to the next chunk from another one; and
-  from the death of one, which takes its lease.
+- Claims: a burst of messages on one queue, for 1, 10 and 100 workers. Each has a facade and a
+  client of its own, with a change stream, as in a process of its own. Commands are those of these
+  clients, without those of change streams. No message has a key: a place of a limited key is taken
+  by commands of its own.
+- Idle: the commands of a worker, and of a web process with ``Generations``, without a message.
+- First token: see :mod:`benchmarks.workers_first_tokens`.
+- Hand-over: see :mod:`benchmarks.workers_hand_overs`.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from statistics import median, quantiles
 from typing import Any
 
 from pymongo import monitoring
 
-from benchmarks.figures import Figure, compare, single
+from benchmarks import workers_first_tokens, workers_hand_overs
+from benchmarks.figures import Figure, single
 from benchmarks.settings import Setting
-from converse_mongo import ChunkReceived, Conversation, Converse, Message, Worker
-from converse_mongo.working.attempt import Verdict
+from benchmarks.workers_programs import one_token, until_it_listens
+from converse_mongo import Conversation, Converse, Message
+from converse_mongo.web import Generations
 
 __all__ = ["run"]
 
 WORKERS = 1, 10, 100
 CLAIMS = 100
-ANSWERS = 40
-IDLE_SECONDS = 12.0
-HAND_OVERS = 5
-LEASE = 3.0
 COMMANDS_TARGET = 5.0
-QUEUED, DIRECT = "through a queue", "written at once"
+IDLE_SECONDS = 30.0
+SELDOM: dict[str, Any] = {"lease": 1800.0, "check_interval": 600.0}
+"""So that no command is counted that a worker sends because time passes: it passes slower on a slow
+server. What those are is told of an idle worker."""
 
 _OF_STREAMS = frozenset({"getMore", "hello", "ping", "killCursors", "endSessions"})
 
@@ -66,185 +63,112 @@ async def run(setting: Setting) -> list[Figure]:
     for count in WORKERS:
         setting.note(f"claims of {count} workers")
         found += await _claims(setting, count)
-    setting.note("an idle worker")
-    found.append(await _idle(setting))
+    for what, idle in IDLE.items():
+        setting.note(f"idle, {what}")
+        found.append(await _idle(setting, what, idle))
     setting.note("first tokens")
-    found += await _first_tokens(setting)
+    found += await workers_first_tokens.measure(setting)
     setting.note("hand-overs")
-    found += await _hand_overs(setting)
+    found += await workers_hand_overs.measure(setting)
+    return found
+
+
+async def _claims(setting: Setting, count: int) -> list[Figure]:
+    begun = asyncio.Semaphore(0)
+    let_go = asyncio.Event()
+
+    async def note(_: Conversation, message: Message) -> None:
+        begun.release()
+        await let_go.wait()
+        await message.complete_streaming()
+
+    async with setting.database() as database, Converse(setting.server.uri, database) as web:
+        since = time.monotonic()
+        async with _workers(setting, database, note, count) as commands:
+            opening = time.monotonic() - since
+            conversation = await web.start_conversation()
+            commands.counts.clear()
+            since, used = time.monotonic(), setting.server.cpu_seconds()
+            for _ in range(CLAIMS):
+                await conversation.start_streaming_assistant(queue="default")
+            for _ in range(CLAIMS):
+                await begun.acquire()
+            seconds, until = time.monotonic() - since, setting.server.cpu_seconds()
+            sent = commands.counts.total()
+            let_go.set()
+    workers = f"{count} worker{'s' if count > 1 else ''}"
+    found = [
+        single(f"until all listen, {workers}", "s", opening),
+        single(f"enqueue and claim, {workers}", "ms", seconds * 1e3 / CLAIMS),
+        single(f"commands of a claim, {workers}", "", sent / CLAIMS, target=COMMANDS_TARGET),
+    ]
+    if used is not None and until is not None:
+        name = f"server time of enqueue and claim, {workers}"
+        found.insert(2, single(name, "ms", (until - used) * 1e3 / CLAIMS))
     return found
 
 
 @asynccontextmanager
 async def _workers(
-    setting: Setting, database: str, respond: Any, count: int, lease: float = 30.0, **options: Any
-) -> AsyncIterator[tuple[list[Worker], Commands]]:
+    setting: Setting, database: str, respond: Any, count: int
+) -> AsyncIterator[Commands]:
     """Workers that listen, each with a facade of its own."""
     commands = Commands()
     async with AsyncExitStack() as stack:
-        workers: list[Worker] = []
         for _ in range(count):
-            converse = await stack.enter_async_context(
-                Converse(
-                    setting.server.uri,
-                    database=database,
-                    create_indexes=False,
-                    lease=lease,
-                    client_options={"event_listeners": [commands]},
-                )
+            converse = await stack.enter_async_context(_facade(setting, database, commands, SELDOM))
+            worker = await stack.enter_async_context(
+                converse.worker(respond, concurrency=-(-CLAIMS // count) * 2, poll_interval=60.0)
             )
-            worker = await stack.enter_async_context(converse.worker(respond, **options))
             running = asyncio.create_task(worker.run())
             stack.callback(running.cancel)
-            workers.append(worker)
-            await _until_it_listens(converse, worker)
-        yield workers, commands
+            await until_it_listens(converse, worker)
+        yield commands
 
 
-async def _until_it_listens(converse: Converse, worker: Worker) -> None:
-    while not converse.statistics().streams_opened or not worker.statistics().looks:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)  # nothing tells
+def _facade(
+    setting: Setting, database: str, commands: Commands, options: dict[str, Any]
+) -> Converse:
+    return Converse(
+        setting.server.uri,
+        database=database,
+        create_indexes=False,
+        client_options={"event_listeners": [commands]},
+        **options,
+    )
 
 
-async def _one_token(_: Conversation, message: Message) -> None:
-    async with message.writer() as writer:
-        await writer.write("token")
+@asynccontextmanager
+async def _idle_worker(converse: Converse) -> AsyncIterator[None]:
+    async with converse.worker(one_token) as worker:
+        running = asyncio.create_task(worker.run())
+        yield
+        running.cancel()
 
 
-async def _claims(setting: Setting, count: int) -> list[Figure]:
-    async with setting.database() as database, Converse(setting.server.uri, database) as web:
-        begun = asyncio.Semaphore(0)
-        let_go = asyncio.Event()
-
-        async def note(_: Conversation, message: Message) -> None:
-            begun.release()
-            await let_go.wait()
-            await message.complete_streaming()
-
-        concurrency = -(-CLAIMS // count) * 2
-        options = {"concurrency": concurrency, "poll_interval": 60.0}
-        async with _workers(setting, database, note, count, **options) as (_, commands):
-            conversation = await web.start_conversation()
-            commands.counts.clear()
-            since = time.monotonic()
-            for _ in range(CLAIMS):
-                await conversation.start_streaming_assistant(queue="default")
-            for _ in range(CLAIMS):
-                await begun.acquire()
-            seconds = time.monotonic() - since
-            sent = commands.counts.total()
-            let_go.set()
-            workers = f"{count} worker{'s' if count > 1 else ''}"
-            return [
-                single(f"enqueue and claim, {workers}", "ms", seconds * 1e3 / CLAIMS),
-                single(
-                    f"commands of a claim, {workers}", "", sent / CLAIMS, target=COMMANDS_TARGET
-                ),
-            ]
+@asynccontextmanager
+async def _idle_generations(converse: Converse) -> AsyncIterator[None]:
+    generations = Generations(one_token)
+    generations.serve(converse)
+    async with generations:
+        yield
 
 
-async def _idle(setting: Setting) -> Figure:
+IDLE = {"a worker": _idle_worker, "a web process with Generations": _idle_generations}
+
+
+async def _idle(setting: Setting, what: str, idle: Any) -> Figure:
+    commands = Commands()
     async with (
         setting.database() as database,
         Converse(setting.server.uri, database),
-        _workers(setting, database, _one_token, 1) as (_, commands),
+        _facade(setting, database, commands, {}) as converse,
+        idle(converse),
     ):
+        while not converse.statistics().streams_opened:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
         await asyncio.sleep(1)  # what the start has left
         commands.counts.clear()
         await asyncio.sleep(IDLE_SECONDS)
         sent = commands.counts.total()
-    return single("commands of an idle worker", "a minute", sent * 60 / IDLE_SECONDS)
-
-
-async def _first_tokens(setting: Setting) -> list[Figure]:
-    found: dict[str, list[list[float]]] = {QUEUED: [], DIRECT: []}
-    async with (
-        setting.database() as database,
-        Converse(setting.server.uri, database) as web,
-        _workers(setting, database, _one_token, 1),
-    ):
-        conversation = await web.start_conversation()
-        for _ in range(setting.rounds):
-            for how, series in found.items():
-                times = []
-                for _ in range(ANSWERS):
-                    since = time.monotonic()
-                    queue = "default" if how == QUEUED else None
-                    message = await conversation.start_streaming_assistant(queue=queue)
-                    if queue is None:
-                        writing = asyncio.create_task(_one_token(conversation, message))
-                    await _first_chunk(web, message)
-                    times.append((time.monotonic() - since) * 1e3)
-                    if queue is None:
-                        await writing
-                series.append(times)
-    return [
-        compare(
-            f"start to first token at a viewer, {name}",
-            "ms",
-            {how: list(map(of, series)) for how, series in found.items()},
-            of=QUEUED,
-            against=DIRECT,
-        )
-        for name, of in (("p50", median), ("p99", _p99))
-    ]
-
-
-def _p99(times: list[float]) -> float:
-    return quantiles(times, n=100)[98]
-
-
-async def _first_chunk(converse: Converse, message: Message, after: int | None = None) -> None:
-    async with converse.watch_message(message.id, after) as events:
-        async for event in events:
-            if isinstance(event, ChunkReceived):
-                return
-
-
-async def _hand_overs(setting: Setting) -> list[Figure]:
-    async def respond(_: Conversation, message: Message) -> None:
-        async with message.writer() as writer:
-            await writer.write("token ")
-            await writer.flush()
-            await writer.wait_handing_over()
-            await writer.detach({})
-
-    def shut_down(worker: Worker) -> None:
-        worker.close()
-
-    def die(worker: Worker) -> None:
-        # What a killed process leaves: a lease that nobody renews or gives back.
-        for attempt in worker._attempts:  # noqa: SLF001 - it has no other way to die
-            attempt.cut(Verdict.LOST)
-
-    return [
-        single(
-            "shutdown to the next token from another worker",
-            "ms",
-            await _hand_over(setting, respond, shut_down),
-        ),
-        single(
-            f"death to the next token from another worker, with a lease of {LEASE:g} s",
-            "ms",
-            await _hand_over(setting, respond, die),
-        ),
-    ]
-
-
-async def _hand_over(setting: Setting, respond: Any, end: Callable[[Worker], None]) -> float:
-    times = []
-    async with setting.database() as database, Converse(setting.server.uri, database) as web:
-        conversation = await web.start_conversation()
-        for _ in range(HAND_OVERS):
-            async with _workers(setting, database, respond, 1, LEASE, grace=LEASE) as ((first,), _):
-                message = await conversation.start_streaming_assistant(queue="default")
-                await _first_chunk(web, message)
-                async with _workers(setting, database, respond, 1, LEASE, grace=LEASE):
-                    next_chunk = asyncio.create_task(_first_chunk(web, message, 0))
-                    since = time.monotonic()
-                    end(first)
-                    first.close()
-                    await next_chunk
-                    times.append((time.monotonic() - since) * 1e3)
-                    await message.request_stop()
-    return median(times)
+    return single(f"commands of {what}, idle", "a minute", sent * 60 / IDLE_SECONDS)
