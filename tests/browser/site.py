@@ -110,7 +110,12 @@ class Model:
 
     def wait_until_left(self) -> None:
         """Returns once somebody has closed the connection before the answer was over."""
-        self._portal.start_task_soon(self.fake.left.wait).result(END_SECONDS)
+
+        async def wait() -> None:
+            await self.fake.left.wait()
+            self.fake.left.clear()
+
+        self._portal.start_task_soon(wait).result(END_SECONDS)
 
 
 class Chat:

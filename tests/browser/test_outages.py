@@ -150,14 +150,13 @@ def test_killed_process__is_followed_by_one_that_answers_anew(
     expect(tab.connection).to_have_text("Reconnecting")
     assert tab.shown_text() == "".join(tokens[:10]).rstrip()
     shoot(tab, "reconnecting")
+    model.wait_until_left()
+    again = [f"again{number} " for number in range(20)]
+    text = model.will(*again, slowly=True)
     chat.expire_leases(3)
     chat.start()
     tab.hasten()
     expect(tab.connection).to_have_text("")
-    # Nobody knows yet that the writer is gone, and not only slow.
-    assert tab.shown_text() == "".join(tokens[:10]).rstrip()
-    again = [f"again{number} " for number in range(20)]
-    text = model.will(*again, slowly=True)
     model.go_on(5)
     expect(tab.text).to_have_text("".join(again[:5]).rstrip())
     expect(tab.again).to_be_hidden()
@@ -185,6 +184,7 @@ def test_killed_process__for_the_last_time_leaves_an_answer_that_can_be_given_ag
         expect(tab.text).to_have_text("".join(tokens[: attempt + 2]).rstrip())
         chat.kill()
         expect(tab.connection).to_have_text("Reconnecting")
+        model.wait_until_left()
         if attempt + 1 < MAX_ATTEMPTS:
             model.will(*tokens, slowly=True)
         chat.expire_leases(0.5)
@@ -213,11 +213,11 @@ def test_killed_process__is_followed_by_pages_that_are_loaded_meanwhile(
     model.go_on(2)
     expect(tab.text).to_have_text("It is")
     chat.kill()
+    model.wait_until_left()
+    model.will(*ANSWER, slowly=True)
     chat.expire_leases(3)
     chat.start()
-    tab.page.reload()
-    expect(tab.text).to_have_text("It is")
-    model.will(*ANSWER, slowly=True)
+    tab.page.reload()  # nobody knows yet that the writer is gone, and not only slow
     model.go_on(1)
     expect(tab.text).to_have_text("It")
     model.go_on(len(ANSWER))
