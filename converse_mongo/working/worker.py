@@ -305,7 +305,8 @@ class Worker:
 
     @property
     def _free(self) -> int:
-        return self._options.concurrency - len(self._attempts) - len(self._claims)
+        # There may be more than that: take_on() has no limit.
+        return max(self._options.concurrency - len(self._attempts) - len(self._claims), 0)
 
     @property
     def _has_last_life(self) -> bool:
@@ -315,7 +316,7 @@ class Worker:
     async def _look(self) -> bool:
         """Looks once, and returns whether there is more to look at now."""
         free = self._free
-        if free <= 0:
+        if not free:
             return False
         self._looks += 1
         self._missed = False
