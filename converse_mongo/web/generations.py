@@ -187,11 +187,14 @@ class Generations:
             )
             store.background.add(running)
             running.add_done_callback(store.background.discard)
+            if self._closed:  # for an answer that began before
+                worker.close()
         return worker
 
     async def _run(self, store: Store, worker: Worker) -> None:
         try:
-            await worker.run()
+            if not worker.closed:  # it may be before this began
+                await worker.run()
         except ConverseClosedError:
             pass
         except Exception:

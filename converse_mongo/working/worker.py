@@ -158,6 +158,11 @@ class Worker:
         self._outcomes = dict.fromkeys(Outcome, 0)
 
     @property
+    def closed(self) -> bool:
+        """True once it was closed: it claims nothing more."""
+        return self._closing
+
+    @property
     def running(self) -> int:
         """The number of messages that are being generated."""
         return sum(not attempt.is_over for attempt in self._attempts)

@@ -293,6 +293,47 @@ async def test_limit__holds_for_what_is_queued_while_respond_goes_on_behind_an_e
         assert (begun, generations.running) == (2, 0)
 
 
+async def test_close__at_once_is_no_crash(
+    converse: Converse, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def respond(conversation: Conversation, message: Message) -> None: ...
+
+    generations = Generations(respond)
+    generations.serve(converse)
+    async with generations:
+        pass
+    await asyncio.sleep(0)
+    assert not [each for each in caplog.records if each.levelname == "CRITICAL"]
+
+
+async def test_close__has_an_answer_that_begins_meanwhile_claim_nothing_else(
+    converse: Converse,
+) -> None:
+    begun: list[Message] = []
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        begun.append(message)
+        async with message.writer() as writer:
+            await writer.write("whole")
+
+    conversation = await converse.start_conversation()
+    created, go_on = asyncio.Event(), asyncio.Event()
+
+    async def create() -> Message:
+        created.set()
+        await go_on.wait()
+        return await conversation.start_streaming_assistant()
+
+    other = await conversation.start_streaming_assistant(queue="generations")
+    async with Generations(respond, grace=20) as generations:
+        request = asyncio.create_task(generations.begin(conversation, create))
+        await created.wait()
+        asyncio.get_running_loop().call_later(0.05, go_on.set)
+    message = await request
+    assert [each.id for each in begun] == [message.id]
+    assert (await converse.get_message(other.id)).is_streaming
+
+
 async def test_begin__goes_on_when_its_request_is_cancelled(converse: Converse) -> None:
     async def respond(conversation: Conversation, message: Message) -> None:
         async with message.writer() as writer:
