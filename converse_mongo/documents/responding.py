@@ -114,7 +114,15 @@ async def _call(
     thread: ThreadPoolExecutor | None, function: Callable[..., Any], *arguments: Any
 ) -> Any:
     """Calls a function in a thread, as ``asyncio.to_thread`` does."""
-    call = partial(copy_context().run, function, *arguments)
+
+    def run() -> Any:
+        try:
+            return function(*arguments)
+        except StopIteration as error:
+            # On Python 3.11 no future takes it, and who waits for that would wait for ever.
+            raise RuntimeError("respond raised StopIteration") from error
+
+    call = partial(copy_context().run, run)
     return await asyncio.get_running_loop().run_in_executor(thread, call)
 
 

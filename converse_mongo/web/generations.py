@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import ExitStack, suppress
+from contextvars import Context
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -115,6 +116,8 @@ class Generations:
         self._holders: dict[asyncio.Task[Any] | None, ObjectId] = {}
         self._beginnings = Beginnings()
         self._freeing: asyncio.Task[None] | None = None
+        # Not that of a request: what other processes began is not for its user, nor of its trace.
+        self._context = Context()
         self._closed = False
 
     @property
@@ -183,15 +186,20 @@ class Generations:
             load = partial(load_attempt, model, self._respond)
             worker = self._workers[store] = Worker(store, load, self._options)
             running = asyncio.create_task(
-                self._run(store, worker), name="converse_mongo-generations", context=context_apart()
+                self._run(store, worker),
+                name="converse_mongo-generations",
+                context=self._context.copy(),
             )
             store.background.add(running)
             running.add_done_callback(store.background.discard)
+            if self._closed:  # for an answer that began before
+                worker.close()
         return worker
 
     async def _run(self, store: Store, worker: Worker) -> None:
         try:
-            await worker.run()
+            if not worker.closed:  # it may be before this began
+                await worker.run()
         except ConverseClosedError:
             pass
         except Exception:
@@ -294,7 +302,9 @@ class Generations:
             await asyncio.wait({before})
         if self._freeing is before or self._freeing is None:
             self._freeing = asyncio.create_task(
-                self._free_what_has_ended(), name="converse_mongo-generation-free"
+                self._free_what_has_ended(),
+                name="converse_mongo-generation-free",
+                context=Context(),  # others wait for it, too
             )
         await asyncio.shield(self._freeing)
 
@@ -411,6 +421,7 @@ class Generations:
 
     async def __aenter__(self) -> Self:
         self._closed = False
+        self._context = context_apart()
         self.look_after()
         return self
 

@@ -495,7 +495,7 @@ class Attempt:
             for each in errors:
                 if decides(each):
                     return each
-        return max(errors, key=lambda each: getattr(each, "after", None) or 0.0)
+        return max(errors, key=lambda each: (isinstance(each, Retry) and each.after) or 0.0)
 
     def _is_lost(self, error: BaseException | None) -> bool:
         """Returns whether an error says that the message is somebody else's, or gone."""

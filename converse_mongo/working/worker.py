@@ -158,6 +158,11 @@ class Worker:
         self._outcomes = dict.fromkeys(Outcome, 0)
 
     @property
+    def closed(self) -> bool:
+        """True once it was closed: it claims nothing more."""
+        return self._closing
+
+    @property
     def running(self) -> int:
         """The number of messages that are being generated."""
         return sum(not attempt.is_over for attempt in self._attempts)
@@ -305,7 +310,8 @@ class Worker:
 
     @property
     def _free(self) -> int:
-        return self._options.concurrency - len(self._attempts) - len(self._claims)
+        # There may be more than that: take_on() has no limit.
+        return max(self._options.concurrency - len(self._attempts) - len(self._claims), 0)
 
     @property
     def _has_last_life(self) -> bool:
@@ -315,7 +321,7 @@ class Worker:
     async def _look(self) -> bool:
         """Looks once, and returns whether there is more to look at now."""
         free = self._free
-        if free <= 0:
+        if not free:
             return False
         self._looks += 1
         self._missed = False

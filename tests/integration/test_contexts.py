@@ -24,7 +24,7 @@ from converse_mongo.store.appends import Appends
 from converse_mongo.store.ends import Ends
 from converse_mongo.store.recovery import Recovery
 from converse_mongo.watching import reconciler
-from converse_mongo.web import Generations
+from converse_mongo.web import BusyError, Generations
 from tests.conftest import Facade
 from tests.integration.helpers import failing
 from tests.streams import SOON, assert_exact, collect, until
@@ -198,6 +198,47 @@ async def test_generation__keeps_its_context_but_no_deadline(converse: Converse,
                 generations.start(conversation, message)
         assert (await ended(converse, message)).content == "answer"
     assert (answer.trace, answer.left) == ("a request", None)
+
+
+async def test_generation__of_another_process_has_no_context_of_a_request(
+    converse: Converse,
+) -> None:
+    traces: dict[Any, str | None] = {}
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        traces[message.id] = TRACE.get()
+        async with message.writer() as writer:
+            await writer.write("answer")
+
+    conversation = await converse.start_conversation()
+    queued = await conversation.start_streaming_assistant(queue="generations")
+    async with Generations(respond) as generations:
+        TRACE.set("a request")
+        message = await generations.begin(conversation, conversation.start_streaming_assistant)
+        await ended(converse, message)
+        await ended(converse, queued)
+    assert traces == {message.id: "a request", queued.id: None}
+
+
+async def test_generation__looks_for_ended_ones_without_a_deadline(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    witness = Witness(monkeypatch)
+    conversation = await converse.start_conversation()
+    async with Generations(respond, limit=1, grace=0) as generations:
+        await generations.begin(conversation, conversation.start_streaming_assistant)
+        await begun.wait()
+        witness.watch(converse.message_model.store().reader, "counters")
+        TRACE.set("a request")
+        with pymongo.timeout(LONG), pytest.raises(BusyError):
+            await generations.begin(conversation, conversation.start_streaming_assistant)
+    witness.assert_clean("counters")
 
 
 @pytest.mark.parametrize("how", ["begin", "start"])

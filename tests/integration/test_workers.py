@@ -38,6 +38,11 @@ from tests.streams import SOON, assert_exact, collect, until
 QUEUE = "default"
 AT_ONCE = RetryPolicy(max=5, backoff=0)
 
+
+class AfterError(ConnectionError):
+    after = "soon"
+
+
 Respond = Callable[[Conversation, Message], Any]
 
 
@@ -456,9 +461,10 @@ async def test_retry_on__errors_of_a_kind(converse: Converse) -> None:
     ("errors", "status"),
     [
         ((Retry("busy", after=0), ConnectionResetError()), MessageStatus.COMPLETED),
+        ((Retry("busy", after=0), AfterError()), MessageStatus.COMPLETED),
         ((Retry("busy", after=0), KeyError("city")), MessageStatus.FAILED),
     ],
-    ids=["all", "one"],
+    ids=["all", "all-with-after", "one"],
 )
 async def test_retry__of_tasks_in_a_group(
     converse: Converse,

@@ -271,6 +271,16 @@ async def test_last_lives__are_in_no_way_of_others_however_many(
             await ended(converse, each)
 
 
+async def test_plain_functions__that_raise_stop_iteration_fail(converse: Converse) -> None:
+    def respond(_: Conversation, _message: Message) -> Iterator[str]:
+        return next(iter([]))  # as of a response that is empty
+
+    message = await enqueue(converse)
+    async with working(converse, respond, queues=["q"]) as worker:
+        await until(lambda: worker.statistics().ended == 1)
+    assert (await converse.get_message(message.id)).metadata["error_type"] == "RuntimeError"
+
+
 async def test_plain_functions__run_at_once_and_do_not_take_the_threads_of_others(
     converse: Converse,
 ) -> None:

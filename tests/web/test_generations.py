@@ -22,6 +22,7 @@ from converse_mongo import (
 from converse_mongo.driver.clients import close_client, open_client
 from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.web import BusyError, Generations
+from converse_mongo.working.worker import Worker
 from tests.integration.test_frozen import frozen
 from tests.streams import SOON, until
 
@@ -255,6 +256,82 @@ async def test_limit__and_closed_ones_refuse(
         assert "limit=1" in caplog.text
     with pytest.raises(BusyError, match="The service is restarting"):
         generations.start(*await talk(converse))
+
+
+async def test_limit__holds_for_what_is_queued_while_respond_goes_on_behind_an_end(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = 0
+    heard: list[object] = []
+    opened = Worker.opened
+
+    def hear(worker: Worker, message_id: Any, *how: Any) -> None:
+        heard.append(message_id)
+        opened(worker, message_id, *how)
+
+    monkeypatch.setattr(Worker, "opened", hear)
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        nonlocal begun
+        begun += 1
+        if begun <= 2:
+            async with message.writer() as writer:
+                await writer.write("whole")
+        await asyncio.Event().wait()
+
+    generations = Generations(respond, limit=1, grace=0)
+    generations.serve(converse)
+    conversation = await converse.start_conversation()
+    async with generations:
+        for _ in range(2):
+            await generations.begin(conversation, conversation.start_streaming_assistant)
+            await until(lambda: generations.running == 0)
+        for _ in range(4):
+            await conversation.start_streaming_assistant(queue="generations")
+        await until(lambda: len(heard) == 4)
+        await asyncio.sleep(0.2)  # a claim would be made in that time
+        assert (begun, generations.running) == (2, 0)
+
+
+async def test_close__at_once_is_no_crash(
+    converse: Converse, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def respond(conversation: Conversation, message: Message) -> None: ...
+
+    generations = Generations(respond)
+    generations.serve(converse)
+    async with generations:
+        pass
+    await asyncio.sleep(0)
+    assert not [each for each in caplog.records if each.levelname == "CRITICAL"]
+
+
+async def test_close__has_an_answer_that_begins_meanwhile_claim_nothing_else(
+    converse: Converse,
+) -> None:
+    begun: list[Message] = []
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        begun.append(message)
+        async with message.writer() as writer:
+            await writer.write("whole")
+
+    conversation = await converse.start_conversation()
+    created, go_on = asyncio.Event(), asyncio.Event()
+
+    async def create() -> Message:
+        created.set()
+        await go_on.wait()
+        return await conversation.start_streaming_assistant()
+
+    other = await conversation.start_streaming_assistant(queue="generations")
+    async with Generations(respond, grace=20) as generations:
+        request = asyncio.create_task(generations.begin(conversation, create))
+        await created.wait()
+        asyncio.get_running_loop().call_later(0.05, go_on.set)
+    message = await request
+    assert [each.id for each in begun] == [message.id]
+    assert (await converse.get_message(other.id)).is_streaming
 
 
 async def test_begin__goes_on_when_its_request_is_cancelled(converse: Converse) -> None:
