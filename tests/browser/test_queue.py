@@ -68,16 +68,22 @@ def test_call__waits_for_its_reader_in_each_tab(
     for each in (tab, second):
         expect_waiting(each, "Waits for youDelete filesApproveDeclineSend mailApproveDecline")
     expect(tab.page.locator("#announcer")).to_contain_text("waits for you")
+    third = open_tab(chat, context=tab.page.context).open()
+    for each in (tab, second, third):
+        expect(each.titles).to_have_text(["New conversationWaits for you"])
 
     decline = second.page.get_by_role("button", name="Decline: Delete files")
     decline.click()
     for each in (tab, second):
         expect_waiting(each, "Waits for youSend mailApproveDecline")
+        expect(each.titles).to_have_text(["New conversationWaits for you"])
     tab.page.get_by_role("button", name="Approve: Send mail").click()
     expect(tab.question).to_be_focused()  # the button is gone that had the focus
     for each in (tab, second):
         each.expect_end("completed", "no, yes")
         expect(each.waits).to_have_count(0)
+    for each in (tab, second, third):
+        expect(each.titles).to_have_text(["New conversation"])
 
     tab.ask(f"{ASK} Again?")
     expect(tab.waits).to_contain_text("Waits for you")
