@@ -23,7 +23,10 @@ from tests.browser.site import Chat, Complaints, Tab, until
 from tests.browser.test_markup import OURS, STRANGE
 
 # One pixel.
-PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
+    "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 SVG = "PHN2ZyB4bWxucz0iaHR0cDovL3d3dy53My5vcmcvMjAwMC9zdmciLz4="
 
 HOSTILE = '<img src="http://127.0.0.1:1/x" onerror="alert(1)"> "><script>alert(1)</script>'

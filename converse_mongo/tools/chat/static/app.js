@@ -188,6 +188,7 @@ scroller.addEventListener("scroll", () => {
 }, { passive: true });
 
 new ResizeObserver(follow).observe(scroller);
+scroller.addEventListener("load", follow, { capture: true }); // of images, which take room then
 
 at("jump").addEventListener("click", () => {
   following = true;

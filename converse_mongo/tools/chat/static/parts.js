@@ -166,10 +166,19 @@ class FoldedView {
     const title = element("span", { className: "fold-title" }, this.name, " ", this.state);
     const summary = element("summary", {}, title);
     this.node = element("details", { className: "fold" }, summary, this.body);
+    this.isOwn = false; // whether the next event is not of the reader
     this.node.addEventListener("toggle", () => {
       if (this.node.open) this.drawBody(this.part, this.all);
-      onToggle();
+      if (!this.isOwn) onToggle();
+      this.isOwn = false;
     });
+  }
+
+  /** Folds or unfolds it without the reader. */
+  fold(isFolded) {
+    if (this.node.open !== isFolded) return;
+    this.isOwn = true;
+    this.node.open = !isFolded;
   }
 
   draw(part, all) {
@@ -220,7 +229,13 @@ class ToolCallView extends FoldedView {
     const state = toolCallState(call, !streams);
     const isStalled = !written && STALLED.has(state);
     this.say(nameOf(call), STATES[isStalled ? "input-available" : state]);
-    this.node.dataset.state = state;
+    const before = this.node.dataset.state;
+    if (state !== before) {
+      this.node.dataset.state = state;
+      // Readers must see what they approve.
+      if (state === "approval-requested") this.fold(false);
+      else if (before === "approval-requested" && !this.node.contains(document.activeElement)) this.fold(true);
+    }
     return written && OPEN_STATES.has(state);
   }
 
