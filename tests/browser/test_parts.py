@@ -22,6 +22,13 @@ from tests.browser.conftest import OpenTab, Shoot
 from tests.browser.site import Chat, Complaints, Tab, until
 from tests.browser.test_markup import OURS, STRANGE
 
+# One pixel.
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
+    "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+SVG = "PHN2ZyB4bWxucz0iaHR0cDovL3d3dy53My5vcmcvMjAwMC9zdmciLz4="
+
 HOSTILE = '<img src="http://127.0.0.1:1/x" onerror="alert(1)"> "><script>alert(1)</script>'
 
 # What a reader sees of the last answer, with all of it unfolded.
@@ -208,4 +215,49 @@ def test_parts__reloaded_at_each_step_are_those_of_a_tab_that_was_not(
     other.page.set_viewport_size({"width": 320, "height": 640})
     assert other.page.evaluate(TOO_WIDE) == []
     shoot(other, "parts-narrow")
+    assert complaints.found == []
+
+
+def test_files__are_previews_or_names(
+    open_tab: OpenTab, chat: Chat, portal: BlockingPortal, complaints: Complaints, shoot: Shoot
+) -> None:
+    tab = open_tab().open()
+    converse = Converse(chat.uri, database=chat.database)
+    with portal.wrap_async_context_manager(converse):
+        message = begin(tab, portal, converse)
+
+        async def answer() -> None:
+            async with message.writer() as writer:
+                for part in (
+                    FilePart(f"data:image/png;base64,{PNG}", "image/png", name="dot.png"),
+                    FilePart(f"data:image/svg+xml;base64,{SVG}", "image/svg+xml", name=HOSTILE),
+                    FilePart("data:image/png;base64,AAAA", "image/png", name="broken.png"),
+                    FilePart("https://example.org/a.png", "image/png", name="far.png"),
+                    FilePart("javascript:alert(1)", "image/png", name="script.png"),
+                ):
+                    await writer.write(part)
+
+        portal.call(answer)
+    tab.open(str(message.conversation_id))
+    files = tab.answer.locator(".file")
+    expect(files).to_have_count(5)
+    images = tab.answer.get_by_role("img")
+    expect(images).to_have_count(1)
+    expect(images).to_have_attribute("alt", "dot.png")
+    until(lambda: images.evaluate("(image) => image.complete && image.naturalWidth") == 1)
+    own = f"/api/conversations/{message.conversation_id}/messages/{message.id}/files/"
+    links = files.evaluate_all(
+        "(all) => all.map((each) => each.querySelector('a')?.getAttribute('href') ?? null)"
+    )
+    assert [link and link.removesuffix(link.rpartition("/")[2]) for link in links] == [
+        *(own, own, own),
+        *("https://example.org/", None),
+    ]
+    for index, name in enumerate(["dot.png", HOSTILE, "broken.png", "far.png", "script.png"]):
+        expect(files.nth(index)).to_contain_text(name)
+    with tab.page.expect_download() as saved:
+        files.nth(1).get_by_role("link").click()
+    assert saved.value.failure() is None
+    assert "#" in tab.page.url  # the page is still there
+    shoot(tab, "files")
     assert complaints.found == []

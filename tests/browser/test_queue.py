@@ -68,16 +68,32 @@ def test_call__waits_for_its_reader_in_each_tab(
     for each in (tab, second):
         expect_waiting(each, "Waits for youDelete filesApproveDeclineSend mailApproveDecline")
     expect(tab.page.locator("#announcer")).to_contain_text("waits for you")
+    third = open_tab(chat, context=tab.page.context).open()
+    for each in (tab, second, third):
+        expect(each.titles).to_have_text(["New conversationWaits for you"])
 
+    # What is approved is shown, until it is answered.
+    for each in (tab, second):
+        expect(each.answer.locator("details[open] > summary")).to_have_text(
+            ["Delete files Needs approval", "Send mail Needs approval"]
+        )
+        expect(each.answer.get_by_role("group", name="Input")).to_have_count(2)
     decline = second.page.get_by_role("button", name="Decline: Delete files")
     decline.click()
     for each in (tab, second):
         expect_waiting(each, "Waits for youSend mailApproveDecline")
-    tab.page.get_by_role("button", name="Approve: Send mail").click()
+        expect(each.titles).to_have_text(["New conversationWaits for you"])
+        expect(each.answer.locator("details[open] > summary")).to_have_text(
+            ["Send mail Needs approval"]
+        )
+    tab.page.get_by_role("button", name="Approve: Send mail").focus()
+    tab.page.keyboard.press("Enter")
     expect(tab.question).to_be_focused()  # the button is gone that had the focus
     for each in (tab, second):
         each.expect_end("completed", "no, yes")
         expect(each.waits).to_have_count(0)
+    for each in (tab, second, third):
+        expect(each.titles).to_have_text(["New conversation"])
 
     tab.ask(f"{ASK} Again?")
     expect(tab.waits).to_contain_text("Waits for you")

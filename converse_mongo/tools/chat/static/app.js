@@ -3,6 +3,7 @@
 import { ConverseError, openConversation, watchOwner } from "/client/index.js";
 import { MessageList } from "./messages.js";
 import { element } from "./text.js";
+import { FOR_YOU, waitsForReader } from "./waits.js";
 
 const SESSION = "/api/me";
 const PAGE_SIZE = 50;
@@ -28,6 +29,7 @@ let unsubscribe = () => {};
 let shownId = idInAddress();
 let conversations = [];
 const writing = new Map(); // message to conversation, of all answers that are being written
+const waiting = new Map(); // the same, of those that wait for the reader, as far as the page knows
 let loading = false; // whether the list is being loaded
 let again = false; // whether it is already out of date
 let watch = null; // of all conversations, while the page is visible
@@ -104,6 +106,7 @@ function draw() {
   const messages = snapshot?.messages ?? [];
   const refused = snapshot?.status === "error";
   list.draw(messages, { waiting: Boolean(snapshot?.typing) });
+  if (noteWaiting()) drawConversations();
 
   at("empty").hidden = refused || messages.length > 0 || isLoading() || busy;
   at("loading").hidden = !isLoading() || messages.length > 0;
@@ -136,6 +139,19 @@ function drawTitle() {
 /** Whether nobody knows yet what the shown conversation has. */
 function isLoading() {
   return shownId !== null && (chat === null || chat.getSnapshot().status === "loading");
+}
+
+/** Notes which answers of the shown conversation wait for the reader; returns whether others do. */
+function noteWaiting() {
+  let isNew = false;
+  for (const message of chat?.getSnapshot().messages ?? []) {
+    const waits = waitsForReader(message);
+    if (waits === waiting.has(message.id)) continue;
+    isNew = true;
+    if (waits) waiting.set(message.id, shownId);
+    else waiting.delete(message.id);
+  }
+  return isNew;
 }
 
 function streaming() {
@@ -172,6 +188,7 @@ scroller.addEventListener("scroll", () => {
 }, { passive: true });
 
 new ResizeObserver(follow).observe(scroller);
+scroller.addEventListener("load", follow, { capture: true }); // of images, which take room then
 
 at("jump").addEventListener("click", () => {
   following = true;
@@ -326,9 +343,12 @@ async function loadConversations() {
       if (again) continue;
       ({ conversations } = listed);
       writing.clear();
-      for (const { id, writing: answers } of conversations) {
+      waiting.clear();
+      for (const { id, writing: answers, waiting: waits } of conversations) {
         for (const answer of answers) writing.set(answer, id);
+        for (const answer of waits) waiting.set(answer, id);
       }
+      noteWaiting(); // what is shown is newer
     } while (again);
   } catch {
     // The shown list is older, but still valid.
@@ -375,13 +395,17 @@ function takeNews({ type, conversation_id: id, message_id: message, title, role,
   else if (!known) loadConversations();
   again = loading;
   if (type === "message.created" && role === "assistant" && streaming) writing.set(message, id);
-  else if (ENDS.has(type)) writing.delete(message);
+  else if (ENDS.has(type)) {
+    writing.delete(message);
+    waiting.delete(message);
+  }
   drawConversations();
   drawTitle();
 }
 
 function drawConversations() {
   const busy = new Set(writing.values());
+  const waits = new Set(waiting.values());
   const place = at("conversations");
   const nodes = new Map([...place.children].map((node) => [node.dataset.id, node]));
   conversations.forEach(({ id, title }, index) => {
@@ -395,8 +419,9 @@ function drawConversations() {
     const text = title ?? "New conversation";
     const [name, sign] = link.childNodes;
     if (name.textContent !== text) name.textContent = text;
-    if (!busy.has(id)) sign?.remove();
-    else if (!sign) link.append(busySign());
+    const wanted = waits.has(id) ? "waits-sign" : busy.has(id) ? "busy" : null;
+    if (sign && sign.className !== wanted) sign.remove();
+    if (wanted !== null && sign?.className !== wanted) link.append(signOf(wanted));
     if (id === shownId) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
     if (place.children[index] !== node) place.insertBefore(node, place.children[index] ?? null);
@@ -405,7 +430,8 @@ function drawConversations() {
   at("no-conversations").hidden = conversations.length > 0;
 }
 
-function busySign() {
+function signOf(className) {
+  if (className === "waits-sign") return element("span", { className, textContent: FOR_YOU });
   const text = element("span", { className: "unseen", textContent: ", is being answered" });
   return element("span", { className: "busy" }, text);
 }

@@ -112,7 +112,7 @@ class MessageView {
     const answer = role === "assistant";
     this.node.dataset.status = status;
     const written = isWritten(message);
-    const isBusy = this.parts.draw(parts, { streams, written });
+    const isBusy = this.parts.draw(parts, { streams, written, files: filesOf(message) });
     if (before !== null && streams) this.drawAgain(before.parts, parts);
     this.typing.hidden = !(answer && written && !isBusy);
     this.waits.draw(message);
@@ -173,6 +173,11 @@ function typing(...more) {
     element("span", { className: "unseen", textContent: "The answer is being written" }),
     ...more,
   );
+}
+
+/** The address of the files that a message has itself, but for their numbers. */
+function filesOf({ conversation_id: conversation, id }) {
+  return `/api/conversations/${conversation}/messages/${id}/files/`;
 }
 
 function errorOf(message) {

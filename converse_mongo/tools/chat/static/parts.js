@@ -11,6 +11,8 @@ const LONGEST_VALUE = 20_000;
 const LONGEST_NAME = 200;
 const REMOVED = "This content was removed.";
 const ADDRESS = /^https?:\/\//i;
+const OWN_FILE = /^data:[^,]{0,300};base64,/i;
+const IMAGES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"]);
 const SOURCES = new Set(["source_url", "source_document"]);
 const UNSEEN = new Set(["step", "hidden"]);
 const STATES = {
@@ -38,8 +40,8 @@ export class Parts {
    * Shows parts; what did not change stays as it is.
    *
    * @param {readonly object[]} parts
-   * @param {{streams: boolean, written: boolean}} state Whether more may follow, and whether somebody
-   *     is writing it now.
+   * @param {{streams: boolean, written: boolean, files: string}} state Whether more may follow, whether
+   *     somebody is writing it now, and the address of the message's own files, but for their numbers.
    * @returns {boolean} Whether the reader sees that something goes on.
    */
   draw(parts, state) {
@@ -137,14 +139,20 @@ class TextView {
 class FileView {
   node = element("p", { className: "file" });
 
-  draw(part) {
+  draw(part, { files }) {
     if (this.part === part) return false;
     this.part = part;
     const { name, url, media_type: type, size } = part.fields;
-    const label = line(name) || "File";
+    const isImage = IMAGES.has(type);
+    const label = line(name) || (isImage ? "Image" : "File");
     const facts = [line(type), typeof size === "number" ? bytes(size) : ""].filter(Boolean).join(", ");
-    this.node.replaceChildren(linkTo(url, label));
+    const isOwn = OWN_FILE.test(url) || part.values?.url !== undefined;
+    // Others see who loads an image from their sites: those are links, which the reader follows or not.
+    const address = `${files}${part.part}`;
+    const link = isOwn ? element("a", { href: address, download: label, textContent: label }) : linkTo(url, label);
+    this.node.replaceChildren(link);
     if (facts !== "") this.node.append(" ", element("span", { className: "soft", textContent: facts }));
+    if (isOwn && isImage) this.node.prepend(preview(address, label));
     return false;
   }
 }
@@ -158,10 +166,19 @@ class FoldedView {
     const title = element("span", { className: "fold-title" }, this.name, " ", this.state);
     const summary = element("summary", {}, title);
     this.node = element("details", { className: "fold" }, summary, this.body);
+    this.isOwn = false; // whether the next event is not of the reader
     this.node.addEventListener("toggle", () => {
       if (this.node.open) this.drawBody(this.part, this.all);
-      onToggle();
+      if (!this.isOwn) onToggle();
+      this.isOwn = false;
     });
+  }
+
+  /** Folds or unfolds it without the reader. */
+  fold(isFolded) {
+    if (this.node.open !== isFolded) return;
+    this.isOwn = true;
+    this.node.open = !isFolded;
   }
 
   draw(part, all) {
@@ -212,7 +229,13 @@ class ToolCallView extends FoldedView {
     const state = toolCallState(call, !streams);
     const isStalled = !written && STALLED.has(state);
     this.say(nameOf(call), STATES[isStalled ? "input-available" : state]);
-    this.node.dataset.state = state;
+    const before = this.node.dataset.state;
+    if (state !== before) {
+      this.node.dataset.state = state;
+      // Readers must see what they approve.
+      if (state === "approval-requested") this.fold(false);
+      else if (before === "approval-requested" && !this.node.contains(document.activeElement)) this.fold(true);
+    }
     return written && OPEN_STATES.has(state);
   }
 
@@ -295,6 +318,14 @@ class Sources {
     this.node.replaceChildren(...items);
     return items.length > 0;
   }
+}
+
+/** An image that is gone if it cannot be shown: its name is below it. */
+function preview(address, label) {
+  const image = element("img", { className: "preview", alt: label, loading: "lazy" });
+  image.addEventListener("error", () => image.remove());
+  image.src = address;
+  return image;
 }
 
 /** What a tool call is named for its reader. */

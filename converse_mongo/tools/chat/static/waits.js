@@ -5,12 +5,21 @@ import { button, element } from "./text.js";
 
 const IN_LINE = "Waiting in line";
 const AGAIN = "Starting again";
-const FOR_YOU = "Waits for you";
+export const FOR_YOU = "Waits for you";
 const FOR_OTHERS = "Waits for an answer";
 
 /** Whether an answer that has not ended is being written now. */
 export function isWritten({ status, work }) {
   return status === "streaming" && (work === undefined || work.state === "running");
+}
+
+/** Whether an answer waits for its reader to approve something. */
+export function waitsForReader({ status, work }) {
+  return status === "streaming" && work?.state === "waiting" && approvalsOf(work).length > 0;
+}
+
+function approvalsOf({ pending }) {
+  return (pending ?? []).filter(({ wanted }) => wanted === "approval");
 }
 
 /**
@@ -31,7 +40,7 @@ export class Waits {
     const { status, work, parts } = message;
     const waits = status === "streaming" && !isWritten(message);
     this.node.hidden = !waits;
-    const approvals = waits ? (work.pending ?? []).filter(({ wanted }) => wanted === "approval") : [];
+    const approvals = waits ? approvalsOf(work) : [];
     const text = waits ? textOf(work, approvals) : "";
     if (this.text.textContent !== text) {
       this.text.textContent = text;
