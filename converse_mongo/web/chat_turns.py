@@ -144,10 +144,15 @@ class ChatTurns:
                 [each.answer() for each in given.answers],
                 append_id=generated_id(message.id, f"answers:{given.model_dump_json()}"),
             )
-        except CallNotPendingError as error:
-            raise NotPendingError(detail=f"The call is {error.call_id!r}.") from error
-        except (StreamStoppedError, MessageNotStreamingError) as error:
-            raise ConflictError(ENDED) from error
+        except (CallNotPendingError, StreamStoppedError, MessageNotStreamingError) as error:
+            # Somebody was faster: perhaps the same request.
+            message = await self._context.access.message(self._conversation, str(message.id))
+            try:
+                return message, self._repeated(message, said)
+            except NotPendingError:
+                if isinstance(error, CallNotPendingError):
+                    raise NotPendingError(detail=f"The call is {error.call_id!r}.") from error
+                raise ConflictError(ENDED) from error
         except InvalidInputError as error:
             raise RequestError(detail=str(error)) from error
         return message, message.next_sequence

@@ -25,7 +25,7 @@ from converse_mongo.web import Generations
 from tests.streams import SOON
 from tests.web.ai_sdk.test_client import PACKAGE, client
 from tests.web.conftest import STRANGER, MakeSite, Site, read_all, working
-from tests.web.helpers import ui_question
+from tests.web.helpers import ui_question, wait_for_end
 
 needs_node = pytest.mark.skipif(
     not (PACKAGE / "node_modules").is_dir(),
@@ -418,6 +418,24 @@ async def test_answers__again_change_nothing_and_other_ones_are_refused(
     reloaded = (await history(site, conversation))[-1]
     states = [part["state"] for part in reloaded["parts"] if part["type"].startswith("tool-")]
     assert states == ["output-available", "output-denied", "output-available"]
+
+
+async def test_answers__that_another_request_stored_first_are_a_repeat(
+    asked: tuple[Site, Conversation, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, conversation, shown = asked
+    real, good = site.converse.answer_tool_calls, request(conversation, answered(shown, **ALL))
+
+    async def be_slow(message_id: Any, answers: Any, *, append_id: Any) -> Any:
+        await real(message_id, answers)
+        await wait_for_end(site, message_id)
+        return await real(message_id, answers, append_id=append_id)
+
+    monkeypatch.setattr(site.converse, "answer_tool_calls", be_slow)
+    streamed = await parts_of(await post(site, good))
+    stored = await everything(conversation)
+    assert same(await parts_of(await post(site, good)), streamed)
+    assert await everything(conversation) == stored
 
 
 async def test_answers__after_a_stop_are_refused(asked: tuple[Site, Conversation, Any]) -> None:
