@@ -114,6 +114,8 @@ class Generations:
         # A message that was deleted and started again has the same id, and needs its own writer.
         self._answers: dict[tuple[ObjectId, ObjectId | None], _Answer] = {}
         self._holders: dict[asyncio.Task[Any] | None, ObjectId] = {}
+        self._added: dict[asyncio.Task[Any] | None, Message] = {}
+        self._entered = 0
         self._beginnings = Beginnings()
         self._freeing: asyncio.Task[None] | None = None
         # Not that of a request: what other processes began is not for its user, nor of its trace.
@@ -255,12 +257,19 @@ class Generations:
     async def _create(
         self, conversation: Conversation, create: Callable[[], Awaitable[Message]], taken: ExitStack
     ) -> Message:
+        task = asyncio.current_task()
         with taken:
             try:
                 message = await create()
                 is_claimed = self.holds(message)
+            except BaseException:
+                added = self._added.get(task)
+                if added is not None and self.holds(added):
+                    await self._give_back(added)
+                raise
             finally:
-                self._holders.pop(asyncio.current_task(), None)
+                self._holders.pop(task, None)
+                self._added.pop(task, None)
             if is_claimed or _has_no_writer(message):  # else it was found
                 self._start(conversation, message, taken.pop_all(), is_claimed=is_claimed)
         return message
@@ -273,8 +282,21 @@ class Generations:
         metadata: dict[str, str] | None = None,
     ) -> Message:
         """Adds the message of an answer, or finds it, while it is created."""
-        holder = self._holders[asyncio.current_task()] = ObjectId()
-        return await start_claimed(conversation, self._job(), holder, metadata, name)
+        task = asyncio.current_task()
+        holder = self._holders[task] = ObjectId()
+        message = await start_claimed(conversation, self._job(), holder, metadata, name)
+        self._added[task] = message
+        return message
+
+    async def _give_back(self, message: Message) -> None:
+        """Gives a message to its queue whose request failed behind its insert."""
+        store, state = message.store(), header_of(message)
+        if open_transaction(store) is not None:
+            return  # it is not committed
+        try:
+            await store.jobs.hand_over(state.key, state.lease, self.queue)
+        except (ConverseError, PyMongoError) as error:
+            logger.warning("Message %s is left to its lease (%s)", message.id, error)
 
     def holds(self, message: Message) -> bool:
         """Returns whether the message that is being created is claimed by this process."""
@@ -420,6 +442,7 @@ class Generations:
         return tasks
 
     async def __aenter__(self) -> Self:
+        self._entered += 1
         self._closed = False
         self._context = context_apart()
         self.look_after()
@@ -431,7 +454,9 @@ class Generations:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        self._entered -= 1
+        if not self._entered:  # else a nested application has ended
+            await self.aclose()
 
 
 class _Answer:

@@ -18,6 +18,7 @@ from converse_mongo import (
     Message,
     MessageStatus,
     Queue,
+    StoreUnavailableError,
 )
 from converse_mongo.driver.clients import close_client, open_client
 from converse_mongo.embedded import EmbeddedServer
@@ -332,6 +333,42 @@ async def test_close__has_an_answer_that_begins_meanwhile_claim_nothing_else(
     message = await request
     assert [each.id for each in begun] == [message.id]
     assert (await converse.get_message(other.id)).is_streaming
+
+
+async def test_close__is_for_the_last_that_has_entered_it(converse: Converse) -> None:
+    generations = Generations(say_hello)
+    async with generations:
+        async with generations:
+            pass
+        generations.check_room()
+    with pytest.raises(BusyError):
+        generations.check_room()
+
+
+async def test_begin__that_fails_behind_its_insert_gives_the_message_back(
+    converse: Converse,
+) -> None:
+    conversation = await converse.start_conversation()
+    async with Generations(say_hello) as generations:
+        generations.serve(converse)
+        generations.look_after()
+
+        async def create() -> Message:
+            await generations.add(conversation, "the answer", None)
+            raise StoreUnavailableError("MongoDB did not answer.")
+
+        with pytest.raises(StoreUnavailableError):
+            await generations.begin(conversation, create)
+        (message,) = await conversation.messages()
+        read = await ended(converse, message)
+    assert (read.status, read.content) == (MessageStatus.COMPLETED, "Hello")
+    assert read.work is not None
+    assert read.work.crashes == 0
+
+
+async def say_hello(_: Conversation, message: Message) -> None:
+    async with message.writer() as writer:
+        await writer.write("Hello")
 
 
 async def test_begin__goes_on_when_its_request_is_cancelled(converse: Converse) -> None:
