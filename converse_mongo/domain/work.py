@@ -124,16 +124,16 @@ def stored_key(key: object) -> str | None:
     return stored
 
 
-def check_delay(delay: object) -> float:
+def check_delay(delay: object, what: str = "delay") -> float:
     """Returns a number of seconds, which may be 0.
 
     Raises:
         InvalidInputError: It is no such number.
     """
     if isinstance(delay, bool) or not isinstance(delay, int | float):
-        raise InvalidInputError(f"delay must be a number of seconds, got {delay!r}.")
+        raise InvalidInputError(f"{what} must be a number of seconds, got {delay!r}.")
     if not 0 <= delay <= MAX_SECONDS:
-        raise InvalidInputError(f"delay must be from 0 to {MAX_SECONDS} seconds, got {delay!r}.")
+        raise InvalidInputError(f"{what} must be from 0 to {MAX_SECONDS} seconds, got {delay!r}.")
     return float(delay)
 
 

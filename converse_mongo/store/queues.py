@@ -309,7 +309,7 @@ class Queues:
         It raises and returns what :meth:`hand_over` does.
         """
         checked = _checked(checkpoint)
-        seconds = None if expires is None else check_delay(expires)
+        seconds = None if expires is None else check_delay(expires, "expires")
         state = await self._held(key, lease)
         for attempt in count():
             work: Any = state.work

@@ -32,6 +32,7 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.queues import AnyQueue, Queue, as_queue, job
 from converse_mongo.domain.retries import RetryPolicy
+from converse_mongo.domain.validation import check_int
 from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.store import Store, Transaction, context_apart, open_transaction
 from converse_mongo.web.answering import RESTARTING, Beginnings
@@ -94,7 +95,7 @@ class Generations:
             self._queue = as_queue(queue)
             self._options = WorkerOptions.of(
                 queues=[self._queue],
-                concurrency=limit,
+                concurrency=check_int(limit, "limit", 1),
                 retry=retry,
                 timeout=timeout,
                 silence=silence,
@@ -102,8 +103,7 @@ class Generations:
                 grace=grace,
             )
         except InvalidInputError as error:
-            given = f"limit={limit!r}, grace={grace!r}"
-            raise ConfigurationError(f"Generations({given}): {error}") from error
+            raise ConfigurationError(f"Generations: {error}") from error
         if self._queue.per_key is not None:
             raise ConfigurationError(
                 f"queue={queue!r} has a limit per key, which holds for workers alone: pass "
@@ -113,8 +113,8 @@ class Generations:
         self._workers: dict[Store, Worker] = {}
         # A message that was deleted and started again has the same id, and needs its own writer.
         self._answers: dict[tuple[ObjectId, ObjectId | None], _Answer] = {}
-        self._holders: dict[asyncio.Task[Any] | None, ObjectId] = {}
-        self._added: dict[asyncio.Task[Any] | None, Message] = {}
+        self._claimed: dict[asyncio.Task[Any] | None, Message] = {}
+        """The messages that were added as claimed, by the tasks that still create them."""
         self._entered = 0
         self._beginnings = Beginnings()
         self._freeing: asyncio.Task[None] | None = None
@@ -130,8 +130,12 @@ class Generations:
     @property
     def running(self) -> int:
         """The number of answers that are being written."""
-        waiting = sum(answer.attempt is None for answer in self._answers.values())
-        return waiting + sum(worker.running for worker in self._workers.values())
+        return len(self._waiting) + sum(worker.running for worker in self._workers.values())
+
+    @property
+    def _waiting(self) -> "list[_Answer]":
+        """Those that have not got as far as an attempt."""
+        return [answer for answer in self._answers.values() if answer.attempt is None]
 
     def writes(self, message: Message) -> bool:
         """Returns whether ``respond`` is running for a message."""
@@ -159,8 +163,8 @@ class Generations:
     def _is_full(self) -> bool:
         # What respond() does behind the end of its message counts less, and is bounded as well.
         limit, begun = self._options.concurrency, len(self._beginnings)
-        all_of_them = sum(answer.attempt is None for answer in self._answers.values())
-        all_of_them += sum(len(worker.attempts) for worker in self._workers.values())
+        attempts = sum(len(worker.attempts) for worker in self._workers.values())
+        all_of_them = len(self._waiting) + attempts
         return self.running + begun >= limit or all_of_them + begun >= 2 * limit
 
     # The worker
@@ -263,13 +267,11 @@ class Generations:
                 message = await create()
                 is_claimed = self.holds(message)
             except BaseException:
-                added = self._added.get(task)
-                if added is not None and self.holds(added):
-                    await self._give_back(added)
+                if task in self._claimed:
+                    await self._give_back(self._claimed[task])
                 raise
             finally:
-                self._holders.pop(task, None)
-                self._added.pop(task, None)
+                self._claimed.pop(task, None)
             if is_claimed or _has_no_writer(message):  # else it was found
                 self._start(conversation, message, taken.pop_all(), is_claimed=is_claimed)
         return message
@@ -282,10 +284,10 @@ class Generations:
         metadata: dict[str, str] | None = None,
     ) -> Message:
         """Adds the message of an answer, or finds it, while it is created."""
-        task = asyncio.current_task()
-        holder = self._holders[task] = ObjectId()
+        holder = ObjectId()
         message = await start_claimed(conversation, self._job(), holder, metadata, name)
-        self._added[task] = message
+        if message.lease is not None and message.lease.holder == holder:
+            self._claimed[asyncio.current_task()] = message
         return message
 
     async def _give_back(self, message: Message) -> None:
@@ -300,9 +302,10 @@ class Generations:
 
     def holds(self, message: Message) -> bool:
         """Returns whether the message that is being created is claimed by this process."""
-        holder = self._holders.get(asyncio.current_task())
-        lease = message.lease
-        return holder is not None and lease is not None and lease.holder == holder
+        claimed, lease = self._claimed.get(asyncio.current_task()), message.lease
+        if claimed is None or claimed.lease is None or lease is None:
+            return False
+        return lease.is_held_by(claimed.lease)
 
     def _job(self) -> Any:
         return job(self._queue)
@@ -436,10 +439,7 @@ class Generations:
     def _begin_tasks(self) -> set[asyncio.Task[Any]]:
         """The tasks of answers that have not got as far as an attempt."""
         tasks: set[asyncio.Task[Any]] = set(self._beginnings.tasks)
-        for answer in self._answers.values():
-            if answer.task is not None and answer.attempt is None:
-                tasks.add(answer.task)
-        return tasks
+        return tasks | {answer.task for answer in self._waiting if answer.task is not None}
 
     async def __aenter__(self) -> Self:
         self._entered += 1

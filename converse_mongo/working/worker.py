@@ -118,7 +118,7 @@ class WorkerOptions:
             queues=names_of(queues),
             concurrency=check_int(concurrency, "concurrency", 1),
             limits=Limits(timeout, silence, retry, start_over),
-            grace=check_delay(grace),
+            grace=check_delay(grace, "grace"),
             poll_interval=check_seconds(poll_interval, "poll_interval"),
         )
 

@@ -931,6 +931,8 @@ async def test_run__of_a_worker_is_one(converse: Converse) -> None:
 async def test_bad_options__are_refused(converse: Converse) -> None:
     with pytest.raises(InvalidInputError, match="concurrency must be an integer of at least 1"):
         converse.worker(say_hello, concurrency=0)
+    with pytest.raises(InvalidInputError, match="grace must be from 0 to"):
+        converse.worker(say_hello, grace=-1)
     with pytest.raises(InvalidInputError, match="queue"):
         converse.worker(say_hello, queues=[])
     with pytest.raises(InvalidInputError, match="timeout must be a number of seconds"):

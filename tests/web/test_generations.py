@@ -424,6 +424,21 @@ def test_options__that_make_no_sense_are_refused(options: dict[str, Any]) -> Non
         Generations(**{"respond": test_limit__and_closed_ones_refuse, **options})
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"limit": 0}, "limit must be an integer of at least 1"),
+        ({"grace": -1}, "grace must be from 0 to"),
+        ({"silence": 0}, "silence must be a number"),
+        ({"queue": ""}, "name of a queue"),
+    ],
+)
+def test_options__that_are_refused_are_named(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told) as refused:
+        Generations(test_limit__and_closed_ones_refuse, **options)
+    assert {"limit", "grace", "silence", "queue"} & {*str(refused.value).split()} <= {*options}
+
+
 async def test_respond__that_is_no_coroutine_function_is_named(
     converse: Converse, caplog: pytest.LogCaptureFixture
 ) -> None:
