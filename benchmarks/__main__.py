@@ -9,32 +9,13 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from pymongo.errors import PyMongoError
 from rich.console import Console
 
-from benchmarks import (
-    appends,
-    call_costs,
-    fan_out,
-    job_queue,
-    live_latency,
-    load,
-    long_message,
-    parts,
-    reads,
-    resume,
-    sse_clients,
-    storage,
-    telemetry,
-    watch_cost,
-    whole_job,
-    workers,
-    writers,
-)
 from benchmarks.figures import BenchmarkError, Figure
 from benchmarks.plots import can_draw
 from benchmarks.reports import print_figures, write_figures
@@ -43,27 +24,26 @@ from benchmarks.settings import Load, Setting
 from converse_mongo import ConverseError
 from converse_mongo.tools.signals import terminable
 
-Benchmark: TypeAlias = Callable[[Setting], Coroutine[Any, Any, list[Figure]]]
-
-BENCHMARKS: dict[str, Benchmark] = {
-    "appends": appends.run,
-    "call_costs": call_costs.run,
-    "writers": writers.run,
-    "long_message": long_message.run,
-    "fan_out": fan_out.run,
-    "sse_clients": sse_clients.run,
-    "storage": storage.run,
-    "resume": resume.run,
-    "reads": reads.run,
-    "parts": parts.run,
-    "workers": workers.run,
-    "job_queue": job_queue.run,
-    "watch_cost": watch_cost.run,
-    "telemetry": telemetry.run,
-    "live_latency": live_latency.run,
-    "whole_job": whole_job.run,
-    "load": load.run,
-}
+BENCHMARKS = (
+    "appends",
+    "call_costs",
+    "writers",
+    "long_message",
+    "fan_out",
+    "sse_clients",
+    "storage",
+    "resume",
+    "reads",
+    "parts",
+    "workers",
+    "job_queue",
+    "watch_cost",
+    "telemetry",
+    "live_latency",
+    "whole_job",
+    "load",
+)
+"""Modules, each imported only if it runs: some need packages that others do not."""
 ONLY_IF_NAMED = frozenset({"load"})
 """It takes ten minutes."""
 DEFAULT = [name for name in BENCHMARKS if name not in ONLY_IF_NAMED]
@@ -77,7 +57,7 @@ LOG_WIDTH = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the chosen benchmarks, each on a server of its own, and returns the exit code."""
     arguments = _parser().parse_args(argv)
-    unknown = sorted(set(arguments.names) - BENCHMARKS.keys())
+    unknown = sorted(set(arguments.names) - {*BENCHMARKS})
     if unknown:
         sys.stderr.write(f"No benchmark {', '.join(unknown)}: there are {', '.join(BENCHMARKS)}.\n")
         return 2
@@ -112,7 +92,7 @@ def _run(name: str, arguments: argparse.Namespace, console: Console, progress: C
             before=arguments.before and arguments.before.resolve(),
         )
         start = time.monotonic()
-        figures = asyncio.run(BENCHMARKS[name](setting))
+        figures: list[Figure] = asyncio.run(import_module(f"benchmarks.{name}").run(setting))
         seconds = time.monotonic() - start
         print_figures(console, name, figures, seconds)
         if arguments.output is not None:
