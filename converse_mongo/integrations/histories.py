@@ -1,8 +1,9 @@
 """Histories: what the translators have in common while they turn messages into a prompt."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 from converse_mongo.documents.listings import History
@@ -45,6 +46,10 @@ class Told(Protocol):
 
 Values: TypeAlias = Mapping[StoredValue, Any]
 """Large values that were loaded; see :func:`load_values`."""
+NO_VALUES: Values = MappingProxyType({})
+
+FileUrl: TypeAlias = Callable[[FilePart], str | None]
+"""Returns a URL under which the provider gets a file, or a ``data:`` URL; ``None`` for none."""
 
 
 @dataclass
@@ -77,9 +82,9 @@ def turns_of(history: History | Iterable[Told], answer: Told | None) -> Iterator
     messages: list[Told] = list(history.messages if isinstance(history, History) else history)
     if answer is not None:
         ids = [message.id for message in messages]
-        messages = messages[: ids.index(answer.id) if answer.id in ids else len(ids)]
-    replaced = replaced_ids(messages if answer is None else [*messages, answer])
-    for message in messages if answer is None else [*messages, answer]:
+        messages = [*messages[: ids.index(answer.id) if answer.id in ids else len(ids)], answer]
+    replaced = replaced_ids(messages)
+    for message in messages:
         try:
             parts = message.parts
         except ChunksNotLoadedError:
@@ -106,6 +111,11 @@ def _turns(role: MessageRole, parts: Iterable[Part]) -> Iterator[Turn]:
         else:
             turn.parts.append(part)
     yield turn
+
+
+def readable_url(file: FilePart) -> str | None:
+    """Returns the URL of a file, if it is one that a provider can read."""
+    return file.url if file.url.startswith(("https://", "http://", "data:")) else None
 
 
 def is_callable(part: ToolCallPart) -> bool:

@@ -5,7 +5,8 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from typing import Any, Protocol, TypeAlias
 
-from converse_mongo.domain.errors import ProviderError
+from converse_mongo.domain.errors import InvalidMetadataError, ProviderError
+from converse_mongo.domain.metadata import made_plain
 from converse_mongo.domain.part_events import PartDelta, PartEnd, PartEvent, PartSet, PartStart
 from converse_mongo.domain.parts import Part, ReasoningPart, TextPart
 from converse_mongo.domain.surrogates import mend_all
@@ -16,6 +17,7 @@ Content: TypeAlias = str | Part | PartEvent
 STEP = "step"
 """The key of the step, which is one call of the model."""
 NOT_JSON = "The input is not valid JSON."
+UNSTORABLE = "The input cannot be stored."
 
 
 class Parts:
@@ -226,14 +228,19 @@ def storable_json(value: Any) -> Any:
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """Returns the fields that the whole input of a call sets: an error as well if it is no JSON.
+    """Returns the fields that the whole input of a call sets.
 
-    No text is an empty object, as models write it for tools without parameters.
+    No text is an empty object, as models write it for tools without parameters. If it is no JSON,
+    or JSON that cannot be stored, such as with too many levels, the fields are the text and an
+    error: the model is told, and the answer goes on.
     """
     if not text.strip():
         return {"input": {}}
     try:
-        return {"input": storable_json(json.loads(text, parse_constant=_refuse))}
+        value = storable_json(json.loads(text, parse_constant=_refuse))
+        return made_plain({"input": value}, "input")
+    except InvalidMetadataError:
+        return {"input": mend_all(text), "error": UNSTORABLE}
     except (ValueError, RecursionError):
         return {"input": mend_all(text), "error": NOT_JSON}
 

@@ -315,6 +315,19 @@ async def test_max_tokens__within_an_input_leaves_no_call_to_run() -> None:
     check(told(*parts))
 
 
+async def test_input__that_cannot_be_stored_fails_its_call_alone(converse: Converse) -> None:
+    deep = '{"q": ' * 90 + "1" + "}" * 90
+    conversation = await converse.start_conversation()
+    message = await conversation.start_streaming_assistant()
+    turn = events.stream(events.tool_use(deep), events.tool_use({"q": 1}, call_id="toolu_2"))
+    async with client(Player([[*turn]])) as sdk:
+        await message.pipe(anthropic_messages(await ask(sdk)))
+    first, second = [part for part in message.parts if isinstance(part, ToolCallPart)]
+    assert (first.input, first.error) == (deep, "The input cannot be stored.")
+    assert (second.input, second.error) == ({"q": 1}, None)
+    check(messages_for_anthropic([message]))
+
+
 @pytest.mark.parametrize("stop", ["max_tokens", "refusal", "model_context_window_exceeded", "new"])
 async def test_end__before_an_input_is_no_call_without_one(stop: str) -> None:
     call = only(await parts_from(events.tool_use({}), stop=stop), ToolCallPart)

@@ -1,27 +1,20 @@
 """Files: what a user's file is as a content block of Anthropic's Messages."""
 
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from converse_mongo.domain.parts import FilePart
+from converse_mongo.integrations.histories import FileUrl
 from converse_mongo.integrations.streams import data_of
-
-FileUrl: TypeAlias = Callable[[FilePart], str | None]
-"""Returns a URL under which the provider gets a file, or a ``data:`` URL; ``None`` for none."""
 
 _IMAGES: Mapping[str, str] = MappingProxyType(
     {each: each for each in ("image/jpeg", "image/png", "image/gif", "image/webp")}
     | {"image/jpg": "image/jpeg"}
 )
 _PDF = "application/pdf"
-
-
-def readable_url(file: FilePart) -> str | None:
-    """Returns the URL of a file, if it is one that a provider can read."""
-    return file.url if file.url.startswith(("https://", "http://", "data:")) else None
 
 
 def file_block(file: FilePart, provider: str, url_of: FileUrl) -> dict[str, Any] | None:

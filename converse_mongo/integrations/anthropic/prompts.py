@@ -13,15 +13,18 @@ from converse_mongo.domain.stored_values import StoredValue
 from converse_mongo.domain.surrogates import mend_all
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.integrations.anthropic.blocks import THOUGHTS, TOOL_USE, is_result, is_use
-from converse_mongo.integrations.anthropic.files import FileUrl, file_block, readable_url
+from converse_mongo.integrations.anthropic.files import file_block
 from converse_mongo.integrations.anthropic.messages import ANTHROPIC
 from converse_mongo.integrations.histories import (
+    NO_VALUES,
+    FileUrl,
     Told,
     Turn,
     Values,
     arguments_of,
     is_callable,
     loaded,
+    readable_url,
     result_of,
     turns_of,
 )
@@ -35,8 +38,6 @@ Said: TypeAlias = list[tuple[str, list[BlockParam]]]
 """Roles, each with what it says."""
 Placed: TypeAlias = tuple[int, BlockParam | None]
 """A block with its place in a response; ``None`` for one that is lost."""
-
-_NO_VALUES: Values = MappingProxyType({})
 
 
 def system_for_anthropic(history: History | Iterable[Told], *, answer: Told | None = None) -> str:
@@ -66,7 +67,7 @@ def messages_for_anthropic(
     answer: Told | None = None,
     provider: str = ANTHROPIC,
     file_url: FileUrl | None = None,
-    values: Values = _NO_VALUES,
+    values: Values = NO_VALUES,
 ) -> "list[MessageParam]":
     """Returns the ``messages`` of ``client.messages.create`` for a conversation.
 

@@ -12,6 +12,7 @@ from converse_mongo.domain.parts import ReasoningPart, StepPart, TextPart, ToolC
 from converse_mongo.integrations.openai.items import sources_of
 from converse_mongo.integrations.openai.responses import OPENAI
 from converse_mongo.integrations.streams import (
+    NOT_JSON,
     STEP,
     Content,
     Parts,
@@ -241,7 +242,7 @@ def _is_another(call: _Call, own_id: str) -> bool:
     """Returns whether a delta with a name begins another call than the one at its index."""
     if own_id and call.id:
         return own_id != call.id
-    return bool(call.text) and "error" not in parsed(call.text)
+    return bool(call.text) and parsed(call.text).get("error") != NOT_JSON
 
 
 def _content(content: Any) -> str:

@@ -72,8 +72,8 @@ def outcome_of(item: Mapping[str, Any]) -> dict[str, Any]:
             fields = {"output": item.get("output")} | parsed(text_at(item, "arguments"))
             if item.get("error"):
                 error = item["error"]
-                fields["error"] = error if isinstance(error, str) else text_at(error, "message")
-                fields["error"] = fields["error"] or "failed"
+                told = error if isinstance(error, str) else text_at(error, "message")
+                fields["error"] = told or "failed"
         case "mcp_approval_request":
             return {**parsed(text_at(item, "arguments")), "approval": {"id": item["id"]}}
         case _:

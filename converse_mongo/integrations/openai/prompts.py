@@ -10,12 +10,15 @@ from converse_mongo.domain.parts import FilePart, Part, ReasoningPart, TextPart,
 from converse_mongo.domain.stored_values import StoredValue
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.integrations.histories import (
+    NO_VALUES,
+    FileUrl,
     Told,
     Turn,
     Values,
     arguments_of,
     is_callable,
     loaded,
+    readable_url,
     result_of,
     turns_of,
 )
@@ -28,16 +31,6 @@ if TYPE_CHECKING:
     from openai.types.responses import ResponseInputItemParam
 
 Item: TypeAlias = dict[str, Any]
-FileUrl: TypeAlias = Callable[[FilePart], str | None]
-"""Returns a URL under which the provider gets a file, or a ``data:`` URL; ``None`` for none."""
-
-_NO_VALUES: Values = MappingProxyType({})
-
-
-def readable_url(file: FilePart) -> str | None:
-    """Returns the URL of a file, if it is one that a provider can read."""
-    return file.url if file.url.startswith(("https://", "http://", "data:")) else None
-
 
 # Responses
 
@@ -48,7 +41,7 @@ def messages_for_openai(
     answer: Told | None = None,
     provider: str = OPENAI,
     file_url: FileUrl | None = None,
-    values: Values = _NO_VALUES,
+    values: Values = NO_VALUES,
 ) -> "list[ResponseInputItemParam]":
     """Returns the input of ``client.responses.create`` for a conversation.
 
@@ -297,7 +290,7 @@ def messages_for_openai_chat(
     answer: Told | None = None,
     provider: str = OPENAI,
     file_url: FileUrl | None = None,
-    values: Values = _NO_VALUES,
+    values: Values = NO_VALUES,
 ) -> "list[ChatCompletionMessageParam]":
     """Returns the messages of ``client.chat.completions.create`` for a conversation.
 

@@ -1,5 +1,6 @@
 """Events of an agent's run, as text and parts of a message."""
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -292,7 +293,8 @@ class AgentTranslator:
         data: dict[str, Any] = {"item": item} if item else {}
         fields: dict[str, Any] = {}
         if isinstance(part, BaseToolCallPart):
-            data |= {name: self._data[key][name] for name in ("native",) if name in self._data[key]}
+            if "native" in self._data[key]:
+                data["native"] = self._data[key]["native"]
             if part.args is None or part.args == "":
                 data["args"] = part.args
             if isinstance(part.args, str):
@@ -511,6 +513,7 @@ def _item_of(part: Any) -> dict[str, Any]:
 
 def _input_of(part: Any) -> dict[str, Any]:
     """Returns the fields that the arguments of a call set."""
-    if isinstance(part.args, str):
-        return {"input": parsed(part.args)["input"]}  # the agent says what is wrong with it
-    return {"input": storable_json(to_jsonable_python(part.args or {}, serialize_unknown=True))}
+    args = part.args
+    if not isinstance(args, str):
+        args = json.dumps(to_jsonable_python(args or {}, serialize_unknown=True))
+    return {"input": parsed(args)["input"]}  # the agent says what is wrong with it

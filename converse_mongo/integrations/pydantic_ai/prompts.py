@@ -1,7 +1,7 @@
 """Messages for an agent: a conversation as what Pydantic AI calls a message history."""
 
 import base64
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
@@ -26,6 +26,8 @@ from converse_mongo.domain.parts import (
 )
 from converse_mongo.domain.types import MessageRole
 from converse_mongo.integrations.histories import (
+    NO_VALUES,
+    FileUrl,
     Told,
     Turn,
     Values,
@@ -33,16 +35,13 @@ from converse_mongo.integrations.histories import (
     as_json,
     is_callable,
     loaded,
+    readable_url,
     turns_of,
 )
 from converse_mongo.integrations.pydantic_ai.events import PYDANTIC_AI, REQUEST, index_of
 from converse_mongo.integrations.streams import data_of
 
 Item: TypeAlias = dict[str, Any]
-FileUrl: TypeAlias = Callable[[FilePart], str | None]
-"""Returns a URL under which the provider gets a file, or a ``data:`` URL; ``None`` for none."""
-
-NO_VALUES: Values = MappingProxyType({})
 NOT_RUN = "The tool was not run."
 DENIED = "The tool call was denied."
 
@@ -104,7 +103,7 @@ class Telling:
     def __init__(
         self, file_url: FileUrl | None, values: Values, left_out: Iterable[int | None] = ()
     ) -> None:
-        self._file_url = file_url or _readable_url
+        self._file_url = file_url or readable_url
         self._values = values
         self._left_out = set(left_out)
 
@@ -342,10 +341,6 @@ def _said(step: StepPart) -> Item:
         "finish_reason": reason if reason in _REASONS else None,
     }
     return {name: value for name, value in said.items() if value is not None}
-
-
-def _readable_url(file: FilePart) -> str | None:
-    return file.url if file.url.startswith(("https://", "http://", "data:")) else None
 
 
 def _binary(url: str) -> Item:

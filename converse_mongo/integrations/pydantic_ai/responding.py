@@ -34,7 +34,7 @@ from converse_mongo.domain.part_events import PartSet
 from converse_mongo.domain.parts import Part, StepPart
 from converse_mongo.domain.parts import ToolCallPart as Call
 from converse_mongo.domain.validation import check_int, check_seconds
-from converse_mongo.integrations.histories import Values, load_values, loaded, turns_of
+from converse_mongo.integrations.histories import FileUrl, Values, load_values, loaded, turns_of
 from converse_mongo.integrations.pydantic_ai.events import (
     OUTPUT,
     PYDANTIC_AI,
@@ -42,7 +42,7 @@ from converse_mongo.integrations.pydantic_ai.events import (
     AgentTranslator,
     stored_of,
 )
-from converse_mongo.integrations.pydantic_ai.prompts import DENIED, NOT_RUN, FileUrl, Telling
+from converse_mongo.integrations.pydantic_ai.prompts import DENIED, NOT_RUN, Telling
 from converse_mongo.integrations.streams import data_of
 from converse_mongo.writing.writer import MessageWriter
 
