@@ -19,6 +19,7 @@ from converse_mongo.domain.part_log import (
     TOOL_CALL,
     PartLog,
     Record,
+    has_outcome,
     part_number,
 )
 
@@ -93,10 +94,9 @@ def _call_of(record: Record, values: Mapping[str, Any], name: str, *, ended: boo
         found["approval"] = approval
     if record.get("redacted"):
         return {**found, "state": "output-error", "errorText": REDACTED}
-    is_preliminary = values.get("preliminary") is True
-    if not is_preliminary and "error" in values:
-        return {**found, "state": "output-error", "errorText": _text_of(values["error"])}
-    if not is_preliminary and "output" in values:
+    if has_outcome(values):
+        if "error" in values:
+            return {**found, "state": "output-error", "errorText": _text_of(values["error"])}
         return {**found, "state": "output-available", "output": values["output"]}
     if approval is not None and approval.get("approved") is False:
         return {**found, "state": "output-denied"}
@@ -355,7 +355,7 @@ class UiStream:
         parts += [{"type": "reasoning-end", "id": str(each)} for each in sorted(self._growing)]
         if ended:
             for number in self._calls:
-                if not _is_done(self._fields(number), self._log.record(number)):
+                if not _is_done(self._log.record(number)):
                     parts += self._interrupted(number)
         return parts
 
@@ -549,7 +549,7 @@ class UiStream:
             self._calls[number] = self._names.of(number, values)
         call = self._call(number, values)
         parts = [{"type": "tool-input-start", **call}]
-        has_error = "error" in values and values.get("preliminary") is not True
+        has_error = "error" in values and has_outcome(values)
         if has_error and "input" in values and _approval_of(values) is None:
             failed = {"type": "tool-input-error", **call, "input": values["input"]}
             return [*parts, {**failed, "errorText": _text_of(values["error"])}]
@@ -568,12 +568,10 @@ class UiStream:
         return not self._steps or number > self._steps[-1]
 
 
-def _is_done(fields: Mapping[str, Any], record: Record | None) -> bool:
-    if record is None or record.get("redacted"):
+def _is_done(record: Record | None) -> bool:
+    if record is None or record.get("redacted") or has_outcome(record["fields"]):
         return True
-    if ("output" in fields or "error" in fields) and fields.get("preliminary") is not True:
-        return True
-    approval = _approval_of(fields)
+    approval = _approval_of(record["fields"])
     return approval is not None and approval.get("approved") is False
 
 
