@@ -283,39 +283,37 @@ class UiStream:
             ``None`` if the stream has no parts for what it does: then :meth:`rewrite` has them.
         """
         event, sequence = chunk.get("event"), chunk["sequence"]
+        values = {} if event is None else _values_of(chunk)
         before, named = self._log.open, part_number(chunk.get("part"))
         old = {} if named is None or event not in ("set", "end") else self._fields(named)
-        number = self._log.add(_without_values(chunk, continues=before is not None))
+        number = self._log.add(_without_values(chunk, values, continues=before is not None))
         parts: list[UiPart] = []
         if before is not None and self._log.open != before:
             parts.append({"type": "text-end", "id": str(before)})
         if event is None and named is None:
             return parts + self._text(chunk, is_new=before is None)
         if event == "metadata":
-            return [
-                *parts,
-                {"type": "message-metadata", "messageMetadata": readable(chunk.get("fields"))},
-            ]
+            return [*parts, {"type": "message-metadata", "messageMetadata": values}]
         if event == "reset":
-            reset = self._reset(chunk)
+            reset = self._reset(part_number(values.get("from")))
             return None if reset is None else parts + reset
         if event == "start" and number is None:
-            return parts + self._transient(chunk)
+            return parts + self._transient(chunk, values)
         if number is None:
             return parts
         record = self._log.record(number)
         if record is None or "parent" in record or record["kind"] == HIDDEN:
             return parts
         if event == "start" and number == sequence:
-            return parts + self._begin(number, record["kind"], _values_of(chunk))
+            return parts + self._begin(number, record["kind"], values)
         if event == "start":
-            return [*parts, _whole(DATA, number, {**_values_of(chunk), **_named(record)})]
+            return [*parts, _whole(DATA, number, {**values, **_named(record)})]
         if event is None:
             return parts + self._delta(number, record, _text_of(chunk.get("delta")))
         if event == "redact":
             is_call = number in self._calls
             return parts + (self._failed(number, REDACTED) if is_call else self._ended(number))
-        changed = self._change(number, record, old, _values_of(chunk))
+        changed = self._change(number, record, old, values)
         if changed is None:
             return None if self._is_current(number) else parts
         if event == "end":
@@ -498,9 +496,8 @@ class UiStream:
         self._growing.remove(number)
         return [{"type": "reasoning-end", "id": str(number)}]
 
-    def _transient(self, chunk: Mapping[str, Any]) -> list[UiPart]:
+    def _transient(self, chunk: Mapping[str, Any], values: Mapping[str, Any]) -> list[UiPart]:
         """Data that only those see who watch."""
-        values = _values_of(chunk)
         is_data = values.get("kind") == DATA and values.get("transient") is True
         if not is_data or "parent" in chunk or not isinstance(values.get("name"), str):
             return []
@@ -508,8 +505,7 @@ class UiStream:
             return [NOTHING]  # it was cleared away
         return [{**_whole(DATA, chunk["sequence"], values), "transient": True}]
 
-    def _reset(self, chunk: Mapping[str, Any]) -> list[UiPart] | None:
-        first = part_number((chunk.get("fields") or {}).get("from"))
+    def _reset(self, first: int | None) -> list[UiPart] | None:
         if first is None:
             return []
         step = self._steps[-1] if self._steps else -1
@@ -597,12 +593,13 @@ _KEPT = frozenset(
 """Fields whose values the stream needs later on."""
 
 
-def _without_values(chunk: Mapping[str, Any], *, continues: bool) -> dict[str, Any]:
+def _without_values(
+    chunk: Mapping[str, Any], values: Mapping[str, Any], *, continues: bool
+) -> dict[str, Any]:
     """A chunk as the state needs it: an event without values, and the first letter of a text."""
     kept = {name: chunk[name] for name in ("sequence", "part", "event", "parent") if name in chunk}
     if chunk.get("event") is None:
         return {**kept, "content": "" if continues else _text_of(chunk.get("content"))[:1]}
-    values = _values_of(chunk)
     if chunk["event"] != "metadata":
         kept["fields"] = {n: v if n in _KEPT else None for n, v in values.items()}
     return kept
