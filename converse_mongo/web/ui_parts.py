@@ -51,7 +51,7 @@ def ui_parts(
     found: list[UiPart] = []
     names = _CallNames()
     for record in records:
-        if "parent" in record or record["kind"] == HIDDEN:
+        if not _is_on_page(record):
             continue
         part = _part_of(record, names, files, ended=ended, of_user=of_user)
         if part is not None:
@@ -59,6 +59,10 @@ def ui_parts(
     if of_user:
         found.sort(key=lambda part: part["type"] == "text")
     return found
+
+
+def _is_on_page(record: Record) -> bool:
+    return "parent" not in record and record["kind"] != HIDDEN
 
 
 def _part_of(
@@ -228,7 +232,7 @@ def call_names(records: Iterable[Record]) -> dict[int, str]:
     return {
         record["part"]: names.of(record["part"], _values_of(record))
         for record in records
-        if record["kind"] == TOOL_CALL and "parent" not in record
+        if record["kind"] == TOOL_CALL and _is_on_page(record)
     }
 
 
@@ -302,7 +306,7 @@ class UiStream:
         if number is None:
             return parts
         record = self._log.record(number)
-        if record is None or "parent" in record or record["kind"] == HIDDEN:
+        if record is None or not _is_on_page(record):
             return parts
         if event == "start" and number == sequence:
             return parts + self._begin(number, record["kind"], values)
@@ -333,7 +337,7 @@ class UiStream:
         self._shown = [each for each in self._shown if each < first]
         self._growing = {each for each in self._growing if each < first}
         for record in records:
-            if record["part"] >= first and "parent" not in record and record["kind"] != HIDDEN:
+            if record["part"] >= first and _is_on_page(record):
                 parts += self._again(record)
         return parts
 
@@ -341,7 +345,7 @@ class UiStream:
         """Returns the parts of a message that was added whole."""
         parts: list[UiPart] = []
         for record in records:
-            if "parent" not in record and record["kind"] != HIDDEN:
+            if _is_on_page(record):
                 parts += self._again({**record, "closed": True})
         return parts
 
