@@ -36,7 +36,8 @@ from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.responses import frame
 from converse_mongo.web.stream_parts import StreamParts, is_text
 from converse_mongo.web.streams import log_cut
-from converse_mongo.web.ui_parts import UiPart, UiStream, readable, text_delta, ui_parts
+from converse_mongo.web.ui_parts import UiPart, readable, ui_parts
+from converse_mongo.web.ui_stream import UiStream, text_delta
 
 STREAM_HEADERS = {"x-vercel-ai-ui-message-stream": "v1"}
 DONE_DATA = "[DONE]"

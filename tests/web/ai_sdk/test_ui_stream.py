@@ -33,7 +33,8 @@ from converse_mongo.domain.part_log import PartLog, part_number
 from converse_mongo.domain.part_pieces import PartPiece, numbered
 from converse_mongo.domain.parts import StepPart
 from converse_mongo.domain.validation import now
-from converse_mongo.web.ui_parts import UiStream, ui_parts
+from converse_mongo.web.ui_parts import ui_parts
+from converse_mongo.web.ui_stream import UiStream
 from tests.model.part_logs import VECTORS
 from tests.model.part_logs import stored as chunks_of
 
