@@ -16,13 +16,13 @@ from converse_mongo.domain.part_log import (
     Record,
     has_outcome,
 )
+from converse_mongo.web.files import FILES
 
 UiPart: TypeAlias = dict[str, Any]
 
 INTERRUPTED = "The tool call was interrupted."
 """The error of a call whose message ended first: the SDK has no state for that."""
 REDACTED = "The tool call was redacted."
-REASONING_FILE = "reasoning_file"
 
 _MAX_CUSTOM = 200
 _OWN = "converse"
@@ -154,7 +154,7 @@ def whole_part(kind: str, number: int, values: Mapping[str, Any], files: str = "
             "title": text("title"),
             **given(filename="filename"),
         }
-    if kind in ("file", REASONING_FILE):
+    if kind in FILES:
         return {
             "type": kind.replace("_", "-"),
             "mediaType": text("media_type"),
