@@ -25,14 +25,10 @@ from converse_mongo import (
 from converse_mongo.domain.work import WorkState
 from converse_mongo.web import Generations
 from tests.streams import SOON
-from tests.web.ai_sdk.test_client import PACKAGE, client
+from tests.web.ai_sdk.node import needs_node
+from tests.web.ai_sdk.test_client import client
 from tests.web.conftest import STRANGER, MakeSite, Site, read_all, working
 from tests.web.helpers import ui_question, wait_for_end
-
-needs_node = pytest.mark.skipif(
-    not (PACKAGE / "node_modules").is_dir(),
-    reason="needs node and packages from npm: python -m nox -s browser",
-)
 
 
 async def agent(_: Conversation, message: Message) -> None:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from shutil import which
 from typing import Any
 
@@ -37,13 +36,7 @@ from converse_mongo.web.ui_parts import ui_parts
 from converse_mongo.web.ui_stream import UiStream
 from tests.model.part_logs import VECTORS
 from tests.model.part_logs import stored as chunks_of
-
-PACKAGE = Path(__file__).parent
-
-needs_node = pytest.mark.skipif(
-    not (PACKAGE / "node_modules").is_dir(),
-    reason="needs node and packages from npm: python -m nox -s browser",
-)
+from tests.web.ai_sdk.node import PACKAGE, needs_node
 
 
 def log_of(*contents: Any) -> list[dict[str, Any]]:
