@@ -85,9 +85,10 @@ def tests(session: nox.Session, driver: str) -> None:
     session.run("python", "-m", "pytest", *(session.posargs or arguments))
 
 
-# What the session "browser" runs.
+# What only the session "browser" runs, and what it runs again for the tests in it that need node.
 WITH_NODE = [f"tests/web/{name}.py" for name in ("test_client", "test_part_log")]
 WITH_NODE += ["tests/web/ai_sdk/test_client.py"]
+PARTLY_WITH_NODE = [f"tests/web/ai_sdk/{name}.py" for name in ("test_tool_calls", "test_ui_stream")]
 
 
 @nox.session(python=PYTHON)
@@ -155,7 +156,8 @@ def browser(session: nox.Session) -> None:
     prepare(session, *(each for each in NPM if not Path(each, "node_modules").is_dir()))
     # Two processes: what drives a browser here is not asynchronous, and the rest is.
     made_up = ["tests/web/test_fuzz.py", "tests/chat/test_fuzz.py"]
-    session.run("python", "-m", "pytest", *WITH_NODE, *made_up, *PARALLEL)
+    node = [*WITH_NODE, *PARTLY_WITH_NODE]
+    session.run("python", "-m", "pytest", *node, *made_up, *PARALLEL)
     session.run("python", "-m", "pytest", *(session.posargs or ["tests/browser", *BROWSERS]))
 
 

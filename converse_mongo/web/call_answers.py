@@ -11,9 +11,6 @@ from converse_mongo.domain.part_log import TOOL_CALL, PartLog, Record, part_numb
 from converse_mongo.domain.stored_values import StoredValue
 from converse_mongo.domain.work import PendingCall
 from converse_mongo.web.errors import RequestError
-from converse_mongo.web.models import ApprovalBody, FailureBody, OutputBody
-
-AnswerBody = ApprovalBody | OutputBody | FailureBody
 
 
 class Said(NamedTuple):

@@ -1,6 +1,7 @@
 """The turns of a chat of the AI SDK: what its page means by a request for an answer."""
 
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from bson import ObjectId
@@ -9,24 +10,19 @@ from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import load_outline
 from converse_mongo.documents.messages import Message, has_text
 from converse_mongo.documents.views import MessageView
-from converse_mongo.domain.errors import (
-    CallNotPendingError,
-    InvalidInputError,
-    MessageNotStreamingError,
-    StreamStoppedError,
-)
-from converse_mongo.domain.generated_ids import generated_id
+from converse_mongo.domain.errors import InvalidInputError
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.web.call_answers import Said, answered_at, answers_to, said_of_calls
 from converse_mongo.web.context import WebContext
+from converse_mongo.web.conversations import store_answers
 from converse_mongo.web.errors import (
+    ENDED,
     OUTDATED,
     TOO_LONG,
     ConflictError,
     NotAnsweredError,
     NotPendingError,
-    RequestError,
     TooLargeError,
     UnknownError,
 )
@@ -37,7 +33,6 @@ from converse_mongo.web.ui_questions import question_of
 
 UNCHANGEABLE = "A message that was sent cannot be changed: send another one."
 NOT_LAST = "Only the last answer can be regenerated."
-ENDED = "This answer has ended."
 
 
 class ChatTurns:
@@ -139,22 +134,13 @@ class ChatTurns:
             return message, self._repeated(message, said)
         given = self._context.checked(AnswersBody, {"answers": answers})
         try:
-            await self._context.converse.answer_tool_calls(
-                message.id,
-                [each.answer() for each in given.answers],
-                append_id=generated_id(message.id, f"answers:{given.model_dump_json()}"),
-            )
-        except (CallNotPendingError, StreamStoppedError, MessageNotStreamingError) as error:
+            await store_answers(self._context, message.id, given, once=True)
+        except (NotPendingError, ConflictError):
             # Somebody was faster: perhaps the same request.
             message = await self._context.access.message(self._conversation, str(message.id))
-            try:
+            with suppress(NotPendingError):
                 return message, self._repeated(message, said)
-            except NotPendingError:
-                if isinstance(error, CallNotPendingError):
-                    raise NotPendingError(detail=f"The call is {error.call_id!r}.") from error
-                raise ConflictError(ENDED) from error
-        except InvalidInputError as error:
-            raise RequestError(detail=str(error)) from error
+            raise
         return message, message.next_sequence
 
     def _repeated(self, message: Message, said: Mapping[int, Said]) -> int:

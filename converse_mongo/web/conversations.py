@@ -34,6 +34,7 @@ from converse_mongo.web import models
 from converse_mongo.web.context import WebContext
 from converse_mongo.web.cursors import check_conversation_cursor, parse_cursor
 from converse_mongo.web.errors import (
+    ENDED,
     ConflictError,
     NotPendingError,
     RequestError,
@@ -326,28 +327,38 @@ async def answer_calls(context: WebContext, request: Request) -> dict[str, Any]:
         }
         if hidden.intersection(each.call_id for each in body.answers):
             raise NotPendingError
-    try:
-        await context.converse.answer_tool_calls(
-            message_id,
-            [each.answer() for each in body.answers],
-            append_id=_append_id(message_id, body),
-        )
-    except CallNotPendingError as error:
-        raise NotPendingError(detail=f"The call is {error.call_id!r}.") from error
-    except (StreamStoppedError, MessageNotStreamingError) as error:
-        raise ConflictError("This answer has ended.") from error
-    except InvalidInputError as error:
-        raise RequestError(detail=str(error)) from error
+    await store_answers(context, message_id, body, once=body.request_id is not None)
     state = await conversation.store().answers.state(conversation.id, message_id)
     work = None if state is None else state.work
     return {"work": work_view(work, shown, context.presenter)}
 
 
-def _append_id(message_id: ObjectId, body: models.AnswersBody) -> ObjectId | None:
-    """The id under which a request stores its answers, so that it does so once."""
-    if body.request_id is None:
-        return None
-    return generated_id(message_id, f"answers:{body.model_dump_json()}")
+async def store_answers(
+    context: WebContext, message_id: ObjectId, body: models.AnswersBody, *, once: bool
+) -> None:
+    """Stores the answers to tool calls that wait: all of them, or none.
+
+    Args:
+        context: The context.
+        message_id: The id of the message.
+        body: The answers.
+        once: Whether the same again changes nothing.
+
+    Raises:
+        NotPendingError: A call does not wait.
+        ConflictError: The message has ended.
+        RequestError: An answer cannot be stored.
+    """
+    append_id = generated_id(message_id, f"answers:{body.model_dump_json()}") if once else None
+    answers = [each.answer() for each in body.answers]
+    try:
+        await context.converse.answer_tool_calls(message_id, answers, append_id=append_id)
+    except CallNotPendingError as error:
+        raise NotPendingError(detail=f"The call is {error.call_id!r}.") from error
+    except (StreamStoppedError, MessageNotStreamingError) as error:
+        raise ConflictError(ENDED) from error
+    except InvalidInputError as error:
+        raise RequestError(detail=str(error)) from error
 
 
 @table("POST", f"{ONE}/stop", models.StoppedView, models.StopsBody)

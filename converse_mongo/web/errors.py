@@ -10,6 +10,7 @@ from converse_mongo.domain.errors import ConverseError
 
 EMPTY = "The message is empty."
 TOO_LONG = "The message is too long."
+ENDED = "This answer has ended."
 OUTDATED = "This page is not up to date. Reload it."
 
 

@@ -36,7 +36,8 @@ from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.responses import frame
 from converse_mongo.web.stream_parts import StreamParts, is_text
 from converse_mongo.web.streams import log_cut
-from converse_mongo.web.ui_parts import UiPart, UiStream, readable, text_delta, ui_parts
+from converse_mongo.web.ui_parts import UiPart, readable, ui_parts
+from converse_mongo.web.ui_stream import UiStream, text_delta
 
 STREAM_HEADERS = {"x-vercel-ai-ui-message-stream": "v1"}
 DONE_DATA = "[DONE]"
@@ -111,7 +112,8 @@ async def ui_frames(
         watcher: Watches it, behind the chunks that are skipped.
     """
     presenter = context.presenter.streaming
-    stream, known = UiStream(source.files), StreamParts(conversation.message_model)
+    made = _Parts(conversation, source, presenter)
+    stream = made.stream
     first, count = source.since or 0, 0
 
     def lacking(parts: list[UiPart]) -> bytes:
@@ -121,10 +123,8 @@ async def ui_frames(
         count += len(parts)
         return b"".join(map(frame, lacking))
 
-    start: UiPart = {"type": "start", "messageId": str(source.message_id)}
-    if shown := readable(presenter.metadata(source.metadata)):
-        start["messageMetadata"] = shown
-    yield context.streams.opening + (b"" if source.base or source.skipped else lacking([start]))
+    lacks_start = not source.base and not source.skipped
+    yield context.streams.opening + (lacking([made.start]) if lacks_start else b"")
     if source.skipped:
         stream.skip_text(source.skipped)
         count = source.skipped + _FIRST_DELTA
@@ -135,25 +135,15 @@ async def ui_frames(
     with log_cut():
         async for event in watcher:
             if isinstance(event, ChunkReceived):
-                parts = stream.add(await _shown(event, known, presenter))
-                behind = stream.next_sequence
-                if behind == source.base:
-                    count, parts = 0, [start]
-                    if stream.is_open:  # but not on the page, whose stream has ended
-                        records = await _records(conversation, source, behind, presenter)
-                        parts += stream.rewrite(records)
-                elif parts is None:
-                    records = await _records(conversation, source, behind, presenter)
-                    parts = stream.rewrite(records)
-                if behind >= source.base:
-                    data = lacking(parts[:-1])
-                    if is_text(event) and parts[-1:] == [_delta_part(event)] and count >= first:
-                        data += context.frames.once(_delta, event)
-                        count += 1
-                    else:
-                        data += lacking(parts[-1:])
-                    if data:
-                        yield data
+                parts = await made.of(event)
+                data = lacking(parts[:-1])
+                if is_text(event) and parts[-1:] == [_delta_part(event)] and count >= first:
+                    data += context.frames.once(_delta, event)
+                    count += 1
+                else:
+                    data += lacking(parts[-1:])
+                if data:
+                    yield data
             elif isinstance(event, FinalEvent):
                 end = event
                 break
@@ -182,24 +172,60 @@ def _delta(event: ChunkReceived) -> bytes:
     return frame(_delta_part(event))
 
 
-async def _shown(
-    event: ChunkReceived, known: StreamParts, presenter: Presenter
-) -> Mapping[str, Any]:
-    """A chunk as browsers see it."""
-    chunk = event.chunk
-    if not isinstance(chunk, PartChunk):
-        return {"sequence": chunk.sequence, "content": as_json(chunk.content)}
-    identity = await known.of(event)
-    return shown_chunk(chunk, identity if isinstance(identity, PartIdentity) else None, presenter)
+class _Parts:
+    """The parts of a message for a page, and what is read to make them.
 
+    Args:
+        conversation: The conversation of the message.
+        source: The message.
+        presenter: Picks what browsers see.
 
-async def _records(
-    conversation: Conversation, source: UiSource, stop: int, presenter: Presenter
-) -> list[Record]:
-    """The records behind some chunks of a message, as browsers see them."""
-    key = {"_id": source.message_id, "conversation_id": conversation.id}
-    message = await load_message(conversation.message_model, key)
-    return shown_records(PartLog.of(message.chunks.stored[:stop]).records(), presenter)
+    Attributes:
+        stream: Makes them.
+        start: The first one.
+    """
+
+    def __init__(self, conversation: Conversation, source: UiSource, presenter: Presenter) -> None:
+        self._conversation = conversation
+        self._source = source
+        self._presenter = presenter
+        self._known = StreamParts(conversation.message_model)
+        self.stream = UiStream(source.files)
+        self.start: UiPart = {"type": "start", "messageId": str(source.message_id)}
+        if metadata := readable(presenter.metadata(source.metadata)):
+            self.start["messageMetadata"] = metadata
+
+    async def of(self, event: ChunkReceived) -> list[UiPart]:
+        """Returns the parts of the next chunk that the page lacks.
+
+        The start comes behind the chunks that it has. What may go on is open here then, but not on
+        the page, whose stream has ended: so the step is shown anew.
+        """
+        base, stream = self._source.base, self.stream
+        parts = stream.add(await self._shown(event))
+        starts = stream.next_sequence == base
+        if starts and not stream.is_open:
+            return [self.start]
+        if starts or parts is None:
+            parts = stream.rewrite(await self._records(stream.next_sequence))
+        if stream.next_sequence < base:
+            return []
+        return [self.start, *parts] if starts else parts
+
+    async def _shown(self, event: ChunkReceived) -> Mapping[str, Any]:
+        """A chunk as browsers see it."""
+        chunk = event.chunk
+        if not isinstance(chunk, PartChunk):
+            return {"sequence": chunk.sequence, "content": as_json(chunk.content)}
+        found = await self._known.of(event)
+        identity = found if isinstance(found, PartIdentity) else None
+        return shown_chunk(chunk, identity, self._presenter)
+
+    async def _records(self, stop: int) -> list[Record]:
+        """The records behind some chunks of the message, as browsers see them."""
+        key = {"_id": self._source.message_id, "conversation_id": self._conversation.id}
+        message = await load_message(self._conversation.message_model, key)
+        return shown_records(PartLog.of(message.chunks.stored[:stop]).records(), self._presenter)
 
 
 async def _reached(conversation: Conversation, source: UiSource, stream: UiStream) -> bool | None:
@@ -222,15 +248,16 @@ async def ui_tail(
     base: int = 0,
 ) -> int:
     """The index of the last part that a message has, for clients that count."""
-    presenter, stream, count = context.presenter.streaming, UiStream(files), 1
+    presenter = context.presenter.streaming
+    source = UiSource(header.message_id, header.metadata, base, files=files)
+    made = _Parts(conversation, source, presenter)
+    count = 0 if base else 1
     if not header.streamed:
         message = await conversation.get_message(header.message_id)
-        count += len(stream.whole(ui_records(message, presenter)))
+        count += len(made.stream.whole(ui_records(message, presenter)))
     else:
-        source = UiSource(header.message_id, header.metadata)
         key = {"_id": header.message_id, "conversation_id": header.conversation_id}
         message = await load_message(conversation.message_model, key)
-        known = StreamParts(conversation.message_model)
         for chunk in message.chunks:
             event = ChunkReceived(
                 conversation_id=header.conversation_id,
@@ -238,18 +265,11 @@ async def ui_tail(
                 role=header.role,
                 chunk=chunk,
             )
-            parts = stream.add(await _shown(event, known, presenter))
-            behind = chunk.sequence + 1
-            if parts is None or (behind == base and stream.is_open):
-                records = await _records(conversation, source, behind, presenter)
-                parts = stream.rewrite(records)
-                count += len(parts) if behind >= base else 0
-            elif behind > base:
-                count += len(parts)
+            count += len(await made.of(event))
     if not header.status.is_final:
         return count - 1
     end = _end_parts(header.ended(), presenter, counts=True)
-    return count + len(stream.close()) + len(end) - 1
+    return count + len(made.stream.close()) + len(end) - 1
 
 
 def ui_records(message: Message, presenter: Presenter) -> list[Record]:

@@ -1,10 +1,6 @@
-"""Parts of messages as the AI SDK's UI messages have them, and their stream.
+"""Parts of messages as the AI SDK's UI messages have them.
 
-The stream is a pure function of the log: :class:`UiStream` takes the chunks of a message as
-browsers see them, from the first one on, and makes the same parts of them each time. What
-``useChat`` makes of these is what :func:`ui_parts` makes of the records of the log.
-
-Source: ``process-ui-message-stream.ts`` and ``ui-messages.ts`` of npm's ``ai`` 7.
+Source: ``ui-messages.ts`` of npm's ``ai`` 7.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,19 +13,16 @@ from converse_mongo.domain.part_log import (
     STEP,
     TEXT,
     TOOL_CALL,
-    PartLog,
     Record,
-    part_number,
+    has_outcome,
 )
+from converse_mongo.web.files import FILES
 
 UiPart: TypeAlias = dict[str, Any]
 
 INTERRUPTED = "The tool call was interrupted."
 """The error of a call whose message ended first: the SDK has no state for that."""
 REDACTED = "The tool call was redacted."
-REASONING_FILE = "reasoning_file"
-NOTHING: UiPart = {"type": "message-metadata", "messageMetadata": None}
-"""A part that changes nothing."""
 
 _MAX_CUSTOM = 200
 _OWN = "converse"
@@ -48,9 +41,9 @@ def ui_parts(
         files: The path of large files: the number of the part comes behind it.
     """
     found: list[UiPart] = []
-    names = _CallNames()
+    names = CallNames()
     for record in records:
-        if "parent" in record or record["kind"] == HIDDEN:
+        if not is_on_page(record):
             continue
         part = _part_of(record, names, files, ended=ended, of_user=of_user)
         if part is not None:
@@ -60,10 +53,15 @@ def ui_parts(
     return found
 
 
+def is_on_page(record: Record) -> bool:
+    """Returns whether a page has a part for a record."""
+    return "parent" not in record and record["kind"] != HIDDEN
+
+
 def _part_of(
-    record: Record, names: "_CallNames", files: str, *, ended: bool, of_user: bool
+    record: Record, names: "CallNames", files: str, *, ended: bool, of_user: bool
 ) -> UiPart | None:
-    kind, number, values = record["kind"], record["part"], _values_of(record)
+    kind, number, values = record["kind"], record["part"], values_of(record)
     if kind in (TEXT, REASONING):
         if of_user:
             return {"type": kind, "text": record.get("text", "")}
@@ -74,7 +72,7 @@ def _part_of(
         return _call_of(record, values, names.of(number, values), ended=ended)
     if kind == STEP:
         return {"type": "step-start"}
-    found = _whole(kind, number, values, files)
+    found = whole_part(kind, number, values, files)
     if of_user and kind == "file" and isinstance(values.get("name"), str):
         found["filename"] = values["name"]
     return found
@@ -88,15 +86,14 @@ def _call_of(record: Record, values: Mapping[str, Any], name: str, *, ended: boo
         found["providerExecuted"] = True
     if "input" in values:
         found["input"] = values["input"]
-    approval = _approval_of(values)
+    approval = approval_of(values)
     if approval is not None:
         found["approval"] = approval
     if record.get("redacted"):
         return {**found, "state": "output-error", "errorText": REDACTED}
-    is_preliminary = values.get("preliminary") is True
-    if not is_preliminary and "error" in values:
-        return {**found, "state": "output-error", "errorText": _text_of(values["error"])}
-    if not is_preliminary and "output" in values:
+    if has_outcome(values):
+        if "error" in values:
+            return {**found, "state": "output-error", "errorText": text_of(values["error"])}
         return {**found, "state": "output-available", "output": values["output"]}
     if approval is not None and approval.get("approved") is False:
         return {**found, "state": "output-denied"}
@@ -121,7 +118,8 @@ def _call_type(values: Mapping[str, Any]) -> UiPart:
     return {"type": f"tool-{name}"}
 
 
-def _approval_of(values: Mapping[str, Any]) -> UiPart | None:
+def approval_of(values: Mapping[str, Any]) -> UiPart | None:
+    """Returns the approval of a call; ``None`` if none was requested."""
     found = values.get("approval")
     if not isinstance(found, Mapping) or not isinstance(found.get("id"), str):
         return None
@@ -135,8 +133,8 @@ def _approval_of(values: Mapping[str, Any]) -> UiPart | None:
     return shown
 
 
-def _whole(kind: str, number: int, values: Mapping[str, Any], files: str = "") -> UiPart:
-    """A part that comes at once: it is the same in the stream and in the message."""
+def whole_part(kind: str, number: int, values: Mapping[str, Any], files: str = "") -> UiPart:
+    """Returns a part that comes at once: it is the same in the stream and in the message."""
 
     def text(name: str) -> str:
         value = values.get(name)
@@ -156,7 +154,7 @@ def _whole(kind: str, number: int, values: Mapping[str, Any], files: str = "") -
             "title": text("title"),
             **given(filename="filename"),
         }
-    if kind in ("file", REASONING_FILE):
+    if kind in FILES:
         return {
             "type": kind.replace("_", "-"),
             "mediaType": text("media_type"),
@@ -189,15 +187,20 @@ def readable(value: Any) -> Any:
     return [readable(each) for each in value] if isinstance(value, list) else value
 
 
-def _values_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a record or a chunk; in place of a large one, what is known of it."""
+def values_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a record or a chunk; in place of a large one, what is known of it."""
     values = dict(readable(found.get("fields") or {}))
     for name, reference in (found.get("values") or {}).items():
         values.setdefault(name, dict(reference))
     return values
 
 
-class _CallNames:
+def text_of(value: object) -> str:
+    """Returns a text; an empty one for what is none."""
+    return value if isinstance(value, str) else ""
+
+
+class CallNames:
     """The ids of calls on a page, by which it answers them: each has one of its own."""
 
     def __init__(self) -> None:
@@ -224,387 +227,9 @@ def call_names(records: Iterable[Record]) -> dict[int, str]:
     Args:
         records: The records of a message, as browsers see them.
     """
-    names = _CallNames()
+    names = CallNames()
     return {
-        record["part"]: names.of(record["part"], _values_of(record))
+        record["part"]: names.of(record["part"], values_of(record))
         for record in records
-        if record["kind"] == TOOL_CALL and "parent" not in record
+        if record["kind"] == TOOL_CALL and is_on_page(record)
     }
-
-
-class UiStream:
-    """Makes the parts of the stream of one message.
-
-    It keeps neither texts nor values: what a stream takes in memory grows with the number of parts.
-
-    Args:
-        files: As for :func:`ui_parts`.
-
-    Attributes:
-        next_sequence: The sequence of the next chunk.
-    """
-
-    def __init__(self, files: str = "") -> None:
-        self._files = files
-        self._log = PartLog()
-        self._shown: list[int] = []
-        """The numbers of the parts that the page has, in order; those of steps, too."""
-        self._steps: list[int] = []
-        self._spare_step = False
-        """Whether the last step of the page was voided, so that the next one takes its place."""
-        self._names = _CallNames()
-        self._calls: dict[int, str] = {}
-        self._growing: set[int] = set()
-
-    @property
-    def next_sequence(self) -> int:
-        """The sequence of the next chunk."""
-        return self._log.next_sequence
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a text, reasoning or the input of a call may go on in the next part."""
-        return (
-            self._log.open is not None
-            or bool(self._growing)
-            or any("input" not in self._fields(each) for each in self._calls)
-        )
-
-    def skip_text(self, sequence: int) -> None:
-        """Goes on behind chunks of which the first has text of the answer, as have all others."""
-        self._log.add({"sequence": 0, "content": "x"})
-        self._log.next_sequence = sequence
-        self._shown = [0]
-
-    def add(self, chunk: Mapping[str, Any]) -> list[UiPart] | None:
-        """Returns the parts of the next chunk, as browsers see it.
-
-        Returns:
-            ``None`` if the stream has no parts for what it does: then :meth:`rewrite` has them.
-        """
-        event, sequence = chunk.get("event"), chunk["sequence"]
-        before, named = self._log.open, part_number(chunk.get("part"))
-        old = {} if named is None or event not in ("set", "end") else self._fields(named)
-        number = self._log.add(_without_values(chunk, continues=before is not None))
-        parts: list[UiPart] = []
-        if before is not None and self._log.open != before:
-            parts.append({"type": "text-end", "id": str(before)})
-        if event is None and named is None:
-            return parts + self._text(chunk, is_new=before is None)
-        if event == "metadata":
-            return [
-                *parts,
-                {"type": "message-metadata", "messageMetadata": readable(chunk.get("fields"))},
-            ]
-        if event == "reset":
-            reset = self._reset(chunk)
-            return None if reset is None else parts + reset
-        if event == "start" and number is None:
-            return parts + self._transient(chunk)
-        if number is None:
-            return parts
-        record = self._log.record(number)
-        if record is None or "parent" in record or record["kind"] == HIDDEN:
-            return parts
-        if event == "start" and number == sequence:
-            return parts + self._begin(number, record["kind"], _values_of(chunk))
-        if event == "start":
-            return [*parts, _whole(DATA, number, {**_values_of(chunk), **_named(record)})]
-        if event is None:
-            return parts + self._delta(number, record, _text_of(chunk.get("delta")))
-        if event == "redact":
-            is_call = number in self._calls
-            return parts + (self._failed(number, REDACTED) if is_call else self._ended(number))
-        changed = self._change(number, record, old, _values_of(chunk))
-        if changed is None:
-            return None if self._is_current(number) else parts
-        if event == "end":
-            changed += self._ended(number)
-            if record["kind"] == STEP:
-                changed.append({"type": "finish-step"})
-        return parts + changed
-
-    def rewrite(self, records: Iterable[Record]) -> list[UiPart]:
-        """Returns parts that show the current step anew.
-
-        Args:
-            records: The records behind the last chunk, as browsers see them.
-        """
-        first = self._steps[-1] + 1 if self._steps else 0
-        parts: list[UiPart] = [{"type": "reset-step"}]
-        self._shown = [each for each in self._shown if each < first]
-        self._growing = {each for each in self._growing if each < first}
-        for record in records:
-            if record["part"] >= first and "parent" not in record and record["kind"] != HIDDEN:
-                parts += self._again(record)
-        return parts
-
-    def whole(self, records: Iterable[Record]) -> list[UiPart]:
-        """Returns the parts of a message that was added whole."""
-        parts: list[UiPart] = []
-        for record in records:
-            if "parent" not in record and record["kind"] != HIDDEN:
-                parts += self._again({**record, "closed": True})
-        return parts
-
-    def close(self, *, ended: bool = True) -> list[UiPart]:
-        """Returns the parts that come before the end, or before the message waits for people."""
-        parts: list[UiPart] = []
-        if self._log.open is not None:
-            parts.append({"type": "text-end", "id": str(self._log.open)})
-        parts += [{"type": "reasoning-end", "id": str(each)} for each in sorted(self._growing)]
-        if ended:
-            for number in self._calls:
-                if not _is_done(self._fields(number), self._log.record(number)):
-                    parts += self._interrupted(number)
-        return parts
-
-    # What a chunk does
-
-    def _text(self, chunk: Mapping[str, Any], *, is_new: bool) -> list[UiPart]:
-        if self._log.open is None:
-            return [NOTHING]  # an empty text
-        parts: list[UiPart] = []
-        if is_new:
-            self._shown.append(self._log.open)
-            parts.append({"type": "text-start", "id": str(self._log.open)})
-        return [*parts, text_delta(self._log.open, _text_of(chunk.get("content")))]
-
-    def _begin(self, number: int, kind: str, values: dict[str, Any]) -> list[UiPart]:
-        if kind == STEP:
-            return self._step(number)
-        self._shown.append(number)
-        if kind == TEXT:
-            # As many parts as one that began with its first text: what sweeps a log may do so.
-            return [{"type": "text-start", "id": str(number)}, text_delta(number, "")]
-        if kind == REASONING:
-            self._growing.add(number)
-            return [{"type": "reasoning-start", "id": str(number)}]
-        if kind != TOOL_CALL:
-            return [_whole(kind, number, values, self._files)]
-        self._calls[number] = self._names.of(number, values)
-        begun = {"type": "tool-input-start", **self._call(number, values)}
-        return [begun, *(self._call_parts(number, values, values, {}) or [])]
-
-    def _step(self, number: int) -> list[UiPart]:
-        self._steps.append(number)
-        spare, self._spare_step = self._spare_step, False
-        return [NOTHING if spare else {"type": "start-step"}]
-
-    def _delta(self, number: int, record: Record, text: str) -> list[UiPart]:
-        if number in self._growing:
-            return [{"type": "reasoning-delta", "id": str(number), "delta": text}]
-        if number in self._calls and not {"input", "output", "error"} & record["fields"].keys():
-            name = self._calls[number]
-            return [{"type": "tool-input-delta", "toolCallId": name, "inputTextDelta": text}]
-        return []
-
-    def _change(
-        self,
-        number: int,
-        record: Record,
-        old: Mapping[str, Any],
-        given: Mapping[str, Any],
-    ) -> list[UiPart] | None:
-        new = {name: given.get(name) for name in self._log.counted}
-        if number in self._calls:
-            return self._call_parts(number, {**record["fields"], **new}, new, old)
-        if record["kind"] == DATA and "data" in new:
-            named = _named(record)
-            return [_whole(DATA, number, {**named, "data": new["data"]})] if "id" in named else None
-        is_plain = record["kind"] not in (TEXT, REASONING, STEP)
-        return None if new and is_plain else []
-
-    def _call_parts(
-        self,
-        number: int,
-        fields: Mapping[str, Any],
-        new: Mapping[str, Any],
-        old: Mapping[str, Any],
-    ) -> list[UiPart] | None:
-        """The parts of fields that a call gets; ``None`` if they come in an order of their own."""
-        had_outcome = "output" in old or "error" in old
-        gets_outcome = "output" in new or "error" in new
-        if old and ({"title", "executor", "dynamic"} & new.keys()):
-            return None
-        if ("input" in new or "approval" in new) and had_outcome:
-            return None
-        if "input" in new and _approval_of(old) is not None:
-            return None
-        name, parts = {"toolCallId": self._calls[number]}, list[UiPart]()
-        if "input" in new:
-            begun = {"type": "tool-input-available", **self._call(number, fields)}
-            parts.append({**begun, "input": new["input"]})
-        approval = _approval_of(new)
-        if approval is not None:
-            parts += self._approval(number, approval, _approval_of(old))
-            if approval.get("approved") is False and not gets_outcome:
-                parts.append({"type": "tool-output-denied", **name})
-        if "error" in new:
-            parts += self._failed(number, _text_of(new["error"]))
-        elif "output" in new:
-            part = {"type": "tool-output-available", **name, "output": new["output"]}
-            is_preliminary = fields.get("preliminary") is True
-            parts.append({**part, "preliminary": True} if is_preliminary else part)
-        return parts
-
-    def _approval(self, number: int, approval: UiPart, before: UiPart | None) -> list[UiPart]:
-        name, parts = self._calls[number], list[UiPart]()
-        if before is None or before["id"] != approval["id"]:
-            asked = {"type": "tool-approval-request", "approvalId": approval["id"]}
-            automatic = {"isAutomatic": True} if "isAutomatic" in approval else {}
-            parts.append({**asked, "toolCallId": name, **automatic})
-        if "approved" in approval:
-            reason = {"reason": approval["reason"]} if "reason" in approval else {}
-            parts.append(
-                {
-                    "type": "tool-approval-response",
-                    "approvalId": approval["id"],
-                    "approved": approval["approved"],
-                    **reason,
-                }
-            )
-        return parts
-
-    def _failed(self, number: int, error: str) -> list[UiPart]:
-        name = self._calls[number]
-        return [{"type": "tool-output-error", "toolCallId": name, "errorText": error}]
-
-    def _interrupted(self, number: int) -> list[UiPart]:
-        fields = self._fields(number)
-        if "input" in fields or not self._is_current(number):
-            return self._failed(number, INTERRUPTED)
-        # What was received of its input is no input.
-        part = {"type": "tool-input-error", **self._call(number, fields), "errorText": INTERRUPTED}
-        return [part]
-
-    def _call(self, number: int, values: Mapping[str, Any]) -> UiPart:
-        name = values.get("name")
-        found: UiPart = {
-            "toolCallId": self._calls[number],
-            "toolName": name if isinstance(name, str) else "",
-        }
-        if values.get("dynamic") is True:
-            found["dynamic"] = True
-        if values.get("executor") == "provider":
-            found["providerExecuted"] = True
-        if isinstance(values.get("title"), str):
-            found["title"] = values["title"]
-        return found
-
-    def _ended(self, number: int) -> list[UiPart]:
-        if number not in self._growing:
-            return []
-        self._growing.remove(number)
-        return [{"type": "reasoning-end", "id": str(number)}]
-
-    def _transient(self, chunk: Mapping[str, Any]) -> list[UiPart]:
-        """Data that only those see who watch."""
-        values = _values_of(chunk)
-        is_data = values.get("kind") == DATA and values.get("transient") is True
-        if not is_data or "parent" in chunk or not isinstance(values.get("name"), str):
-            return []
-        if "data" not in values:
-            return [NOTHING]  # it was cleared away
-        return [{**_whole(DATA, chunk["sequence"], values), "transient": True}]
-
-    def _reset(self, chunk: Mapping[str, Any]) -> list[UiPart] | None:
-        first = part_number((chunk.get("fields") or {}).get("from"))
-        if first is None:
-            return []
-        step = self._steps[-1] if self._steps else -1
-        current = [each for each in self._shown if each > step]
-        voided = [each for each in current if each >= first]
-        self._names.forget(first)
-        self._calls = {at: name for at, name in self._calls.items() if at < first}
-        if self._steps and step >= first:
-            self._spare_step = True
-            self._steps = [each for each in self._steps if each < first]
-        elif len(voided) < len(current):
-            return None if voided else []
-        self._growing = {each for each in self._growing if each < first}
-        self._shown = [each for each in self._shown if each < first]
-        return [{"type": "reset-step"}] if current or self._spare_step else []
-
-    # Records
-
-    def _again(self, record: Record) -> list[UiPart]:
-        """The parts of a part as it is."""
-        number, kind, values = record["part"], record["kind"], _values_of(record)
-        if kind not in (TEXT, TOOL_CALL):
-            parts = self._begin(number, kind, values)
-            if kind == REASONING:
-                delta = {"type": "reasoning-delta", "id": str(number), "delta": record["text"]}
-                parts += [delta] if record["text"] else []
-                parts += self._ended(number) if record.get("closed") else []
-            elif kind == STEP and record.get("closed"):
-                parts.append({"type": "finish-step"})
-            return parts
-        self._shown.append(number)
-        if kind == TEXT:
-            parts = [{"type": "text-start", "id": str(number)}, text_delta(number, record["text"])]
-            ends = [{"type": "text-end", "id": str(number)}] if record.get("closed") else []
-            return [*parts, *ends]
-        if number not in self._calls:
-            self._calls[number] = self._names.of(number, values)
-        call = self._call(number, values)
-        parts = [{"type": "tool-input-start", **call}]
-        has_error = "error" in values and values.get("preliminary") is not True
-        if has_error and "input" in values and _approval_of(values) is None:
-            failed = {"type": "tool-input-error", **call, "input": values["input"]}
-            return [*parts, {**failed, "errorText": _text_of(values["error"])}]
-        if "input" not in values and record.get("text"):
-            delta = {"type": "tool-input-delta", "toolCallId": call["toolCallId"]}
-            parts.append({**delta, "inputTextDelta": record["text"]})
-        parts += self._call_parts(number, values, values, {}) or []
-        return [*parts, *self._failed(number, REDACTED)] if record.get("redacted") else parts
-
-    def _fields(self, number: int) -> Mapping[str, Any]:
-        record = self._log.record(number)
-        fields: Mapping[str, Any] = {} if record is None else record["fields"]
-        return fields
-
-    def _is_current(self, number: int) -> bool:
-        return not self._steps or number > self._steps[-1]
-
-
-def _is_done(fields: Mapping[str, Any], record: Record | None) -> bool:
-    if record is None or record.get("redacted"):
-        return True
-    if ("output" in fields or "error" in fields) and fields.get("preliminary") is not True:
-        return True
-    approval = _approval_of(fields)
-    return approval is not None and approval.get("approved") is False
-
-
-def _named(record: Record) -> dict[str, Any]:
-    return {name: record["fields"][name] for name in ("name", "id") if name in record["fields"]}
-
-
-def _text_of(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def text_delta(number: int, text: str) -> UiPart:
-    """Returns the part of a text that gets longer."""
-    return {"type": "text-delta", "id": str(number), "delta": text}
-
-
-_KEPT = frozenset(
-    {
-        *("kind", "name", "id", "call_id", "title", "executor", "dynamic", "transient"),
-        *("approval", "preliminary", "from"),
-    }
-)
-"""Fields whose values the stream needs later on."""
-
-
-def _without_values(chunk: Mapping[str, Any], *, continues: bool) -> dict[str, Any]:
-    """A chunk as the state needs it: an event without values, and the first letter of a text."""
-    kept = {name: chunk[name] for name in ("sequence", "part", "event", "parent") if name in chunk}
-    if chunk.get("event") is None:
-        return {**kept, "content": "" if continues else _text_of(chunk.get("content"))[:1]}
-    values = _values_of(chunk)
-    if chunk["event"] != "metadata":
-        kept["fields"] = {n: v if n in _KEPT else None for n, v in values.items()}
-    return kept

@@ -81,10 +81,9 @@ def _file_of(part: dict[str, Any], limit: int) -> FilePart:
     name = name if isinstance(name, str) and name else None
     called = _short(" ".join(str(each) for each in (name, media_type) if each) or "without a name")
     if not isinstance(media_type, str) or not MEDIA_TYPE.fullmatch(media_type):
-        detail = "mediaType of a file must be one, such as image/png."
-        raise RequestError(f"This file cannot be sent: {called}.", detail=detail)
+        raise _refused(called, "mediaType must be a media type, such as image/png.")
     if not isinstance(url, str):
-        raise RequestError(f"This file cannot be sent: {called}.", detail="url must be a string.")
+        raise _refused(called, "url must be a string.")
     if name is not None and len(name) > MAX_ADDRESS:
         raise TooLargeError(f"The name of this file is too long: {called}.")
     found = DATA_URL.match(url)
@@ -92,19 +91,23 @@ def _file_of(part: dict[str, Any], limit: int) -> FilePart:
         if len(url) > MAX_ADDRESS:
             raise TooLargeError(f"The address of this file is too long: {called}.")
         if not _ADDRESS.fullmatch(url):
-            detail = "url must begin with https://, http:// or /, or be a data URL in Base64."
-            raise RequestError(f"This file cannot be sent: {called}.", detail=detail)
+            raise _refused(
+                called, "url must begin with https://, http:// or /, or be a data URL in Base64."
+            )
         return FilePart(url, media_type, name=name)
     encoded = url[found.end() :]
     if len(encoded) * 3 // 4 > limit + 2:
         raise _too_large(called, limit)
     data = file_of(url)
     if data is None:
-        detail = "The url is a data URL that is not valid Base64."
-        raise RequestError(f"This file cannot be sent: {called}.", detail=detail)
+        raise _refused(called, "url is a data URL that is not valid Base64.")
     if len(data) > limit:
         raise _too_large(called, limit)
     return FilePart(url, media_type, name=name, size=len(data))
+
+
+def _refused(called: str, detail: str) -> RequestError:
+    return RequestError(f"This file cannot be sent: {called}.", detail=detail)
 
 
 def _too_large(called: str, limit: int) -> TooLargeError:

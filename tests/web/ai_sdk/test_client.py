@@ -5,23 +5,18 @@ import json
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from converse_mongo import Conversation, Message, MessageStatus
 from converse_mongo.web import Generations, Limits, prompt_messages, without_replaced
+from tests.web.ai_sdk.node import PACKAGE, needs_node
 from tests.web.ai_sdk.test_ui_stream import EVERY_PART
 from tests.web.conftest import MakeSite, Site
 from tests.web.helpers import wait_for_end
 
-PACKAGE = Path(__file__).parent
-
-pytestmark = pytest.mark.skipif(
-    not (PACKAGE / "node_modules").is_dir(),
-    reason="needs node and packages from npm: python -m nox -s browser",
-)
+pytestmark = needs_node
 
 
 class Client:

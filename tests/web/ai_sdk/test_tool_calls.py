@@ -16,6 +16,8 @@ from converse_mongo import (
     Message,
     MessageStatus,
     PartIdentity,
+    PartSet,
+    PartStart,
     Queue,
     SourceUrlPart,
     ToolCallPart,
@@ -23,14 +25,10 @@ from converse_mongo import (
 from converse_mongo.domain.work import WorkState
 from converse_mongo.web import Generations
 from tests.streams import SOON
-from tests.web.ai_sdk.test_client import PACKAGE, client
+from tests.web.ai_sdk.node import needs_node
+from tests.web.ai_sdk.test_client import client
 from tests.web.conftest import STRANGER, MakeSite, Site, read_all, working
 from tests.web.helpers import ui_question, wait_for_end
-
-needs_node = pytest.mark.skipif(
-    not (PACKAGE / "node_modules").is_dir(),
-    reason="needs node and packages from npm: python -m nox -s browser",
-)
 
 
 async def agent(_: Conversation, message: Message) -> None:
@@ -87,11 +85,11 @@ async def asked(make_site: MakeSite) -> AsyncIterator[tuple[Site, Conversation, 
 
 @asynccontextmanager
 async def asking(
-    make_site: MakeSite, **options: Any
+    make_site: MakeSite, respond: Any = agent, **options: Any
 ) -> AsyncIterator[tuple[Site, Conversation, dict[str, Any]]]:
     site = await make_site(generations=Queue("default"), **options)
     conversation = await site.conversation()
-    async with working(site.converse, agent):
+    async with working(site.converse, respond):
         await ask(site, conversation)
         await waiting(conversation)
         yield site, conversation, (await history(site, conversation))[-1]
@@ -251,11 +249,37 @@ async def test_answers__are_one_write_and_the_stream_has_what_follows(
     assert ["append_id" in each for each in behind[:4]] == [True, False, False, True]
     run = response.headers["x-workflow-run-id"]
     assert run == f"run_{conversation.id}_{shown['id']}_{before.next_sequence}"
+    await expect_run(site, run, parts)
+
+
+async def expect_run(site: Site, run: str, parts: list[Any]) -> None:
+    """Expects that a run has these parts, counted from its start and from its end."""
     for first in range(len(parts)):
         path = f"/chat/{run}/stream?startIndex={first}"
         assert same(await parts_of(await site.http.get(path)), parts[first:])
         path = f"/chat/{run}/stream?startIndex={-first - 1}"
         assert same(await parts_of(await site.http.get(path)), parts[-first - 1 :])
+
+
+async def test_run__is_counted_from_its_end_if_a_part_was_changed_before_the_answers(
+    make_site: MakeSite,
+) -> None:
+    async def change(_: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            if message.parts:
+                await writer.write("Done")
+                return
+            call = await writer.start_tool_call("locate", call_id="l_1", executor="client")
+            await call.set_input({})
+            await writer.write(PartStart(SourceUrlPart(""), "source"))
+            await writer.write(PartSet("source", {"url": "https://example.org"}))
+            await writer.suspend()
+
+    async with asking(make_site, change) as (site, conversation, shown):
+        assert [part["type"] for part in shown["parts"]] == ["tool-locate", "source-url"]
+        response = await post(site, request(conversation, answered(shown, l_1="Paris")))
+        parts = await parts_of(response)
+        await expect_run(site, response.headers["x-workflow-run-id"], parts)
 
 
 def same(parts: list[Any], others: list[Any]) -> bool:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from shutil import which
 from typing import Any
 
@@ -33,16 +32,11 @@ from converse_mongo.domain.part_log import PartLog, part_number
 from converse_mongo.domain.part_pieces import PartPiece, numbered
 from converse_mongo.domain.parts import StepPart
 from converse_mongo.domain.validation import now
-from converse_mongo.web.ui_parts import UiStream, ui_parts
+from converse_mongo.web.ui_parts import ui_parts
+from converse_mongo.web.ui_stream import UiStream
 from tests.model.part_logs import VECTORS
 from tests.model.part_logs import stored as chunks_of
-
-PACKAGE = Path(__file__).parent
-
-needs_node = pytest.mark.skipif(
-    not (PACKAGE / "node_modules").is_dir(),
-    reason="needs node and packages from npm: python -m nox -s browser",
-)
+from tests.web.ai_sdk.node import PACKAGE, needs_node
 
 
 def log_of(*contents: Any) -> list[dict[str, Any]]:
