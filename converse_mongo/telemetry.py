@@ -24,12 +24,15 @@ from opentelemetry.metrics import (
     get_meter_provider,
 )
 from opentelemetry.trace import (
+    Link,
     SpanKind,
     StatusCode,
     TracerProvider,
+    get_current_span,
     get_tracer_provider,
     use_span,
 )
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from pymongo.errors import PyMongoError
 
 from converse_mongo.domain.errors import ConverseError
@@ -54,6 +57,8 @@ SECONDS = (
     *(1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 300.0, 900.0),
 )
 """The bounds of the buckets of histograms, unless a view of the SDK has others."""
+
+_W3C, _TRACEPARENT = TraceContextTextMapPropagator(), "traceparent"
 
 QUERY_SECONDS = 1.0
 """The least time between two queries for the gauges of queues, whatever asks for them."""
@@ -181,6 +186,14 @@ class OpenTelemetry:
                 yield Observation(found.oldest or 0.0, probe.of_queue(queue))
 
 
+def _links_to(trace: str | None) -> list[Link]:
+    """Returns a link to the span that a ``traceparent`` names, if it names one."""
+    if trace is None:
+        return []
+    asked = get_current_span(_W3C.extract({_TRACEPARENT: trace}, Context())).get_span_context()
+    return [Link(asked)] if asked.is_valid else []
+
+
 class Sampler:
     """Chooses the values to record: all of few, and some of many, at random.
 
@@ -260,6 +273,12 @@ class FacadeProbe:
         status = {"converse_mongo.message.status": event.type.removeprefix("message.")}
         self._telemetry.messages_ended(1, {**self.attributes, **status})
 
+    def trace(self) -> str | None:
+        """Returns the ``traceparent`` of the caller's span; ``None`` outside of one."""
+        carrier: dict[str, str] = {}
+        _W3C.inject(carrier)
+        return carrier.get(_TRACEPARENT)
+
     async def attempt(
         self,
         state: MessageHeader,
@@ -268,7 +287,8 @@ class FacadeProbe:
     ) -> T:
         """Runs an attempt in a span of its own, which begins a trace.
 
-        A worker runs for long: whatever span it was started in is no parent of what it does.
+        A worker runs for long: whatever span it was started in is no parent of what it does. The
+        span in which the message was queued is linked, as the conventions for messaging have it.
         """
         assert state.work is not None  # noqa: S101 - it was claimed
         telemetry, queue = self._telemetry, state.work.queue
@@ -289,6 +309,7 @@ class FacadeProbe:
                 "gen_ai.conversation.id": str(state.conversation_id),
                 "converse_mongo.attempt.number": state.work.attempt,
             },
+            _links_to(state.work.trace),
         )
         telemetry.messages_claimed(1, of_queue)
         telemetry.attempts_active(1, of_queue)

@@ -49,6 +49,13 @@ class Probe(Protocol):
     def ended(self, event: FinalEvent) -> None:
         """A call of this process ended a message."""
 
+    def trace(self) -> str | None:
+        """Returns what names the caller's trace, for the work of a message that it queues.
+
+        Returns:
+            A ``traceparent`` of W3C Trace Context; ``None`` outside of a trace.
+        """
+
     async def attempt(
         self,
         state: MessageHeader,

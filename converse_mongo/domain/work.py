@@ -230,6 +230,8 @@ class Work(BaseModel):
         crashes: The attempts that ended since the worker died.
         retries: The attempts whose worker asked for another.
         max_attempts: The attempts until the message fails.
+        trace: The trace in which it was queued, as a ``traceparent`` of W3C Trace Context;
+            ``None`` without telemetry.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -246,14 +248,16 @@ class Work(BaseModel):
     crashes: int = 0
     retries: int = 0
     max_attempts: int = MAX_ATTEMPTS
+    trace: str | None = None
 
     @classmethod
-    def of(cls, job: Job, moment: datetime) -> "Work":
+    def of(cls, job: Job, moment: datetime, trace: str | None = None) -> "Work":
         """Returns the work of a new message.
 
         Args:
             job: What the caller wants.
             moment: The time by the server's clock, in whole milliseconds.
+            trace: The trace of the caller.
         """
         delayed = bool(job.delay)
         at = moment + timedelta(seconds=job.delay or 0)
@@ -269,6 +273,7 @@ class Work(BaseModel):
             available_at=at if delayed else None,
             due=None if state is WorkState.BLOCKED else at,
             max_attempts=job.max_attempts,
+            trace=trace,
         )
 
     def claimed(self) -> "Work":
@@ -296,6 +301,7 @@ class Work(BaseModel):
             crashes=stored.get("crashes", 0),
             retries=stored.get("retries", 0),
             max_attempts=stored.get("max_attempts", MAX_ATTEMPTS),
+            trace=stored.get("trace"),
         )
 
     def __iter__(self) -> Generator[tuple[str, Any], None, None]:

@@ -58,12 +58,14 @@ class Queues:
     # From the start to a worker
 
     async def work_of(self, job: Job) -> Work:
-        """Returns the work of a new message, by the server's clock.
+        """Returns the work of a new message, by the server's clock, in the caller's trace.
 
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        return Work.of(job, await self._clock.now())
+        probe = self._collections.probe
+        trace = None if probe is None else probe.trace()
+        return Work.of(job, await self._clock.now(), trace)
 
     async def enqueued(self, key: Mapping[str, Any]) -> None:
         """Looks for a place for a message that was added just now; in a transaction, later.

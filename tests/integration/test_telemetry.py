@@ -22,6 +22,7 @@ from converse_mongo import (
     Conversation,
     Converse,
     Message,
+    Retry,
     RetryPolicy,
     StoreUnavailableError,
     WriterFencedError,
@@ -29,6 +30,7 @@ from converse_mongo import (
 from converse_mongo import telemetry as module
 from converse_mongo.domain.telemetry import Sources
 from converse_mongo.telemetry import ALL_A_SECOND, LARGEST_STRIDE, OpenTelemetry, Sampler
+from converse_mongo.web import Generations
 from converse_mongo.writing.buffer import TokenBuffer
 from tests.conftest import Commands, Facade
 from tests.integration.helpers import DEAD, soon, start
@@ -344,6 +346,79 @@ async def test_attempt__is_the_parent_of_spans_of_respond(
     assert asked.parent is not None
     assert asked.parent.span_id == attempt.context.span_id
     assert attempt.parent is None, "a worker runs for long: its attempts are traces of their own"
+
+
+async def test_attempt__is_linked_to_the_span_that_queued_the_message(
+    facade: Facade, measured: Measured
+) -> None:
+    async def respond(conversation: Conversation, message: Message) -> None:
+        if message.attempt == 1:
+            raise Retry
+        await say_hello(conversation, message)
+
+    converse = await facade(telemetry=measured.telemetry)
+    with measured.tracer.start_as_current_span("POST"):
+        message = await enqueue(converse)
+    async with working(converse, respond, retry=RetryPolicy(backoff=0)) as worker:
+        await ended(converse, message)
+        await until(lambda: worker.statistics().running == 0)
+    (asked,) = measured.spans("POST")
+    attempts = measured.spans("process ")
+    assert len(attempts) == 2
+    for attempt in attempts:
+        (link,) = attempt.links
+        assert link.context.trace_id == asked.context.trace_id
+        assert link.context.span_id == asked.context.span_id
+
+
+@pytest.mark.parametrize("stored", [None, "", "00-nothing", "00-" + "0" * 32 + "-" + "0" * 16])
+async def test_attempt__is_linked_to_nothing_if_nobody_traced(
+    facade: Facade, measured: Measured, stored: str | None
+) -> None:
+    converse = await facade(telemetry=measured.telemetry)
+    message = await enqueue(converse)
+    assert message.work is not None
+    assert message.work.trace is None
+    if stored is not None:
+        update = {"$set": {"work.trace": stored}}
+        await converse.message_model.store().messages.update_one({"_id": message.id}, update)
+    async with working(converse, say_hello) as worker:
+        await ended(converse, message)
+        await until(lambda: worker.statistics().running == 0)
+    (attempt,) = measured.spans("process ")
+    assert not attempt.links
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_attempt__in_the_process_that_asked_is_a_span_as_well(
+    facade: Facade, measured: Measured, cut: bool
+) -> None:
+    converse = await facade(telemetry=measured.telemetry)
+    conversation = await converse.start_conversation()
+
+    async def respond(_: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            with measured.tracer.start_as_current_span("chat example"):
+                await writer.write("Hello.")
+
+    held = Held()
+    async with Generations(held if cut else respond, grace=0) as generations:
+        generations.serve(converse)
+        with measured.tracer.start_as_current_span("POST"):
+            message = await generations.begin(
+                conversation, lambda: generations.add(conversation, "answer", None)
+            )
+        await (until(lambda: bool(held.begun)) if cut else ended(converse, message))
+        await (until(lambda: not generations.running) if not cut else asyncio.sleep(0))
+    (asked,), (attempt,) = measured.spans("POST"), measured.spans("process ")
+    assert attempt.name == "process generations"
+    assert attributes_of(attempt)["messaging.message.id"] == str(message.id)
+    assert attributes_of(attempt)[OUTCOME] == ("handed over" if cut else "ended")
+    assert [link.context.span_id for link in attempt.links] == [asked.context.span_id]
+    assert attempt.parent is None
+    for chat in measured.spans("chat"):
+        assert chat.parent is not None
+        assert chat.parent.span_id == attempt.context.span_id
 
 
 # Queues

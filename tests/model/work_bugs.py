@@ -164,12 +164,12 @@ def enqueue_as_queued(patch: pytest.MonkeyPatch) -> None:
     """4. The place is asked for once it is queued."""
     of = Work.of
 
-    def spoiled(job: Any, moment: Any) -> Work:
-        work = of(job, moment)
+    def spoiled(*job: Any) -> Work:
+        work = of(*job)
         if work.state is not WorkState.BLOCKED:
             return work
         return work.model_copy(
-            update={"state": WorkState.QUEUED, "due": moment, "ticket": ObjectId()}
+            update={"state": WorkState.QUEUED, "due": job[1], "ticket": ObjectId()}
         )
 
     patch.setattr(Work, "of", spoiled)

@@ -104,6 +104,7 @@ def test_work__is_the_same_read_with_the_document_or_by_itself() -> None:
         "crashes": 1,
         "retries": 2,
         "max_attempts": 9,
+        "trace": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     }
     work = Work.from_stored(stored)
     assert work == Work.model_validate(stored)
