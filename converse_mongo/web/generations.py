@@ -39,7 +39,7 @@ from converse_mongo.web.answering import RESTARTING, Beginnings
 from converse_mongo.web.errors import BusyError
 from converse_mongo.web.limits import Slots
 from converse_mongo.working.attempt import Attempt
-from converse_mongo.working.worker import Worker, WorkerOptions
+from converse_mongo.working.worker import Room, Worker, WorkerOptions
 
 logger = logging.getLogger("converse_mongo")
 
@@ -117,6 +117,9 @@ class Generations:
         """The messages that were added as claimed, by the tasks that still create them."""
         self._entered = 0
         self._beginnings = Beginnings()
+        self._room = Room(
+            self._options.concurrency, lambda: len(self._beginnings) + len(self._waiting)
+        )
         self._freeing: asyncio.Task[None] | None = None
         # Not that of a request: what other processes began is not for its user, nor of its trace.
         self._context = Context()
@@ -163,9 +166,8 @@ class Generations:
     def _is_full(self) -> bool:
         # What respond() does behind the end of its message counts less, and is bounded as well.
         limit, begun = self._options.concurrency, len(self._beginnings)
-        attempts = sum(len(worker.attempts) for worker in self._workers.values())
-        all_of_them = len(self._waiting) + attempts
-        return self.running + begun >= limit or all_of_them + begun >= 2 * limit
+        claiming = sum(worker.claiming for worker in self._workers.values())
+        return self.running + begun + claiming >= limit or self._room.taken >= 2 * limit
 
     # The worker
 
@@ -190,7 +192,7 @@ class Generations:
         worker = self._workers.get(store)
         if worker is None:
             load = partial(load_attempt, model, self._respond)
-            worker = self._workers[store] = Worker(store, load, self._options)
+            worker = self._workers[store] = Worker(store, load, self._options, self._room)
             running = asyncio.create_task(
                 self._run(store, worker),
                 name="converse_mongo-generations",
@@ -256,6 +258,7 @@ class Generations:
             if slots is not None:
                 taken.enter_context(slots.hold(key))
             task = self._beginnings.start(name, partial(self._create, conversation, create, taken))
+            task.add_done_callback(self._room.note)
         return await self._beginnings.finish(task)
 
     async def _create(
@@ -387,6 +390,7 @@ class Generations:
         def forget(_task: object) -> None:
             answer.free()
             self._answers.pop(key, None)
+            self._room.note()
 
         answer.task.add_done_callback(forget)
 

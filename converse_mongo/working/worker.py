@@ -123,6 +123,39 @@ class WorkerOptions:
         )
 
 
+class Room:
+    """The room for attempts: that of one worker, or of several and others that share it.
+
+    Args:
+        size: The most that it has room for. Who does not ask may take more.
+        others: Returns what others than the workers take of it.
+
+    Attributes:
+        workers: The workers that share it.
+    """
+
+    def __init__(self, size: int, others: Callable[[], int] = int) -> None:
+        self._size = size
+        self._others = others
+        self.workers: list[Worker] = []
+
+    @property
+    def taken(self) -> int:
+        """What is taken of it."""
+        return self._others() + sum(worker.taken for worker in self.workers)
+
+    @property
+    def free(self) -> int:
+        """What is free of it."""
+        return max(self._size - self.taken, 0)
+
+    def note(self, _task: object = None) -> None:
+        """Has workers look for what they had no room for, now that some may be free."""
+        self.workers = [each for each in self.workers if each.taken or not each.closed]
+        for worker in self.workers:
+            worker.note_room()
+
+
 class Worker:
     """Generates the answers of queued messages. Made by ``Converse.worker``.
 
@@ -134,6 +167,7 @@ class Worker:
         store: The store.
         load: Loads a message for the application.
         options: The options.
+        room: The room for its attempts, if others share it; by default it is the worker's alone.
     """
 
     def __init__(
@@ -141,10 +175,13 @@ class Worker:
         store: Store,
         load: Callable[[MessageHeader, Attempt], Awaitable[Loaded]],
         options: WorkerOptions,
+        room: "Room | None" = None,
     ) -> None:
         self._store = store
         self._load = load
         self._options = options
+        self._room = room or Room(options.concurrency)
+        self._room.workers.append(self)
         self._attempts: dict[Attempt, asyncio.Task[Outcome]] = {}
         self._wake = asyncio.Event()
         self._heard: dict[ObjectId, asyncio.TimerHandle] = {}
@@ -166,6 +203,16 @@ class Worker:
     def running(self) -> int:
         """The number of messages that are being generated."""
         return sum(not attempt.is_over for attempt in self._attempts)
+
+    @property
+    def taken(self) -> int:
+        """The number of messages that are being claimed, or are attempted."""
+        return len(self._attempts) + len(self._claims)
+
+    @property
+    def claiming(self) -> int:
+        """The number of messages that are being claimed."""
+        return len(self._claims)
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -311,7 +358,7 @@ class Worker:
     @property
     def _free(self) -> int:
         # There may be more than that: take_on() has no limit.
-        return max(self._options.concurrency - len(self._attempts) - len(self._claims), 0)
+        return self._room.free
 
     @property
     def _has_last_life(self) -> bool:
@@ -370,8 +417,12 @@ class Worker:
 
     def _claim_ended(self, task: "asyncio.Task[bool]") -> None:
         self._claims.discard(task)
+        self._room.note()  # if the claim was lost
+
+    def note_room(self) -> None:
+        """Hears that there may be room for messages that it had none for."""
         if self._missed and self._free:
-            self.look()  # the claim that took the room for what was heard of was lost
+            self.look()
 
     async def _claim(self, state: MessageHeader) -> bool:
         """Claims a message and starts the attempt; returns whether this worker has it."""
@@ -440,6 +491,7 @@ class Worker:
         del self._attempts[attempt]
         self._claimed_at.pop(attempt.message_id, None)
         self.look()
+        self._room.note()
         if task.cancelled():
             self._outcomes[Outcome.HANDED_OVER] += 1
         elif (error := task.exception()) is not None:

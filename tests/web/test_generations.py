@@ -294,6 +294,87 @@ async def test_limit__holds_for_what_is_queued_while_respond_goes_on_behind_an_e
         assert (begun, generations.running) == (2, 0)
 
 
+async def test_limit__holds_for_what_is_queued_while_another_answer_begins(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[object] = []
+    opened = Worker.opened
+
+    def hear(worker: Worker, message_id: Any, *how: Any) -> None:
+        heard.append(message_id)
+        opened(worker, message_id, *how)
+
+    monkeypatch.setattr(Worker, "opened", hear)
+    begun: list[Message] = []
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        begun.append(message)
+        async with message.writer() as writer:
+            await writer.write("whole")
+
+    created, go_on = asyncio.Event(), asyncio.Event()
+    generations = Generations(respond, limit=1, grace=0, timeout=30)
+    generations.serve(converse)
+    conversation = await converse.start_conversation()
+    found = await conversation.start_streaming_assistant()
+    await found.complete_streaming()
+
+    async def create() -> Message:
+        created.set()
+        await go_on.wait()
+        return found
+
+    async with generations:
+        (worker,) = generations._workers.values()
+        await until(lambda: worker.statistics().looks > 0)
+        beginning = asyncio.create_task(generations.begin(conversation, create))
+        await created.wait()
+        queued = await conversation.start_streaming_assistant(queue="generations")
+        await until(lambda: len(heard) == 1)
+        await asyncio.sleep(0.2)  # a claim would be made in that time
+        assert begun == []
+        looks = worker.statistics().looks
+        go_on.set()
+        assert (await beginning).id == found.id
+        await ended(converse, queued)
+        assert [each.id for each in begun] == [queued.id]
+        assert worker.statistics().looks > looks
+
+
+async def test_limit__holds_for_the_answers_of_all_facades_together(
+    facade: Any,
+) -> None:
+    first, second = await facade(poll_interval=0.05), await facade(poll_interval=0.05)
+    running, most = 0, 0
+    go_on = asyncio.Event()
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await go_on.wait()
+        async with message.writer() as writer:
+            await writer.write("whole")
+        running -= 1
+
+    generations = Generations(respond, limit=2, grace=0)
+    messages = []
+    for converse in (first, second):
+        generations.serve(converse)
+        conversation = await converse.start_conversation()
+        for _ in range(2):
+            message = await conversation.start_streaming_assistant(queue="generations")
+            messages.append((converse, message))
+    async with generations:
+        await until(lambda: running == 2)
+        with pytest.raises(BusyError):
+            await generations.begin(conversation, conversation.start_streaming_assistant)
+        go_on.set()
+        for converse, message in messages:
+            await ended(converse, message)
+    assert most == 2
+
+
 async def test_close__at_once_is_no_crash(
     converse: Converse, caplog: pytest.LogCaptureFixture
 ) -> None:
