@@ -1,6 +1,7 @@
 """Workers: what a claim costs, how soon an answer begins, and how soon another process goes on.
 
-- Claims: a burst of messages on one queue, for 1, 10 and 100 workers. Each has a facade and a
+- Claims: two bursts of messages on one queue, for 1, 10 and 100 workers. In the first one the
+  workers do not know yet how many they are. Each has a facade and a
   client of its own, with a change stream, as in a process of its own. Commands are those of these
   clients, without those of change streams. No message has a key: a place of a limited key is taken
   by commands of its own.
@@ -30,6 +31,7 @@ __all__ = ["run"]
 WORKERS = 1, 10, 100
 CLAIMS = 100
 COMMANDS_TARGET = 5.0
+ENDED_AT_ONCE = 8
 IDLE_SECONDS = 30.0
 SELDOM: dict[str, Any] = {"lease": 1800.0, "check_interval": 600.0}
 """So that no command is counted that a worker sends because time passes: it passes slower on a slow
@@ -74,37 +76,45 @@ async def run(setting: Setting) -> list[Figure]:
 
 
 async def _claims(setting: Setting, count: int) -> list[Figure]:
-    begun = asyncio.Semaphore(0)
-    let_go = asyncio.Event()
+    begun, ended = asyncio.Semaphore(0), asyncio.Semaphore(0)
+    let_go, ending = asyncio.Event(), asyncio.Semaphore(ENDED_AT_ONCE)
 
     async def note(_: Conversation, message: Message) -> None:
         begun.release()
         await let_go.wait()
-        await message.complete_streaming()
+        async with ending:
+            await message.complete_streaming()
+        ended.release()
 
     async with setting.database() as database, Converse(setting.server.uri, database) as web:
         since = time.monotonic()
         async with _workers(setting, database, note, count) as commands:
             opening = time.monotonic() - since
             conversation = await web.start_conversation()
-            commands.counts.clear()
-            since, used = time.monotonic(), setting.server.cpu_seconds()
-            for _ in range(CLAIMS):
-                await conversation.start_streaming_assistant(queue="default")
-            for _ in range(CLAIMS):
-                await begun.acquire()
-            seconds, until = time.monotonic() - since, setting.server.cpu_seconds()
-            sent = commands.counts.total()
+            sent: list[int] = []
+            for _ in range(2):
+                commands.counts.clear()
+                since, used = time.monotonic(), setting.server.cpu_seconds()
+                for _ in range(CLAIMS):
+                    await conversation.start_streaming_assistant(queue="default")
+                for _ in range(CLAIMS):
+                    await begun.acquire()
+                seconds, until = time.monotonic() - since, setting.server.cpu_seconds()
+                sent.append(commands.counts.total())
             let_go.set()
+            for _ in range(2 * CLAIMS):
+                await ended.acquire()
     workers = f"{count} worker{'s' if count > 1 else ''}"
     found = [
         single(f"until all listen, {workers}", "s", opening),
         single(f"enqueue and claim, {workers}", "ms", seconds * 1e3 / CLAIMS),
-        single(f"commands of a claim, {workers}", "", sent / CLAIMS, target=COMMANDS_TARGET),
     ]
     if used is not None and until is not None:
         name = f"server time of enqueue and claim, {workers}"
-        found.insert(2, single(name, "ms", (until - used) * 1e3 / CLAIMS))
+        found.append(single(name, "ms", (until - used) * 1e3 / CLAIMS))
+    for which, commands_sent in zip((f"the first {CLAIMS}", "later"), sent, strict=True):
+        name = f"commands of a claim, {workers}, {which}"
+        found.append(single(name, "", commands_sent / CLAIMS, target=COMMANDS_TARGET))
     return found
 
 
@@ -118,7 +128,7 @@ async def _workers(
         for _ in range(count):
             converse = await stack.enter_async_context(_facade(setting, database, commands, SELDOM))
             worker = await stack.enter_async_context(
-                converse.worker(respond, concurrency=-(-CLAIMS // count) * 2, poll_interval=60.0)
+                converse.worker(respond, concurrency=-(-CLAIMS // count) * 4, poll_interval=60.0)
             )
             running = asyncio.create_task(worker.run())
             stack.callback(running.cancel)

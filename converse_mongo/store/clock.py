@@ -32,10 +32,14 @@ class ServerClock:
         estimate = self.estimate()
         return None if estimate is None else estimate + timedelta(seconds=MARGIN_SECONDS)
 
-    def seconds_until(self, moment: datetime) -> float:
-        """Estimates the seconds until a moment; 0 if it has passed, or if the clock is unknown."""
+    def seconds_until(self, moment: datetime) -> float | None:
+        """Estimates the seconds until a moment, which are negative if it has passed.
+
+        Returns:
+            The seconds; ``None`` if the clock was not read recently.
+        """
         estimate = self.estimate()
-        return 0.0 if estimate is None else max((moment - estimate).total_seconds(), 0.0)
+        return None if estimate is None else (moment - estimate).total_seconds()
 
     async def read(self) -> datetime:
         """Returns the time.

@@ -78,8 +78,13 @@ class QueueListener(Protocol):
             stored: Its header as it is stored, if the hint has it.
         """
 
-    def gone(self, message_id: ObjectId) -> None:
-        """Hears that a message has a worker, or has ended."""
+    def gone(self, message_id: ObjectId, holder: ObjectId | None) -> None:
+        """Hears that a message has a worker, or has ended.
+
+        Args:
+            message_id: The message.
+            holder: The holder of its lease, if it has a worker.
+        """
 
     def look(self) -> None:
         """Hears that there may be messages that no hint told of."""
@@ -130,10 +135,10 @@ class Openings:
             if queue in queues:
                 listener.opened(message_id, due, stored)
 
-    def tell_gone(self, message_id: ObjectId) -> None:
-        """Tells that a message has a worker, or has ended."""
+    def tell_gone(self, message_id: ObjectId, holder: ObjectId | None) -> None:
+        """Tells that a message has a worker, or has ended; see :class:`QueueListener`."""
         for _, listener in list(self._listeners):
-            listener.gone(message_id)
+            listener.gone(message_id, holder)
 
     def tell_all(self) -> None:
         """Tells that there may be messages that no hint told of."""

@@ -177,11 +177,14 @@ class Queues:
             await self._places.ask(await self._look_at_any(state.key))
         return await self._look_at_any(state.key)
 
-    async def claim(self, state: MessageHeader) -> MessageHeader | None:
+    async def claim(
+        self, state: MessageHeader, holder: ObjectId | None = None
+    ) -> MessageHeader | None:
         """Makes the caller the writer of a queued message.
 
         Args:
             state: The message, as it was queued.
+            holder: The holder of the lease, a new one; ``None`` to make it here.
 
         Returns:
             The message with the lease of the caller. ``None`` if another took it, if it was
@@ -191,7 +194,7 @@ class Queues:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds. If it was claimed all
                 the same, its lease runs out.
         """
-        work, holder = state.work, ObjectId()
+        work, holder = state.work, holder or ObjectId()
         if work is None or work.state is not WorkState.QUEUED or not await self.is_due(work):
             return None
         duration = self._collections.options.lease

@@ -417,7 +417,7 @@ class Hub:
             if hint.queue is not None:
                 self._openings.tell(hint.queue, hint.message_id, hint.due)
             elif hint.holder is not None or hint.ended:
-                self._openings.tell_gone(hint.message_id)
+                self._openings.tell_gone(hint.message_id, hint.holder)
         elif isinstance(hint, changes.Inserted):
             work = Work.from_stored(hint.document.get("work"))
             if work is not None and work.state is WorkState.QUEUED:

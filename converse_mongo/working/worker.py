@@ -28,6 +28,7 @@ from converse_mongo.domain.work import WorkState, check_delay
 from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.store import Store, context_apart
 from converse_mongo.working.attempt import Attempt, Limits, Loaded, Outcome, Verdict
+from converse_mongo.working.spread import Spread
 
 logger = logging.getLogger("converse_mongo")
 
@@ -37,15 +38,6 @@ MOST_LOOKED_AT = 64
 CLAIMS_AT_ONCE = 8
 POLL_SECONDS = 5.0
 MOST_HEARD = 1000
-
-SPREAD_SECONDS, LONGEST_SPREAD_SECONDS = 0.004, 2.0
-"""Seconds to wait for each message that was heard of since the last claim, at most, at random.
-
-Each worker of a queue hears of each message. Without a wait all of them would try to claim it. So
-each waits for a random part of the time that it takes to hear of a claim, times the workers that
-there seem to be: those that claimed what it has heard of."""
-NEWEST_PART = 0.2
-"""The weight of the newest time in the mean of the times that it takes to hear of a claim."""
 
 TENDINGS_PER_LEASE = 3
 
@@ -185,9 +177,7 @@ class Worker:
         self._attempts: dict[Attempt, asyncio.Task[Outcome]] = {}
         self._wake = asyncio.Event()
         self._heard: dict[ObjectId, asyncio.TimerHandle] = {}
-        self._heard_since_claim = 0
-        self._claimed_at: dict[ObjectId, float] = {}
-        self._hearing_seconds = SPREAD_SECONDS
+        self._spread = Spread()
         self._claims: set[asyncio.Task[bool]] = set()
         self._missed = False
         self._closing = self._cuts = self._runs = self._takes_last_life = False
@@ -244,25 +234,28 @@ class Worker:
         if not self._free:
             self._missed = True
             return
-        seconds = 0.0 if due is None else self._store.leases.clock.seconds_until(due)
+        left = 0.0
+        if (
+            due is not None
+            and (estimate := self._store.leases.clock.seconds_until(due)) is not None
+        ):
+            left = max(estimate, 0.0)
+            if not left:
+                self._spread.note_lateness(-estimate)
+        seconds = left + self._spread.wait()
         if seconds > self._options.poll_interval or len(self._heard) >= MOST_HEARD:
             return  # a look finds it
-        self._heard_since_claim += 1
-        longest = min(self._hearing_seconds * self._heard_since_claim, LONGEST_SPREAD_SECONDS)
         self._heard[message_id] = asyncio.get_running_loop().call_later(
-            seconds + random.uniform(0, longest), self._grab, message_id, stored
+            seconds, self._grab, message_id, stored
         )
 
-    def gone(self, message_id: ObjectId) -> None:
+    def gone(self, message_id: ObjectId, holder: ObjectId | None) -> None:
         """Hears that a message has a worker, or has ended."""
         timer = self._heard.pop(message_id, None)
         if timer is not None:
             timer.cancel()
-        since = self._claimed_at.pop(message_id, None)
-        if since is not None:
-            seconds = asyncio.get_running_loop().time() - since
-            mean = self._hearing_seconds + NEWEST_PART * (seconds - self._hearing_seconds)
-            self._hearing_seconds = max(mean, SPREAD_SECONDS)
+            if holder is not None:
+                self._spread.note_claim(holder)
 
     def look(self) -> None:
         """Hears that there may be messages that no hint told of."""
@@ -438,17 +431,15 @@ class Worker:
             self._takes_last_life = False
 
     async def _take(self, state: MessageHeader) -> bool:
-        if len(self._claimed_at) < MOST_HEARD:
-            self._claimed_at[state.message_id] = asyncio.get_running_loop().time()
+        holder = self._spread.new_holder()
         try:
-            claimed = await self._store.jobs.claim(state)
+            claimed = await self._store.jobs.claim(state, holder)
         except (ConverseError, PyMongoError) as error:
             logger.warning("Message %s could not be claimed (%s)", state.message_id, error)
-            claimed = None
-        if claimed is None:
-            self._claimed_at.pop(state.message_id, None)
             return False
-        self._heard_since_claim = 0
+        if claimed is None:
+            return False
+        self._spread.note_claim(holder)
         self.take_on(claimed)
         return True
 
@@ -489,7 +480,6 @@ class Worker:
 
     def _finished(self, attempt: Attempt, task: asyncio.Task[Outcome]) -> None:
         del self._attempts[attempt]
-        self._claimed_at.pop(attempt.message_id, None)
         self.look()
         self._room.note()
         if task.cancelled():

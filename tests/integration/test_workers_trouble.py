@@ -8,6 +8,7 @@ from typing import Any
 
 import bson
 import pytest
+from bson import ObjectId
 
 from converse_mongo import (
     ChunkReceived,
@@ -157,11 +158,11 @@ async def test_hint__that_comes_during_a_claim_which_is_lost(
     jobs = store_of(converse).jobs
     real, claiming, heard = jobs.claim, asyncio.Event(), asyncio.Event()
 
-    async def lose(state: MessageHeader) -> MessageHeader | None:
+    async def lose(state: MessageHeader, holder: ObjectId) -> MessageHeader | None:
         monkeypatch.setattr(jobs, "claim", real)
         claiming.set()
         await soon(heard.wait())
-        assert await real(state)  # another worker is faster
+        assert await real(state, holder)  # another worker is faster
         return None
 
     options: dict[str, Any] = {"queues": ["q"], "concurrency": 1, "poll_interval": 3600.0}
@@ -204,10 +205,10 @@ async def test_claim__that_outlasts_its_worker_is_handed_over(
     jobs = store_of(converse).jobs
     real, claiming, closed = jobs.claim, asyncio.Event(), asyncio.Event()
 
-    async def slow(state: MessageHeader) -> MessageHeader | None:
+    async def slow(state: MessageHeader, holder: ObjectId) -> MessageHeader | None:
         claiming.set()
         await closed.wait()
-        return await real(state)
+        return await real(state, holder)
 
     async def think(*_: Any) -> None:
         await asyncio.Event().wait()
