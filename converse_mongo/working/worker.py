@@ -37,7 +37,8 @@ SPARE = 4
 MOST_LOOKED_AT = 64
 CLAIMS_AT_ONCE = 8
 POLL_SECONDS = 5.0
-MOST_HEARD = 1000
+MOST_HEARD, MOST_GRABBED = 1000, 100
+"""The most messages whose claim is yet to come, and of those whose own claim has no news yet."""
 
 TENDINGS_PER_LEASE = 3
 
@@ -177,6 +178,7 @@ class Worker:
         self._attempts: dict[Attempt, asyncio.Task[Outcome]] = {}
         self._wake = asyncio.Event()
         self._heard: dict[ObjectId, asyncio.TimerHandle] = {}
+        self._grabbed: dict[ObjectId, None] = {}
         self._spread = Spread()
         self._claims: set[asyncio.Task[bool]] = set()
         self._missed = False
@@ -254,8 +256,12 @@ class Worker:
         timer = self._heard.pop(message_id, None)
         if timer is not None:
             timer.cancel()
-            if holder is not None:
-                self._spread.note_claim(holder)
+        elif message_id in self._grabbed:
+            del self._grabbed[message_id]
+        else:
+            return  # it may be of another queue
+        if holder is not None:
+            self._spread.note_claim(holder)
 
     def look(self) -> None:
         """Hears that there may be messages that no hint told of."""
@@ -263,6 +269,9 @@ class Worker:
 
     def _grab(self, message_id: ObjectId, stored: Mapping[str, Any] | None) -> None:
         self._heard.pop(message_id, None)
+        self._grabbed[message_id] = None
+        if len(self._grabbed) > MOST_GRABBED:
+            del self._grabbed[next(iter(self._grabbed))]
         if self._closing:
             return
         if not self._free:
@@ -439,7 +448,6 @@ class Worker:
             return False
         if claimed is None:
             return False
-        self._spread.note_claim(holder)
         self.take_on(claimed)
         return True
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from bson import ObjectId
 
 from converse_mongo import (
     Approval,
@@ -31,8 +32,9 @@ from converse_mongo import (
 )
 from converse_mongo.driver.installed import driver_name
 from converse_mongo.working import attempt as attempts
+from converse_mongo.working.spread import Spread
 from tests.conftest import Commands, Facade
-from tests.integration.helpers import DEAD, raw, soon
+from tests.integration.helpers import DEAD, raw, soon, start
 from tests.streams import SOON, assert_exact, collect, until
 
 QUEUE = "default"
@@ -941,3 +943,44 @@ async def test_bad_options__are_refused(converse: Converse) -> None:
     assert (await raw(converse, message))["format"] == 3
     with pytest.raises(InvalidInputError, match="has a limit per key: pass a key"):
         await enqueue(converse, queue=Queue(QUEUE, per_key=2))
+
+
+async def test_claims__are_known_to_all_workers_of_the_queue(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: dict[Spread, list[ObjectId]] = {}
+    late: list[float] = []
+    note_claim, note_lateness = Spread.note_claim, Spread.note_lateness
+
+    def note(spread: Spread, holder: ObjectId) -> None:
+        noted.setdefault(spread, []).append(holder)
+        note_claim(spread, holder)
+
+    def note_late(spread: Spread, seconds: float) -> None:
+        late.append(seconds)
+        note_lateness(spread, seconds)
+
+    monkeypatch.setattr(Spread, "note_claim", note)
+    monkeypatch.setattr(Spread, "note_lateness", note_late)
+    first = await facade()
+    second = await facade(database=first.database_name)
+    options: dict[str, Any] = {"poll_interval": 3600.0}
+    async with (
+        working(first, say_hello, **options) as here,
+        working(second, say_hello, **options) as there,
+    ):
+        # They have looked since their change streams are open.
+        await until(lambda: min(each.statistics().looks for each in (here, there)) >= 2)
+        async with (await start(first)).writer() as writer:  # it was not claimed
+            await writer.write("Hello.")
+        await enqueue(first, queue="another")
+        for _ in range(6):
+            await ended(first, await enqueue(first))
+        await until(lambda: len(noted) == 2 and all(len(each) == 6 for each in noted.values()))
+        claimed = here.statistics().claimed, there.statistics().claimed
+    one, other = noted.values()
+    assert one == other
+    assert len(set(one)) == sum(claimed) == 6
+    assert len({holder.binary[4:9] for holder in one}) == sum(map(bool, claimed))
+    assert late
+    assert all(0 <= seconds < SOON for seconds in late)
