@@ -23,7 +23,7 @@ from tests.faults.reports import RETRY_SECONDS, Notes
 from tests.faults.runs import RUNNER_OPTIONS, child_options, reported
 from tests.faults.schedules import Fault
 from tests.faults.servers import Server
-from tests.faults.work_programs import Observing, Serving, Working
+from tests.faults.work_programs import ABORTED, Observing, Serving, Working
 from tests.faults.work_schedules import (
     CONVERSATIONS,
     WEBS,
@@ -38,6 +38,7 @@ from tests.faults.work_verdict import (
     REASON,
     AnswerRecord,
     AttemptRecord,
+    FollowerRecord,
     LifeRecord,
     StopRecord,
     WorkEvidence,
@@ -97,6 +98,7 @@ class WorkRun:
         self._messages = [_Queued(plan) for plan in schedule.messages]
         self._complaints: list[str] = []
         self._conversations: list[str] = []
+        self._followers = [FollowerRecord(number=number) for number in range(CONVERSATIONS)]
         self._answering: set[tuple[int, str]] = set()
         self._waits_for = "the start"
         self._over = False
@@ -246,6 +248,7 @@ class WorkRun:
             case "ready":
                 slot.is_ready.set()
                 if isinstance(slot, Web):
+                    self._follow(slot)
                     for queued in self._messages:
                         if queued.plan.web == self._webs.index(slot):
                             for life in queued.lives[:-1]:
@@ -258,6 +261,8 @@ class WorkRun:
                 slot.replied(report)
             case "event":
                 self._seen(report)
+            case "followed":
+                self._followers[report.pop("conversation")].take(report)
             case "gone":
                 life = self._viewed(report["viewer"])
                 life.viewer.gone = True
@@ -269,6 +274,9 @@ class WorkRun:
                 self._take_from_attempt(slot, report)
 
     def _take_from_attempt(self, slot: Slot, report: Report) -> None:
+        if report["life"] == ABORTED:
+            self._complaints.append(f"message {report['m']} ran, whose transaction was aborted")
+            return
         life = self._messages[report["m"]].lives[report["life"]]
         epoch = report["epoch"]
         if life.plan.ambush and report["kind"] == life.plan.ambush[1]:
@@ -381,6 +389,13 @@ class WorkRun:
             m=queued.plan.number,
             after=viewer.after,
         )
+
+    def _follow(self, slot: Web) -> None:
+        """Has a web process watch its conversations, from behind what was seen of them."""
+        for number, follower in enumerate(self._followers):
+            if slot is self._webs[number % WEBS]:
+                of = self._conversations[number]
+                slot.order(do="follow", conversation=number, of=of, after=follower.cursor)
 
     def _viewed(self, viewer: str) -> LifeRecord:
         number, life = map(int, viewer.split("."))
@@ -584,12 +599,19 @@ class WorkRun:
         deadline = time.monotonic() + SEE_SECONDS
         while time.monotonic() < deadline:
             left = [
-                life.name for life, document in await self._stored() if not _saw(life, document)
+                life.name
+                for life, document in await self._stored()
+                if not (_saw(life.viewer, document) and self._was_followed(life, document))
             ]
             if not left:
                 return
             await asyncio.sleep(0.1)
         self._note(f"the viewers of {left} have not seen all")
+
+    def _was_followed(self, life: LifeRecord, document: dict[str, Any] | None) -> bool:
+        viewers = self._followers[life.plan.conversation].viewers
+        viewer = viewers.get((life.plan.number, life.life))
+        return document is None or (viewer is not None and _saw(viewer, document))
 
     async def _queued(self) -> list[dict[str, Any]]:
         match = {"work": {"$exists": True}}
@@ -600,6 +622,11 @@ class WorkRun:
         by_life = {(each["metadata"]["m"], each["metadata"]["life"]): each for each in found}
         lives = [life for queued in self._messages for life in queued.lives]
         return [(life, by_life.get((life.plan.number, life.life))) for life in lives]
+
+    async def _questions(self) -> list[tuple[int, int]]:
+        match = {"metadata.question": {"$exists": True}}
+        found = await self._server.documents(self._database, "messages", match)
+        return [(each["metadata"]["question"], each["metadata"]["life"]) for each in found]
 
     async def _verdict(self) -> WorkOutcome:
         self._waits_for = "the verdict"
@@ -617,6 +644,8 @@ class WorkRun:
         found = await self._queued()
         evidence = WorkEvidence(
             lives=lives,
+            questions=await self._questions(),
+            followers=self._followers,
             places=await self._server.documents(self._database, "message_places", {}),
             complaints=self._complaints,
             strangers=[
@@ -636,8 +665,7 @@ class WorkRun:
         )
 
 
-def _saw(life: LifeRecord, document: dict[str, Any] | None) -> bool:
-    viewer = life.viewer
+def _saw(viewer: WorkViewerRecord, document: dict[str, Any] | None) -> bool:
     if viewer.gone or viewer.has_ended:
         return True
     if document is None or document["status"] != "streaming":

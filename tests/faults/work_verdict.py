@@ -14,6 +14,7 @@ __all__ = [
     "REASON",
     "AnswerRecord",
     "AttemptRecord",
+    "FollowerRecord",
     "LifeRecord",
     "StopRecord",
     "WorkEvidence",
@@ -155,6 +156,44 @@ class WorkViewerRecord:
 
 
 @dataclass(kw_only=True)
+class FollowerRecord:
+    """What a viewer of a conversation was shown, whatever became of its processes.
+
+    Attributes:
+        number: That of the conversation.
+        cursor: What to go on from.
+        viewers: What it saw of each message and its life.
+        questions: The messages and lives whose questions it saw.
+        odd: What cannot be.
+    """
+
+    number: int
+    cursor: str | None = None
+    viewers: dict[tuple[int, int], WorkViewerRecord] = field(default_factory=dict)
+    questions: list[tuple[int, int]] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    _now: dict[str, WorkViewerRecord] = field(default_factory=dict)
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Notes an event; of messages with the same id, it is of the one that was created last."""
+        self.cursor = event["cursor"] or self.cursor
+        if event["type"] != "message.created":
+            if (viewer := self._now.get(event["message_id"])) is None:
+                self.odd.append(f"saw {event} before its message was created")
+            else:
+                viewer.events.append(event)
+            return
+        about = event["metadata"]
+        if "question" in about:
+            self.questions.append((about["question"], about["life"]))
+            return
+        key = about["m"], about["life"]
+        if key in self.viewers:
+            self.odd.append(f"saw message {key[0]}.{key[1]} created twice")
+        self._now[event["message_id"]] = self.viewers[key] = WorkViewerRecord(name=str(key))
+
+
+@dataclass(kw_only=True)
 class LifeRecord:
     """A message, up to its end or its deletion; started anew it is another one.
 
@@ -209,12 +248,16 @@ class WorkEvidence:
     Attributes:
         lives: The messages.
         places: The documents of the places, behind a last sweep.
+        questions: The messages and lives whose questions are stored.
+        followers: The viewers of the conversations, by number.
         complaints: What processes noticed by themselves.
         strangers: The ids of messages that nobody has queued.
     """
 
     lives: list[LifeRecord]
     places: list[dict[str, Any]]
+    questions: list[tuple[int, int]] = field(default_factory=list)
+    followers: list[FollowerRecord] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
 
@@ -227,7 +270,12 @@ def judge_work(evidence: WorkEvidence) -> list[str]:
         found = [*_end(life), *_attempts(life), *_viewer(life)]
         if life.document is not None:
             found += [*_tokens(life), *_text(life), *_stops(life), *_answers(life)]
+            if life.plan.style == "start_over":
+                found += _started_over(life)
+        if evidence.followers:
+            found += _followed(life, evidence.followers[life.plan.conversation])
         wrong += [f"{life.name}: {each}" for each in found]
+    wrong += _questions(evidence)
     wrong += _limits(evidence.lives)
     wrong += [
         f"places of {each['_id']} are still taken: {each['running']}"
@@ -345,12 +393,36 @@ def _tokens(life: LifeRecord) -> Iterator[str]:
             yield f"attempt {epoch} has stored {len(numbers)}, more than it wrote"
 
 
+def _started_over(life: LifeRecord) -> Iterator[str]:
+    """What is wrong where the library voids what is stored before each further attempt."""
+    writers: set[int] = set()
+    for chunk in life.chunks:
+        if chunk.get("event") == "reset":
+            writers = set()
+        writers |= {*_marks(chunk)}
+        if len(writers) > 1:
+            yield f"attempts {sorted(writers)} have written, and nothing was voided in between"
+            return
+    if left := {*_epochs(life.content)} - writers:
+        yield f"text of attempts {sorted(left)} is left, which is void"
+    assert life.document is not None
+    last = life.document["lease"]["epoch"]
+    if life.document["status"] == "completed" and writers != {last}:
+        yield f"attempt {last} completed it with text of {sorted(writers)}"
+    if any(attempt.how == "suspended" for attempt in life.attempts.values()):
+        yield "it was suspended, though all that it asks for would be void"
+
+
+def _epochs(content: str) -> list[int]:
+    return [epoch for *_, epoch, _ in work_tokens_of(content)]
+
+
 def _marks(chunk: dict[str, Any]) -> list[int]:
     """The epochs of the attempts that wrote a chunk, as far as it tells."""
     if chunk.get("event") == "start":
         call = chunk["fields"].get("call_id")
         return [int(call.split(".")[2])] if call else []
-    return [epoch for *_, epoch, _ in work_tokens_of(chunk["content"])]
+    return _epochs(chunk["content"])
 
 
 def _text(life: LifeRecord) -> Iterator[str]:
@@ -494,20 +566,53 @@ def _answer_in(fields: dict[str, Any]) -> str | None:
 # What was shown
 
 
+def _questions(evidence: WorkEvidence) -> Iterator[str]:
+    """What is wrong with what was stored in one transaction with a message."""
+    asked = [life for life in evidence.lives if life.plan.question]
+    expected = {(life.plan.number, life.life) for life in asked}
+    if sorted(evidence.questions) != sorted(expected):
+        yield f"the questions {evidence.questions} are stored, of {sorted(expected)}"
+    for follower in evidence.followers:
+        who = f"the viewer of conversation {follower.number}"
+        yield from (f"{who} {odd}" for odd in follower.odd)
+        own = [
+            (life.plan.number, life.life)
+            for life in asked
+            if life.plan.conversation == follower.number
+        ]
+        if sorted(follower.questions) != sorted(own):
+            yield f"{who} saw the questions {follower.questions}, of {own}"
+        known = {(life.plan.number, life.life) for life in evidence.lives}
+        if strange := follower.viewers.keys() - known:
+            yield f"{who} saw the messages {sorted(strange)}, which nobody has queued"
+
+
 def _viewer(life: LifeRecord) -> Iterator[str]:
-    viewer, document = life.viewer, life.document
-    chunks = viewer.chunks
+    viewer = life.viewer
+    yield from _shown(life, viewer)
+    if life.document is None and not (viewer.gone or viewer.has_ended):
+        yield "its viewer never came to an end"
+    elif life.document is not None and viewer.gone and not life.delete_begun:
+        yield "its viewer was told that it is gone"
+
+
+def _followed(life: LifeRecord, follower: FollowerRecord) -> Iterator[str]:
+    viewer = follower.viewers.get((life.plan.number, life.life))
+    if viewer is not None:
+        yield from (f"in its conversation, {wrong}" for wrong in _shown(life, viewer))
+    elif life.document is not None:
+        yield "the viewer of its conversation never saw it"
+
+
+def _shown(life: LifeRecord, viewer: WorkViewerRecord) -> Iterator[str]:
+    document, chunks = life.document, viewer.chunks
     sequences = [chunk["sequence"] for chunk in chunks]
     if sequences != list(range(len(sequences))):
         odd = [pair for pair in pairwise([-1, *sequences]) if pair[1] != pair[0] + 1]
         yield f"its viewer saw chunks that are not in order: {odd}"
         return
     if document is None:
-        if not (viewer.gone or viewer.has_ended):
-            yield "its viewer never came to an end"
         return
-    if viewer.gone and not life.delete_begun:
-        yield "its viewer was told that it is gone"
     if len(chunks) != len(life.chunks):
         yield f"its viewer saw {len(chunks)} of {len(life.chunks)} chunks"
     elif [c["content"] for c in chunks] != [c["content"] for c in life.chunks]:
