@@ -82,13 +82,15 @@ class Web(Slot):
         return found
 
     def replied(self, report: Report) -> None:
-        self._replies.pop(report["id"]).set_result(report)
+        if not (reply := self._replies.pop(report["id"])).done():
+            reply.set_result(report)
 
     def died(self) -> None:
         super().died()
         replies, self._replies = self._replies, {}
         for reply in replies.values():
-            reply.set_exception(WebDiedError())
+            if not reply.done():  # nobody waits for it any more
+                reply.set_exception(WebDiedError())
 
 
 class WebDiedError(Exception):
