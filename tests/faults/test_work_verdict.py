@@ -9,10 +9,7 @@ import pytest
 
 from converse_mongo.domain.work import places_id, stored_key
 from tests.faults.observing import Shot, held_throughout, oddities
-from tests.faults.work_schedules import MessagePlan, PhasePlan, draw_work
-from tests.faults.work_verdict import (
-    REASON,
-    UNFINISHED,
+from tests.faults.work_records import (
     AnswerRecord,
     AttemptRecord,
     FollowerRecord,
@@ -20,8 +17,9 @@ from tests.faults.work_verdict import (
     StopRecord,
     WorkEvidence,
     WorkViewerRecord,
-    judge_work,
 )
+from tests.faults.work_schedules import MessagePlan, PhasePlan, draw_work
+from tests.faults.work_verdict import REASON, UNFINISHED, judge_work
 
 
 def plan(number: int, **fields: Any) -> MessagePlan:

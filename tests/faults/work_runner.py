@@ -24,6 +24,15 @@ from tests.faults.runs import RUNNER_OPTIONS, child_options, reported
 from tests.faults.schedules import Fault
 from tests.faults.servers import Server
 from tests.faults.work_programs import ABORTED, Observing, Serving, Working
+from tests.faults.work_records import (
+    AnswerRecord,
+    AttemptRecord,
+    FollowerRecord,
+    LifeRecord,
+    StopRecord,
+    WorkEvidence,
+    WorkViewerRecord,
+)
 from tests.faults.work_schedules import (
     CONVERSATIONS,
     WEBS,
@@ -34,17 +43,7 @@ from tests.faults.work_schedules import (
     draw_work,
 )
 from tests.faults.work_slots import STALL_SECONDS, Progress, Slot, Web, WebDiedError
-from tests.faults.work_verdict import (
-    REASON,
-    AnswerRecord,
-    AttemptRecord,
-    FollowerRecord,
-    LifeRecord,
-    StopRecord,
-    WorkEvidence,
-    WorkViewerRecord,
-    judge_work,
-)
+from tests.faults.work_verdict import REASON, judge_work
 
 __all__ = ["WorkOutcome", "run_work"]
 
