@@ -49,7 +49,8 @@ class Positions:
         (conversation_id, position) gives each to one writer. So messages become visible in the
         order of their positions, without a gap, with any number of writers: a reader that has seen
         position *n* has seen all positions before it. If a writer dies between its insert and the
-        update of the counter, the next one collides and updates it.
+        update of the counter, the next one collides and updates it. In a transaction it looks
+        instead, since a collision would end that, and each further one.
 
         Args:
             queue: The queue of the conversation.
@@ -75,9 +76,17 @@ class Positions:
                 if conversation is None:
                     raise ConversationNotFoundError(conversation_id)
                 position: int = conversation["next_position"]
-                inserted = is_new = True
+                taken = partial(
+                    call,
+                    self._collections.messages.find_one,
+                    {"conversation_id": conversation_id, "position": position},
+                    {"_id": 0, "position": 1},
+                )
+                is_new = True
+                inserted = self._collections.session is None or not await taken()
                 try:
-                    await call(insert, position)
+                    if inserted:
+                        await call(insert, position)
                 except DuplicateKeyError:
                     stored: Any = new_id and await call(
                         self._collections.messages.find_one,
@@ -86,11 +95,7 @@ class Positions:
                     )
                     if stored:
                         position, is_new = stored["position"], False
-                    elif await call(
-                        self._collections.messages.find_one,
-                        {"conversation_id": conversation_id, "position": position},
-                        {"_id": 0, "position": 1},
-                    ):
+                    elif await taken():
                         inserted = False
                     else:  # a unique index of the application
                         raise

@@ -10,8 +10,9 @@ from tests.faults.work_runner import run_work
 from tests.faults.work_schedules import draw_work
 
 # Between them: workers that are killed, also just before a write, that stand still for longer than
-# their leases, are closed, deaf and cut off; web processes that generate, and are killed; a server
-# that is frozen; stops, deletions, answers of two at once, and messages that wait for ever.
+# their leases, are closed, deaf and cut off; web processes that generate, also answers that start
+# over, and are killed; a server that is frozen; stops, deletions, answers of two at once, messages
+# that wait for ever, and questions in one transaction with their answers, which may be aborted.
 FIXED = (305, 403)
 
 

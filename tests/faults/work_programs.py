@@ -25,6 +25,7 @@ from converse_mongo import (
     Event,
     FinalEvent,
     Message,
+    MessageCreated,
     MessageNotFoundError,
     MessageQueued,
     MessageStarted,
@@ -37,6 +38,7 @@ from converse_mongo import (
     StoreUnavailableError,
     ToolCallPart,
     ToolOutput,
+    TransactionAbortedError,
 )
 from converse_mongo.store import work_updates
 from converse_mongo.web import Generations
@@ -53,7 +55,7 @@ from tests.faults.programs import (
 )
 from tests.faults.work_schedules import WEB_QUEUE, MessagePlan, WorkCrash, WorkSchedule
 
-__all__ = ["BUSY", "PLANNED", "Observing", "Serving", "Working", "work_token"]
+__all__ = ["ABORTED", "BUSY", "PLANNED", "Observing", "Serving", "Working", "work_token"]
 
 BUSY = "the provider is busy"
 """The reason of every retry that is asked for."""
@@ -61,6 +63,9 @@ PLANNED = "no such model"
 """The error of every attempt that is to fail."""
 
 RETRIES = RetryPolicy(max=10, backoff=0.1)
+ABORTED = -1
+"""In place of the life of a message whose transaction is aborted."""
+
 POLL_SECONDS = 0.5
 SAMPLE_SECONDS = 0.1
 
@@ -126,6 +131,7 @@ class Working:
             queues=sorted({each.queue for each in schedule.messages if not each.is_of_web}),
             concurrency=schedule.concurrency,
             retry=RETRIES,
+            start_over=schedule.start_over[False],
             grace=schedule.grace,
             silence=schedule.silence,
             poll_interval=POLL_SECONDS,
@@ -173,10 +179,15 @@ class _Answer:
             content=message.content,
             phase=self._phase,
         )
+        starts_over = self._plan.style == "start_over" and message.next_sequence > 0
         try:
+            if starts_over:
+                self._tell("resets")
             async with message.writer(
                 flush_interval=0.01, granularity="token", interrupt=bool(self._plan.seed % 2)
             ) as writer:
+                if starts_over:
+                    self._tell("has_reset")
                 how = await self._write(writer)
         except BaseException as error:
             cause = type(error.__cause__).__name__
@@ -189,7 +200,7 @@ class _Answer:
         begun = self._phase
         calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
         asked = len(calls)
-        self._count = message.content.count("<")
+        self._count = 0 if plan.style == "start_over" else message.content.count("<")
         if plan.style == "reset" and message.next_sequence and self._attempt > 1:
             self._tell("resets")
             await writer.reset(0)
@@ -275,7 +286,7 @@ class Serving:
         generations = Generations(
             partial(_respond, schedule, tell),
             queue=WEB_QUEUE,
-            start_over=False,
+            start_over=schedule.start_over[True],
             retry=RETRIES,
             grace=schedule.grace,
             silence=schedule.silence,
@@ -325,28 +336,50 @@ class _Web:
     async def _do_enqueue(
         self, m: int, life: int, conversation: str, generation: str
     ) -> dict[str, Any]:
-        plan, metadata = self._schedule.messages[m], dict[str, Any](m=m, life=life)
+        plan = self._schedule.messages[m]
         of = await retry_reads(lambda: self._converse.get_conversation(conversation))
-        generations = self._generations
-        if plan.is_of_web:
 
-            def add() -> Awaitable[Message]:
-                return generations.add(of, generation, None, metadata)
+        async def ask(life: int, *, aborted: bool = False) -> Message:
+            while True:
+                try:
+                    async with self._converse.transaction():
+                        about = {"question": m, "life": life}
+                        await of.create_user_message(
+                            "?", about, generation_id=f"question {m} {life}"
+                        )
+                        message = await self._queue(of, plan, life, generation)
+                        if aborted:
+                            raise _ChangedMindError
+                        return message
+                except TransactionAbortedError:
+                    await asyncio.sleep(0.05)
 
-            message = await retry_reads(lambda: generations.begin(of, add))
-            return {"message_id": str(message.id), "life": message.metadata["life"]}
+        if plan.question == "aborted":
+            with contextlib.suppress(_ChangedMindError):
+                await retry_reads(lambda: ask(ABORTED, aborted=True))
         message = await retry_reads(
-            lambda: of.start_streaming_assistant(
-                metadata,
-                generation_id=generation,
-                queue=Queue(plan.queue, per_key=plan.limit),
-                key=plan.key,
-                priority=plan.priority,
-                delay=plan.delay,
-                max_attempts=plan.max_attempts,
-            )
+            lambda: ask(life) if plan.question else self._queue(of, plan, life, generation)
         )
         return {"message_id": str(message.id), "life": message.metadata["life"]}
+
+    async def _queue(
+        self, of: Conversation, plan: MessagePlan, life: int, generation: str
+    ) -> Message:
+        metadata = dict[str, Any](m=plan.number, life=life)
+        if plan.is_of_web:
+            generations = self._generations
+            return await generations.begin(
+                of, lambda: generations.add(of, generation, None, metadata)
+            )
+        return await of.start_streaming_assistant(
+            metadata,
+            generation_id=generation,
+            queue=Queue(plan.queue, per_key=plan.limit),
+            key=plan.key,
+            priority=plan.priority,
+            delay=plan.delay,
+            max_attempts=plan.max_attempts,
+        )
 
     async def _do_stop(self, message_id: str, reason: str) -> dict[str, Any]:
         status = await retry_reads(lambda: self._converse.request_stop(message_id, reason))
@@ -405,6 +438,27 @@ class _Web:
                 self._tell("gone", viewer=viewer)
                 return {}
 
+    async def _do_follow(self, conversation: int, of: str, after: str | None) -> Any:
+        chance = random.Random(f"{self._schedule.seed} {conversation} {after}")
+        while True:
+            watcher: Any = self._converse.watch_conversation(of, after)
+            try:
+                async for event in watcher:
+                    self._tell("followed", conversation=conversation, **describe_work(event))
+                    after = event.cursor or after
+                    if chance.random() < 0.02:
+                        await watcher.aclose()
+                        self._tell("returns")
+                        break
+            except ConverseError as error:
+                text = f"the viewer of conversation {conversation} met {error!r}"
+                self._tell("complaint", text=text)
+                return {}
+
+
+class _ChangedMindError(Exception):
+    """A transaction is not to be committed."""
+
 
 def describe_work(event: Event) -> dict[str, Any]:
     """What a viewer says of an event."""
@@ -413,6 +467,8 @@ def describe_work(event: Event) -> dict[str, Any]:
         said["attempt"] = event.attempt
     if isinstance(event, MessageSuspended):
         said["pending"] = [call.call_id for call in event.pending]
+    if isinstance(event, MessageCreated):
+        said["metadata"] = dict(event.metadata)
     return said
 
 

@@ -23,7 +23,16 @@ from tests.faults.reports import RETRY_SECONDS, Notes
 from tests.faults.runs import RUNNER_OPTIONS, child_options, reported
 from tests.faults.schedules import Fault
 from tests.faults.servers import Server
-from tests.faults.work_programs import Observing, Serving, Working
+from tests.faults.work_programs import ABORTED, Observing, Serving, Working
+from tests.faults.work_records import (
+    AnswerRecord,
+    AttemptRecord,
+    FollowerRecord,
+    LifeRecord,
+    StopRecord,
+    WorkEvidence,
+    WorkViewerRecord,
+)
 from tests.faults.work_schedules import (
     CONVERSATIONS,
     WEBS,
@@ -33,16 +42,8 @@ from tests.faults.work_schedules import (
     WorkSchedule,
     draw_work,
 )
-from tests.faults.work_verdict import (
-    REASON,
-    AnswerRecord,
-    AttemptRecord,
-    LifeRecord,
-    StopRecord,
-    WorkEvidence,
-    WorkViewerRecord,
-    judge_work,
-)
+from tests.faults.work_slots import STALL_SECONDS, Progress, Slot, Web, WebDiedError
+from tests.faults.work_verdict import REASON, judge_work
 
 __all__ = ["WorkOutcome", "run_work"]
 
@@ -51,8 +52,6 @@ SETTLE_SECONDS = 150.0
 """How long messages may take to end, once all is healed."""
 SEE_SECONDS = 60.0
 """How long viewers may then take."""
-STALL_SECONDS = 2.0
-"""How long a fault waits for tokens that do not come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +76,6 @@ async def run_work(seed: int, server: Server) -> WorkOutcome:
     return await reported(lambda logs: WorkRun(schedule, server, logs), schedule.describe(), again)
 
 
-class _WebDiedError(Exception):
-    """A web process died before it answered."""
-
-
 class WorkRun:
     """One run."""
 
@@ -96,12 +91,13 @@ class WorkRun:
         self._children = Children()
         self._proxies: dict[str, Proxy] = {}
         self._harm = Harm(server, self._proxies, self.notes.note)
-        self._progress = _Progress(schedule.tokens)
-        self._workers = [_Slot(f"worker {number}") for number in range(WORKERS)]
-        self._webs = [_Web(f"web {number}") for number in range(WEBS)]
+        self._progress = Progress(schedule.tokens)
+        self._workers = [Slot(f"worker {number}") for number in range(WORKERS)]
+        self._webs = [Web(f"web {number}") for number in range(WEBS)]
         self._messages = [_Queued(plan) for plan in schedule.messages]
         self._complaints: list[str] = []
         self._conversations: list[str] = []
+        self._followers = [FollowerRecord(number=number) for number in range(CONVERSATIONS)]
         self._answering: set[tuple[int, str]] = set()
         self._waits_for = "the start"
         self._over = False
@@ -185,12 +181,12 @@ class WorkRun:
 
     # Processes
 
-    def _crash(self, slot: "_Slot", number: int) -> WorkCrash | None:
+    def _crash(self, slot: Slot, number: int) -> WorkCrash | None:
         crash = self._schedule.crashes[number] if slot.lives == 1 else None
         slot.may_die = crash is not None
         return crash
 
-    def _access(self, slot: "_Slot", number: int) -> Access:
+    def _access(self, slot: Slot, number: int) -> Access:
         schedule = self._schedule
         return Access(
             uri=f"mongodb://127.0.0.1:{self._proxies[slot.name].port}/?directConnection=true",
@@ -211,19 +207,19 @@ class WorkRun:
             log=self._logs / f"{slot.name}, life {slot.lives}.log",
         )
 
-    def _start_worker(self, slot: "_Slot") -> Child:
+    def _start_worker(self, slot: Slot) -> Child:
         number = self._workers.index(slot)
         access, crash = self._access(slot, number), self._crash(slot, number)
         program = Working(access, self._schedule, crash)
         return self._children.start(slot.name, program, access.log, obeys=True)
 
-    def _start_web(self, slot: "_Slot") -> Child:
+    def _start_web(self, slot: Slot) -> Child:
         number = WORKERS + self._webs.index(slot)  # type: ignore[arg-type]
         access, crash = self._access(slot, number), self._crash(slot, number)
         program = Serving(access, self._schedule, crash)
         return self._children.start(slot.name, program, access.log, obeys=True)
 
-    async def _keep(self, slot: "_Slot", start: Callable[["_Slot"], Child]) -> None:
+    async def _keep(self, slot: Slot, start: Callable[[Slot], Child]) -> None:
         """Has a process run in a slot until the run is over, one after the other."""
         while not self._over:
             slot.lives += 1
@@ -242,7 +238,7 @@ class WorkRun:
             await asyncio.sleep(slot.pause)
             slot.pause = 0.0
 
-    def _take(self, slot: "_Slot", report: Report) -> None:
+    def _take(self, slot: Slot, report: Report) -> None:
         match report["kind"]:
             case "broken":
                 raise AssertionError(report["error"])
@@ -250,7 +246,8 @@ class WorkRun:
                 self._complaints.append(f"{slot.name} logged: {report['text']}")
             case "ready":
                 slot.is_ready.set()
-                if isinstance(slot, _Web):
+                if isinstance(slot, Web):
+                    self._follow(slot)
                     for queued in self._messages:
                         if queued.plan.web == self._webs.index(slot):
                             for life in queued.lives[:-1]:
@@ -259,10 +256,12 @@ class WorkRun:
             case "left":
                 slot.has_left = True
             case "reply":
-                assert isinstance(slot, _Web)
+                assert isinstance(slot, Web)
                 slot.replied(report)
             case "event":
                 self._seen(report)
+            case "followed":
+                self._followers[report.pop("conversation")].take(report)
             case "gone":
                 life = self._viewed(report["viewer"])
                 life.viewer.gone = True
@@ -273,14 +272,17 @@ class WorkRun:
             case _:
                 self._take_from_attempt(slot, report)
 
-    def _take_from_attempt(self, slot: "_Slot", report: Report) -> None:
+    def _take_from_attempt(self, slot: Slot, report: Report) -> None:
+        if report["life"] == ABORTED:
+            self._complaints.append(f"message {report['m']} ran, whose transaction was aborted")
+            return
         life = self._messages[report["m"]].lives[report["life"]]
         epoch = report["epoch"]
         if life.plan.ambush and report["kind"] == life.plan.ambush[1]:
             self._ambush(life)
         if report["kind"] == "begins":
             self._counts["attempts"] += 1
-            self._counts["attempts of web processes"] += isinstance(slot, _Web)
+            self._counts["attempts of web processes"] += isinstance(slot, Web)
             slot.runs.add((report["m"], report["life"], epoch))
             self._busy.set()
             self._note(f"{life.name}: attempt {report['attempt']} begins, epoch {epoch}")
@@ -327,7 +329,7 @@ class WorkRun:
         while True:
             slot = self._webs[web]
             await slot.is_ready.wait()
-            with contextlib.suppress(_WebDiedError):
+            with contextlib.suppress(WebDiedError):
                 return await slot.ask(do, **order)
             self._counts["asked again"] += 1
 
@@ -386,6 +388,13 @@ class WorkRun:
             m=queued.plan.number,
             after=viewer.after,
         )
+
+    def _follow(self, slot: Web) -> None:
+        """Has a web process watch its conversations, from behind what was seen of them."""
+        for number, follower in enumerate(self._followers):
+            if slot is self._webs[number % WEBS]:
+                of = self._conversations[number]
+                slot.order(do="follow", conversation=number, of=of, after=follower.cursor)
 
     def _viewed(self, viewer: str) -> LifeRecord:
         number, life = map(int, viewer.split("."))
@@ -463,7 +472,7 @@ class WorkRun:
         slot.order(do="close")
         return slot.child is not None
 
-    async def _worker(self, fault: Fault) -> "_Slot":
+    async def _worker(self, fault: Fault) -> Slot:
         """A worker that is at something, if one comes to be in time."""
         assert isinstance(fault.target, int)
         with contextlib.suppress(TimeoutError):
@@ -474,7 +483,7 @@ class WorkRun:
                 return busy[fault.target % len(busy)]
         return self._workers[fault.target]
 
-    def _web(self, fault: Fault) -> "_Web":
+    def _web(self, fault: Fault) -> Web:
         assert isinstance(fault.target, int)
         return self._webs[fault.target]
 
@@ -589,12 +598,19 @@ class WorkRun:
         deadline = time.monotonic() + SEE_SECONDS
         while time.monotonic() < deadline:
             left = [
-                life.name for life, document in await self._stored() if not _saw(life, document)
+                life.name
+                for life, document in await self._stored()
+                if not (_saw(life.viewer, document) and self._was_followed(life, document))
             ]
             if not left:
                 return
             await asyncio.sleep(0.1)
         self._note(f"the viewers of {left} have not seen all")
+
+    def _was_followed(self, life: LifeRecord, document: dict[str, Any] | None) -> bool:
+        viewers = self._followers[life.plan.conversation].viewers
+        viewer = viewers.get((life.plan.number, life.life))
+        return document is None or (viewer is not None and _saw(viewer, document))
 
     async def _queued(self) -> list[dict[str, Any]]:
         match = {"work": {"$exists": True}}
@@ -605,6 +621,11 @@ class WorkRun:
         by_life = {(each["metadata"]["m"], each["metadata"]["life"]): each for each in found}
         lives = [life for queued in self._messages for life in queued.lives]
         return [(life, by_life.get((life.plan.number, life.life))) for life in lives]
+
+    async def _questions(self) -> list[tuple[int, int]]:
+        match = {"metadata.question": {"$exists": True}}
+        found = await self._server.documents(self._database, "messages", match)
+        return [(each["metadata"]["question"], each["metadata"]["life"]) for each in found]
 
     async def _verdict(self) -> WorkOutcome:
         self._waits_for = "the verdict"
@@ -622,6 +643,8 @@ class WorkRun:
         found = await self._queued()
         evidence = WorkEvidence(
             lives=lives,
+            questions=await self._questions(),
+            followers=self._followers,
             places=await self._server.documents(self._database, "message_places", {}),
             complaints=self._complaints,
             strangers=[
@@ -641,8 +664,7 @@ class WorkRun:
         )
 
 
-def _saw(life: LifeRecord, document: dict[str, Any] | None) -> bool:
-    viewer = life.viewer
+def _saw(viewer: WorkViewerRecord, document: dict[str, Any] | None) -> bool:
     if viewer.gone or viewer.has_ended:
         return True
     if document is None or document["status"] != "streaming":
@@ -670,85 +692,6 @@ def _sums(lives: list[LifeRecord]) -> Counter[str]:
     )
 
 
-class _Slot:
-    """A place for processes, one after the other."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.lives = 0
-        self.child: Child | None = None
-        self.is_ready = asyncio.Event()
-        self.was_killed = self.has_left = self.may_die = self.stands_still = False
-        self.pause = 0.0
-        self.runs: set[tuple[int, int, int]] = set()
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self.runs) and not (self.was_killed or self.stands_still)
-
-    def order(self, **order: Any) -> None:
-        if self.child is not None:
-            self.child.order(**order)
-
-    def kill(self, pause: float) -> bool:
-        if self.child is None or self.was_killed:
-            return False
-        self.was_killed, self.pause = True, pause
-        self.child.kill()
-        return True
-
-    async def stand_still(self, seconds: float) -> bool:
-        child = self.child
-        if child is None:
-            return False
-        child.pause()
-        self.stands_still = True
-        await asyncio.sleep(seconds)
-        child.resume()
-        self.stands_still = False
-        return True
-
-    def resume(self) -> None:
-        if self.child is not None:
-            self.child.resume()
-
-    def died(self) -> None:
-        self.child = None
-        self.is_ready.clear()
-        self.runs.clear()
-
-
-class _Web(_Slot):
-    """A place for web processes, which answer."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self._replies: dict[int, asyncio.Future[Report]] = {}
-        self._asked = 0
-
-    async def ask(self, do: str, **order: Any) -> Report:
-        """Has it do something.
-
-        Raises:
-            _WebDiedError: It died.
-        """
-        self._asked += 1
-        number = self._asked
-        reply = self._replies[number] = asyncio.get_running_loop().create_future()
-        self.order(do=do, id=number, **order)
-        found: Report = await reply
-        return found
-
-    def replied(self, report: Report) -> None:
-        self._replies.pop(report["id"]).set_result(report)
-
-    def died(self) -> None:
-        super().died()
-        replies, self._replies = self._replies, {}
-        for reply in replies.values():
-            reply.set_exception(_WebDiedError())
-
-
 class _Queued:
     """A message that is queued, and perhaps deleted and started anew."""
 
@@ -757,34 +700,3 @@ class _Queued:
         self.lives: list[LifeRecord] = []
         self.lock = asyncio.Lock()
         self.was_ambushed = False
-
-
-class _Progress:
-    """How many of all tokens were written; who waits goes on as well while none comes."""
-
-    def __init__(self, goal: int) -> None:
-        self._goal = goal
-        self._written = 0
-        self._is_finished = False
-        self._news = asyncio.Event()
-
-    def advance(self) -> None:
-        self._written += 1
-        self._wake()
-
-    def finish(self) -> None:
-        self._is_finished = True
-        self._wake()
-
-    def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
-
-    async def reaches(self, at: float) -> None:
-        while not self._is_finished and self._written < at * self._goal:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STALL_SECONDS):
-                    await self._news.wait()
-                continue
-            if self._written:
-                return

@@ -37,8 +37,11 @@ Answered: TypeAlias = Literal["early", "late", "never"]
 
 Ambush: TypeAlias = tuple[Literal["stop", "delete", "restart"], Literal["begins", "asks", "turns"]]
 
-Style: TypeAlias = Literal["go_on", "reset"]
-"""Whether another attempt goes on behind what is stored, or voids it."""
+Style: TypeAlias = Literal["go_on", "reset", "start_over"]
+"""Whether another attempt goes on behind what is stored, or voids it, or the library does."""
+
+Question: TypeAlias = Literal["", "stored", "aborted"]
+"""The question that is stored in one transaction with an answer; before it one may be aborted."""
 
 _STREAM_ONLY = ("history-lost", "cursor-lost", "unknown")
 _COMMANDS = (("update",), ("update",), ("find",), ("update", "find"), ("getMore",), ("aggregate",))
@@ -86,6 +89,7 @@ class MessagePlan:
         delay: See there.
         max_attempts: See there.
         style: What another attempt does.
+        question: What it is queued with.
         phases: What is written.
         retries: How many attempts ask for another one.
         retry_after: Seconds until then.
@@ -113,6 +117,7 @@ class MessagePlan:
     delay: float | None
     max_attempts: int
     style: Style
+    question: Question
     phases: tuple[PhasePlan, ...]
     retries: int
     retry_after: float
@@ -151,6 +156,8 @@ class WorkSchedule:
         seed: What it was drawn from.
         lease: Seconds.
         messages: What is queued.
+        start_over: Whether the library voids what is stored before another attempt, of workers and
+            of web processes.
         concurrency: How many messages a worker takes at a time.
         grace: Seconds that a worker that is closed gives its messages.
         silence: Seconds without progress after which a worker ends an attempt, if ever.
@@ -166,6 +173,7 @@ class WorkSchedule:
     seed: int
     lease: float
     messages: tuple[MessagePlan, ...]
+    start_over: tuple[bool, bool]
     concurrency: int
     grace: float
     silence: float | None
@@ -197,9 +205,14 @@ def draw_work(seed: int) -> WorkSchedule:
     limits = {"even": chance.choice((None, None, 2)), "odd": chance.choice((1, 2))}
     queues = chance.choice((("odd",), ("even", "odd"), ("even", "odd")))
     lease = chance.choice((1.5, 2.0, 3.0))
-    messages = tuple(
+    apart = random.Random(f"start over {seed}")
+    start_over = apart.random() < 0.15, apart.random() < 0.5
+    plans = [
         _message(chance, seed, number, (name := chance.choice(queues)), limits[name])
         for number in range(MESSAGES)
+    ]
+    messages = tuple(
+        _from_the_start(each) if start_over[each.is_of_web] else each for each in plans
     )
     faults = [_harm(chance, lease) for _ in range(chance.randint(3, 8))]
     faults += [_aside(chance) for _ in range(chance.randint(2, 7))]
@@ -211,6 +224,7 @@ def draw_work(seed: int) -> WorkSchedule:
         seed=seed,
         lease=lease,
         messages=messages,
+        start_over=start_over,
         concurrency=chance.choice((2, 4, 20)),
         grace=chance.choice((0.1, 1.0)),
         silence=chance.choice((None, 3.0)),
@@ -240,6 +254,7 @@ def _message(
         delay=chance.choice((None, None, None, chance.uniform(0.1, 2.0))),
         max_attempts=chance.choice((3, 3, 3, 5, 2, 1)),
         style=chance.choice(("go_on", "go_on", "reset")),
+        question=random.Random(f"question {seed} {number}").choice(("", "", "stored", "aborted")),
         phases=tuple(_phase(chance, asks=number < count - 1) for number in range(count)),
         retries=chance.choice((0, 0, 0, 0, 1, 2)),
         retry_after=chance.choice((0.0, 0.0, chance.uniform(0.1, 0.8))),
@@ -259,6 +274,11 @@ def _message(
         return plan
     own: Any = {"queue": WEB_QUEUE, "limit": None, "key": None, "delay": None, "priority": 0}
     return replace(plan, max_attempts=MAX_ATTEMPTS, **own)
+
+
+def _from_the_start(plan: MessagePlan) -> MessagePlan:
+    """An answer that always begins anew asks nobody: what it would ask for would be void."""
+    return replace(plan, style="start_over", phases=(PhasePlan(tokens=plan.tokens),))
 
 
 def _ambush(chance: random.Random) -> Ambush | None:

@@ -2,25 +2,14 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from converse_mongo.domain.open_calls import EXPIRED
 from converse_mongo.domain.part_log import PartLog
-from tests.faults.work_schedules import MessagePlan
+from tests.faults.work_records import FollowerRecord, LifeRecord, WorkEvidence, WorkViewerRecord
 
-__all__ = [
-    "REASON",
-    "AnswerRecord",
-    "AttemptRecord",
-    "LifeRecord",
-    "StopRecord",
-    "WorkEvidence",
-    "WorkViewerRecord",
-    "judge_work",
-    "work_tokens_of",
-]
+__all__ = ["REASON", "UNFINISHED", "judge_work", "work_tokens_of"]
 
 REASON = "enough"
 """The reason of every stop that is requested."""
@@ -48,177 +37,6 @@ LEAVES = {
 """How an attempt may end."""
 
 
-@dataclass(kw_only=True)
-class AttemptRecord:
-    """What an attempt reported.
-
-    Attributes:
-        epoch: The number of the claim.
-        attempt: The number of the attempt, as the worker counts.
-        begins: When it had its lease for certain, by the clock that all processes share.
-        shown: How many chunks there were as it began, and the text that it was shown.
-        writing: The number of the token that it was about to write last; -1 for none.
-        stored: How many of its tokens it was told are stored.
-        held_until: A moment until which it had its lease for certain.
-        resets: How often it was about to void what is stored, and was told that it is void.
-        asks: The calls that it was told are stored.
-        how: How it ended, if it lived to say so.
-        phases: The phase that it was to begin with, and that it left to the next one.
-    """
-
-    epoch: int
-    attempt: int
-    begins: float
-    shown: tuple[int, str]
-    writing: int = -1
-    stored: int = 0
-    held_until: float | None = None
-    resets: tuple[int, int] = (0, 0)
-    asks: list[str] = field(default_factory=list)
-    how: str | None = None
-    phases: tuple[int, int] = (0, 0)
-
-    def take(self, report: dict[str, Any]) -> None:
-        match report["kind"]:
-            case "writes":
-                self.writing = report["number"]
-            case "stored":
-                self.stored, self.held_until = report["count"], report["at"]
-            case "resets":
-                self.resets = self.resets[0] + 1, self.resets[1]
-            case "has_reset":
-                self.resets = self.resets[0], self.resets[1] + 1
-            case "asks":
-                self.asks.append(report["call"])
-            case "leaves":
-                self.how = report["how"]
-                self.phases = self.phases[0], report["phase"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopRecord:
-    """What somebody was told who stopped a message.
-
-    Attributes:
-        status: Its state.
-        epoch: The number of claims, read behind that.
-        count: The number of its chunks, read behind that.
-    """
-
-    status: str
-    epoch: int
-    count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerRecord:
-    """An answer to a call.
-
-    Attributes:
-        call: The call.
-        value: What was said: of an approval the reason, whose parity says whether.
-        result: ``"stored"``, or the name of the error.
-    """
-
-    call: str
-    value: int
-    result: str
-
-
-@dataclass(kw_only=True)
-class WorkViewerRecord:
-    """What a viewer was shown, whatever became of its processes.
-
-    Attributes:
-        name: Its name.
-        events: Its events, as it reported them.
-        gone: Whether it was told that the message is gone.
-    """
-
-    name: str
-    events: list[dict[str, Any]] = field(default_factory=list)
-    gone: bool = False
-
-    @property
-    def chunks(self) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["type"] == "chunk.received"]
-
-    @property
-    def after(self) -> int | None:
-        """What to go on from."""
-        chunks = self.chunks
-        return chunks[-1]["sequence"] if chunks else None
-
-    @property
-    def has_ended(self) -> bool:
-        return bool(self.events) and "chunk_count" in self.events[-1]
-
-
-@dataclass(kw_only=True)
-class LifeRecord:
-    """A message, up to its end or its deletion; started anew it is another one.
-
-    Attributes:
-        plan: What was to happen.
-        life: How often it was deleted before.
-        message_id: Its id.
-        document: What is stored in the end; ``None`` if it is gone.
-        chunks: Its chunks.
-        content: Its text, as a reader gets it.
-        delete_begun: Whether somebody wanted to delete it.
-        deleted: Whether they were told that it is.
-        attempts: By the epoch.
-        viewer: Who watched.
-        stops: What those were told who stopped it.
-        stop_begun: Whether somebody wanted to.
-        answers: The answers to its calls.
-    """
-
-    plan: MessagePlan
-    life: int
-    message_id: str
-    document: dict[str, Any] | None = None
-    chunks: list[dict[str, Any]] = field(default_factory=list)
-    content: str = ""
-    delete_begun: bool = False
-    deleted: bool = False
-    attempts: dict[int, AttemptRecord] = field(default_factory=dict)
-    viewer: WorkViewerRecord
-    stops: list[StopRecord] = field(default_factory=list)
-    stop_begun: bool = False
-    answers: list[AnswerRecord] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return f"message {self.plan.number}.{self.life}"
-
-    @property
-    def waits_rightly(self) -> bool:
-        """Whether it may wait for people for ever, as it is stored."""
-        work = (self.document or {}).get("work", {})
-        pending = work.get("pending") or []
-        return work.get("state") == "waiting" and any(
-            self.plan.phase_of(call["call_id"]).may_wait for call in pending
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkEvidence:
-    """All that is known in the end.
-
-    Attributes:
-        lives: The messages.
-        places: The documents of the places, behind a last sweep.
-        complaints: What processes noticed by themselves.
-        strangers: The ids of messages that nobody has queued.
-    """
-
-    lives: list[LifeRecord]
-    places: list[dict[str, Any]]
-    complaints: list[str] = field(default_factory=list)
-    strangers: list[str] = field(default_factory=list)
-
-
 def judge_work(evidence: WorkEvidence) -> list[str]:
     """Everything that is wrong; nothing, where all promises were kept."""
     wrong = list(evidence.complaints)
@@ -227,7 +45,12 @@ def judge_work(evidence: WorkEvidence) -> list[str]:
         found = [*_end(life), *_attempts(life), *_viewer(life)]
         if life.document is not None:
             found += [*_tokens(life), *_text(life), *_stops(life), *_answers(life)]
+            if life.plan.style == "start_over":
+                found += _started_over(life)
+        if evidence.followers:
+            found += _followed(life, evidence.followers[life.plan.conversation])
         wrong += [f"{life.name}: {each}" for each in found]
+    wrong += _questions(evidence)
     wrong += _limits(evidence.lives)
     wrong += [
         f"places of {each['_id']} are still taken: {each['running']}"
@@ -345,12 +168,36 @@ def _tokens(life: LifeRecord) -> Iterator[str]:
             yield f"attempt {epoch} has stored {len(numbers)}, more than it wrote"
 
 
+def _started_over(life: LifeRecord) -> Iterator[str]:
+    """What is wrong where the library voids what is stored before each further attempt."""
+    writers: set[int] = set()
+    for chunk in life.chunks:
+        if chunk.get("event") == "reset":
+            writers = set()
+        writers |= {*_marks(chunk)}
+        if len(writers) > 1:
+            yield f"attempts {sorted(writers)} have written, and nothing was voided in between"
+            return
+    if left := {*_epochs(life.content)} - writers:
+        yield f"text of attempts {sorted(left)} is left, which is void"
+    assert life.document is not None
+    last = life.document["lease"]["epoch"]
+    if life.document["status"] == "completed" and writers != {last}:
+        yield f"attempt {last} completed it with text of {sorted(writers)}"
+    if any(attempt.how == "suspended" for attempt in life.attempts.values()):
+        yield "it was suspended, though all that it asks for would be void"
+
+
+def _epochs(content: str) -> list[int]:
+    return [epoch for *_, epoch, _ in work_tokens_of(content)]
+
+
 def _marks(chunk: dict[str, Any]) -> list[int]:
     """The epochs of the attempts that wrote a chunk, as far as it tells."""
     if chunk.get("event") == "start":
         call = chunk["fields"].get("call_id")
         return [int(call.split(".")[2])] if call else []
-    return [epoch for *_, epoch, _ in work_tokens_of(chunk["content"])]
+    return _epochs(chunk["content"])
 
 
 def _text(life: LifeRecord) -> Iterator[str]:
@@ -494,20 +341,53 @@ def _answer_in(fields: dict[str, Any]) -> str | None:
 # What was shown
 
 
+def _questions(evidence: WorkEvidence) -> Iterator[str]:
+    """What is wrong with what was stored in one transaction with a message."""
+    asked = [life for life in evidence.lives if life.plan.question]
+    expected = {(life.plan.number, life.life) for life in asked}
+    if sorted(evidence.questions) != sorted(expected):
+        yield f"the questions {evidence.questions} are stored, of {sorted(expected)}"
+    for follower in evidence.followers:
+        who = f"the viewer of conversation {follower.number}"
+        yield from (f"{who} {odd}" for odd in follower.odd)
+        own = [
+            (life.plan.number, life.life)
+            for life in asked
+            if life.plan.conversation == follower.number
+        ]
+        if sorted(follower.questions) != sorted(own):
+            yield f"{who} saw the questions {follower.questions}, of {own}"
+        known = {(life.plan.number, life.life) for life in evidence.lives}
+        if strange := follower.viewers.keys() - known:
+            yield f"{who} saw the messages {sorted(strange)}, which nobody has queued"
+
+
 def _viewer(life: LifeRecord) -> Iterator[str]:
-    viewer, document = life.viewer, life.document
-    chunks = viewer.chunks
+    viewer = life.viewer
+    yield from _shown(life, viewer)
+    if life.document is None and not (viewer.gone or viewer.has_ended):
+        yield "its viewer never came to an end"
+    elif life.document is not None and viewer.gone and not life.delete_begun:
+        yield "its viewer was told that it is gone"
+
+
+def _followed(life: LifeRecord, follower: FollowerRecord) -> Iterator[str]:
+    viewer = follower.viewers.get((life.plan.number, life.life))
+    if viewer is not None:
+        yield from (f"in its conversation, {wrong}" for wrong in _shown(life, viewer))
+    elif life.document is not None:
+        yield "the viewer of its conversation never saw it"
+
+
+def _shown(life: LifeRecord, viewer: WorkViewerRecord) -> Iterator[str]:
+    document, chunks = life.document, viewer.chunks
     sequences = [chunk["sequence"] for chunk in chunks]
     if sequences != list(range(len(sequences))):
         odd = [pair for pair in pairwise([-1, *sequences]) if pair[1] != pair[0] + 1]
         yield f"its viewer saw chunks that are not in order: {odd}"
         return
     if document is None:
-        if not (viewer.gone or viewer.has_ended):
-            yield "its viewer never came to an end"
         return
-    if viewer.gone and not life.delete_begun:
-        yield "its viewer was told that it is gone"
     if len(chunks) != len(life.chunks):
         yield f"its viewer saw {len(chunks)} of {len(life.chunks)} chunks"
     elif [c["content"] for c in chunks] != [c["content"] for c in life.chunks]:

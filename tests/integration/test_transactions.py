@@ -17,6 +17,7 @@ from converse_mongo import (
     TransactionAbortedError,
     TransactionsUnavailableError,
 )
+from converse_mongo.driver.collections import collection_of
 from tests.conftest import USES_MOTOR, Facade
 from tests.streams import assert_exact, collect
 
@@ -109,6 +110,22 @@ async def test_transaction__that_meets_another_is_run_again(facade: Facade) -> N
     messages = await conversation.messages()
     assert sorted(message.content for message in messages) == ["first", "second"]
     assert [message.position for message in messages] == [0, 1]
+
+
+async def test_transaction__adds_behind_a_writer_that_died_before_it_counted_its_message(
+    facade: Facade,
+) -> None:
+    converse = await facade()
+    conversation = await converse.start_conversation()
+    await conversation.add_user_message("its counter is not stored")
+    await collection_of(converse.conversation_model).update_one(
+        {"_id": conversation.id}, {"$set": {"next_position": 0}}
+    )
+    # A collision would end this transaction, and each further one.
+    async with converse.transaction():
+        message = await conversation.create_user_message("in a transaction")
+    assert message.position == 1
+    assert (await conversation.refresh()).next_position == 2
 
 
 async def test_transaction__belongs_to_its_task_and_facade(facade: Facade) -> None:
