@@ -4,12 +4,12 @@ Both follow one rule, so that who reduces the chunks has what who reads the reco
 the answer is always shown, as ``content`` is, and so is that a step began or ended.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from converse_mongo.documents.presentation import Presentation, Shown, as_json
-from converse_mongo.domain.chunks import PartChunk
-from converse_mongo.domain.part_identity import HIDDEN, MAX_NESTING, PartIdentity
+from converse_mongo.domain.chunks import MessageChunk, PartChunk
+from converse_mongo.domain.part_identity import HIDDEN, MAX_NESTING, PartIdentity, start_of
 from converse_mongo.domain.part_log import DATA, STEP, TEXT, Record, part_number
 
 _PROVIDERS = frozenset({"provider", "result_provider"})
@@ -144,6 +144,25 @@ def shown_chunk(
         reason = chunk.fields.get("reason")
         return found | ({"fields": {"reason": as_json(reason)}} if isinstance(reason, str) else {})
     return found | _shown_fields(stored, shown)
+
+
+def shown_chunks(
+    chunks: Iterable[MessageChunk], presentation: Presentation
+) -> Iterator[dict[str, Any]]:
+    """Returns what clients see of the chunks of a message, from its first one on."""
+    identities: dict[int, PartIdentity] = {}
+    for chunk in chunks:
+        start = start_of(chunk)
+        above = None if start.parent is None else identities.get(start.parent)
+        is_below = isinstance(chunk, PartChunk) and chunk.parent is not None
+        if start.kind is not None and (above is not None or not is_below):
+            identities[chunk.sequence] = PartIdentity(start.kind, start.name, above)
+        if isinstance(chunk, PartChunk):
+            number = chunk.sequence if chunk.event == "start" else part_number(chunk.part)
+            identity = None if number is None else identities.get(number)
+            yield shown_chunk(chunk, identity, presentation)
+        else:
+            yield {"sequence": chunk.sequence, "content": as_json(chunk.content)}
 
 
 def _shown_start(chunk: PartChunk, stored: Mapping[str, Any], shown: Shown) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Folding: an answer on a terminal, with a line for each of its other parts."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from converse_mongo.domain.chunks import MessageChunk, PartChunk
 from converse_mongo.domain.jsonable import jsonable
-from converse_mongo.domain.part_log import DATA, REASONING, TEXT, TOOL_CALL, PartLog
+from converse_mongo.domain.part_log import DATA, REASONING, TEXT, TOOL_CALL, PartLog, part_number
 from converse_mongo.domain.parts import (
     FilePart,
     Part,
@@ -29,27 +29,38 @@ class Folding:
 
     Args:
         write: Writes a text.
+        parts: False for the text alone, and where it is begun again.
         whole: True for whole parts, not a line of each.
         safe: True for texts that cannot steer a terminal.
     """
 
-    def __init__(self, write: Callable[[str], object], *, whole: bool, safe: bool) -> None:
+    def __init__(
+        self, write: Callable[[str], object], *, parts: bool = True, whole: bool, safe: bool
+    ) -> None:
         self._write = write
+        self._parts = parts
         self._whole = whole
         self._printable = printable if safe else str
         self._log = PartLog()
         self._growing: set[int] = set()
+        self._last = -1
+        """The number of the last part of those that are written here."""
         self._at_start = True
 
     def add(self, chunk: MessageChunk) -> None:
         """Writes what a chunk adds."""
         number = self._log.add(chunk)
+        if number is not None and (self._parts or not isinstance(chunk, PartChunk)):
+            self._last = max(self._last, number)
         if not isinstance(chunk, PartChunk):
             self._put(chunk.content)
         elif chunk.event == "reset":
             self._growing = {n for n in self._growing if self._log.kind_of(n) is not None}
-            self._line("[starting again]")
-        elif number is None:
+            first = part_number(chunk.fields.get("from"))
+            if first is not None and first <= self._last:
+                self._last = first - 1
+                self._line("[starting again]")
+        elif number is None or not self._parts:
             return
         elif chunk.event == "redact":
             self._growing.discard(number)
@@ -67,11 +78,16 @@ class Folding:
 
     def end(self) -> None:
         """Writes what has not come to its end."""
-        for number in sorted(self._growing):
-            self._show(self._part(number, ended=True))
-        self._growing.clear()
+        if not self._parts:
+            return
+        self._end(self._growing)
         if not self._at_start:
             self._put("\n")
+
+    def _end(self, numbers: Iterable[int]) -> None:
+        for number in sorted(numbers):
+            self._growing.remove(number)
+            self._show(self._part(number, ended=True))
 
     def _look(self, number: int, *, has_ended: bool = False) -> None:
         """Writes a part that grew, if it is complete now."""
@@ -80,6 +96,7 @@ class Folding:
         part = self._part(number)
         if part.is_finished if isinstance(part, ToolCallPart) else has_ended:
             self._growing.remove(number)
+            self._end([each for each in self._growing if number in self._above(each)])
             self._show(part)
 
     def _part(self, number: int, *, ended: bool = False) -> Part:
@@ -91,7 +108,7 @@ class Folding:
             return  # it was written as it came
         told = self._told(part)
         if told:
-            self._line(f"{'  ' * self._depth(part)}{told}")
+            self._line(f"{'  ' * len(self._above(part.number))}{told}")
 
     def _told(self, part: Part) -> str:
         if isinstance(part, ToolCallPart):
@@ -127,11 +144,13 @@ class Folding:
             return line
         return f"{line[:length]}…{f' ({len(text):,} characters)' if count else ''}"
 
-    def _depth(self, part: Part) -> int:
-        depth, parent = 0, part.parent
-        while parent is not None and (record := self._log.record(parent)) is not None:
-            depth, parent = depth + 1, record.get("parent")
-        return depth
+    def _above(self, number: int | None) -> list[int]:
+        """The calls of the sub-agents that wrote a part, from the innermost on."""
+        above: list[int] = []
+        while number is not None and (record := self._log.record(number)) is not None:
+            number = record.get("parent")
+            above += [] if number is None else [number]
+        return above
 
     def _line(self, text: str) -> None:
         self._put(f"{text}\n" if self._at_start else f"\n{text}\n")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from converse_mongo.converse import Converse
 from converse_mongo.domain.events import (
     ChunkReceived,
+    FinalEvent,
     MessageCancelled,
     MessageEvent,
     MessageFailed,
@@ -29,7 +30,7 @@ def run(
     """Prints a message until it ends. Returns 0 if it is completed, else 1.
 
     A terminal gets the text of the answer, and a line for each other part; none of it can steer it.
-    Anything else gets the text as it is stored.
+    Anything else gets the text as it is stored, and a line where it is begun again.
 
     Args:
         uri: The MongoDB server.
@@ -42,7 +43,7 @@ def run(
     Raises:
         ConverseError: The message is not there, or MongoDB cannot be reached.
     """
-    write = _write_json if as_json else _writer(whole=whole)
+    write = _write_json if as_json else text_writer(whole=whole)
     return asyncio.run(_follow(uri, database, message_id, after, write))
 
 
@@ -83,19 +84,16 @@ def _write_json(event: MessageEvent) -> None:
     sys.stdout.flush()
 
 
-def _writer(*, whole: bool) -> Callable[[MessageEvent], None]:
-    """Returns what writes the events as text."""
+def text_writer(*, whole: bool) -> Callable[[MessageEvent], None]:
+    """Returns what writes events as text."""
     is_terminal = sys.stdout.isatty()
-    shown = Folding(sys.stdout.write, whole=whole, safe=is_terminal)
+    shown = Folding(sys.stdout.write, parts=is_terminal or whole, whole=whole, safe=is_terminal)
 
     def write(event: MessageEvent) -> None:
-        if not isinstance(event, ChunkReceived):
-            if is_terminal or whole:
-                shown.end()  # so that the shell's prompt starts a line
-        elif is_terminal or whole:
+        if isinstance(event, ChunkReceived):
             shown.add(event.chunk)
-        else:
-            sys.stdout.write(event.chunk.content)
+        elif isinstance(event, FinalEvent):
+            shown.end()  # so that the shell's prompt starts a line
         sys.stdout.flush()
 
     return write

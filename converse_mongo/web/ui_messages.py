@@ -13,7 +13,7 @@ from bson import ObjectId
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.loading import load_message
 from converse_mongo.documents.messages import Message
-from converse_mongo.documents.part_views import shown_chunk, shown_records
+from converse_mongo.documents.part_views import shown_chunk, shown_chunks, shown_records
 from converse_mongo.documents.presentation import as_json
 from converse_mongo.documents.views import MessageView
 from converse_mongo.domain.chunks import PartChunk
@@ -322,10 +322,21 @@ def ui_message(message: Message, presenter: Presenter, files: str) -> UiMessage:
     and its ``error`` if it failed.
     """
     of_user = message.role is MessageRole.USER
-    records = ui_records(message, presenter)
+    records, ended = ui_records(message, presenter), not message.is_streaming
+    outputs: dict[int, UiPart] = {}
+    if not ended and any("parent" in record for record in records):
+        outputs = _agent_outputs(message, presenter, files)
     return UiMessage(
         id=str(message.id),
         role=message.role,
-        parts=ui_parts(records, ended=not message.is_streaming, of_user=of_user, files=files),
+        parts=ui_parts(records, ended=ended, of_user=of_user, files=files, outputs=outputs),
         metadata=_metadata(message.metadata, message.status, message.error, presenter),
     )
+
+
+def _agent_outputs(message: Message, presenter: Presenter, files: str) -> dict[int, UiPart]:
+    """The outputs of sub-agents at work that a page has which follows the message."""
+    stream = UiStream(files)
+    for chunk in shown_chunks(message.chunks, presenter):
+        stream.add(chunk)
+    return stream.agent_outputs

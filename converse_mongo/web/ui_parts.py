@@ -3,7 +3,9 @@
 Source: ``ui-messages.ts`` of npm's ``ai`` 7.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from converse_mongo.domain.part_identity import HIDDEN
@@ -24,12 +26,22 @@ INTERRUPTED = "The tool call was interrupted."
 """The error of a call whose message ended first: the SDK has no state for that."""
 REDACTED = "The tool call was redacted."
 
+MAX_AGENTS = 16
+"""The most sub-agents, one in the other, that are shown. MongoDB holds more nested values than some
+parsers of JSON."""
+
 _MAX_CUSTOM = 200
 _OWN = "converse"
+_NO_OUTPUTS: Mapping[int, UiPart] = MappingProxyType({})
 
 
 def ui_parts(
-    records: Iterable[Record], *, ended: bool, of_user: bool = False, files: str = ""
+    records: Iterable[Record],
+    *,
+    ended: bool,
+    of_user: bool = False,
+    files: str = "",
+    outputs: Mapping[int, UiPart] = _NO_OUTPUTS,
 ) -> list[UiPart]:
     """Returns the parts of a UI message.
 
@@ -39,18 +51,62 @@ def ui_parts(
         of_user: Whether a user sent it. Then files come first, with their names, as the SDK sends
             them; in the stream of an answer files have no names.
         files: The path of large files: the number of the part comes behind it.
+        outputs: The messages of sub-agents at work, by the numbers of their calls.
     """
-    found: list[UiPart] = []
     names = CallNames()
-    for record in records:
-        if not is_on_page(record):
-            continue
-        part = _part_of(record, names, files, ended=ended, of_user=of_user)
-        if part is not None:
-            found.append(part)
+    found = [
+        _part_of(record, names, files, outputs, ended=ended, of_user=of_user)
+        for record in records
+        if is_on_page(record)
+    ]
     if of_user:
         found.sort(key=lambda part: part["type"] == "text")
     return found
+
+
+def agent_message(call: int, records: Sequence[Record], files: str = "") -> UiPart:
+    """Returns the UI message of a sub-agent so far, which has those of its own sub-agents in it.
+
+    Args:
+        call: The number of its call.
+        records: The records of what it wrote, as browsers see them, with those below.
+        files: As for :func:`ui_parts`.
+    """
+    written: defaultdict[int, list[Record]] = defaultdict(list)
+    depths: dict[int, int] = {call: 1}
+    for record in records:
+        if (parent := record.get("parent")) is not None:
+            written[parent].append({name: record[name] for name in record if name != "parent"})
+            depths[record["part"]] = depths.get(parent, 1) + 1
+    outputs: dict[int, UiPart] = {}
+    for record in reversed(records):  # what is below a call comes behind it
+        number = record["part"]
+        if number not in written or depths[number] > MAX_AGENTS:
+            continue
+        if number == call or shows_agent(record, values_of(record)):
+            outputs[number] = _message_of(number, written[number], files, outputs)
+    return outputs.get(call) or _message_of(call, [], files, {})
+
+
+def _message_of(
+    call: int, records: Iterable[Record], files: str, outputs: Mapping[int, UiPart]
+) -> UiPart:
+    parts = ui_parts(records, ended=False, files=files, outputs=outputs)
+    return {"id": str(call), "role": "assistant", "parts": parts}
+
+
+def shows_agent(record: Record, values: Mapping[str, Any]) -> bool:
+    """Returns whether a call is in a state in which the message of its sub-agent is its output.
+
+    It has its input, no output of its own, and waits for no approval.
+    """
+    approval = approval_of(values)
+    return (
+        "input" in values
+        and not {"output", "error"} & values.keys()
+        and not record.get("redacted")
+        and (approval is None or approval.get("approved") is True)
+    )
 
 
 def is_on_page(record: Record) -> bool:
@@ -59,8 +115,14 @@ def is_on_page(record: Record) -> bool:
 
 
 def _part_of(
-    record: Record, names: "CallNames", files: str, *, ended: bool, of_user: bool
-) -> UiPart | None:
+    record: Record,
+    names: "CallNames",
+    files: str,
+    outputs: Mapping[int, UiPart],
+    *,
+    ended: bool,
+    of_user: bool,
+) -> UiPart:
     kind, number, values = record["kind"], record["part"], values_of(record)
     if kind in (TEXT, REASONING):
         if of_user:
@@ -69,7 +131,8 @@ def _part_of(
         named = {"id": str(number)} if kind == REASONING else {}
         return {"type": kind, **named, "text": record.get("text", ""), "state": state}
     if kind == TOOL_CALL:
-        return _call_of(record, values, names.of(number, values), ended=ended)
+        output = None if ended else outputs.get(number)
+        return _call_of(record, values, names.of(number, values), output, ended=ended)
     if kind == STEP:
         return {"type": "step-start"}
     found = whole_part(kind, number, values, files)
@@ -78,7 +141,14 @@ def _part_of(
     return found
 
 
-def _call_of(record: Record, values: Mapping[str, Any], name: str, *, ended: bool) -> UiPart:
+def _call_of(
+    record: Record,
+    values: Mapping[str, Any],
+    name: str,
+    so_far: UiPart | None,
+    *,
+    ended: bool,
+) -> UiPart:
     found: UiPart = {"toolCallId": name, **_call_type(values)}
     if isinstance(values.get("title"), str):
         found["title"] = values["title"]
@@ -99,8 +169,8 @@ def _call_of(record: Record, values: Mapping[str, Any], name: str, *, ended: boo
         return {**found, "state": "output-denied"}
     if ended:
         return {**found, "state": "output-error", "errorText": INTERRUPTED}
-    if "output" in values:
-        more = {"output": values["output"], "preliminary": True}
+    if "output" in values or so_far is not None:
+        more = {"output": values.get("output", so_far), "preliminary": True}
         return {**found, "state": "output-available", **more}
     if "input" not in values and record.get("text"):
         found["rawInput"] = record["text"]

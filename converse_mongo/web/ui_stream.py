@@ -22,6 +22,7 @@ from converse_mongo.domain.part_log import (
     has_outcome,
     part_number,
 )
+from converse_mongo.web.ui_agents import AgentOutputs
 from converse_mongo.web.ui_parts import (
     INTERRUPTED,
     REDACTED,
@@ -41,7 +42,8 @@ NOTHING: UiPart = {"type": "message-metadata", "messageMetadata": None}
 class UiStream:
     """Makes the parts of the stream of one message.
 
-    It keeps neither texts nor values: what a stream takes in memory grows with the number of parts.
+    It keeps neither texts nor values, but those of sub-agents at work: else, what a stream takes in
+    memory grows with the number of parts.
 
     Args:
         files: As for :func:`~converse_mongo.web.ui_parts.ui_parts`.
@@ -61,6 +63,14 @@ class UiStream:
         self._names = CallNames()
         self._calls: dict[int, str] = {}
         self._growing: set[int] = set()
+        self._agents = AgentOutputs(files)
+        self._changed: list[int] = []
+        """The calls whose sub-agents have another output since the last chunk."""
+
+    @property
+    def agent_outputs(self) -> dict[int, UiPart]:
+        """The outputs of sub-agents at work that the page has, by the numbers of their calls."""
+        return self._agents.shown
 
     @property
     def next_sequence(self) -> int:
@@ -88,15 +98,37 @@ class UiStream:
         Returns:
             ``None`` if the stream has no parts for what it does: then :meth:`rewrite` has them.
         """
-        event, sequence = chunk.get("event"), chunk["sequence"]
+        event = chunk.get("event")
         values = {} if event is None else values_of(chunk)
         before, named = self._log.open, part_number(chunk.get("part"))
         old = {} if named is None or event not in ("set", "end") else self._fields(named)
         number = self._log.add(_without_values(chunk, values, continues=before is not None))
+        parts = self._parts_of(chunk, values, number, before, old)
+        self._changed = self._agents.add(chunk, values, number, self._log)
+        return None if parts is None else parts + list(map(self._agent_output, self._changed))
+
+    def _parts_of(
+        self,
+        chunk: Mapping[str, Any],
+        values: dict[str, Any],
+        number: int | None,
+        before: int | None,
+        old: Mapping[str, Any],
+    ) -> list[UiPart] | None:
+        """The parts of a chunk.
+
+        Args:
+            chunk: The chunk.
+            values: Its values.
+            number: The number of its part; ``None`` if it has none.
+            before: The number of the text that was open before it, or ``None``.
+            old: The fields of the part that it names, before it.
+        """
+        event, sequence = chunk.get("event"), chunk["sequence"]
         parts: list[UiPart] = []
         if before is not None and self._log.open != before:
             parts.append({"type": "text-end", "id": str(before)})
-        if event is None and named is None:
+        if event is None and part_number(chunk.get("part")) is None:
             return parts + self._text(chunk, is_new=before is None)
         if event == "metadata":
             return [*parts, {"type": "message-metadata", "messageMetadata": values}]
@@ -135,13 +167,11 @@ class UiStream:
             records: The records behind the last chunk, as browsers see them.
         """
         first = self._steps[-1] + 1 if self._steps else 0
-        parts: list[UiPart] = [{"type": "reset-step"}]
-        self._shown = [each for each in self._shown if each < first]
-        self._growing = {each for each in self._growing if each < first}
+        parts = self._reset_step(first)
         for record in records:
             if record["part"] >= first and is_on_page(record):
                 parts += self._again(record)
-        return parts
+        return parts + [self._agent_output(each) for each in self._changed if each < first]
 
     def whole(self, records: Iterable[Record]) -> list[UiPart]:
         """Returns the parts of a message that was added whole."""
@@ -198,7 +228,8 @@ class UiStream:
     def _delta(self, number: int, record: Record, text: str) -> list[UiPart]:
         if number in self._growing:
             return [{"type": "reasoning-delta", "id": str(number), "delta": text}]
-        if number in self._calls and not {"input", "output", "error"} & record["fields"].keys():
+        is_written = not {"input", "output", "error"} & record["fields"].keys()
+        if number in self._calls and is_written and self._is_current(number):
             name = self._calls[number]
             return [{"type": "tool-input-delta", "toolCallId": name, "inputTextDelta": text}]
         return []
@@ -212,6 +243,8 @@ class UiStream:
     ) -> list[UiPart] | None:
         new = {name: given.get(name) for name in self._log.counted}
         if number in self._calls:
+            if number in self._agents and {"input", "approval"} & new.keys():
+                return None
             return self._call_parts(number, {**record["fields"], **new}, new, old)
         if record["kind"] == DATA and "data" in new:
             named = _named(record)
@@ -235,7 +268,7 @@ class UiStream:
             return None
         if ("input" in new or "approval" in new) and had_outcome:
             return None
-        if "input" in new and approval_of(old) is not None:
+        if "input" in new and (approval_of(old) is not None or not self._is_current(number)):
             return None
         name, parts = {"toolCallId": self._calls[number]}, list[UiPart]()
         if "input" in new:
@@ -271,6 +304,10 @@ class UiStream:
                 }
             )
         return parts
+
+    def _agent_output(self, number: int) -> UiPart:
+        part = {"type": "tool-output-available", "toolCallId": self._calls[number]}
+        return {**part, "output": self._agents.shown[number], "preliminary": True}
 
     def _failed(self, number: int, error: str) -> list[UiPart]:
         name = self._calls[number]
@@ -326,9 +363,20 @@ class UiStream:
             self._steps = [each for each in self._steps if each < first]
         elif len(voided) < len(current):
             return None if voided else []
-        self._growing = {each for each in self._growing if each < first}
+        if current or self._spare_step:
+            return self._reset_step(first)
+        return []
+
+    def _reset_step(self, first: int) -> list[UiPart]:
+        """Takes the parts from a number on away, with all others of the step.
+
+        What grows in earlier steps ends: the SDK forgets it.
+        """
+        growing = sorted(each for each in self._growing if each < first)
+        self._growing.clear()
         self._shown = [each for each in self._shown if each < first]
-        return [{"type": "reset-step"}] if current or self._spare_step else []
+        ends: list[UiPart] = [{"type": "reasoning-end", "id": str(each)} for each in growing]
+        return [*ends, {"type": "reset-step"}]
 
     # Records
 
@@ -361,6 +409,8 @@ class UiStream:
             delta = {"type": "tool-input-delta", "toolCallId": call["toolCallId"]}
             parts.append({**delta, "inputTextDelta": record["text"]})
         parts += self._call_parts(number, values, values, {}) or []
+        if number in self._agents:
+            parts.append(self._agent_output(number))
         return [*parts, *self._failed(number, REDACTED)] if record.get("redacted") else parts
 
     def _fields(self, number: int) -> Mapping[str, Any]:

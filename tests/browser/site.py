@@ -36,6 +36,7 @@ __all__ = [
     "Model",
     "Tab",
     "Worker",
+    "expire_leases",
     "until",
     "until_is",
     "words",
@@ -74,7 +75,7 @@ def until_is(read: Callable[[], Any], wanted: Any) -> None:
     deadline = time.monotonic() + END_SECONDS
     while (found := read()) != wanted and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert found == wanted
+    assert found == wanted, f"{found}\nis not\n{wanted}"
 
 
 class Model:
@@ -196,7 +197,7 @@ class Chat:
         """
         assert self._process is not None
         assert self._process.poll() is not None
-        expire_leases(self, seconds)
+        expire_leases(self.uri, self.database, seconds)
 
     def terminate(self) -> None:
         """Asks it to end, as a deploy does, and does not wait for it."""
@@ -217,10 +218,10 @@ class Chat:
         self._process.send_signal(number)
 
 
-def expire_leases(chat: Chat, seconds: float) -> None:
+def expire_leases(uri: str, database: str, seconds: float) -> None:
     """Lets answers whose process was killed count as orphans so many seconds from now on."""
-    with MongoClient[dict[str, Any]](chat.uri) as client:
-        ended = client[chat.database].messages.update_many(
+    with MongoClient[dict[str, Any]](uri) as client:
+        ended = client[database].messages.update_many(
             {"status": "streaming"},
             {
                 "$set": {"lease.duration": seconds},
@@ -249,7 +250,7 @@ class Worker:
         self._process.kill()
         self._process.wait(END_SECONDS)
         if lease is not None:
-            expire_leases(self._chat, lease)
+            expire_leases(self._chat.uri, self._chat.database, lease)
 
 
 class Line:

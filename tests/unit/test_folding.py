@@ -6,8 +6,12 @@ import pytest
 from bson import ObjectId
 
 from converse_mongo import (
+    ChunkReceived,
     DataPart,
     FilePart,
+    MessageCompleted,
+    MessageRole,
+    MessageSuspended,
     PartDelta,
     PartEnd,
     PartSet,
@@ -24,6 +28,7 @@ from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.part_pieces import PartPiece, PartRef, numbered
 from converse_mongo.domain.validation import now
 from converse_mongo.tools.folding import Folding
+from converse_mongo.tools.tail import text_writer
 from converse_mongo.tools.terminal import printable
 
 EVIL = "\x1b]52;c;eA==\x07\x1b[2J\u202e"
@@ -100,6 +105,54 @@ def test_resets_and_redactions__are_told() -> None:
     assert folded(*told).splitlines() == [
         *("In vain.", "[starting again]", "Again. ", "[redacted: a name]", "b", "[redacted]")
     ]
+
+
+def test_sub_agent__is_shown_before_the_outcome_of_its_call() -> None:
+    begun = PartStart(ToolCallPart("search", "c1", input={}), "c")
+    below = under(0, PartStart(TextPart("Not ended."), "t"), ToolCallPart("look", "c2"))
+    assert folded(begun, *below, PartSet("c", {"output": 1}), "Done.").splitlines() == [
+        *("  [text] Not ended.", "  [look] → interrupted", "[search {}] → 1", "Done.")
+    ]
+
+
+def test_reset__that_takes_nothing_back_is_not_told() -> None:
+    reset = PartPiece("reset", fields={"from": 1})
+    assert folded("Kept.", reset, reset, "Go on.") == "Kept.Go on.\n"
+    assert folded("Kept.", CALL, reset, reset, "a") == "Kept.\n[starting again]\na\n"
+
+
+def written_by_tail(*told: Any, whole: bool, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command writes into a file, of an answer that waits for people in between."""
+    ids: dict[str, Any] = {"conversation_id": ObjectId(), "message_id": ObjectId()}
+    ids["role"] = MessageRole.ASSISTANT
+    write = text_writer(whole=whole)
+    pieces = [piece for each in pieces_of(told) for piece in each]
+    for chunk in numbered(pieces, 0, now(), ObjectId()):
+        write(ChunkReceived(chunk=chunk, **ids))
+        write(MessageSuspended(attempt=1, pending=[], **ids))
+    write(MessageCompleted(chunk_count=0, metadata={}, completed_at=now(), **ids))
+    return capsys.readouterr().out
+
+
+def test_tail__of_an_answer_that_waits_goes_on_with_its_calls(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    call = PartStart(ToolCallPart("search", "c1", input={}), "c")
+    told = ["a", call, PartSet("c", {"output": 1}), "b"]
+    assert written_by_tail(*told, whole=True, capsys=capsys) == "a\n[search {}] → 1\nb\n"
+    assert written_by_tail(*told, whole=False, capsys=capsys) == "ab"
+
+
+def test_tail__of_the_text_alone_tells_where_it_is_begun_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def reset(first: int) -> PartPiece:
+        return PartPiece("reset", fields={"from": first})
+
+    told = ["Kept. ", CALL, reset(1), "In vain.", ReasoningPart("x"), reset(3), "Again."]
+    assert written_by_tail(*told, whole=False, capsys=capsys) == (
+        "Kept. In vain.\n[starting again]\nAgain."
+    )
 
 
 def test_deltas__build_no_part_again(monkeypatch: pytest.MonkeyPatch) -> None:

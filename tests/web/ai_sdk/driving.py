@@ -31,12 +31,17 @@ window.fetch = async (...request) => {
 
 
 class Site:
-    """The process that serves the page, on one port for as long as it is wanted."""
+    """The process that serves the pages, on one port for as long as it is wanted.
 
-    def __init__(self, uri: str, database: str, log: Path) -> None:
+    Args:
+        queue: The queue of its answers, if they are for workers.
+    """
+
+    def __init__(self, uri: str, database: str, log: Path, queue: str | None = None) -> None:
         self.uri = uri
         self.database = database
         self.port = 0
+        self._queue = [] if queue is None else [queue]
         self._log = log
         self._process: subprocess.Popen[str] | None = None
 
@@ -55,7 +60,7 @@ class Site:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "tests.web.ai_sdk.site"),
-                    *(self.uri, self.database, str(self.port)),
+                    *(self.uri, self.database, str(self.port), *self._queue),
                 ],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The site of the page, a process of its own: ``python -m tests.web.ai_sdk.site URI DATABASE``.
+"""The site of the pages, a process: ``python -m tests.web.ai_sdk.site URI DATABASE PORT [QUEUE]``.
 
 The routes of the library as the documentation mounts them, the page, and under ``/test`` what a
 test does behind its back: begin a chat, say what the model says, look at what is stored. It prints
@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,16 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from converse_mongo import Conversation, Converse, Message
+from converse_mongo import Conversation, Converse, Message, Queue
 from converse_mongo.web import Generations, routes
 from tests.web.conftest import Model
 
 __all__ = ["BUNDLE", "SOURCES", "make_app"]
 
 FOLDER = Path(__file__).parent
-PAGE = FOLDER / "index.html"
+PAGE, WHOLE = FOLDER / "index.html", FOLDER / "whole.html"
 BUNDLE = FOLDER.parents[2] / "build" / "ai_sdk" / "page.js"
-SOURCES = FOLDER / "page.jsx", FOLDER / "package-lock.json"
+SOURCES = FOLDER / "page.jsx", FOLDER / "whole.jsx", FOLDER / "package-lock.json"
 """What it is made of."""
 GRACE = 0.5
 
@@ -105,14 +105,17 @@ class Behind:
         ]
 
 
-def make_app(converse: Converse) -> Starlette:
-    """The site."""
+def make_app(converse: Converse, queue: str | None = None) -> Starlette:
+    """The site; its answers are for workers, if it has a queue for them."""
     behind = Behind(converse)
-    generations = Generations(behind.respond, grace=GRACE)
+    generations = Queue(queue) if queue else Generations(behind.respond, grace=GRACE)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with converse, generations:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(converse)
+            if isinstance(generations, Generations):
+                await stack.enter_async_context(generations)
             yield
 
     return Starlette(
@@ -121,6 +124,8 @@ def make_app(converse: Converse) -> Starlette:
             Mount("/test", routes=behind.routes),
             Route("/", lambda request: FileResponse(PAGE)),
             Route("/page.js", lambda request: FileResponse(BUNDLE)),
+            Route("/whole/", lambda request: FileResponse(WHOLE)),
+            Route("/whole.js", lambda request: FileResponse(BUNDLE.with_name("whole.js"))),
         ],
         lifespan=lifespan,
     )
@@ -132,11 +137,11 @@ def end_with_input() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(uri: str, database: str, port: str = "0") -> None:
+def main(uri: str, database: str, port: str = "0", queue: str | None = None) -> None:
     """Serves until it is told to end."""
     listener = socket.create_server(("127.0.0.1", int(port)))
     config = uvicorn.Config(
-        make_app(Converse(uri, database=database)),
+        make_app(Converse(uri, database=database), queue),
         log_level="warning",
         timeout_graceful_shutdown=30,
     )

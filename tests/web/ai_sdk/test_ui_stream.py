@@ -23,12 +23,11 @@ from converse_mongo import (
     TextPart,
     ToolCallPart,
 )
-from converse_mongo.documents.part_views import shown_chunk, shown_records
+from converse_mongo.documents.part_views import shown_chunks, shown_records
 from converse_mongo.documents.presentation import Presentation
-from converse_mongo.domain.chunks import MessageChunk, PartChunk
+from converse_mongo.domain.chunks import MessageChunk
 from converse_mongo.domain.composing import pieces_of
-from converse_mongo.domain.part_identity import PartIdentity, start_of
-from converse_mongo.domain.part_log import PartLog, part_number
+from converse_mongo.domain.part_log import PartLog
 from converse_mongo.domain.part_pieces import PartPiece, numbered
 from converse_mongo.domain.parts import StepPart
 from converse_mongo.domain.validation import now
@@ -166,39 +165,23 @@ LOGS: dict[str, list[Any]] = {"every part": EVERY_PART} | {
 }
 
 
-def identities_of(log: Sequence[Mapping[str, Any]]) -> dict[int, PartIdentity]:
-    """What the parts of a log are, also of those that are voided."""
-    found: dict[int, PartIdentity] = {}
-    for chunk in log:
-        start = start_of(MessageChunk.from_stored(dict(chunk)))
-        above = None if start.parent is None else found.get(start.parent)
-        if start.kind is not None and (above is not None or chunk.get("parent") is None):
-            found[chunk["sequence"]] = PartIdentity(start.kind, start.name, above)
-    return found
-
-
 class Live:
     """The stream of a log, and what a page shows that has it up to each of its chunks."""
 
     def __init__(self, log: Sequence[Mapping[str, Any]]) -> None:
         presentation = Presentation()
-        identities = identities_of(log)
         self.stream = UiStream()
         self.sent: list[list[dict[str, Any]]] = []
         self.shown: list[list[dict[str, Any]]] = []
-        state = PartLog()
-        for stored in log:
-            chunk = MessageChunk.from_stored(dict(stored))
-            shown: Mapping[str, Any] = stored
-            if isinstance(chunk, PartChunk):
-                number = chunk.sequence if chunk.event == "start" else part_number(chunk.part)
-                identity = None if number is None else identities.get(number)
-                shown = shown_chunk(chunk, identity, presentation)
+        state, history = PartLog(), UiStream()
+        chunks = [MessageChunk.from_stored(dict(stored)) for stored in log]
+        for stored, shown in zip(log, shown_chunks(chunks, presentation), strict=True):
             parts = self.stream.add(shown)
             state.add(stored)
             records = shown_records(state.records(), presentation)
             self.sent.append(self.stream.rewrite(records) if parts is None else parts)
-            self.shown.append(ui_parts(records, ended=False))
+            history.add(shown)
+            self.shown.append(ui_parts(records, ended=False, outputs=history.agent_outputs))
         self.end = ui_parts(records, ended=True)
 
 
@@ -252,6 +235,23 @@ def test_reset__of_a_step_leaves_its_boundary_to_the_next_one() -> None:
     behind_reset, behind_step, end = [each["parts"] for each in read(streams)[-3:]]
     assert behind_reset == [*live.shown[-3], {"type": "step-start"}]
     assert (behind_step, end) == (live.shown[-2], live.shown[-1])
+
+
+@needs_node
+def test_change__shows_a_step_anew_and_what_grows_in_an_earlier_one_ends() -> None:
+    # The SDK forgets what is open when a step is reset, and raises at the rest of it. What is
+    # written of a call of an earlier step would be a part of its own.
+    first = [PartStart(ReasoningPart(""), "r"), PartDelta("r", "a"), *growing("c")]
+    url = {"url": "https://example.org"}
+    second = [PartStart(StepPart(), "s2"), PartStart(SourceUrlPart(""), "u"), PartSet("u", url)]
+    late = [PartDelta("r", "b"), PartEnd("r"), PartDelta("c", " "), PartSet("c", {"input": 1})]
+    live = Live(log_of(PartStart(StepPart(), "s1"), *first, *second, *late))
+    [found] = read([[START, *(part for parts in live.sent for part in parts)]])
+    thought = {"type": "reasoning", "id": "1", "text": "a", "state": "done"}
+    begun, source = found["parts"][2], {"type": "source-url", "sourceId": "7", **url}
+    step = {"type": "step-start"}
+    assert found["parts"] == [step, thought, begun, step, source]
+    assert (begun["state"], begun["rawInput"]) == ("input-streaming", '{"city": "Paris"}')
 
 
 def test_every_part__is_in_the_log_of_that_name() -> None:
