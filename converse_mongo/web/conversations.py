@@ -24,6 +24,7 @@ from converse_mongo.domain.events import (
     ConversationDeleted,
     ConversationEvent,
     ConversationUpdated,
+    MessageSuspended,
     OwnerEvent,
 )
 from converse_mongo.domain.generated_ids import generated_id
@@ -159,14 +160,26 @@ async def watch_owner(context: WebContext, request: Request) -> Response:
 async def _owner_frames(
     context: WebContext, request: Request, watcher: OwnerWatcher
 ) -> AsyncGenerator[bytes, None]:
-    # From here on nothing is missed: now is the time to list the conversations.
-    opened = models.StreamOpened()
-    yield context.streams.opening + frame(opened, event=opened.type)
     known, presenter = _Known(context, request), context.presenter.streaming
+
+    async def shown(event: OwnerEvent) -> Any:
+        if not (context.access.shows_event(event) and await known.shows(event)):
+            return None
+        lacking = None
+        if isinstance(event, MessageSuspended) and presenter.show_parts is not None:
+            # Nothing is remembered: it may be of a message that was deleted and is started anew.
+            lacking = await StreamParts(context.converse.message_model).of(event)
+        return presenter.event(event, lacking)
+
+    yield context.streams.opening
     with log_cut():
+        waiting = [view for each in watcher.waiting if (view := await shown(each))]
+        # From here on nothing is missed: now is the time to list the conversations.
+        opened = models.StreamOpened(waiting=waiting)
+        yield frame(opened, event=opened.type)
         async for event in watcher:
-            if context.access.shows_event(event) and await known.shows(event):
-                yield frame(presenter.event(event), event=event.type)
+            if view := await shown(event):
+                yield frame(view, event=event.type)
 
 
 class _Known:

@@ -375,9 +375,13 @@ class _MessageCancelled(_MessageEnded):
 
 
 class StreamOpened(View):
-    """The first event of the stream of an owner: from here on nothing is missed."""
+    """The first event of the stream of an owner: from here on nothing is missed.
+
+    ``waiting`` has a ``message.suspended`` of each answer that waits for people.
+    """
 
     type: Literal["stream.opened"] = "stream.opened"
+    waiting: list[_MessageSuspended]
 
 
 _Final: TypeAlias = _MessageCompleted | _MessageFailed | _MessageCancelled
@@ -388,7 +392,7 @@ MessageEvent: TypeAlias = _MessageSnapshot | _Received | _WorkChanged | _Final
 ConversationEvent: TypeAlias = (
     _MessageCreated | MessageWithPartsCreated | _MessageUpdated | _Received | _WorkChanged | _Final
 )
-OwnerEvent: TypeAlias = StreamOpened | _Listed | _MessageCreated | _Final
+OwnerEvent: TypeAlias = StreamOpened | _Listed | _MessageCreated | _WorkChanged | _Final
 EventView: TypeAlias = Annotated[
     _Listed
     | _MessageCreated
