@@ -42,7 +42,7 @@ from converse_mongo.web.errors import (
     UndecidedError,
     UnknownError,
 )
-from converse_mongo.web.files import FILES, HEADERS, file_of, media_type_of
+from converse_mongo.web.files import FILES, HEADERS, file_of, files_of, media_type_of
 from converse_mongo.web.operations import Operations
 from converse_mongo.web.responses import NO_STORE, Json, frame, in_turns
 from converse_mongo.web.stream_parts import StreamParts, is_text
@@ -252,13 +252,20 @@ def _after(context: WebContext, request: HTTPConnection) -> str | None:
 # Writing
 
 
-@table("POST", f"{ONE}/messages", models.QuestionView, models.QuestionBody, 201)
+@table("POST", f"{ONE}/messages", models.QuestionView, models.FilesBody, 201)
 async def add_question(context: WebContext, request: Request) -> dict[str, Any]:
     """Adds a user message and starts the answer."""
     conversation = await context.conversation(request)
-    body = await context.body(request, models.QuestionBody)
+    body = await context.body(request, models.FilesBody)
+    files = files_of(body.files, context.limits.file_bytes)
+    if not files:
+        context.checked(models.QuestionBody, {"content": body.content})
     question, answer = await context.turns.ask(
-        conversation, body.content, body.request_id, key=context.key(request, conversation)
+        conversation,
+        body.content,
+        body.request_id,
+        key=context.key(request, conversation),
+        files=files,
     )
     return {"message": question, "answer": answer}
 
