@@ -2,6 +2,7 @@
 /** Follows conversations of converse_mongo live, across lost connections, reloads and deploys. */
 
 export { openConversation } from "./conversation.js";
+export { readFile } from "./files.js";
 export { openOwner } from "./owner.js";
 export { PartLog, partsOf, toolCallState } from "./parts.js";
 export { ConverseError } from "./requests.js";
@@ -14,6 +15,7 @@ export { watchConversation, watchMessage, watchOwner } from "./watch.js";
 /** @typedef {import("./entries.js").Message} Message */
 /** @typedef {import("./entries.js").StoredMessage} StoredMessage */
 /** @typedef {import("./entries.js").Work} Work */
+/** @typedef {import("./files.js").SentFile} SentFile */
 /** @typedef {import("./owner.js").FollowedOwner} FollowedOwner */
 /** @typedef {import("./owner.js").OwnerOptions} OwnerOptions */
 /** @typedef {import("./owner.js").OwnerSnapshot} OwnerSnapshot */

@@ -1,4 +1,5 @@
 export { openConversation } from "./conversation.js";
+export { readFile } from "./files.js";
 export { openOwner } from "./owner.js";
 export { ConverseError } from "./requests.js";
 export type Conversation = import("./conversation.js").Conversation;
@@ -8,6 +9,7 @@ export type Snapshot = import("./conversation.js").Snapshot;
 export type Message = import("./entries.js").Message;
 export type StoredMessage = import("./entries.js").StoredMessage;
 export type Work = import("./entries.js").Work;
+export type SentFile = import("./files.js").SentFile;
 export type FollowedOwner = import("./owner.js").FollowedOwner;
 export type OwnerOptions = import("./owner.js").OwnerOptions;
 export type OwnerSnapshot = import("./owner.js").OwnerSnapshot;
