@@ -628,9 +628,10 @@ class Converse:
     ) -> OwnerWatcher:
         """Watches all conversations of an owner from now on, without an end.
 
-        It reports the changes of a list: conversations that are started, saved and deleted, and
-        messages that are added and end. It has no cursor: attach, then list :meth:`conversations`,
-        and together they have everything.
+        It reports the changes of a list: conversations that are started, saved and deleted,
+        messages that are added and end, and queued messages that begin to wait for people and go
+        on. It has no cursor: attach, then list :meth:`conversations`, and together they have
+        everything.
 
         Args:
             owner: The owner: a type and an id, such as ``("user", "42")``.
@@ -639,6 +640,7 @@ class Converse:
         Returns:
             An asynchronous iterator, see :class:`OwnerWatcher`, of :class:`ConversationCreated`,
             :class:`ConversationUpdated`, :class:`ConversationDeleted`, :class:`MessageCreated`,
+            :class:`MessageQueued`, :class:`MessageStarted`, :class:`MessageSuspended`,
             :class:`MessageCompleted`, :class:`MessageFailed` and :class:`MessageCancelled`.
 
         Raises:

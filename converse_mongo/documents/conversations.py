@@ -27,7 +27,7 @@ from converse_mongo.documents.listings import (
     read_history,
 )
 from converse_mongo.documents.loading import load_message
-from converse_mongo.documents.messages import Message, has_text
+from converse_mongo.documents.messages import Message, has_parts, has_text
 from converse_mongo.documents.pages import MessageChunkPage
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.documents.views import ConversationView
@@ -203,8 +203,8 @@ class Conversation(StoredDocument, Document):
             fields: Fields that a subclass of :class:`Message` adds.
 
         Raises:
-            GenerationConflictError: A message with another role or another text has the
-                ``generation_id``.
+            GenerationConflictError: A message with another role, another text or other parts has
+                the ``generation_id``.
             InvalidInputError: One of these cannot be stored; nothing was written.
             ConversationNotFoundError: The conversation was deleted.
             StoreUnavailableError: MongoDB did not answer.
@@ -305,6 +305,7 @@ class Conversation(StoredDocument, Document):
         if name is None:
             return await message.insert()
         role, content, whole = message.role, message.content, not message.is_streaming
+        records = message.part_records
         found = await self._find_generated(name)
         if found is None:
             found = await message.insert()
@@ -316,6 +317,8 @@ class Conversation(StoredDocument, Document):
             raise GenerationConflictError(name, found.id, f"the role {found.role}, not {role}")
         if whole and not await has_text(found, content):
             raise GenerationConflictError(name, found.id, "another text")
+        if whole and not has_parts(found, records):
+            raise GenerationConflictError(name, found.id, "other parts")
         return found
 
     async def _find_generated(self, generation_id: str) -> Message | None:

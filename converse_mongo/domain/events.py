@@ -297,6 +297,11 @@ ConversationEvent: TypeAlias = (
 )
 """The events of ``watch_conversation``."""
 OwnerEvent: TypeAlias = (
-    ConversationCreated | ConversationUpdated | ConversationDeleted | MessageCreated | FinalEvent
+    ConversationCreated
+    | ConversationUpdated
+    | ConversationDeleted
+    | MessageCreated
+    | WorkEvent
+    | FinalEvent
 )
 """The events of ``watch_owner``."""

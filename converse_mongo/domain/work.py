@@ -318,6 +318,11 @@ class Work(BaseModel):
         return stored
 
     @property
+    def awaited(self) -> tuple[PendingCall, ...] | None:
+        """The calls that people have to answer; ``None`` if it does not wait for people."""
+        return self.pending if self.state is WorkState.WAITING else None
+
+    @property
     def attempt(self) -> int:
         """The number of the attempt that it is at, or of the next one: 1, 2, 3, and so on."""
         return self.crashes + self.retries + 1

@@ -12,7 +12,12 @@ from datetime import datetime, timedelta
 
 from bson import ObjectId
 
-from converse_mongo.domain.events import ConversationDeleted, OwnerEvent
+from converse_mongo.domain.events import (
+    ConversationDeleted,
+    MessageSuspended,
+    OwnerEvent,
+    work_event,
+)
 from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.domain.summaries import NEVER, ChangeMarkers
 from converse_mongo.store.reads import Counters
@@ -54,15 +59,24 @@ class OwnerRoutes:
             if not feeds:
                 del self.feeds[key]
 
-    def receive(self, key: ObjectId, owner: OwnerKey | None = None) -> None:
-        """Delivers a hint of a conversation, with its owner if known, or of a message's end."""
+    def receive(
+        self, key: ObjectId, owner: OwnerKey | None = None, *, goes_on: bool = False
+    ) -> None:
+        """Delivers a hint.
+
+        Args:
+            key: The id of a conversation, or of a message that has ended or changed its work.
+            owner: The owner of the conversation, if known.
+            goes_on: Whether it says only that a message waits for people no longer, or for fewer:
+                that is news of those that are known to wait.
+        """
         self.reader.changes += 1
         for feed in {*self.feeds.get(key, ()), *self.feeds.get(owner, ())}:
             feed.hints += 1
-            feed.receive(key)
+            feed.receive(key, goes_on=goes_on)
         for feed in self.reading:
-            if len(feed.named) < MAX_CONVERSATIONS:
-                feed.named.add(key)
+            if key in feed.named or len(feed.named) < MAX_CONVERSATIONS:
+                feed.named[key] = feed.named.get(key, True) and goes_on
             else:
                 feed.mark_stale()
 
@@ -84,7 +98,7 @@ class OwnerFeed:
         failure: The error to raise if watching cannot go on.
         watchers: 1 while the watcher is attached; the hub counts.
         hints: The number of hints received.
-        named: The ids that hints named during a read.
+        named: The ids that hints named during a read, with the ``goes_on`` that all of them had.
     """
 
     def __init__(self, key: OwnerKey, routes: OwnerRoutes) -> None:
@@ -98,7 +112,7 @@ class OwnerFeed:
         self.wake = asyncio.Event()
         self.failure: BaseException | None = None
         self.watchers = self.hints = 0
-        self.named: set[ObjectId] = set()
+        self.named: dict[ObjectId, bool] = {}
         self._reader = routes.reader
         self._routes = routes
         self._being_read: ObjectId | None = None
@@ -133,9 +147,16 @@ class OwnerFeed:
             self.wake.set()
         return bool(added)
 
-    def receive(self, key: ObjectId) -> None:
-        """Receives a hint of a conversation, or of the end of a message."""
-        self.mark(self.open[key].conversation_id if key in self.open else key)
+    def receive(self, key: ObjectId, *, goes_on: bool = False) -> None:
+        """Receives a hint; see :meth:`OwnerRoutes.receive`."""
+        place = self.open.get(key)
+        if not goes_on or (place is not None and place.waits is not None):
+            self.mark(key if place is None else place.conversation_id)
+
+    @property
+    def waiting(self) -> list[MessageSuspended]:
+        """What is reported of the messages that wait for people."""
+        return [place.waits for place in self.open.values() if place.waits]
 
     # The comparison with the database
 
@@ -171,8 +192,10 @@ class OwnerFeed:
             return self.cut is None or found.updated_at > self.cut
         return self.known[key] < (found.created_at, found.revision, found.next_position)
 
-    def find_ended(self, counters: Mapping[ObjectId, Counters], asked: Container[ObjectId]) -> bool:
-        """Marks conversations with a message that no longer streams.
+    def find_changed(
+        self, counters: Mapping[ObjectId, Counters], asked: Container[ObjectId]
+    ) -> bool:
+        """Marks conversations with a message that has ended, or does not wait as was reported.
 
         Args:
             counters: The counters that were read.
@@ -182,12 +205,12 @@ class OwnerFeed:
             Whether one was not marked before.
         """
         self._reader.changes += 1
-        ended = [
-            key
-            for key in self.open
-            if key in asked and (key not in counters or counters[key].ended)
+        changed = [
+            place.conversation_id
+            for key, place in self.open.items()
+            if key in asked and _is_other(counters.get(key), place)
         ]
-        return self.mark(*[self.open[key].conversation_id for key in ended])
+        return self.mark(*changed)
 
     # Reading
 
@@ -215,8 +238,9 @@ class OwnerFeed:
         finally:
             self._being_read = None
             self._routes.reading.discard(self)
-            for named in filter(self.knows, self.named):
-                self.receive(named)
+            for named, goes_on in self.named.items():
+                if self.knows(named):
+                    self.receive(named, goes_on=goes_on)
 
     async def _begin(self) -> None:
         """Reads the state before the first event."""
@@ -250,7 +274,7 @@ class OwnerFeed:
         self._routes.lead(self, {key, *opened})
 
     def _tell(
-        self, key: ObjectId, known: Known | None, opened: Iterable[ObjectId], news: News
+        self, key: ObjectId, known: Known | None, opened: Mapping[ObjectId, Place], news: News
     ) -> None:
         found, report = news.found, self.events.append
         for message_id in opened:
@@ -272,9 +296,17 @@ class OwnerFeed:
             if message.streamed and message.status.is_final:
                 report(message.ended())
             elif message.streamed:
-                self.open[message.message_id] = Place(key, message.position)
+                before, place = opened.get(message.message_id), Place.of(message)
+                if message.work and place.awaited != (before and before.awaited):
+                    report(work_event(message.message_id, key, message.role, message.work))
+                self.open[message.message_id] = place
                 self._routes.lead(self, [message.message_id])
         revision = max(found.revision, known.revision if known else 0)
         self.known[key] = Known(found.created_at, revision, news.end)
         if news.more:
             self.dirty[key] = None
+
+
+def _is_other(found: Counters | None, place: Place) -> bool:
+    """Returns whether a message has ended, or does not wait as its place says."""
+    return found is None or found.ended or (found.work and found.work.awaited) != place.awaited

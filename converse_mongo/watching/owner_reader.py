@@ -9,10 +9,12 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from bson import ObjectId
 
-from converse_mongo.domain.headers import HEADER, MessageRow
+from converse_mongo.domain.events import MessageSuspended, work_event
+from converse_mongo.domain.headers import HEADER, MessageHeader, MessageRow
 from converse_mongo.domain.owners import OwnerKey, owner_key
 from converse_mongo.domain.summaries import MARKERS, SUMMARY, ChangeMarkers, ConversationSummary
-from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.types import MessageRole, MessageStatus
+from converse_mongo.domain.work import PendingCall, Work
 from converse_mongo.driver.deadlines import bounded
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching.doubts import OutdatedReadError
@@ -30,10 +32,50 @@ READ_SECONDS = 80.0
 
 
 class Place(NamedTuple):
-    """Where a message is."""
+    """Where a streaming message is, and whether it waits for people.
+
+    Attributes:
+        conversation_id: The conversation.
+        position: The position.
+        waits: What is reported of it if it waits for people, else ``None``.
+    """
 
     conversation_id: ObjectId
     position: int
+    waits: MessageSuspended | None = None
+
+    @classmethod
+    def of(cls, message: MessageHeader) -> "Place":
+        """Returns the place of a message that streams."""
+        key, conversation_id = message.message_id, message.conversation_id
+        waits = _waits(key, conversation_id, message.role, message.work)
+        return cls(conversation_id, message.position, waits)
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> "Place":
+        """Returns the place in a document, or in its projection :data:`PLACE`."""
+        key, conversation_id = stored["_id"], stored["conversation_id"]
+        work = Work.from_stored(stored.get("work"))
+        waits = _waits(key, conversation_id, MessageRole(stored["role"]), work)
+        return cls(conversation_id, stored["position"], waits)
+
+    @property
+    def awaited(self) -> tuple[PendingCall, ...] | None:
+        """The calls that people have to answer; ``None`` if it does not wait for people."""
+        return None if self.waits is None else tuple(self.waits.pending)
+
+
+def _waits(
+    message_id: ObjectId, conversation_id: ObjectId, role: MessageRole, work: Work | None
+) -> MessageSuspended | None:
+    if work is None or work.awaited is None:
+        return None
+    event = work_event(message_id, conversation_id, role, work)
+    return event if isinstance(event, MessageSuspended) else None
+
+
+PLACE = dict.fromkeys(("conversation_id", "position", "role", "work"), 1)
+"""The projection of a :class:`Place`."""
 
 
 class Known(NamedTuple):
@@ -128,10 +170,9 @@ class OwnerReader:
             "status": MessageStatus.STREAMING.value,
             "position": {"$gte": 0},  # what has none is not the library's own
         }
-        found = self._reader.messages.find(match, {"conversation_id": 1, "position": 1})
-        return {
-            each["_id"]: Place(each["conversation_id"], each["position"]) async for each in found
-        }
+        found = self._reader.messages.find(match, PLACE)
+        places = {each["_id"]: _readable(each, Place.from_stored) async for each in found}
+        return {message_id: place for message_id, place in places.items() if place}
 
     async def news(self, asked: Asked) -> News:
         """Reads a conversation, once for all callers that ask for the same at the same time.

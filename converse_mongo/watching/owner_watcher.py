@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from converse_mongo.domain.events import OwnerEvent
+from converse_mongo.domain.events import MessageSuspended, OwnerEvent
 from converse_mongo.domain.owners import OwnerKey
 from converse_mongo.watching.hub import Hub
 from converse_mongo.watching.owner_feed import OwnerFeed
@@ -14,7 +14,9 @@ class OwnerWatcher:
 
     It yields conversations that are started, saved or deleted, messages that are added, and their
     ends: the contents of a live list, and the answers that are being streamed. For chunks, watch a
-    conversation.
+    conversation. Of the work of a queued message it yields a :class:`MessageSuspended` when people
+    have to answer tool calls, or others than before, and when it goes on a :class:`MessageQueued`
+    or :class:`MessageStarted`.
 
     Use it in a plain ``async for``, or as ``async with ... as events``, which attaches at once: no
     event is missed between that and a list that you read afterwards. It has no end and no cursor:
@@ -76,6 +78,15 @@ class OwnerWatcher:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    @property
+    def waiting(self) -> list[MessageSuspended]:
+        """The answers that wait for people, in no order.
+
+        Once it is attached, they are those from before the first event. Later, they are those
+        behind the last event, or behind some of the events that follow.
+        """
+        return self._feed.waiting
 
     async def aclose(self) -> None:
         """Ends the watching; iterating further ends at once."""

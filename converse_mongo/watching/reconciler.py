@@ -185,7 +185,7 @@ class Reconciler:
             if topic.is_behind(counters):
                 self._mark_stale(topic)
         for owner in self._registry.owners:
-            self._note(owner, owner.find_ended(counters, asked))
+            self._note(owner, owner.find_changed(counters, asked))
 
     def _note(self, owner: OwnerFeed, untold: bool) -> None:
         if untold:

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from bson import ObjectId
 
+from converse_mongo.domain.work import WorkState
 from converse_mongo.store.reads import Reader
 from converse_mongo.watching.changes import ConversationChanged, Inserted, MessageHint, Updated
 from converse_mongo.watching.message_topic import MessageTopic
@@ -100,6 +101,9 @@ class TopicRegistry:
             self.owner_routes.receive(hint.conversation_id)
         elif not isinstance(hint, Updated) or hint.ended:
             self.owner_routes.receive(hint.message_id)
+        elif hint.work is not None:
+            goes_on = hint.work.get("state") != WorkState.WAITING
+            self.owner_routes.receive(hint.message_id, goes_on=goes_on)
         for topic in self._topics_of(hint):
             try:
                 topic.receive(hint)

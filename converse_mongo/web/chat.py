@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, cast
 
 from bson import ObjectId
@@ -177,7 +178,8 @@ async def chat(context: WebContext, request: Request) -> Response:
     conversation, body = await context.chat_body(request)
     context.turns.check_answers()
     grant = grant_of(context, request, conversation)  # before anything is written
-    turns = ChatTurns(context, conversation, grant.key)
+    files_of = partial(_files, request, conversation)
+    turns = ChatTurns(context, conversation, grant.key, files_of)
     base = 0
     if body.trigger != "submit-message":
         answer = await turns.regenerate(body)

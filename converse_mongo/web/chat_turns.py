@@ -1,6 +1,6 @@
 """The turns of a chat of the AI SDK: what its page means by a request for an answer."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -8,9 +8,8 @@ from bson import ObjectId
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import load_outline
-from converse_mongo.documents.messages import Message, has_text
+from converse_mongo.documents.messages import Message, has_parts, has_text
 from converse_mongo.documents.views import MessageView
-from converse_mongo.domain.errors import InvalidInputError
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.web.call_answers import Said, answered_at, answers_to, said_of_calls
@@ -19,17 +18,16 @@ from converse_mongo.web.conversations import store_answers
 from converse_mongo.web.errors import (
     ENDED,
     OUTDATED,
-    TOO_LONG,
     ConflictError,
     NotAnsweredError,
     NotPendingError,
-    TooLargeError,
     UnknownError,
 )
 from converse_mongo.web.models import AnswersBody, ChatBody, FilesBody, QuestionBody
-from converse_mongo.web.turns import OTHER_TEXT
+from converse_mongo.web.turns import OTHER_TEXT, records_of
+from converse_mongo.web.ui_messages import ui_message
 from converse_mongo.web.ui_parts import call_names
-from converse_mongo.web.ui_questions import question_of
+from converse_mongo.web.ui_questions import question_of, ui_files
 
 UNCHANGEABLE = "A message that was sent cannot be changed: send another one."
 NOT_LAST = "Only the last answer can be regenerated."
@@ -44,13 +42,21 @@ class ChatTurns:
         context: The context.
         conversation: The conversation of the chat.
         key: Who asks, for the limit of answers by key.
+        files: Returns the path of the large files of a message.
     """
 
-    def __init__(self, context: WebContext, conversation: Conversation, key: Hashable) -> None:
+    def __init__(
+        self,
+        context: WebContext,
+        conversation: Conversation,
+        key: Hashable,
+        files: Callable[[ObjectId], str],
+    ) -> None:
         self._context = context
         self._turns = context.turns
         self._conversation = conversation
         self._key = key
+        self._files = files
         self._answers = conversation.store().answers
 
     async def submit(self, body: ChatBody) -> Message:
@@ -60,8 +66,8 @@ class ChatTurns:
 
         Raises:
             RequestError: It has no text, or more than that.
-            ConflictError: It was sent before with another text, or is to change another one, or
-                another one was sent since.
+            ConflictError: It was sent before with another text or other files, or is to change
+                another one, or another one was sent since.
         """
         name = question_of(body.messages).request_id
         stored = await self._find(name)
@@ -69,7 +75,7 @@ class ChatTurns:
             raise ConflictError(UNCHANGEABLE)
         if stored is None:
             return await self._ask(body.messages)
-        if stored.role is not MessageRole.USER or not await self._has_text(stored, body.messages):
+        if stored.role is not MessageRole.USER or not await self._is_last(stored, body.messages):
             raise ConflictError(OTHER_TEXT if body.message_id is None else UNCHANGEABLE)
         behind = self._answers.is_asked_behind
         if body.message_id is not None and await behind(self._conversation.id, stored.position):
@@ -81,20 +87,15 @@ class ChatTurns:
         files = sent.files(self._context.limits.file_bytes)
         given = {"content": sent.content, "request_id": sent.request_id}
         question = self._context.checked(FilesBody if files else QuestionBody, given)
-        try:
-            _, answer = await self._turns.ask(
-                self._conversation,
-                question.content,
-                question.request_id,
-                key=self._key,
-                meanwhile="stop",
-                heed_stop=heed_stop,
-                files=files,
-            )
-        except InvalidInputError as error:
-            if not files:
-                raise
-            raise TooLargeError(TOO_LONG, detail=str(error)) from error
+        _, answer = await self._turns.ask(
+            self._conversation,
+            question.content,
+            question.request_id,
+            key=self._key,
+            meanwhile="stop",
+            heed_stop=heed_stop,
+            files=files,
+        )
         if answer is None:
             raise NotAnsweredError
         return answer
@@ -211,7 +212,7 @@ class ChatTurns:
         if (
             newest is not None
             and newest.role is MessageRole.USER
-            and await self._has_text(newest, body.messages)
+            and await self._is_last(newest, body.messages)
         ):  # the page does not know its id
             return await self._answer(newest)
         return await self._ask(body.messages, heed_stop=False)
@@ -225,17 +226,24 @@ class ChatTurns:
         """Checks that a question of the page is what was asked.
 
         Raises:
-            ConflictError: It has another text.
+            ConflictError: It has another text, or other files.
         """
-        if stored.role is MessageRole.USER and not await self._has_text(stored, messages):
+        if stored.role is MessageRole.USER and not await self._is_last(stored, messages):
             raise ConflictError(OTHER_TEXT)
 
-    async def _has_text(self, message: MessageHeader, messages: list[Any]) -> bool:
+    async def _is_last(self, message: MessageHeader, messages: list[Any]) -> bool:
         """Returns whether a stored message is the last one of the page."""
         found = await load_outline(
             self._conversation.message_model, self._conversation.id, message.message_id
         )
-        return found is not None and await has_text(found, question_of(messages).content)
+        sent = question_of(messages)
+        if found is None or not await has_text(found, sent.content):
+            return False
+        shown = ui_message(found, self._context.presenter, self._files(found.id)).parts
+        if ui_files(shown) == ui_files(sent.sent):
+            return True  # as the page has them after a reload
+        files = sent.files(self._context.limits.file_bytes)
+        return has_parts(found, records_of(sent.content, files))
 
     async def _find(self, name: Any) -> MessageHeader | None:
         """The message that the page knows by an id, its own or that of a question it has sent.

@@ -24,6 +24,7 @@ from converse_mongo.domain.events import (
     ConversationDeleted,
     ConversationEvent,
     ConversationUpdated,
+    MessageSuspended,
     OwnerEvent,
 )
 from converse_mongo.domain.generated_ids import generated_id
@@ -41,7 +42,7 @@ from converse_mongo.web.errors import (
     UndecidedError,
     UnknownError,
 )
-from converse_mongo.web.files import FILES, HEADERS, file_of, media_type_of
+from converse_mongo.web.files import FILES, HEADERS, file_of, files_of, media_type_of
 from converse_mongo.web.operations import Operations
 from converse_mongo.web.responses import NO_STORE, Json, frame, in_turns
 from converse_mongo.web.stream_parts import StreamParts, is_text
@@ -159,14 +160,26 @@ async def watch_owner(context: WebContext, request: Request) -> Response:
 async def _owner_frames(
     context: WebContext, request: Request, watcher: OwnerWatcher
 ) -> AsyncGenerator[bytes, None]:
-    # From here on nothing is missed: now is the time to list the conversations.
-    opened = models.StreamOpened()
-    yield context.streams.opening + frame(opened, event=opened.type)
     known, presenter = _Known(context, request), context.presenter.streaming
+
+    async def shown(event: OwnerEvent) -> Any:
+        if not (context.access.shows_event(event) and await known.shows(event)):
+            return None
+        lacking = None
+        if isinstance(event, MessageSuspended) and presenter.show_parts is not None:
+            # Nothing is remembered: it may be of a message that was deleted and is started anew.
+            lacking = await StreamParts(context.converse.message_model).of(event)
+        return presenter.event(event, lacking)
+
+    yield context.streams.opening
     with log_cut():
+        waiting = [view for each in watcher.waiting if (view := await shown(each))]
+        # From here on nothing is missed: now is the time to list the conversations.
+        opened = models.StreamOpened(waiting=waiting)
+        yield frame(opened, event=opened.type)
         async for event in watcher:
-            if context.access.shows_event(event) and await known.shows(event):
-                yield frame(presenter.event(event), event=event.type)
+            if view := await shown(event):
+                yield frame(view, event=event.type)
 
 
 class _Known:
@@ -239,13 +252,20 @@ def _after(context: WebContext, request: HTTPConnection) -> str | None:
 # Writing
 
 
-@table("POST", f"{ONE}/messages", models.QuestionView, models.QuestionBody, 201)
+@table("POST", f"{ONE}/messages", models.QuestionView, models.FilesBody, 201)
 async def add_question(context: WebContext, request: Request) -> dict[str, Any]:
     """Adds a user message and starts the answer."""
     conversation = await context.conversation(request)
-    body = await context.body(request, models.QuestionBody)
+    body = await context.body(request, models.FilesBody)
+    files = files_of(body.files, context.limits.file_bytes)
+    if not files:
+        context.checked(models.QuestionBody, {"content": body.content})
     question, answer = await context.turns.ask(
-        conversation, body.content, body.request_id, key=context.key(request, conversation)
+        conversation,
+        body.content,
+        body.request_id,
+        key=context.key(request, conversation),
+        files=files,
     )
     return {"message": question, "answer": answer}
 

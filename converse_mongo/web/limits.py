@@ -39,8 +39,8 @@ class Limits:
         chat_bytes: The largest body of a POST of the AI SDK, which sends the whole history.
         pending_bytes: The most bytes that are kept of such bodies at once, which are those of their
             last messages; more requests get the status 503.
-        file_bytes: The largest file in a message of the AI SDK, in bytes, if the message has the
-            file itself, and not only its address.
+        file_bytes: The largest file in a message, in bytes, if the message has the file itself, and
+            not only its address.
         page_bytes: The size at which a page of history ends, in bytes of text, parts and metadata.
             It has at least one message.
 

@@ -80,6 +80,20 @@ _CallId: TypeAlias = Annotated[str, Field(min_length=1), _at_most(MAX_CALL_ID_BY
 _RequestId: TypeAlias = Annotated[_Text, _at_most(MAX_ID_BYTES)]
 
 
+_FILES: dict[str, Any] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "url": {"type": "string"},
+            "media_type": {"type": "string"},
+            "name": {"type": ["string", "null"]},
+        },
+        "required": ["url", "media_type"],
+    },
+}
+
+
 class EmptyBody(BaseModel):
     """A body whose fields are ignored."""
 
@@ -92,9 +106,14 @@ class QuestionBody(BaseModel):
 
 
 class FilesBody(QuestionBody):
-    """A user message with files, which needs no text."""
+    """A user message with files, which needs no text. The same ``request_id`` again adds nothing.
 
-    content: Annotated[str, _at_most(name="The message")]
+    A file has a ``url``, a ``media_type``, and perhaps a ``name``. The ``url`` begins with
+    ``https://``, ``http://`` or ``/``, or is a data URL in Base64.
+    """
+
+    content: Annotated[str, _at_most(name="The message")] = ""
+    files: Annotated[list[dict[str, Any]], WithJsonSchema(_FILES)] = []
 
 
 class StopBody(BaseModel):
@@ -375,9 +394,13 @@ class _MessageCancelled(_MessageEnded):
 
 
 class StreamOpened(View):
-    """The first event of the stream of an owner: from here on nothing is missed."""
+    """The first event of the stream of an owner: from here on nothing is missed.
+
+    ``waiting`` has a ``message.suspended`` of each answer that waits for people.
+    """
 
     type: Literal["stream.opened"] = "stream.opened"
+    waiting: list[_MessageSuspended]
 
 
 _Final: TypeAlias = _MessageCompleted | _MessageFailed | _MessageCancelled
@@ -388,7 +411,7 @@ MessageEvent: TypeAlias = _MessageSnapshot | _Received | _WorkChanged | _Final
 ConversationEvent: TypeAlias = (
     _MessageCreated | MessageWithPartsCreated | _MessageUpdated | _Received | _WorkChanged | _Final
 )
-OwnerEvent: TypeAlias = StreamOpened | _Listed | _MessageCreated | _Final
+OwnerEvent: TypeAlias = StreamOpened | _Listed | _MessageCreated | _WorkChanged | _Final
 EventView: TypeAlias = Annotated[
     _Listed
     | _MessageCreated

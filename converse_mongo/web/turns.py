@@ -11,19 +11,22 @@ from bson import ObjectId
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import load_outline
-from converse_mongo.documents.messages import Message, has_text
+from converse_mongo.documents.messages import Message, has_parts, has_text
+from converse_mongo.domain.composing import whole
 from converse_mongo.domain.errors import (
     GenerationConflictError,
+    InvalidInputError,
     MessageNotFoundError,
     MessageNotStreamingError,
 )
 from converse_mongo.domain.generated_ids import generated_id
 from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.part_log import Record
 from converse_mongo.domain.parts import Part
 from converse_mongo.domain.types import MessageRole, MessageStatus
 from converse_mongo.store.collections import back_off
 from converse_mongo.web.answering import Answering
-from converse_mongo.web.errors import ConflictError, NotAnsweredError
+from converse_mongo.web.errors import TOO_LONG, ConflictError, NotAnsweredError, TooLargeError
 from converse_mongo.web.limits import Limits, Slots
 
 logger = logging.getLogger("converse_mongo")
@@ -37,7 +40,9 @@ or stop the oldest."""
 
 BEING_WRITTEN = "An answer is being written. Wait for it, or stop it."
 ANOTHER_SINCE = "Another message has been sent since then. Send this one again as a new message."
-OTHER_TEXT = "This message was already sent with another text. Send it as a new message."
+OTHER_TEXT = (
+    "This message was already sent with another text or other files. Send it as a new message."
+)
 
 
 class Turns:
@@ -87,12 +92,16 @@ class Turns:
 
         Raises:
             ConflictError: An answer is being written, or the ``request_id`` belongs to another
-                text. Nothing was written.
+                text or other files. Nothing was written.
+            TooLargeError: The files are too large together; nothing was written.
             LimitError: The key has as many answers as it may; nothing was written.
             BusyError: No more answers can be started now; nothing was written.
         """
         named = None if request_id is None else f"request:{request_id}"
-        found = None if request_id is None else await self._asked(conversation, request_id, content)
+        records = records_of(content, files)
+        found: Message | None = None
+        if request_id is not None:
+            found = await self._asked(conversation, request_id, content, records)
         if found is not None:
             answer = await self._find(conversation, _answer_to(found.id))
             if answer is not None:
@@ -117,7 +126,7 @@ class Turns:
         name = None if question is None else _answer_to(question)
         answer = await self._begin(conversation, add, name, key, meanwhile, question=question)
         if not added and request_id is not None:  # the same request was being carried out
-            found = found or await self._asked(conversation, request_id, content)
+            found = found or await self._asked(conversation, request_id, content, records)
             if found is None:
                 raise ConflictError
             added.append(found)
@@ -416,18 +425,26 @@ class Turns:
     # Once
 
     async def _asked(
-        self, conversation: Conversation, request_id: str, content: str
+        self,
+        conversation: Conversation,
+        request_id: str,
+        content: str,
+        records: Sequence[Record] | None,
     ) -> Message | None:
         """Finds the user message of a request.
 
         Raises:
-            ConflictError: It has another text.
+            ConflictError: It has another text, or other files.
         """
         key = question_id(conversation, request_id)
         found = await load_outline(conversation.message_model, conversation.id, key)
         if found is None:
             return None
-        if found.role is not MessageRole.USER or not await has_text(found, content):
+        if (
+            found.role is not MessageRole.USER
+            or not has_parts(found, records)
+            or not await has_text(found, content)
+        ):
             raise ConflictError(OTHER_TEXT)
         return found
 
@@ -458,6 +475,18 @@ async def _add(
         return await conversation.create_user_message(content, generation_id=name, parts=files)
     except GenerationConflictError as error:
         raise ConflictError(OTHER_TEXT) from error
+
+
+def records_of(content: str, files: Sequence[Part]) -> Sequence[Record] | None:
+    """Returns the parts of a question as they are stored; ``None`` for text alone.
+
+    Raises:
+        TooLargeError: They are too large together.
+    """
+    try:
+        return whole(content, files).records if files else None
+    except InvalidInputError as error:
+        raise TooLargeError(TOO_LONG, detail=str(error)) from error
 
 
 def question_id(conversation: Conversation, request_id: str) -> ObjectId:

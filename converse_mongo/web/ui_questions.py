@@ -1,18 +1,13 @@
 """Questions as pages of the AI SDK send them: a text, and files."""
 
-import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from converse_mongo.domain.parts import FilePart
-from converse_mongo.web.errors import EMPTY, RequestError, TooLargeError
-from converse_mongo.web.files import DATA_URL, MEDIA_TYPE, file_of
+from converse_mongo.web.errors import EMPTY, RequestError
+from converse_mongo.web.files import files_of, short
 
-MAX_FILES = 32
-MAX_ADDRESS = 4096
-_MAX_NAME = 100
 _NO_TEXT = "The last of messages must be a user message with a text part, or a file."
-_ADDRESS = re.compile(r"(https?:/)?/[^\x00-\x20]*", re.IGNORECASE)
-"""Addresses that may be shown to others: none that is a script."""
 
 
 class UiQuestion(NamedTuple):
@@ -38,10 +33,7 @@ class UiQuestion(NamedTuple):
             TooLargeError: One of them is larger, or they are too many.
             RequestError: One of them cannot be stored.
         """
-        if len(self.sent) > MAX_FILES:
-            detail = f"A message takes {MAX_FILES} files at most."
-            raise TooLargeError("There are too many files.", detail=detail)
-        return [_file_of(part, limit) for part in self.sent]
+        return files_of(self.sent, limit, media_type="mediaType", name="filename")
 
 
 def question_of(messages: list[Any]) -> UiQuestion:
@@ -65,6 +57,12 @@ def question_of(messages: list[Any]) -> UiQuestion:
     return UiQuestion(content, name if isinstance(name, str) and name else None, files)
 
 
+def ui_files(parts: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """Returns what the files of a message on a page say."""
+    names = ("url", "mediaType", "filename")
+    return [tuple(map(part.get, names)) for part in parts if part.get("type") == "file"]
+
+
 def _text_of(part: Any) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
@@ -72,51 +70,5 @@ def _text_of(part: Any) -> str:
         return text
     if kind in ("step-start", "file"):
         return ""
-    name = _short(str(kind))
+    name = short(str(kind))
     raise RequestError(f"Only text and files can be sent in messages. Remove this part: {name}.")
-
-
-def _file_of(part: dict[str, Any], limit: int) -> FilePart:
-    url, media_type, name = part.get("url"), part.get("mediaType"), part.get("filename")
-    name = name if isinstance(name, str) and name else None
-    called = _short(" ".join(str(each) for each in (name, media_type) if each) or "without a name")
-    if not isinstance(media_type, str) or not MEDIA_TYPE.fullmatch(media_type):
-        raise _refused(called, "mediaType must be a media type, such as image/png.")
-    if not isinstance(url, str):
-        raise _refused(called, "url must be a string.")
-    if name is not None and len(name) > MAX_ADDRESS:
-        raise TooLargeError(f"The name of this file is too long: {called}.")
-    found = DATA_URL.match(url)
-    if found is None:
-        if len(url) > MAX_ADDRESS:
-            raise TooLargeError(f"The address of this file is too long: {called}.")
-        if not _ADDRESS.fullmatch(url):
-            raise _refused(
-                called, "url must begin with https://, http:// or /, or be a data URL in Base64."
-            )
-        return FilePart(url, media_type, name=name)
-    encoded = url[found.end() :]
-    if len(encoded) * 3 // 4 > limit + 2:
-        raise _too_large(called, limit)
-    data = file_of(url)
-    if data is None:
-        raise _refused(called, "url is a data URL that is not valid Base64.")
-    if len(data) > limit:
-        raise _too_large(called, limit)
-    return FilePart(url, media_type, name=name, size=len(data))
-
-
-def _refused(called: str, detail: str) -> RequestError:
-    return RequestError(f"This file cannot be sent: {called}.", detail=detail)
-
-
-def _too_large(called: str, limit: int) -> TooLargeError:
-    detail = (
-        f"A file in a message has {limit} bytes at most, by file_bytes of Limits. Upload it, and "
-        "send its address."
-    )
-    return TooLargeError(f"This file is too large: {called}.", detail=detail)
-
-
-def _short(name: str) -> str:
-    return f"{name[:_MAX_NAME]}…" if len(name) > _MAX_NAME else name

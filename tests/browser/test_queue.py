@@ -95,9 +95,26 @@ def test_call__waits_for_its_reader_in_each_tab(
     for each in (tab, second, third):
         expect(each.titles).to_have_text(["New conversation"])
 
+    # A tab that shows another conversation is told, and does not load its list again.
+    listed: list[str] = []
+    third.page.on("request", lambda sent: listed.append(sent.url))
     tab.ask(f"{ASK} Again?")
     expect(tab.waits).to_contain_text("Waits for you")
+    expect(third.titles).to_have_text(["New conversationWaits for you"])
+    shoot(third, "waits-for-you-elsewhere")
+    for name in ("Approve: Delete files", "Approve: Send mail"):
+        tab.page.get_by_role("button", name=name).click()
+    expect(third.titles).to_have_text(["New conversation"])
+    tab.expect_end("completed", "yes, yes")
+    assert not listed
+
+    tab.ask(f"{ASK} And again?")
+    expect(tab.waits).to_contain_text("Waits for you")
+    expect(third.titles).to_have_text(["New conversationWaits for you"])
+    third.reload()
+    expect(third.titles).to_have_text(["New conversationWaits for you"])
     second.stop.click()
+    expect(third.titles).to_have_text(["New conversation"])
     for each in (tab, second):
         expect(each.answer).to_have_attribute("data-status", "cancelled")
         expect(each.waits).to_have_count(0)

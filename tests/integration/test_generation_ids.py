@@ -11,10 +11,12 @@ from beanie import Insert, before_event
 from converse_mongo import (
     Conversation,
     Converse,
+    FilePart,
     GenerationConflictError,
     InvalidInputError,
     Message,
     MessageRole,
+    ToolCallPart,
 )
 from tests.conftest import Facade
 
@@ -70,6 +72,21 @@ async def test_same_id__of_a_stream_finds_it_with_any_text(converse: Converse) -
         await conversation.create_assistant_message("so", generation_id="a")
     await message.complete_streaming()
     assert (await conversation.start_streaming_assistant(generation_id="a")).content == "so far"
+
+
+async def test_same_id__with_other_parts_is_refused(converse: Converse) -> None:
+    conversation = await converse.start_conversation()
+    large = "x" * 300_000  # is stored apart
+    file = FilePart("https://a/a.png", "image/png")
+    call = ToolCallPart("f", "c", input={"$a": [1, None], "b": large}, output=large)
+    first = await conversation.create_user_message("a", generation_id="a", parts=[file, call])
+    again = await conversation.create_user_message("a", generation_id="a", parts=[file, call])
+    assert again.id == first.id
+    other = ToolCallPart("f", "c", input={"$a": [1, None], "b": large}, output="y" + large[1:])
+    for parts in ([], [file], [call, file], [file, other]):
+        with pytest.raises(GenerationConflictError, match="other parts"):
+            await conversation.create_user_message("a", generation_id="a", parts=parts)
+    assert len(await conversation.messages()) == 1
 
 
 class Redacted(Message):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from converse_mongo import (
+    Approval,
     Conversation,
     ConversationCreated,
     ConversationDeleted,
@@ -17,19 +18,36 @@ from converse_mongo import (
     ConverseClosedError,
     InvalidInputError,
     Message,
+    MessageCancelled,
     MessageCompleted,
     MessageCreated,
     MessageFailed,
+    MessageQueued,
     MessageRole,
+    MessageSuspended,
     OwnerEvent,
     OwnerWatcher,
+    ToolCallPart,
+    ToolOutput,
 )
 from converse_mongo.domain.validation import now
 from converse_mongo.watching import hub, owner_feed, owner_reader
 from tests.conftest import Commands, Facade
 from tests.integration.helpers import NEVER, OFTEN, soon
 from tests.integration.owners import ADA, EVE, end, feed_of, take, watching
+from tests.integration.test_work import (
+    CALL,
+    REQUEST,
+    claim,
+    enqueue,
+    store_of,
+    suspended,
+    write,
+)
 from tests.streams import SOON, until
+
+OUTPUT = ToolOutput("c1", 1)
+"""Answers ``CALL``."""
 
 
 async def take_to_end(watcher: OwnerWatcher) -> list[OwnerEvent]:
@@ -160,6 +178,63 @@ async def test_owner__hears_of_the_end_of_what_streams_already(
         completed = await soon(anext(watcher))
         assert isinstance(completed, MessageCompleted)
         assert (completed.message_id, completed.chunk_count) == (answers[1].id, 1)
+
+
+async def test_owner__hears_when_an_answer_begins_to_wait_for_people_and_goes_on(
+    facade: Facade, how: dict[str, Any]
+) -> None:
+    writer = await facade()
+    viewer = await facade(writer.database_name, **how)
+    conversation = await writer.start_conversation(owner=ADA)
+    async with watching(viewer) as watcher:
+        assert watcher.waiting == []
+        answer = await enqueue(conversation, key="k")
+        assert isinstance(await soon(anext(watcher)), MessageCreated)
+        claimed = await claim(writer, answer)
+        await write(writer, claimed, CALL, REQUEST)
+        await store_of(writer).jobs.suspend(claimed.key, claimed.lease)
+        for left, given in (["c1", "c2"], Approval("c2", approved=True)), (["c1"], OUTPUT):
+            waits = await soon(anext(watcher))
+            assert isinstance(waits, MessageSuspended)
+            assert (waits.message_id, waits.conversation_id) == (answer.id, conversation.id)
+            assert (waits.role, waits.attempt) == (MessageRole.ASSISTANT, 1)
+            assert [each.call_id for each in waits.pending] == left
+            assert watcher.waiting == [waits]
+            await writer.answer_tool_calls(answer.id, [given])
+        went_on = await soon(anext(watcher))
+        assert isinstance(went_on, MessageQueued)
+        assert (went_on.message_id, went_on.attempt) == (answer.id, 1)
+        assert watcher.waiting == []
+        claimed = await claim(writer, answer)  # which is no news in a list
+        await write(writer, claimed, ToolCallPart("ask", "c3", executor="client", input={}))
+        await store_of(writer).jobs.suspend(claimed.key, claimed.lease)
+        waits = await soon(anext(watcher))
+        assert isinstance(waits, MessageSuspended)
+        assert [each.call_id for each in waits.pending] == ["c3"]
+        await answer.cancel_streaming()
+        assert isinstance(await soon(anext(watcher)), MessageCancelled)
+        assert watcher.waiting == []
+
+
+async def test_owner__knows_what_waits_from_the_start(facade: Facade, how: dict[str, Any]) -> None:
+    writer = await facade()
+    viewer = await facade(writer.database_name, **how)
+    conversation = await writer.start_conversation(owner=ADA)
+    waits = await suspended(conversation, CALL)
+    await suspended(writer, CALL)  # of nobody
+    await enqueue(conversation)
+    async with watching(viewer) as watcher:
+        (event,) = watcher.waiting
+        assert isinstance(event, MessageSuspended)
+        assert (event.message_id, event.conversation_id) == (waits.id, conversation.id)
+        assert [each.call_id for each in event.pending] == ["c1"]
+        await writer.answer_tool_calls(waits.id, [OUTPUT])
+        went_on = await soon(anext(watcher))
+        assert isinstance(went_on, MessageQueued)
+        assert went_on.message_id == waits.id
+        assert watcher.waiting == []
+        await conversation.delete()
+        assert isinstance(await soon(anext(watcher)), ConversationDeleted)
 
 
 async def test_owner__hears_of_the_end_that_a_dead_writer_left(
@@ -530,6 +605,32 @@ async def test_handlers__hear_of_saved_conversations(facade: Facade) -> None:
     await conversation.save()
     assert [(each.title, each.revision) for each in heard] == [("One", 1), ("One", 2)]
     assert (await converse.get_conversation(conversation.id)).revision == 2
+
+
+async def test_owner__reads_nothing_for_workers_and_two_documents_for_what_waits(
+    facade: Facade, commands: Commands
+) -> None:
+    writer = await facade()
+    options = {**NEVER, "client_options": {"event_listeners": [commands]}}
+    viewer = await facade(writer.database_name, **options)
+    conversation = await writer.start_conversation(owner=ADA)
+    async with watching(viewer) as watcher:
+        answer = await enqueue(conversation)
+        assert isinstance(await soon(anext(watcher)), MessageCreated)
+        listening = asyncio.create_task(soon(anext(watcher)))
+        await until(lambda: not feed_of(watcher).dirty)
+        commands.sent.clear()
+        claimed = await claim(writer, answer)
+        await write(writer, claimed, "so far", CALL)
+        hints, jobs = feed_of(watcher).hints, store_of(writer).jobs
+        await jobs.hand_over(claimed.key, claimed.lease, "q")
+        claimed = await claim(writer, answer)
+        await until(lambda: feed_of(watcher).hints >= hints + 2)
+        assert not commands.named("find")
+        await jobs.suspend(claimed.key, claimed.lease)
+        assert isinstance(await listening, MessageSuspended)
+        read = [each["find"] for each in commands.named("find")]
+        assert sorted(read) == ["conversations", "messages"]
 
 
 async def test_owner__is_compared_once_for_all_watchers(

@@ -5,28 +5,40 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import jsonschema
 import pytest
 from pymongo.errors import AutoReconnect
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
-from converse_mongo import ConfigurationError, Conversation, Converse
-from converse_mongo.web import routes
+from converse_mongo import ConfigurationError, Conversation, Converse, PartIdentity, Queue
+from converse_mongo.web import openapi_paths, routes
+from tests.streams import until
 from tests.web.conftest import OWNER, STRANGER, MakeSite, Sent, Site, is_owner, owner, read_events
 from tests.web.helpers import watchers_are_gone
+from tests.web.test_queue import PENDING
+from tests.web.test_queue import asked as asked_people
 
 
 @asynccontextmanager
 async def stream(
     site: Site, query: str = "", user: dict[str, str] = OWNER
 ) -> AsyncIterator[AsyncIterator[Sent]]:
-    """A stream that has said that it is open."""
+    """A stream that has said that it is open, and that no answer waits for people."""
+    async with opening(site, query, user) as events:
+        data = {"type": "stream.opened", "waiting": []}
+        assert await anext(events) == Sent("stream.opened", None, data)
+        yield events
+
+
+@asynccontextmanager
+async def opening(
+    site: Site, query: str = "", user: dict[str, str] = OWNER
+) -> AsyncIterator[AsyncIterator[Sent]]:
     async with site.http.stream("GET", f"/events{query}", headers=user) as response:
         assert response.status_code == 200
         assert response.headers["cache-control"] == "no-store, no-transform"
-        events = read_events(response)
-        assert await anext(events) == Sent("stream.opened", None, {"type": "stream.opened"})
-        yield events
+        yield read_events(response)
 
 
 async def take(events: AsyncIterator[Sent], count: int) -> list[Sent]:
@@ -98,6 +110,65 @@ async def test_stream__shows_nothing_of_others(make_site: MakeSite) -> None:
         assert {each.data["conversation_id"] for each in await take(others, 2)} == {str(theirs.id)}
 
 
+async def test_stream__tells_what_waits_for_people(make_site: MakeSite) -> None:
+    paths = openapi_paths(owner=True)
+    described = paths["/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    schema = described["schema"]["contentSchema"]
+    site = await make_site(owner=owner, generations=Queue("default"))
+    async with stream(site) as events:
+        async with asked_people(site) as answer:
+            *_, waits = await take(events, 4)  # behind what begins, and the question
+            about = {"role": "assistant", "attempt": 1}
+            about |= {"conversation_id": answer["conversation_id"], "message_id": answer["id"]}
+            suspended = {"type": "message.suspended", **about, "pending": PENDING}
+            assert waits == Sent("message.suspended", None, suspended)
+            async with opening(site) as others:  # as a page does that comes back
+                data = {"type": "stream.opened", "waiting": [suspended]}
+                opened = await anext(others)
+                assert opened == Sent("stream.opened", None, data)
+            path = f"/conversations/{answer['conversation_id']}/messages/{answer['id']}/answers"
+            for given in (
+                {"call_id": "erase_1", "approved": True},
+                {"call_id": "locate_1", "output": 1},
+            ):
+                response = await site.http.post(path, json={"answers": [given]})
+                assert response.status_code == 200
+            fewer, went_on, ended = await take(events, 3)
+        assert fewer.data == {**suspended, "pending": PENDING[1:]}
+        assert went_on.data == {"type": went_on.event, **about}
+        assert went_on.event in ("message.queued", "message.started")
+        assert ended.event == "message.completed"
+    for each in (opened, waits, fewer, went_on):
+        jsonschema.validate(each.data, schema)
+
+
+async def test_stream__hides_calls_that_are_not_shown(make_site: MakeSite) -> None:
+    def show_parts(part: PartIdentity) -> bool:
+        return part.name != "erase"
+
+    waits: Any = {"owner": owner, "generations": Queue("default"), "show_parts": show_parts}
+    site = await make_site(**waits)
+    async with stream(site) as events, asked_people(site), opening(site) as others:
+        *_, suspended = await take(events, 4)
+        assert suspended.data["pending"] == PENDING[1:]
+        assert (await anext(others)).data["waiting"] == [suspended.data]
+
+
+async def test_stream__tells_of_no_waiting_that_is_not_authorized(make_site: MakeSite) -> None:
+    def authorize(request: HTTPConnection, conversation: Conversation) -> bool:
+        return is_owner(request, conversation) and conversation.title != "locked"
+
+    site = await make_site(owner=owner, authorize=authorize, generations=Queue("default"))
+    async with asked_people(site) as answer:
+        conversation = await site.converse.get_conversation(answer["conversation_id"])
+        conversation.title = "locked"
+        await conversation.save()
+        async with stream(site):
+            pass
+        async with opening(site, user=STRANGER) as others:
+            assert (await anext(others)).data["waiting"] == []
+
+
 async def test_stream__shows_only_what_is_authorized(make_site: MakeSite) -> None:
     asked: list[str | None] = []
 
@@ -114,6 +185,7 @@ async def test_stream__shows_only_what_is_authorized(make_site: MakeSite) -> Non
         for _ in range(3):
             await open_one.create_user_message("Hello")
         seen = await take(events, 3)
+        await until(lambda: "locked" in asked)
         await locked.delete()
         await open_one.delete()
         seen += await take(events, 1)

@@ -394,7 +394,9 @@ async def test_repeat__with_another_text_is_refused(site: Site) -> None:
     conversation = await site.conversation()
     first = await say(site, conversation, "Hello", request_id="r")
     other = await post(site, conversation, "Good bye", request_id="r")
-    sentence = "This message was already sent with another text. Send it as a new message."
+    sentence = (
+        "This message was already sent with another text or other files. Send it as a new message."
+    )
     assert error_of(other) == (409, sentence)
     site.model.say(None)
     await wait_for_end(site, first["answer"]["id"])

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pymongo
 from beanie import PydanticObjectId
@@ -57,25 +57,6 @@ class Writing(BaseModel):
     id: PydanticObjectId = Field(alias="_id")
     conversation_id: PydanticObjectId
     role: MessageRole
-    work: dict[str, Any] | None = None
-
-    class Settings:
-        """What is read of it."""
-
-        projection: ClassVar[dict[str, int]] = {
-            "conversation_id": 1,
-            "role": 1,
-            "work.state": 1,
-            "work.pending.wanted": 1,
-        }
-
-    @property
-    def waits_for_reader(self) -> bool:
-        """Whether it waits for an approval."""
-        work = self.work or {}
-        is_waiting = work.get("state") == "waiting"
-        wanted = [each.get("wanted") for each in work.get("pending") or ()]
-        return is_waiting and "approval" in wanted
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -133,17 +114,10 @@ def create_app(settings: Settings) -> FastAPI:
                 projection_model=Writing,
             )
             answers: dict[Any, list[str]] = {}
-            waiting: dict[Any, list[str]] = {}
             async for each in writing:
                 if each.role is MessageRole.ASSISTANT:
                     answers.setdefault(each.conversation_id, []).append(str(each.id))
-                    if each.waits_for_reader:
-                        waiting.setdefault(each.conversation_id, []).append(str(each.id))
-        described = [
-            _described(each)
-            | {"writing": answers.get(each.id, []), "waiting": waiting.get(each.id, [])}
-            for each in owned
-        ]
+        described = [_described(each) | {"writing": answers.get(each.id, [])} for each in owned]
         return {"conversations": described}
 
     @app.post("/api/conversations", status_code=201)

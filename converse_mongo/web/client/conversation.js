@@ -12,6 +12,7 @@ import {
   setWork,
   take,
 } from "./entries.js";
+import { partsToSend, wireOf } from "./files.js";
 import { DEFAULT_RETRY, ConverseError, asError, ask, pathOf } from "./requests.js";
 import { snapshots } from "./snapshots.js";
 import { watchConversation } from "./watch.js";
@@ -26,6 +27,7 @@ const NOT_SENT = "You stopped this message before it was sent.";
 /** @typedef {import("./entries.js").StoredMessage} StoredMessage */
 /** @typedef {import("./entries.js").Work} Work */
 /** @typedef {import("./entries.js").Entry} Entry */
+/** @typedef {import("./files.js").SentFile} SentFile */
 /** @typedef {import("./watch.js").Event} Event */
 
 /**
@@ -68,9 +70,9 @@ const NOT_SENT = "You stopped this message before it was sent.";
  * @property {() => Snapshot} getSnapshot
  * @property {(listener: () => void) => () => void} subscribe Calls `listener` when there is another
  *     snapshot, once for a burst of changes; returns a function that ends that.
- * @property {(content: string, options?: {requestId?: string}) => Promise<Message>} send Sends a
- *     message. It is shown at once with the status "pending", and with "unsent" if it could not be
- *     sent. Resolves with the message in either case.
+ * @property {(content: string, options?: {requestId?: string, files?: readonly SentFile[]}) => Promise<Message>} send
+ *     Sends a message, which needs no text if it has files. It is shown at once with the status
+ *     "pending", and with "unsent" if it could not be sent. Resolves with the message in either case.
  * @property {(id: string) => Promise<Message>} resend Sends an unsent message again. Rejects with
  *     an `Error` if there is none with this id.
  * @property {(messageId?: string | null, reason?: string) => Promise<unknown>} stop Stops an
@@ -94,6 +96,7 @@ const NOT_SENT = "You stopped this message before it was sent.";
  * @typedef {object} Draft
  * A message of this client for which there is no response yet.
  * @property {Message} message Its id is the id of the request.
+ * @property {readonly SentFile[]} files
  * @property {string | null} match The stored message with the same text. The event of its creation
  *     does not name the request, and may arrive before the response.
  * @property {Promise<Message> | null} sending
@@ -312,13 +315,15 @@ export function openConversation(options) {
   /**
    * @param {string} requestId
    * @param {Message} message
+   * @param {readonly SentFile[]} files
    */
-  function sendDraft(requestId, message) {
+  function sendDraft(requestId, message, files) {
     const known = drafts.get(requestId);
     if (known?.sending) return known.sending;
     /** @type {Draft} */
     const draft = {
       message: Object.freeze({ ...message, status: /** @type {const} */ ("pending") }),
+      files,
       match: null,
       sending: null,
       stopped: false,
@@ -340,7 +345,8 @@ export function openConversation(options) {
   async function post(requestId, draft) {
     if (drafts.get(requestId) !== draft) return draft.message; // it was stopped
     beingSent = requestId;
-    const body = { content: draft.message.content, request_id: requestId };
+    const files = draft.files.length > 0 ? { files: draft.files.map(wireOf) } : {};
+    const body = { content: draft.message.content, ...files, request_id: requestId };
     try {
       const { message: stored, answer } = await ask(options, `${path}/messages`, {
         body,
@@ -366,8 +372,7 @@ export function openConversation(options) {
    */
   function keepUnsent(requestId, draft, error) {
     draft.message = Object.freeze({ ...draft.message, status: "unsent", error });
-    const { message, stopped } = draft;
-    drafts.set(requestId, { message, match: null, sending: null, stopped });
+    drafts.set(requestId, { ...draft, match: null, sending: null });
     shown.publish();
     return draft.message;
   }
@@ -377,7 +382,7 @@ export function openConversation(options) {
     getSnapshot: shown.get,
     subscribe: shown.subscribe,
 
-    send: async (content, { requestId = newRequestId() } = {}) => {
+    send: async (content, { requestId = newRequestId(), files = [] } = {}) => {
       signal.throwIfAborted();
       return await sendDraft(
         requestId,
@@ -388,6 +393,7 @@ export function openConversation(options) {
           role: "user",
           status: "pending",
           content,
+          ...(files.length > 0 ? { parts: partsToSend(content, files) } : {}),
           chunk_count: 0,
           metadata: {},
           replaces: null,
@@ -396,6 +402,7 @@ export function openConversation(options) {
           created_at: new Date().toISOString(),
           completed_at: null,
         }),
+        files,
       );
     },
 
@@ -405,7 +412,7 @@ export function openConversation(options) {
       if (draft === undefined) throw new Error(`No unsent message has the id ${id}.`);
       const next = draft.stopped ? newRequestId() : id;
       if (next !== id) drafts.delete(id);
-      return await sendDraft(next, { ...draft.message, id: next, error: null });
+      return await sendDraft(next, { ...draft.message, id: next, error: null }, draft.files);
     },
 
     stop: async (messageId, reason) => {

@@ -5,10 +5,12 @@ import { useEffect, useMemo, useRef, useSyncExternalStore } from "react";
 
 import { openConversation } from "./conversation.js";
 import { openMessage } from "./message.js";
+import { openOwner } from "./owner.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 /** @typedef {import("./conversation.js").Snapshot} Snapshot */
 /** @typedef {import("./message.js").MessageSnapshot} MessageSnapshot */
+/** @typedef {import("./owner.js").OwnerSnapshot} OwnerSnapshot */
 /** @typedef {Omit<import("./conversation.js").ConversationOptions, "conversationId">} Options */
 
 /**
@@ -27,6 +29,9 @@ const LOADING = Object.freeze({
 
 /** @type {MessageSnapshot} */
 const LOADING_MESSAGE = Object.freeze({ message: null, status: "loading", error: null });
+
+/** @type {OwnerSnapshot} */
+const LOADING_OWNER = Object.freeze({ status: "loading", error: null, waiting: Object.freeze([]) });
 
 /**
  * Follows a conversation while the component is mounted.
@@ -80,6 +85,32 @@ export function useStreamingMessage(conversationId, messageId, options) {
 }
 
 /**
+ * Follows all conversations of the user while the component is mounted: which answers wait for people,
+ * and, with `onOpened` and `onEvent`, the news for a list.
+ *
+ * @param {import("./owner.js").OwnerOptions} options A change of `url` opens it again. The others may be
+ *     new in each render; the functions of the last one are used.
+ * @returns {OwnerSnapshot}
+ */
+export function useOwner(options) {
+  const latest = useLatest(options);
+  const { url } = options;
+  const shared = useMemo(
+    () =>
+      share(LOADING_OWNER, () =>
+        openOwner({
+          ...current(latest),
+          url,
+          onOpened: (opened) => latest.current.onOpened?.(opened),
+          onEvent: (event) => latest.current.onEvent?.(event),
+        }),
+      ),
+    [latest, url],
+  );
+  return useShared(shared);
+}
+
+/**
  * @template T
  * @param {Shared<any, T>} shared
  */
@@ -104,7 +135,7 @@ function useLatest(value) {
 /**
  * The current options; `headers` and `fetch` are looked up at the time of each request.
  *
- * @template {Omit<Options, "limit" | "patience">} O
+ * @template {import("./requests.js").RequestOptions} O
  * @param {{current: O}} latest
  * @returns {O}
  */

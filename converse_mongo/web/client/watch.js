@@ -115,8 +115,16 @@ const STEADY = 30_000;
 /** @typedef {ConversationCreated | ConversationUpdated | ConversationDeleted} ListEvent */
 
 /**
- * @typedef {ListEvent | MessageCreated | FinalEvent} OwnerEvent
- * A change of one of the conversations, or a message in it that was added or has ended.
+ * @typedef {ListEvent | MessageCreated | WorkEvent | FinalEvent} OwnerEvent
+ * A change of one of the conversations, or a message in it that was added or has ended, waits for
+ * people, or goes on.
+ */
+
+/**
+ * @typedef {object} StreamOpened
+ * The stream was opened: from here on nothing is missed.
+ * @property {"stream.opened"} type
+ * @property {readonly MessageSuspended[]} waiting The answers that wait for people.
  */
 
 /** @typedef {"connecting" | "open" | "waiting" | "closed"} State */
@@ -139,8 +147,9 @@ const STEADY = 30_000;
 
 /**
  * @typedef {object} OwnOwnerWatchOptions
- * @property {() => void} onOpened Called each time that a stream was opened, also the first time:
- *     from here on nothing is missed. Load your list again, since earlier events are not sent.
+ * @property {(opened: StreamOpened) => void} onOpened Called each time that a stream was opened, also
+ *     the first time: from here on nothing is missed. Load your list again, since earlier events are
+ *     not sent.
  * @property {(event: OwnerEvent) => void} onEvent Called with each event. If this or `onOpened`
  *     throws, the watch is closed with that error.
  */
@@ -203,8 +212,10 @@ export function isEnd(event) {
  */
 export function watchOwner(options) {
   return connect(options, () => "/events", (sent) => {
-    if (sent.type === OPENED) options.onOpened();
-    else options.onEvent(JSON.parse(sent.data));
+    const data = JSON.parse(sent.data);
+    // Before an upgrade of the service it has only the type.
+    if (sent.type === OPENED) options.onOpened({ waiting: [], ...data });
+    else options.onEvent(data);
     return false;
   });
 }

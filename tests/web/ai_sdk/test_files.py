@@ -178,3 +178,38 @@ async def test_files__of_one_message_that_are_too_large_together_are_refused(
     response = await ask(site, conversation, TEXT, *[file(data_url(b"x" * 1000))] * 5)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
     assert await conversation.messages() == []
+
+
+@pytest.mark.parametrize("data", [PNG, LARGE])
+@pytest.mark.parametrize("trigger", ["submit-message", "regenerate-message"])
+async def test_repeat__with_other_files_is_refused(site: Site, trigger: str, data: bytes) -> None:
+    conversation = await site.conversation()
+    site.model.say("A picture", None, "A picture", None, "A picture", None)
+    sent = [file(data_url(data)), TEXT]
+    assert (await ask(site, conversation, *sent)).status_code == 200
+    reloaded = await shown(site, conversation)
+    [question, _] = await conversation.messages()
+
+    async def again(*parts: dict[str, Any], name: str = "q") -> httpx.Response:
+        message = {"id": name, "role": "user", "parts": list(parts)}
+        body = {"id": str(conversation.id), "messages": [message], "trigger": trigger}
+        return await site.http.post("/chat", json=body)
+
+    for parts in ([TEXT], [*sent, file(URL)], [file(data_url(data[:-1] + b"x")), TEXT]):
+        refused = await again(*parts)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict"), parts
+    assert (await again(*sent)).status_code == 200
+    # A page that was loaded anew has the id of the message, and the path of a large file.
+    assert (await again(*reloaded, name=str(question.id))).status_code == 200
+
+
+async def test_repeat__without_the_files_that_a_page_does_not_see(make_site: MakeSite) -> None:
+    site = await make_site(show_parts=lambda part: part.kind != "file")
+    conversation = await site.conversation()
+    site.model.say("A picture", None)
+    assert (await ask(site, conversation, file(URL), TEXT)).status_code == 200
+    reloaded = await shown(site, conversation)
+    assert reloaded == [TEXT]
+    assert (await ask(site, conversation, *reloaded)).status_code == 200
+    assert (await ask(site, conversation, file(URL), TEXT)).status_code == 200
+    assert (await ask(site, conversation, file(URL + "x"), TEXT)).status_code == 409

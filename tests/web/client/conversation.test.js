@@ -5,7 +5,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
-import { ConverseError, openConversation } from "converse-mongo";
+import { ConverseError, openConversation, readFile } from "converse-mongo";
 import {
   ID,
   Service,
@@ -551,6 +551,49 @@ test("trouble that passes: it is sent again as the same request", async () => {
   assert.equal(new Set(ids).size, 1);
   await barrier(conversation);
   assert.ok(seen.slice(told).every((snapshot) => count(snapshot, "hello") === 1));
+});
+
+test("files are sent with a message, shown at once, and kept if it cannot be sent", async () => {
+  const { conversation } = await follow();
+  const address = { url: "https://example.org/a.png", media_type: "image/png" };
+  const own = await readFile(new File([new Uint8Array([0, 255, 128])], "b.pdf", { type: "application/pdf" }));
+  service.next("send", refuse(413, "too_large", "This file is too large: b.pdf."));
+  const sending = conversation.send("see", { files: [address, own] });
+  const [text, ...files] = last(conversation.getSnapshot()).parts;
+  assert.deepEqual([text.kind, text.text, text.part], ["text", "see", 0]);
+  assert.deepEqual(files.map(({ part, kind, fields }) => [part, kind, fields]), [
+    [1, "file", address],
+    [2, "file", { ...own, name: "b.pdf", size: 3 }],
+  ]);
+  const unsent = await sending;
+  assert.deepEqual([unsent.status, unsent.error], ["unsent", "This file is too large: b.pdf."]);
+  assert.deepEqual(unsent.parts, [text, ...files]);
+  const sent = await conversation.resend(unsent.id);
+  assert.equal(sent.status, "completed");
+  const bodies = service.of("send").map(({ body }) => body);
+  assert.deepEqual(bodies[1], {
+    content: "see",
+    files: [
+      { ...address, name: null },
+      { url: "data:application/pdf;base64,AP+A", media_type: "application/pdf", name: "b.pdf" },
+    ],
+    request_id: unsent.id,
+  });
+  assert.deepEqual(bodies[0], bodies[1]);
+  await conversation.send("", { files: [address] });
+  assert.equal(service.of("send").at(-1).body.content, "");
+  await conversation.send("alone");
+  assert.equal("files" in service.of("send").at(-1).body, false);
+});
+
+test("a file of any size and type is read", async () => {
+  const large = new Uint8Array(100_001).fill(7);
+  const { url, ...about } = await readFile(new Blob([large], { type: "text/plain;charset=utf-8" }));
+  assert.deepEqual(about, { media_type: "text/plain", name: null, size: 100_001 });
+  const [head, encoded] = url.split(",");
+  assert.equal(head, "data:text/plain;base64");
+  assert.deepEqual(new Uint8Array(Buffer.from(encoded, "base64")), large);
+  assert.equal((await readFile(new File([], "a"))).url, "data:application/octet-stream;base64,");
 });
 
 test("what cannot be sent is unsent, and is sent again as the same request", async () => {

@@ -307,6 +307,25 @@ test("the component shows one answer", async () => {
   assert.equal(container.textContent, "half and half");
 });
 
+test("the list marks which conversations wait for people", async () => {
+  const waits = { type: "message.suspended", conversation_id: ID, message_id: "b" };
+  service.waiting = [{ ...waits, pending: [{ call_id: "c", wanted: "approval" }] }];
+  const shown = new Promise((resolve) => {
+    globalThis.show = resolve;
+  });
+  const { owner } = await run(find("javascript", "openOwner({"), "owner");
+  closing.push(owner.close);
+  assert.deepEqual(await shown, [ID]);
+
+  const { Conversations } = await run(find("jsx", "function Conversations"));
+  const conversations = [{ id: ID, title: "One" }, { id: "other", title: "Two" }];
+  render(Conversations, { conversations });
+  await drawn(() => items()[0] === "One Waits for you");
+  service.tellOwner({ ...waits, type: "message.queued" });
+  await drawn(() => items()[0] === "One ");
+  assert.equal(items()[1], "Two ");
+});
+
 test("the component shows the parts of an answer", async () => {
   const answer = service.begin();
   service.append(answer, { event: "start", fields: { kind: "tool_call", name: "search" } });

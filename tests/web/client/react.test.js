@@ -6,7 +6,7 @@ import assert from "node:assert/strict";
 import { afterEach, beforeEach, mock, test } from "node:test";
 
 import { ConverseError } from "converse-mongo";
-import { useConversation, useStreamingMessage } from "converse-mongo/react";
+import { useConversation, useOwner, useStreamingMessage } from "converse-mongo/react";
 import { Activity, StrictMode, createElement, useEffect } from "react";
 import { flushSync } from "react-dom";
 import { createRoot, hydrateRoot } from "react-dom/client";
@@ -526,4 +526,42 @@ test("another message takes the place of the one; without an id it waits", async
   component.render({ id: null, messageId: one.id });
   await barrier();
   assert.equal(service.of("message").length, 2);
+});
+
+// useOwner
+
+const suspended = (id) => ({ type: "message.suspended", conversation_id: ID, message_id: id, pending: [] });
+
+test("all conversations are followed while the component is mounted", async () => {
+  service.waiting = [suspended("a")];
+  const heard = [];
+  const component = probe(({ tag }) =>
+    useOwner({
+      ...options(),
+      onOpened: ({ waiting }) => heard.push([tag, waiting.length]),
+      onEvent: ({ message_id: id }) => heard.push([tag, id]),
+    }),
+  ).wrap(strict);
+  component.render({ tag: 1 });
+  assert.deepEqual(component.latest(), { status: "loading", error: null, waiting: [] });
+  const { waiting } = await component.until(isOpen);
+  assert.deepEqual(waiting, service.waiting);
+  component.render({ tag: 2 }); // whose functions are called from now on
+  assert.equal(component.latest().waiting, waiting);
+  service.tellOwner(suspended("b"));
+  await component.until((value) => value.waiting.length === 2);
+  assert.deepEqual(heard, [[1, 1], [2, "b"]]);
+  component.unmount();
+  await streaming(0);
+  assert.equal(service.of("owner events").length, 1);
+});
+
+test("another address of all conversations takes the place of the one", async () => {
+  const component = probe(({ path = "" }) => useOwner({ ...options(), url: service.url + path }));
+  component.render();
+  await component.until(isOpen);
+  component.render({ path: "/" });
+  await component.until(isOpen);
+  await service.requested("owner events", 2);
+  await streaming(1);
 });

@@ -104,6 +104,8 @@ export class Service {
   told = [];
   /** What streams: `name` of the route, `response`. */
   streams = new Set();
+  /** What a stream of all conversations says first: which answers wait for people. */
+  waiting = [];
   /** Whether what is said is answered here. */
   answering = false;
 
@@ -357,7 +359,8 @@ export class Service {
     "stop all": json({ stopped: [] }),
 
     "owner events": (response) => {
-      this.#stream(response, { name: "owner events" }, [frame({ type: "stream.opened" })]);
+      const opened = { type: "stream.opened", waiting: this.waiting };
+      this.#stream(response, { name: "owner events" }, [frame(opened)]);
     },
   };
 

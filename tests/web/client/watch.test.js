@@ -387,7 +387,7 @@ function watchAll(service, options = {}) {
   const watch = watchOwner({
     url: service.url,
     retry: 8,
-    onOpened: () => calls.push("opened"),
+    onOpened: ({ waiting }) => calls.push("opened", ...waiting),
     onEvent: (event) => calls.push(event),
     onState: (state) => calls.push(state),
     ...options,
@@ -414,6 +414,8 @@ test("all conversations are watched, and each connection begins with onOpened", 
   let next = heard();
   service.tellOwner(made);
   await next;
+  const waits = { type: "message.suspended", conversation_id: ID, message_id: "b1", pending: [] };
+  service.waiting = [waits];
   service.breakStreams();
   await service.requested("owner events", 2);
   await service.until(() => service.streams.size === 1);
@@ -425,7 +427,7 @@ test("all conversations are watched, and each connection begins with onOpened", 
   await service.until(() => service.streams.size === 0);
   assert.deepEqual(calls, [
     ...["connecting", "open", "opened", made],
-    ...["waiting", "connecting", "open", "opened", renamed, "closed"],
+    ...["waiting", "connecting", "open", "opened", waits, renamed, "closed"],
   ]);
   // There is no cursor to go on from.
   assert.equal("cursor" in watch, false);

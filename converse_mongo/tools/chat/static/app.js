@@ -1,9 +1,9 @@
 /** The page: conversations on the left, messages on the right, and an input field. */
 
-import { ConverseError, openConversation, watchOwner } from "/client/index.js";
+import { ConverseError, openConversation, openOwner } from "/client/index.js";
 import { MessageList } from "./messages.js";
 import { element } from "./text.js";
-import { FOR_YOU, waitsForReader } from "./waits.js";
+import { FOR_YOU, approvalsOf } from "./waits.js";
 
 const SESSION = "/api/me";
 const PAGE_SIZE = 50;
@@ -17,6 +17,7 @@ const SUGGESTIONS = [
   "Explain change streams in three sentences.",
 ];
 const OFFLINE_COMMANDS = ["/tools", "/long", "/code", "/fail"];
+const OF_WORK = new Set(["message.queued", "message.started", "message.suspended"]);
 const ENDS = new Set(["message.completed", "message.failed", "message.cancelled"]);
 
 const at = (id) => document.getElementById(id);
@@ -29,10 +30,10 @@ let unsubscribe = () => {};
 let shownId = idInAddress();
 let conversations = [];
 const writing = new Map(); // message to conversation, of all answers that are being written
-const waiting = new Map(); // the same, of those that wait for the reader, as far as the page knows
+let waiting = new Set(); // the conversations that wait for the reader
 let loading = false; // whether the list is being loaded
 let again = false; // whether it is already out of date
-let watch = null; // of all conversations, while the page is visible
+let owner = null; // the result of openOwner, while the page is visible
 let following = true; // whether the reader is at the end
 let busy = false; // whether a conversation is being created
 let described = false; // whether the service was, since the last stream was opened
@@ -106,7 +107,6 @@ function draw() {
   const messages = snapshot?.messages ?? [];
   const refused = snapshot?.status === "error";
   list.draw(messages, { waiting: Boolean(snapshot?.typing) });
-  if (noteWaiting()) drawConversations();
 
   at("empty").hidden = refused || messages.length > 0 || isLoading() || busy;
   at("loading").hidden = !isLoading() || messages.length > 0;
@@ -139,19 +139,6 @@ function drawTitle() {
 /** Whether nobody knows yet what the shown conversation has. */
 function isLoading() {
   return shownId !== null && (chat === null || chat.getSnapshot().status === "loading");
-}
-
-/** Notes which answers of the shown conversation wait for the reader; returns whether others do. */
-function noteWaiting() {
-  let isNew = false;
-  for (const message of chat?.getSnapshot().messages ?? []) {
-    const waits = waitsForReader(message);
-    if (waits === waiting.has(message.id)) continue;
-    isNew = true;
-    if (waits) waiting.set(message.id, shownId);
-    else waiting.delete(message.id);
-  }
-  return isNew;
 }
 
 function streaming() {
@@ -343,12 +330,9 @@ async function loadConversations() {
       if (again) continue;
       ({ conversations } = listed);
       writing.clear();
-      waiting.clear();
-      for (const { id, writing: answers, waiting: waits } of conversations) {
+      for (const { id, writing: answers } of conversations) {
         for (const answer of answers) writing.set(answer, id);
-        for (const answer of waits) waiting.set(answer, id);
       }
-      noteWaiting(); // what is shown is newer
     } while (again);
   } catch {
     // The shown list is older, but still valid.
@@ -363,10 +347,10 @@ async function loadConversations() {
 function followConversations() {
   if (document.hidden) {
     // A browser opens at most six connections to a host: a hidden tab uses only one.
-    watch?.close();
-    watch = null;
-  } else if (watch === null) {
-    const begun = watchOwner({
+    owner?.close();
+    owner = null;
+  } else if (owner === null) {
+    const begun = openOwner({
       url: "/api",
       fetch: sendRequest,
       onOpened: () => {
@@ -377,15 +361,23 @@ function followConversations() {
       },
       onEvent: takeNews,
     });
-    watch = begun;
-    begun.closed.then(() => {
-      if (watch === begun) watch = null;
-    });
+    owner = begun;
+    begun.subscribe(() => takeWaiting(begun));
   }
+}
+
+function takeWaiting(begun) {
+  const { status, waiting: answers } = begun.getSnapshot();
+  if (status === "error" && owner === begun) owner = null;
+  if (status !== "open") return;
+  const forReader = answers.filter((each) => approvalsOf(each).length > 0);
+  waiting = new Set(forReader.map(({ conversation_id: id }) => id));
+  drawConversations();
 }
 
 /** Applies an event to the list. A list that is being loaded may not include it yet. */
 function takeNews({ type, conversation_id: id, message_id: message, title, role, streaming }) {
+  if (OF_WORK.has(type)) return;
   const known = conversations.find((each) => each.id === id);
   const others = conversations.filter((each) => each.id !== id);
   if (type === "conversation.deleted") conversations = others;
@@ -395,17 +387,13 @@ function takeNews({ type, conversation_id: id, message_id: message, title, role,
   else if (!known) loadConversations();
   again = loading;
   if (type === "message.created" && role === "assistant" && streaming) writing.set(message, id);
-  else if (ENDS.has(type)) {
-    writing.delete(message);
-    waiting.delete(message);
-  }
+  else if (ENDS.has(type)) writing.delete(message);
   drawConversations();
   drawTitle();
 }
 
 function drawConversations() {
   const busy = new Set(writing.values());
-  const waits = new Set(waiting.values());
   const place = at("conversations");
   const nodes = new Map([...place.children].map((node) => [node.dataset.id, node]));
   conversations.forEach(({ id, title }, index) => {
@@ -419,7 +407,7 @@ function drawConversations() {
     const text = title ?? "New conversation";
     const [name, sign] = link.childNodes;
     if (name.textContent !== text) name.textContent = text;
-    const wanted = waits.has(id) ? "waits-sign" : busy.has(id) ? "busy" : null;
+    const wanted = waiting.has(id) ? "waits-sign" : busy.has(id) ? "busy" : null;
     if (sign && sign.className !== wanted) sign.remove();
     if (wanted !== null && sign?.className !== wanted) link.append(signOf(wanted));
     if (id === shownId) link.setAttribute("aria-current", "page");
@@ -526,8 +514,9 @@ async function meet() {
   if (changed) {
     // The cookie was deleted: what is shown belongs to a user who is gone.
     conversations = [];
-    watch?.close();
-    watch = null;
+    waiting = new Set();
+    owner?.close();
+    owner = null;
     followConversations();
     drawConversations();
   }

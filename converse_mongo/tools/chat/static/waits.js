@@ -13,12 +13,8 @@ export function isWritten({ status, work }) {
   return status === "streaming" && (work === undefined || work.state === "running");
 }
 
-/** Whether an answer waits for its reader to approve something. */
-export function waitsForReader({ status, work }) {
-  return status === "streaming" && work?.state === "waiting" && approvalsOf(work).length > 0;
-}
-
-function approvalsOf({ pending }) {
+/** What the reader is to approve, of what an answer waits for. */
+export function approvalsOf({ pending }) {
   return (pending ?? []).filter(({ wanted }) => wanted === "approval");
 }
 

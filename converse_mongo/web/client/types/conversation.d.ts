@@ -2,6 +2,7 @@
 /** @typedef {import("./entries.js").StoredMessage} StoredMessage */
 /** @typedef {import("./entries.js").Work} Work */
 /** @typedef {import("./entries.js").Entry} Entry */
+/** @typedef {import("./files.js").SentFile} SentFile */
 /** @typedef {import("./watch.js").Event} Event */
 /**
  * @typedef {object} OwnConversationOptions
@@ -39,9 +40,9 @@
  * @property {() => Snapshot} getSnapshot
  * @property {(listener: () => void) => () => void} subscribe Calls `listener` when there is another
  *     snapshot, once for a burst of changes; returns a function that ends that.
- * @property {(content: string, options?: {requestId?: string}) => Promise<Message>} send Sends a
- *     message. It is shown at once with the status "pending", and with "unsent" if it could not be
- *     sent. Resolves with the message in either case.
+ * @property {(content: string, options?: {requestId?: string, files?: readonly SentFile[]}) => Promise<Message>} send
+ *     Sends a message, which needs no text if it has files. It is shown at once with the status
+ *     "pending", and with "unsent" if it could not be sent. Resolves with the message in either case.
  * @property {(id: string) => Promise<Message>} resend Sends an unsent message again. Rejects with
  *     an `Error` if there is none with this id.
  * @property {(messageId?: string | null, reason?: string) => Promise<unknown>} stop Stops an
@@ -64,6 +65,7 @@
  * @typedef {object} Draft
  * A message of this client for which there is no response yet.
  * @property {Message} message Its id is the id of the request.
+ * @property {readonly SentFile[]} files
  * @property {string | null} match The stored message with the same text. The event of its creation
  *     does not name the request, and may arrive before the response.
  * @property {Promise<Message> | null} sending
@@ -88,6 +90,7 @@ export type Message = import("./entries.js").Message;
 export type StoredMessage = import("./entries.js").StoredMessage;
 export type Work = import("./entries.js").Work;
 export type Entry = import("./entries.js").Entry;
+export type SentFile = import("./files.js").SentFile;
 export type Event = import("./watch.js").Event;
 export type OwnConversationOptions = {
     conversationId: string;
@@ -169,12 +172,12 @@ export type Conversation = {
      */
     subscribe: (listener: () => void) => () => void;
     /**
-     * Sends a
-     * message. It is shown at once with the status "pending", and with "unsent" if it could not be
-     * sent. Resolves with the message in either case.
+     *     Sends a message, which needs no text if it has files. It is shown at once with the status
+     *     "pending", and with "unsent" if it could not be sent. Resolves with the message in either case.
      */
     send: (content: string, options?: {
         requestId?: string;
+        files?: readonly SentFile[];
     }) => Promise<Message>;
     /**
      * Sends an unsent message again. Rejects with
@@ -219,6 +222,7 @@ export type Draft = {
      * Its id is the id of the request.
      */
     message: Message;
+    files: readonly SentFile[];
     /**
      * The stored message with the same text. The event of its creation
      * does not name the request, and may arrive before the response.

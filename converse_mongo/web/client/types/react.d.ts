@@ -19,6 +19,15 @@ export function useConversation(conversationId: string | null | undefined, optio
  * @returns {MessageSnapshot}
  */
 export function useStreamingMessage(conversationId: string | null | undefined, messageId: string | null | undefined, options: Omit<Options, "limit" | "patience">): MessageSnapshot;
+/**
+ * Follows all conversations of the user while the component is mounted: which answers wait for people,
+ * and, with `onOpened` and `onEvent`, the news for a list.
+ *
+ * @param {import("./owner.js").OwnerOptions} options A change of `url` opens it again. The others may be
+ *     new in each render; the functions of the last one are used.
+ * @returns {OwnerSnapshot}
+ */
+export function useOwner(options: import("./owner.js").OwnerOptions): OwnerSnapshot;
 export type Store<T> = {
     getSnapshot: () => T;
     subscribe: (listener: () => void) => () => void;
@@ -36,6 +45,7 @@ export type Shared<S extends Store<T>, T> = {
 export type Conversation = import("./conversation.js").Conversation;
 export type Snapshot = import("./conversation.js").Snapshot;
 export type MessageSnapshot = import("./message.js").MessageSnapshot;
+export type OwnerSnapshot = import("./owner.js").OwnerSnapshot;
 export type Options = Omit<import("./conversation.js").ConversationOptions, "conversationId">;
 /**
  * The functions stay the same while the id does, and throw before the first effect.

@@ -77,8 +77,15 @@
 /** @typedef {{type: "conversation.deleted", conversation_id: string}} ConversationDeleted */
 /** @typedef {ConversationCreated | ConversationUpdated | ConversationDeleted} ListEvent */
 /**
- * @typedef {ListEvent | MessageCreated | FinalEvent} OwnerEvent
- * A change of one of the conversations, or a message in it that was added or has ended.
+ * @typedef {ListEvent | MessageCreated | WorkEvent | FinalEvent} OwnerEvent
+ * A change of one of the conversations, or a message in it that was added or has ended, waits for
+ * people, or goes on.
+ */
+/**
+ * @typedef {object} StreamOpened
+ * The stream was opened: from here on nothing is missed.
+ * @property {"stream.opened"} type
+ * @property {readonly MessageSuspended[]} waiting The answers that wait for people.
  */
 /** @typedef {"connecting" | "open" | "waiting" | "closed"} State */
 /**
@@ -97,8 +104,9 @@
  */
 /**
  * @typedef {object} OwnOwnerWatchOptions
- * @property {() => void} onOpened Called each time that a stream was opened, also the first time:
- *     from here on nothing is missed. Load your list again, since earlier events are not sent.
+ * @property {(opened: StreamOpened) => void} onOpened Called each time that a stream was opened, also
+ *     the first time: from here on nothing is missed. Load your list again, since earlier events are
+ *     not sent.
  * @property {(event: OwnerEvent) => void} onEvent Called with each event. If this or `onOpened`
  *     throws, the watch is closed with that error.
  */
@@ -304,9 +312,20 @@ export type ConversationDeleted = {
 };
 export type ListEvent = ConversationCreated | ConversationUpdated | ConversationDeleted;
 /**
- * A change of one of the conversations, or a message in it that was added or has ended.
+ * A change of one of the conversations, or a message in it that was added or has ended, waits for
+ * people, or goes on.
  */
-export type OwnerEvent = ListEvent | MessageCreated | FinalEvent;
+export type OwnerEvent = ListEvent | MessageCreated | WorkEvent | FinalEvent;
+/**
+ * The stream was opened: from here on nothing is missed.
+ */
+export type StreamOpened = {
+    type: "stream.opened";
+    /**
+     * The answers that wait for people.
+     */
+    waiting: readonly MessageSuspended[];
+};
 export type State = "connecting" | "open" | "waiting" | "closed";
 export type ConnectionOptions = {
     /**
@@ -334,10 +353,11 @@ export type OwnWatchOptions = {
 };
 export type OwnOwnerWatchOptions = {
     /**
-     * Called each time that a stream was opened, also the first time:
-     * from here on nothing is missed. Load your list again, since earlier events are not sent.
+     * Called each time that a stream was opened, also
+     * the first time: from here on nothing is missed. Load your list again, since earlier events are
+     * not sent.
      */
-    onOpened: () => void;
+    onOpened: (opened: StreamOpened) => void;
     /**
      * Called with each event. If this or `onOpened`
      * throws, the watch is closed with that error.
