@@ -87,7 +87,7 @@ def tests(session: nox.Session, driver: str) -> None:
 
 # What only the session "browser" runs, and what it runs again for the tests in it that need node.
 WITH_NODE = [f"tests/web/{name}.py" for name in ("test_client", "test_part_log")]
-WITH_NODE += ["tests/web/ai_sdk/test_client.py"]
+WITH_NODE += [f"tests/web/ai_sdk/test_{name}.py" for name in ("client", "docs")]
 PARTLY_WITH_NODE = [
     f"tests/web/ai_sdk/test_{name}.py" for name in ("sub_agents", "tool_calls", "ui_stream")
 ]

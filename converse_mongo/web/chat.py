@@ -108,7 +108,7 @@ async def get_chat(context: WebContext, request: Request) -> Response:
         behind = await replaced_behind(conversation, context.access.roles, query.before)
         messages = [each for each in messages if str(each.id) not in behind]
     shown = [
-        ui_message(each, context.presenter, _files(request, conversation, each.id))
+        await ui_message(each, context.presenter, _files(request, conversation, each.id))
         async for each in in_turns(messages)
     ]
     response = Json(shown, omit_none=True)

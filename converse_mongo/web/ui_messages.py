@@ -3,6 +3,7 @@
 Source: https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol, read for ``ai`` 7.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from converse_mongo.web.presenter import Presenter
 from converse_mongo.web.responses import frame
 from converse_mongo.web.stream_parts import StreamParts, is_text
 from converse_mongo.web.streams import log_cut
-from converse_mongo.web.ui_parts import UiPart, readable, ui_parts
+from converse_mongo.web.ui_parts import UiPart, has_agents_at_work, readable, ui_parts
 from converse_mongo.web.ui_stream import UiStream, text_delta
 
 STREAM_HEADERS = {"x-vercel-ai-ui-message-stream": "v1"}
@@ -46,6 +47,7 @@ DONE = f"data: {DONE_DATA}\n\n".encode()
 CUT_OFF = "The connection was ended by the server. Reload the page to continue."
 
 _FIRST_DELTA = 2
+_TURN = 64
 _LAST: UiPart = {"type": "finish"}
 _WAITS: UiPart = {"type": "finish", "finishReason": "tool-calls"}
 _FINISH_REASONS = frozenset({"stop", "length", "content-filter", "tool-calls", "error"})
@@ -315,7 +317,7 @@ def _metadata(
     return shown or None
 
 
-def ui_message(message: Message, presenter: Presenter, files: str) -> UiMessage:
+async def ui_message(message: Message, presenter: Presenter, files: str) -> UiMessage:
     """A stored message as ``useChat`` accepts it among its initial messages.
 
     UI messages have no errors: the metadata of a message that did not complete has its ``status``,
@@ -324,8 +326,8 @@ def ui_message(message: Message, presenter: Presenter, files: str) -> UiMessage:
     of_user = message.role is MessageRole.USER
     records, ended = ui_records(message, presenter), not message.is_streaming
     outputs: dict[int, UiPart] = {}
-    if not ended and any("parent" in record for record in records):
-        outputs = _agent_outputs(message, presenter, files)
+    if not ended and has_agents_at_work(records):
+        outputs = await _agent_outputs(message, presenter, files)
     return UiMessage(
         id=str(message.id),
         role=message.role,
@@ -334,9 +336,11 @@ def ui_message(message: Message, presenter: Presenter, files: str) -> UiMessage:
     )
 
 
-def _agent_outputs(message: Message, presenter: Presenter, files: str) -> dict[int, UiPart]:
+async def _agent_outputs(message: Message, presenter: Presenter, files: str) -> dict[int, UiPart]:
     """The outputs of sub-agents at work that a page has which follows the message."""
     stream = UiStream(files)
     for chunk in shown_chunks(message.chunks, presenter):
+        if chunk["sequence"] % _TURN == 0:
+            await asyncio.sleep(0)  # others have their turn
         stream.add(chunk)
     return stream.agent_outputs

@@ -95,6 +95,15 @@ def _message_of(
     return {"id": str(call), "role": "assistant", "parts": parts}
 
 
+def has_agents_at_work(records: Sequence[Record]) -> bool:
+    """Returns whether a call of the answer may have the message of its sub-agent as its output."""
+    calls = {record["parent"] for record in records if "parent" in record}
+    return any(
+        record["part"] in calls and is_on_page(record) and shows_agent(record, values_of(record))
+        for record in records
+    )
+
+
 def shows_agent(record: Record, values: Mapping[str, Any]) -> bool:
     """Returns whether a call is in a state in which the message of its sub-agent is its output.
 

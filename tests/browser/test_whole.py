@@ -136,6 +136,10 @@ class Page(Tab):
         expect(self.main).to_have_attribute("data-status", "open")
         return self
 
+    def wait_until_ready(self) -> None:
+        """Returns once nothing is received."""
+        self.expect_status("ready")
+
     def state(self) -> dict[str, Any]:
         """What it shows."""
         text = self.page.evaluate("JSON.stringify(window.shown)")
@@ -144,7 +148,8 @@ class Page(Tab):
 
     def answer_parts(self) -> list[dict[str, Any]]:
         """The parts of the answer."""
-        return visible(self.state()["messages"][-1]["parts"])
+        parts = self.state()["messages"][-1]["parts"]
+        return of_records(parts) if self._own else visible(parts)
 
 
 def visible(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -189,7 +194,7 @@ def ask(page: Page) -> str:
 
 def approve(page: Page) -> None:
     """Gives the approval, which sends all answers."""
-    page.expect_status("ready")
+    page.wait_until_ready()
     page.page.get_by_role("button", name="Approve").click()
 
 
@@ -223,12 +228,10 @@ def normal(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def undisturbed(worker: Process, page: Page) -> None:
     """Sees an answer through."""
     ask(page)
-    for _ in range(2):
+    for then in (approve, Page.wait_until_ready):
         while worker.line() != "ended":
             worker.go()
-        if page.page.get_by_role("button", name="Approve").count():
-            approve(page)
-    page.expect_status("ready")
+        then(page)
 
 
 def test_answer_with_everything__is_the_same_for_all_at_each_moment_and_in_the_end(
@@ -264,7 +267,7 @@ def test_answer_with_everything__is_the_same_for_all_at_each_moment_and_in_the_e
 
     fresh = open_page(talk, beside=first)
     for page in (first, second, fresh):
-        page.expect_status("ready")
+        page.wait_until_ready()
     states = [page.state() for page in (first, second, fresh)]
     assert [each["error"] for each in states] == [None] * 3
     assert states[0]["transient"] == ["gone"]
@@ -273,7 +276,7 @@ def test_answer_with_everything__is_the_same_for_all_at_each_moment_and_in_the_e
     wanted = fresh.answer_parts()
     loaded = open_page(talk, beside=own, own=True)
     for page in (own, loaded):
-        assert of_records(page.state()["messages"][-1]["parts"]) == wanted
+        until_is(page.answer_parts, wanted)
     response = own.page.request.get(f"{world.site.address}/api/conversations/{talk.id}/messages")
     assert of_records(response.json()["messages"][-1]["parts"]) == wanted
     events, parts, text = (each.rest() for each in tails)

@@ -9,7 +9,7 @@ import {
   lastAssistantMessageIsCompleteWithToolCalls,
 } from "ai";
 import { useConversation } from "converse-mongo/react";
-import { StrictMode, useEffect, useRef, useState } from "react";
+import { StrictMode, useLayoutEffect, useRef, useState } from "react";
 import { createRoot } from "react-dom/client";
 
 const query = new URLSearchParams(location.search);
@@ -17,7 +17,7 @@ const id = query.get("chat");
 const transport = new DefaultChatTransport({ api: "/api/chat" });
 
 function useShown(shown) {
-  useEffect(() => {
+  useLayoutEffect(() => {
     window.shown = shown;
   });
 }

@@ -11,10 +11,10 @@ import { createElement } from "react";
 import { createRoot } from "react-dom/client";
 import ts from "typescript";
 
+import { check, readBlocks } from "./checking.js";
 import { ID, Service, created, refuse, stopServers } from "./service.js";
 
 const HERE = fileURLToPath(new URL(".", import.meta.url));
-const BLOCK = /^```(javascript|jsx|html)\n(.*?)^```$/gms;
 const SCRIPT = /<script type="module">(.*?)<\/script>/gs;
 
 /** What the pages leave to who reads them. */
@@ -32,44 +32,12 @@ const NAMES = `
   }
 `;
 
-function readBlocks(page) {
-  const text = readFileSync(new URL(`../../../docs/howto/${page}`, import.meta.url), "utf8");
-  return [...text.matchAll(BLOCK)].map(([, language, code]) => ({ page, language, code }));
-}
-
 const BLOCKS = ["browser.md", "fastapi.md"].flatMap(readBlocks);
 
 function find(language, part) {
   const found = BLOCKS.filter((each) => each.language === language && each.code.includes(part));
   assert.ok(found.length > 0, `no block has ${part}`);
   return found[0].code;
-}
-
-/** What is wrong with the types of files that are not on the disk, by their names. */
-function check(files) {
-  const options = {
-    ...{ allowJs: true, checkJs: true, noEmit: true, strict: true, noImplicitAny: false },
-    ...{ target: ts.ScriptTarget.ES2022, jsx: ts.JsxEmit.ReactJSX, types: [] },
-    ...{ module: ts.ModuleKind.ESNext, moduleResolution: ts.ModuleResolutionKind.Bundler },
-    ...{ lib: ["lib.es2023.d.ts", "lib.dom.d.ts", "lib.dom.iterable.d.ts"] },
-  };
-  const host = ts.createCompilerHost(options);
-  const { fileExists, getSourceFile } = host;
-  host.fileExists = (name) => files.has(name) || fileExists(name);
-  host.getSourceFile = (name, ...more) =>
-    files.has(name)
-      ? ts.createSourceFile(name, files.get(name), ts.ScriptTarget.ES2022, true)
-      : getSourceFile(name, ...more);
-  const program = ts.createProgram([...files.keys()], options, host);
-  const found = [...files.keys()].flatMap((name) => {
-    const file = program.getSourceFile(name);
-    return [...program.getSyntacticDiagnostics(file), ...program.getSemanticDiagnostics(file)];
-  });
-  return found.map(({ file, start, messageText }) => {
-    const line = file.text.slice(0, start).split("\n").length;
-    const text = ts.flattenDiagnosticMessageText(messageText, "\n");
-    return `${file.fileName.slice(HERE.length)}:${line} ${text}`;
-  });
 }
 
 /** Runs a block as a module; gives what it exports, and what is named in `exported`. */
@@ -135,7 +103,7 @@ test("the blocks have the types of the client", () => {
   // Were nothing found here, nothing would be checked.
   const wrong = 'import { openConversation } from "converse-mongo"; openConversation({ url: "" });';
   files.set(`${HERE}wrong.js`, wrong);
-  const [found, ...others] = check(files);
+  const [found, ...others] = check(ts, HERE, files);
   assert.deepEqual(others, []);
   assert.match(found, /wrong\.js:1 .*conversationId/s);
 });
