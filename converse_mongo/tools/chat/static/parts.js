@@ -12,7 +12,7 @@ const LONGEST_NAME = 200;
 const REMOVED = "This content was removed.";
 const ADDRESS = /^https?:\/\//i;
 const OWN_FILE = /^data:[^,]{0,300};base64,/i;
-const IMAGES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"]);
+export const IMAGES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"]);
 const SOURCES = new Set(["source_url", "source_document"]);
 const UNSEEN = new Set(["step", "hidden"]);
 const STATES = {
@@ -40,8 +40,9 @@ export class Parts {
    * Shows parts; what did not change stays as it is.
    *
    * @param {readonly object[]} parts
-   * @param {{streams: boolean, written: boolean, files: string}} state Whether more may follow, whether
-   *     somebody is writing it now, and the address of the message's own files, but for their numbers.
+   * @param {{streams: boolean, written: boolean, files: string | null}} state Whether more may follow,
+   *     whether somebody is writing it now, and the address of the message's own files, but for their
+   *     numbers; `null` if it is not stored.
    * @returns {boolean} Whether the reader sees that something goes on.
    */
   draw(parts, state) {
@@ -148,11 +149,11 @@ class FileView {
     const facts = [line(type), typeof size === "number" ? bytes(size) : ""].filter(Boolean).join(", ");
     const isOwn = OWN_FILE.test(url) || part.values?.url !== undefined;
     // Others see who loads an image from their sites: those are links, which the reader follows or not.
-    const address = `${files}${part.part}`;
-    const link = isOwn ? element("a", { href: address, download: label, textContent: label }) : linkTo(url, label);
+    const address = files === null ? null : `${files}${part.part}`;
+    const link = isOwn ? ownLink(address, label) : linkTo(url, label);
     this.node.replaceChildren(link);
     if (facts !== "") this.node.append(" ", element("span", { className: "soft", textContent: facts }));
-    if (isOwn && isImage) this.node.prepend(preview(address, label));
+    if (isOwn && isImage && address !== null) this.node.prepend(preview(address, label));
     return false;
   }
 }
@@ -320,6 +321,12 @@ class Sources {
   }
 }
 
+/** A link to a file that a message has itself; text until it is stored. */
+function ownLink(address, label) {
+  if (address === null) return element("span", { textContent: label });
+  return element("a", { href: address, download: label, textContent: label });
+}
+
 /** An image that is gone if it cannot be shown: its name is below it. */
 function preview(address, label) {
   const image = element("img", { className: "preview", alt: label, loading: "lazy" });
@@ -372,7 +379,8 @@ function readable(fields, values, name) {
   return `${text.slice(0, LONGEST_VALUE)}\n… and ${more.toLocaleString("en-US")} more characters`;
 }
 
-function bytes(size) {
+/** A size in bytes, in words. */
+export function bytes(size) {
   if (!(size >= 1000)) return `${Number(size) || 0} bytes`;
   const [unit, divisor] = size < 1e6 ? ["kB", 1e3] : ["MB", 1e6];
   return `${(size / divisor).toFixed(size / divisor < 10 ? 1 : 0)} ${unit}`;
