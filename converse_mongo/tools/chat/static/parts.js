@@ -5,6 +5,7 @@
  */
 
 import { toolCallState } from "/client/index.js";
+import { readError } from "./errors.js";
 import { Text, element } from "./text.js";
 
 const LONGEST_VALUE = 20_000;
@@ -221,9 +222,9 @@ class ToolCallView extends FoldedView {
     super(onToggle);
     this.input = new Value();
     this.output = new Value();
-    this.error = element("p", { className: "error" });
+    this.error = new ErrorView(onToggle);
     this.nested = new Level(onToggle);
-    this.body.append(this.input.node, this.nested.node, this.output.node, this.error);
+    this.body.append(this.input.node, this.nested.node, this.output.node, this.error.node);
   }
 
   drawSummary(call, { streams, written }) {
@@ -249,8 +250,31 @@ class ToolCallView extends FoldedView {
     else this.input.draw("Input", { input: text }, {}, "input");
     this.output.draw(fields.preliminary === true ? "Result so far" : "Result", fields, values, "output");
     const hasError = "error" in fields || "error" in values;
-    this.error.hidden = !hasError;
-    this.error.textContent = hasError ? readable(fields, values, "error") : "";
+    this.error.draw(hasError ? readable(fields, values, "error") : "");
+  }
+}
+
+/** What went wrong, as a sentence; what else a service has said of it is folded. */
+class ErrorView {
+  constructor(onToggle) {
+    this.message = element("p");
+    this.all = new Value();
+    const title = element("span", { className: "fold-title", textContent: "Details" });
+    this.fold = element("details", { className: "fold" }, element("summary", {}, title), this.all.node);
+    this.fold.addEventListener("toggle", onToggle);
+    this.node = element("div", { className: "error" }, this.message);
+  }
+
+  draw(text) {
+    const { message, all } = readError(text);
+    this.node.hidden = text === "";
+    this.message.textContent = message;
+    if (all === null) {
+      this.fold.remove();
+      return;
+    }
+    this.all.draw("Error", { all }, {}, "all");
+    this.node.append(this.fold);
   }
 }
 
