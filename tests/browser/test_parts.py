@@ -268,7 +268,10 @@ def test_errors__that_are_json_show_their_message_and_fold_the_rest(
             expect(details).to_have_count(0)
     calls.nth(1).scroll_into_view_if_needed()
     shoot(tab, "errors-of-tools")
+    tab.page.emulate_media(color_scheme="dark")
     tab.page.set_viewport_size({"width": 320, "height": 640})
+    calls.nth(3).scroll_into_view_if_needed()
+    shoot(tab, "errors-of-tools-narrow")
     assert tab.page.evaluate(TOO_WIDE) == []
     assert tab.page.evaluate(STRANGE, f"{OURS} details summary") == []
     assert complaints.found == []
