@@ -358,7 +358,7 @@ class Complaints:
         dialog.dismiss()
 
     def _request(self, request: Request) -> None:
-        if not request.url.startswith("http://127.0.0.1:"):
+        if not request.url.removeprefix("blob:").startswith("http://127.0.0.1:"):
             self._found.append(f"request: {request.url}")
 
 

@@ -83,7 +83,7 @@ def test_keyboard__is_enough_for_a_conversation(tab: Tab, model: Model, shoot: S
     expect(tab.question).to_be_focused()
 
     model.will(*ANSWER, slowly=True)
-    assert keys.go_back_to("Try again") == ["Copy"]
+    assert keys.go_back_to("Try again") == ["Attach images or PDFs", "Copy"]
     shoot(tab, "keyboard-focus")
     keys.press("Enter")
     expect(tab.typing).to_have_count(1)
@@ -93,7 +93,8 @@ def test_keyboard__is_enough_for_a_conversation(tab: Tab, model: Model, shoot: S
     expect(tab.question).to_be_focused()
 
     expect(tab.titles).to_have_text(["What is MongoDB?"])
-    assert keys.go_back_to("New chat") == ["Copy", "What is MongoDB?"]
+    passed = ["Attach images or PDFs", "Copy", "What is MongoDB?"]
+    assert keys.go_back_to("New chat") == passed
     keys.press("Enter")
     expect(tab.messages).to_have_count(0)
     expect(tab.question).to_be_focused()
@@ -192,6 +193,7 @@ def test_screen_reader__finds_its_way_in_the_page(tab: Tab) -> None:
             - paragraph: It is a database for documents.
             - button "Copy"
         - form "Ask a question":
+          - button "Attach images or PDFs"
           - textbox "Your message"
           - button "Send" [disabled]
     """)

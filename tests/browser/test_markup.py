@@ -65,7 +65,7 @@ STRANGE = """(ours) => {
   }
   for (const name of ["script", "iframe", "img", "style", "form", "input"]) {
     const count = document.querySelectorAll(`body ${name}`).length;
-    if (count > (name === "form" ? 1 : 0)) found.push(`${count} ${name}`);
+    if (count > (["form", "input"].includes(name) ? 1 : 0)) found.push(`${count} ${name}`);
   }
   if (window.harmed !== undefined) found.push("a script ran");
   return found;

@@ -1,6 +1,7 @@
 """Parts of answers in the chat: the same after a reload as without, folded, and as text only."""
 
 import asyncio
+import json
 import queue
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -215,6 +216,64 @@ def test_parts__reloaded_at_each_step_are_those_of_a_tab_that_was_not(
     other.page.set_viewport_size({"width": 320, "height": 640})
     assert other.page.evaluate(TOO_WIDE) == []
     shoot(other, "parts-narrow")
+    assert complaints.found == []
+
+
+ERRORS = {
+    "No such city.": "No such city.",
+    '{"error": {"code": 404, "message": "No such city."}}': "No such city.",
+    '{"detail": [{"loc": ["q"], "msg": "Too short"}, {"loc": [], "msg": "No"}]}': "Too short; No",
+    'HTTP 4: {"error": "{\\"detail\\": \\"Bad.\\"}", "id": 1234567890123456789}': "HTTP 4: Bad.",
+    '{"status": 500}': "The tool failed.",
+    json.dumps({"message": "long " * 200}): f"{('long ' * 200)[:500]}…",
+    json.dumps({"message": HOSTILE}): HOSTILE,
+    "Expected {, got [": "Expected {, got [",
+    '{"message": "cut': '{"message": "cut',
+}
+"""Errors of tools, and what is shown of them while the rest is folded."""
+
+
+def test_errors__that_are_json_show_their_message_and_fold_the_rest(
+    open_tab: OpenTab, chat: Chat, portal: BlockingPortal, complaints: Complaints, shoot: Shoot
+) -> None:
+    tab = open_tab().open()
+    converse = Converse(chat.uri, database=chat.database)
+    with portal.wrap_async_context_manager(converse):
+        message = begin(tab, portal, converse)
+
+        async def answer() -> None:
+            async with message.writer() as writer:
+                for error in ERRORS:
+                    call = await writer.start_tool_call("look_up")
+                    await call.set_input({})
+                    await call.set_error(error)
+
+        portal.call(answer)
+    tab.open(str(message.conversation_id))
+    calls = tab.answer.locator(".parts > details")
+    expect(calls).to_have_count(len(ERRORS))
+    for place, (error, shown) in enumerate(ERRORS.items()):
+        call = calls.nth(place)
+        call.locator("> summary").click()
+        expect(call.locator(".error > p")).to_have_text(shown)
+        details = call.locator(".error > details")
+        if error.endswith("}"):
+            expect(details.locator("pre")).to_be_hidden()
+            details.locator("summary").focus()
+            tab.page.keyboard.press("Enter")
+            expect(details.locator("pre")).to_be_visible()
+            found = details.locator("pre").inner_text()
+            assert json.loads(found) == json.loads(error[error.index("{") :])
+        else:
+            expect(details).to_have_count(0)
+    calls.nth(1).scroll_into_view_if_needed()
+    shoot(tab, "errors-of-tools")
+    tab.page.emulate_media(color_scheme="dark")
+    tab.page.set_viewport_size({"width": 320, "height": 640})
+    calls.nth(3).scroll_into_view_if_needed()
+    shoot(tab, "errors-of-tools-narrow")
+    assert tab.page.evaluate(TOO_WIDE) == []
+    assert tab.page.evaluate(STRANGE, f"{OURS} details summary") == []
     assert complaints.found == []
 
 

@@ -214,7 +214,7 @@ async def test_body__without_an_end_is_read_up_to_the_limit(make_site: MakeSite)
 @pytest.mark.parametrize(
     ("body", "detail"),
     [
-        ("{}", "content: Field required."),
+        ("{}", "content: Text must not be empty."),
         ("[]", "body: Input should be an object."),
         ('{"content": "x"', "The body is not valid JSON."),
         ('{"content": 7}', "content: Input should be a valid string."),

@@ -41,6 +41,9 @@ CLOSE_SECONDS = 5.0
 """The time that writers then have to store their text."""
 MAX_LISTED = 100
 MAX_QUESTION_BYTES = 32 * 1024
+MAX_FILE_BYTES = 4_000_000
+MAX_FILES_BYTES = 8_000_000
+"""The size of all files of a question together."""
 SLACK_BYTES = 1024 * 1024
 MAX_BODY_BYTES = 64 * 1024
 
@@ -79,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     # FastAPI's own pages load scripts from other hosts, which the security headers forbid.
     app = FastAPI(title="Chat", lifespan=lifespan, docs_url=None, redoc_url=None)
-    limits = Limits()
+    limits = Limits(file_bytes=MAX_FILE_BYTES)
     app.add_middleware(
         Guard,
         hosts=Hosts(settings.hosts) if settings.hosts else None,
@@ -99,7 +102,8 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/api/me")
     async def me(user: Visitor, response: Response) -> dict[str, Any]:
         response.headers["cache-control"] = "no-store"
-        return {"id": user, "model": model.name, "canned": not settings.api_key}
+        files = {"each": MAX_FILE_BYTES, "all": MAX_FILES_BYTES}
+        return {"id": user, "model": model.name, "canned": not settings.api_key, "files": files}
 
     @app.get("/api/conversations")
     async def list_conversations(user: User, response: Response) -> dict[str, Any]:
@@ -146,6 +150,7 @@ def create_app(settings: Settings) -> FastAPI:
                 lifetime=settings.lifetime,
                 limits=limits,
                 max_message_bytes=MAX_QUESTION_BYTES,
+                max_body_bytes=MAX_FILES_BYTES * 4 // 3 + SLACK_BYTES,  # in Base64
             )
         ),
     )

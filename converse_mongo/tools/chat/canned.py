@@ -110,7 +110,8 @@ class CannedModel:
         command = question.strip().lower()
         asked = sum(each.role == "user" for each in said)
         count = 0
-        for written in _written(command, question, asked):
+        files = [each.name for each in said[-1].files] if said else []
+        for written in _written(command, question or ", ".join(files), asked):
             works = isinstance(written, PartSet) and "output" in written.fields
             await asyncio.sleep(random.uniform(0.2, 1.8) * self._delay * (WORK if works else 1))
             yield written

@@ -7,7 +7,8 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 import openai
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionMessageParam
+from openai.types.chat.chat_completion_content_part_param import File
 
 from converse_mongo import (
     Conversation,
@@ -79,7 +80,7 @@ class OpenAIModel:
         prompt: list[ChatCompletionMessageParam] = [{"role": "system", "content": SYSTEM_PROMPT}]
         for each in said:
             if each.role == "user":
-                prompt.append({"role": "user", "content": each.content})
+                prompt.append({"role": "user", "content": _told(each)})
             else:
                 prompt.append({"role": "assistant", "content": each.content})
         finished: str | None = None
@@ -110,6 +111,22 @@ class OpenAIModel:
     async def aclose(self) -> None:
         """Closes its connections."""
         await self._client.close()
+
+
+def _told(said: Said) -> str | list[ChatCompletionContentPartParam]:
+    """Returns what a model is told of a question: its text, and the files that it can read."""
+    if not said.files:
+        return said.content
+    told: list[ChatCompletionContentPartParam] = []
+    if said.content.strip():
+        told.append({"type": "text", "text": said.content})
+    for file in said.files:
+        if file.media_type.startswith("image/"):
+            told.append({"type": "image_url", "image_url": {"url": file.url}})
+        else:
+            given: File = {"type": "file", "file": {"filename": file.name, "file_data": file.url}}
+            told.append(given)
+    return told
 
 
 class Responder:

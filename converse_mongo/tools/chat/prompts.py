@@ -5,11 +5,13 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
-from converse_mongo import Conversation, Message, MessageRole
+from converse_mongo import Conversation, FilePart, Message, MessageRole, StoredValue
 from converse_mongo.web import prompt_messages
 
 MAX_MESSAGES = 60
 MAX_CHARACTERS = 60_000
+MAX_FILE_CHARACTERS = 24 * 1024 * 1024
+"""The most characters of the addresses of files, which have the files themselves in Base64."""
 MAX_TITLE = 60
 MAX_READ = 1000
 """The part of a question that its title is made of."""
@@ -27,35 +29,64 @@ MARKS = (
 
 
 @dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file of a message."""
+
+    name: str
+    media_type: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """A message of the prompt."""
 
     role: Literal["user", "assistant"]
     content: str
+    files: tuple[Attachment, ...] = ()
 
 
 async def said_before(conversation: Conversation, answer: Message) -> list[Said]:
     """Returns the messages before an answer, the oldest first, up to the limits above."""
     told = await prompt_messages(
-        conversation, answer, MAX_MESSAGES, roles=(MessageRole.USER, MessageRole.ASSISTANT)
+        conversation,
+        answer,
+        MAX_MESSAGES,
+        roles=(MessageRole.USER, MessageRole.ASSISTANT),
+        parts=True,
     )
     said: list[Said] = []
-    room = MAX_CHARACTERS
+    room, room_of_files = MAX_CHARACTERS, MAX_FILE_CHARACTERS
     for message in reversed(told):
         room -= len(message.content)
         if said and room < 0:
             break
         if message.role is MessageRole.USER:
-            said.append(Said("user", message.content))
-        else:
+            files = await _files_of(message)
+            room_of_files -= sum(len(each.url) for each in files)
+            said.append(Said("user", message.content, files if room_of_files >= 0 else ()))
+        elif message.content.strip():
             said.append(Said("assistant", message.content))
     return said[::-1]
+
+
+async def _files_of(message: Message) -> tuple[Attachment, ...]:
+    found: list[Attachment] = []
+    for part in message.parts:
+        if isinstance(part, FilePart) and not part.redacted:
+            url = part.fields.get("url")
+            if isinstance(url, StoredValue):
+                url = await message.load_value(url)
+            if isinstance(url, str):
+                found.append(Attachment(part.name or "file", part.media_type, url))
+    return tuple(found)
 
 
 async def name_conversation(conversation: Conversation, said: list[Said]) -> None:
     """Sets the title of a conversation from its first question."""
     if conversation.title is None and said:
-        conversation.title = title_for(said[0].content)
+        first = said[0]
+        conversation.title = title_for(first.content or ", ".join(f.name for f in first.files))
         await conversation.save()  # writes only the title
 
 

@@ -8,7 +8,7 @@ POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self'",
+        "img-src 'self' blob:",  # previews of files that the reader has chosen
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",

@@ -1,6 +1,7 @@
 /** The page: conversations on the left, messages on the right, and an input field. */
 
 import { ConverseError, openConversation, openOwner } from "/client/index.js";
+import { Attached } from "./attached.js";
 import { MessageList } from "./messages.js";
 import { element } from "./text.js";
 import { FOR_YOU, approvalsOf } from "./waits.js";
@@ -52,6 +53,13 @@ const list = new MessageList(at("messages"), {
     following = atEnd(); // what is read now must not be scrolled away
     drawJump();
   },
+  left: () => question.focus(),
+});
+
+const attached = new Attached(at("files"), at("attached"), {
+  changed: () => drawComposer(),
+  complain,
+  announce,
   left: () => question.focus(),
 });
 
@@ -212,8 +220,9 @@ function drawComposer() {
     if (focused) question.focus();
   }
   if (at("wait").textContent !== "") explain(reasonToWait());
-  send.disabled = busy || lost || question.value.trim() === "";
+  send.disabled = busy || lost || (question.value.trim() === "" && attached.isEmpty);
   question.disabled = lost;
+  at("attach").disabled = lost;
 }
 
 function fit() {
@@ -236,7 +245,7 @@ function explain(reason) {
 }
 
 async function submit(text) {
-  if (busy || text.trim() === "") return;
+  if (busy || (text.trim() === "" && attached.isEmpty)) return;
   const reason = reasonToWait();
   if (reason !== null) {
     explain(reason);
@@ -244,28 +253,33 @@ async function submit(text) {
   }
   complain(null);
   following = true;
-  if (chat === null) {
-    busy = true;
-    draw();
-    try {
+  busy = true;
+  draw();
+  const before = shownId;
+  let files;
+  try {
+    files = await attached.read();
+    if (files === null || shownId !== before) return; // another conversation is shown by now
+    if (chat === null) {
       const begun = await request("/api/conversations", { method: "POST", body: "{}" });
       takeNews({ type: "conversation.created", conversation_id: begun.id, title: begun.title });
       go(begun.id);
-    } catch (error) {
-      complain(sentence(error));
-      return;
-    } finally {
-      busy = false;
-      draw();
     }
+  } catch (error) {
+    complain(sentence(error));
+    return;
+  } finally {
+    busy = false;
+    draw();
   }
+  attached.clear();
   if (question.value === text) {
     question.value = "";
     fit();
   }
   question.focus();
   // The message is shown at once. If it cannot be sent, it shows that, and can be sent again.
-  const sent = act(() => chat.send(text));
+  const sent = act(() => chat.send(text, { files }));
   draw();
   await sent;
 }
@@ -287,6 +301,8 @@ question.addEventListener("input", () => {
   fit();
   drawComposer();
 });
+
+at("attach").addEventListener("click", () => at("files").click());
 
 at("stop").addEventListener("click", async () => {
   const message = streaming();
@@ -573,7 +589,8 @@ document.addEventListener("visibilitychange", () => {
 });
 
 /** Says who answers, and what can be asked. */
-function describeModel({ model, canned }) {
+function describeModel({ model, canned, files }) {
+  attached.limits = files;
   const text = `Answers: ${model}`;
   if (at("model").textContent === text) return;
   at("model").textContent = text;

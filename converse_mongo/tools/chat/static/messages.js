@@ -175,13 +175,18 @@ function typing(...more) {
   );
 }
 
-/** The address of the files that a message has itself, but for their numbers. */
-function filesOf({ conversation_id: conversation, id }) {
+/** The address of the files that a message has itself, but for their numbers; `null` without one. */
+function filesOf({ conversation_id: conversation, id, position }) {
+  if (position === null) return null;
   return `/api/conversations/${conversation}/messages/${id}/files/`;
 }
 
 function errorOf(message) {
-  if (message.status === "unsent") return "This could not be sent.";
+  if (message.status === "unsent") {
+    // What the server says of files names them.
+    const why = message.parts.some(({ kind }) => kind === "file") ? message.error : null;
+    return ["This could not be sent.", why].filter(Boolean).join(" ");
+  }
   if (message.status !== "failed") return "";
   return message.error?.startsWith("interrupted") ? INTERRUPTED : message.error || "The answer failed.";
 }

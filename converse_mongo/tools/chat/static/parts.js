@@ -5,6 +5,7 @@
  */
 
 import { toolCallState } from "/client/index.js";
+import { readError } from "./errors.js";
 import { Text, element } from "./text.js";
 
 const LONGEST_VALUE = 20_000;
@@ -12,7 +13,7 @@ const LONGEST_NAME = 200;
 const REMOVED = "This content was removed.";
 const ADDRESS = /^https?:\/\//i;
 const OWN_FILE = /^data:[^,]{0,300};base64,/i;
-const IMAGES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"]);
+export const IMAGES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"]);
 const SOURCES = new Set(["source_url", "source_document"]);
 const UNSEEN = new Set(["step", "hidden"]);
 const STATES = {
@@ -40,8 +41,9 @@ export class Parts {
    * Shows parts; what did not change stays as it is.
    *
    * @param {readonly object[]} parts
-   * @param {{streams: boolean, written: boolean, files: string}} state Whether more may follow, whether
-   *     somebody is writing it now, and the address of the message's own files, but for their numbers.
+   * @param {{streams: boolean, written: boolean, files: string | null}} state Whether more may follow,
+   *     whether somebody is writing it now, and the address of the message's own files, but for their
+   *     numbers; `null` if it is not stored.
    * @returns {boolean} Whether the reader sees that something goes on.
    */
   draw(parts, state) {
@@ -148,11 +150,11 @@ class FileView {
     const facts = [line(type), typeof size === "number" ? bytes(size) : ""].filter(Boolean).join(", ");
     const isOwn = OWN_FILE.test(url) || part.values?.url !== undefined;
     // Others see who loads an image from their sites: those are links, which the reader follows or not.
-    const address = `${files}${part.part}`;
-    const link = isOwn ? element("a", { href: address, download: label, textContent: label }) : linkTo(url, label);
+    const address = files === null ? null : `${files}${part.part}`;
+    const link = isOwn ? ownLink(address, label) : linkTo(url, label);
     this.node.replaceChildren(link);
     if (facts !== "") this.node.append(" ", element("span", { className: "soft", textContent: facts }));
-    if (isOwn && isImage) this.node.prepend(preview(address, label));
+    if (isOwn && isImage && address !== null) this.node.prepend(preview(address, label));
     return false;
   }
 }
@@ -220,9 +222,9 @@ class ToolCallView extends FoldedView {
     super(onToggle);
     this.input = new Value();
     this.output = new Value();
-    this.error = element("p", { className: "error" });
+    this.error = new ErrorView(onToggle);
     this.nested = new Level(onToggle);
-    this.body.append(this.input.node, this.nested.node, this.output.node, this.error);
+    this.body.append(this.input.node, this.nested.node, this.output.node, this.error.node);
   }
 
   drawSummary(call, { streams, written }) {
@@ -248,8 +250,31 @@ class ToolCallView extends FoldedView {
     else this.input.draw("Input", { input: text }, {}, "input");
     this.output.draw(fields.preliminary === true ? "Result so far" : "Result", fields, values, "output");
     const hasError = "error" in fields || "error" in values;
-    this.error.hidden = !hasError;
-    this.error.textContent = hasError ? readable(fields, values, "error") : "";
+    this.error.draw(hasError ? readable(fields, values, "error") : "");
+  }
+}
+
+/** What went wrong, as a sentence; what else a service has said of it is folded. */
+class ErrorView {
+  constructor(onToggle) {
+    this.message = element("p");
+    this.all = new Value();
+    const title = element("span", { className: "fold-title", textContent: "Details" });
+    this.fold = element("details", { className: "fold" }, element("summary", {}, title), this.all.node);
+    this.fold.addEventListener("toggle", onToggle);
+    this.node = element("div", { className: "error" }, this.message);
+  }
+
+  draw(text) {
+    const { message, all } = readError(text);
+    this.node.hidden = text === "";
+    this.message.textContent = message;
+    if (all === null) {
+      this.fold.remove();
+      return;
+    }
+    this.all.draw("Error", { all }, {}, "all");
+    this.node.append(this.fold);
   }
 }
 
@@ -320,6 +345,12 @@ class Sources {
   }
 }
 
+/** A link to a file that a message has itself; text until it is stored. */
+function ownLink(address, label) {
+  if (address === null) return element("span", { textContent: label });
+  return element("a", { href: address, download: label, textContent: label });
+}
+
 /** An image that is gone if it cannot be shown: its name is below it. */
 function preview(address, label) {
   const image = element("img", { className: "preview", alt: label, loading: "lazy" });
@@ -372,7 +403,8 @@ function readable(fields, values, name) {
   return `${text.slice(0, LONGEST_VALUE)}\n… and ${more.toLocaleString("en-US")} more characters`;
 }
 
-function bytes(size) {
+/** A size in bytes, in words. */
+export function bytes(size) {
   if (!(size >= 1000)) return `${Number(size) || 0} bytes`;
   const [unit, divisor] = size < 1e6 ? ["kB", 1e3] : ["MB", 1e6];
   return `${(size / divisor).toFixed(size / divisor < 10 ? 1 : 0)} ${unit}`;
