@@ -239,8 +239,8 @@ class ChatTurns:
         sent = question_of(messages)
         if found is None or not await has_text(found, sent.content):
             return False
-        shown = ui_message(found, self._context.presenter, self._files(found.id)).parts
-        if ui_files(shown) == ui_files(sent.sent):
+        shown = await ui_message(found, self._context.presenter, self._files(found.id))
+        if ui_files(shown.parts) == ui_files(sent.sent):
             return True  # as the page has them after a reload
         files = sent.files(self._context.limits.file_bytes)
         return has_parts(found, records_of(sent.content, files))
