@@ -49,7 +49,9 @@ Values: TypeAlias = Mapping[StoredValue, Any]
 NO_VALUES: Values = MappingProxyType({})
 
 FileUrl: TypeAlias = Callable[[FilePart], str | None]
-"""Returns a URL under which the provider gets a file, or a ``data:`` URL; ``None`` for none."""
+"""Returns a URL under which the provider gets a file, or a ``data:`` URL; ``None`` for none.
+
+A file that is stored in its message, as a ``data:`` URL, is told without asking for another URL."""
 
 
 @dataclass
@@ -113,9 +115,20 @@ def _turns(role: MessageRole, parts: Iterable[Part]) -> Iterator[Turn]:
     yield turn
 
 
-def readable_url(file: FilePart) -> str | None:
-    """Returns the URL of a file, if it is one that a provider can read."""
-    return file.url if file.url.startswith(("https://", "http://", "data:")) else None
+def readable_url(file: FilePart, *, file_url: FileUrl | None, values: Values) -> str | None:
+    """Returns a URL of a file that a provider can read; ``None`` if there is none.
+
+    Args:
+        file: The file.
+        file_url: Returns that of a file which is not stored in its message, if the caller knows.
+        values: Large values that were loaded: a ``data:`` URL may be one.
+    """
+    url = loaded(file.fields.get("url"), values)
+    if isinstance(url, str) and url.startswith("data:"):
+        return url
+    if file_url is not None:
+        return file_url(file)
+    return file.url if file.url.startswith(("https://", "http://")) else None
 
 
 def is_callable(part: ToolCallPart) -> bool:

@@ -301,6 +301,15 @@ def test_large_value__of_a_tool_of_anthropic_is_told_once_it_was_loaded() -> Non
     assert blocks_of(parts, values={value: cited}) == [*events.SEARCH, events.text("Hi")]
 
 
+def test_file__that_is_large_is_told_once_it_was_loaded() -> None:
+    value, url = StoredValue(300_000, "h", "v"), "data:image/png;base64,AA=="
+    file = FilePart(url, "image/png")
+    whole = messages_for_anthropic([user("Look", file)])
+    file.fields = {**file.fields, "url": value}
+    assert messages_for_anthropic([user("Look", file)]) != whole
+    assert messages_for_anthropic([user("Look", file)], values={value: url}) == whole
+
+
 async def test_large_value__is_loaded_of_what_is_stored(converse: Converse) -> None:
     page = [{**events.FOUND[0], "encrypted_content": "x" * 300_000}]
     blocks = events.SEARCH[0], {**events.SEARCH[1], "content": page}, events.text("Hi")

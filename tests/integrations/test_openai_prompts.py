@@ -302,6 +302,16 @@ def test_files__of_users_by_reference() -> None:
     assert messages_for_openai([user(unknown)]) == []
 
 
+def test_file__that_is_large_is_told_once_it_was_loaded() -> None:
+    value, url = StoredValue(300_000, "h", "v"), "data:application/pdf;base64,AA=="
+    file = FilePart(url, "application/pdf", name="b.pdf")
+    file.fields = {**file.fields, "url": value}
+    for tell in (messages_for_openai, messages_for_openai_chat):
+        assert tell([user(file)]) == []
+        told: Any = tell([user(file)], values={value: url}, file_url=lambda _: "https://f/1")
+        assert url in str(told[0]["content"])
+
+
 # Which messages
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -89,12 +90,13 @@ def messages_for_anthropic(
     """
     turns = [turn for turn in turns_of(history, answer) if turn.role is not MessageRole.SYSTEM]
     outcomes = _outcomes(turns, provider, values)
+    reads = partial(readable_url, file_url=file_url, values=values)
     came: list[Said | None] = []
     others: list[Said] = []
     for turn in turns:
         if turn.role is MessageRole.USER:
             came.append(None)
-            others.append([("user", _said_by_user(turn, provider, file_url or readable_url))])
+            others.append([("user", _said_by_user(turn, provider, reads))])
         elif _was_refused(turn, provider):
             came.append(None)
             others.append([])

@@ -59,7 +59,8 @@ def messages_for_openai(
         values: Large values, of ``load_values``; the others are told as their size.
     """
     items: list[Item] = []
-    told_file = partial(_input_file, provider=provider, url_of=file_url or readable_url)
+    reads = partial(readable_url, file_url=file_url, values=values)
+    told_file = partial(_input_file, provider=provider, url_of=reads)
     for turn in turns_of(history, answer):
         if turn.role is MessageRole.ASSISTANT:
             made = _as_it_came(turn, provider, values)
@@ -304,7 +305,8 @@ def messages_for_openai_chat(
         values: See there.
     """
     messages: list[Item] = []
-    told_file = partial(_chat_file, provider=provider, url_of=file_url or readable_url)
+    reads = partial(readable_url, file_url=file_url, values=values)
+    told_file = partial(_chat_file, provider=provider, url_of=reads)
     for turn in turns_of(history, answer):
         if turn.role is MessageRole.ASSISTANT:
             messages += _chat_turn(turn, provider, values)

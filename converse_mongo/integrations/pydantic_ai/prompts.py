@@ -103,7 +103,7 @@ class Telling:
     def __init__(
         self, file_url: FileUrl | None, values: Values, left_out: Iterable[int | None] = ()
     ) -> None:
-        self._file_url = file_url or readable_url
+        self._file_url = file_url
         self._values = values
         self._left_out = set(left_out)
 
@@ -140,19 +140,13 @@ class Telling:
         if data.get("file_id") and data.get("provider_name"):
             named = {name: data[name] for name in ("file_id", "provider_name")}
             return [{"kind": "uploaded-file", **named, "media_type": file.media_type}]
-        url = self._url(file)
+        url = readable_url(file, file_url=self._file_url, values=self._values)
         if url is None:
             return []
         if url.startswith("data:"):
             return [_binary(url)]
         kind = _URLS.get(file.media_type.partition("/")[0], "document-url")
         return [{"kind": kind, "url": url, "media_type": file.media_type}]
-
-    def _url(self, file: FilePart) -> str | None:
-        value = loaded(file.fields.get("url"), self._values)
-        if isinstance(value, str) and value.startswith("data:"):
-            return value
-        return self._file_url(file)
 
     # What models said
 
@@ -215,7 +209,7 @@ class Telling:
             args = data["args"] if "args" in data else self._args(part)
             return {"part_kind": kind, **named, "args": args, **item}
         if isinstance(part, FilePart):
-            url = self._url(part)
+            url = readable_url(part, file_url=self._file_url, values=self._values)
             if url is None or not url.startswith("data:"):
                 return None
             return {"part_kind": "file", "content": _binary(url), **item}
