@@ -68,11 +68,16 @@ class QueueListener(Protocol):
     """A worker that hears of messages."""
 
     def opened(
-        self, message_id: ObjectId, due: datetime | None, stored: Mapping[str, Any] | None
+        self,
+        queue: str,
+        message_id: ObjectId,
+        due: datetime | None,
+        stored: Mapping[str, Any] | None,
     ) -> None:
         """Hears that a message waits for a worker.
 
         Args:
+            queue: The name of its queue.
             message_id: The message.
             due: When it can be claimed; ``None`` for at once.
             stored: Its header as it is stored, if the hint has it.
@@ -133,7 +138,7 @@ class Openings:
         """Tells that a message waits for a worker; see :class:`QueueListener`."""
         for queues, listener in list(self._listeners):
             if queue in queues:
-                listener.opened(message_id, due, stored)
+                listener.opened(queue, message_id, due, stored)
 
     def tell_gone(self, message_id: ObjectId, holder: ObjectId | None) -> None:
         """Tells that a message has a worker, or has ended; see :class:`QueueListener`."""

@@ -177,8 +177,8 @@ class Worker:
         self._room.workers.append(self)
         self._attempts: dict[Attempt, asyncio.Task[Outcome]] = {}
         self._wake = asyncio.Event()
-        self._heard: dict[ObjectId, asyncio.TimerHandle] = {}
-        self._grabbed: dict[ObjectId, None] = {}
+        self._heard: dict[ObjectId, tuple[str, asyncio.TimerHandle]] = {}
+        self._grabbed: dict[ObjectId, str] = {}
         self._spread = Spread()
         self._claims: set[asyncio.Task[bool]] = set()
         self._missed = False
@@ -228,7 +228,11 @@ class Worker:
     # Hints
 
     def opened(
-        self, message_id: ObjectId, due: datetime | None, stored: Mapping[str, Any] | None
+        self,
+        queue: str,
+        message_id: ObjectId,
+        due: datetime | None,
+        stored: Mapping[str, Any] | None,
     ) -> None:
         """Hears that a message waits for a worker."""
         if self._closing or message_id in self._heard:
@@ -244,32 +248,30 @@ class Worker:
             left = max(estimate, 0.0)
             if not left:
                 self._spread.note_lateness(-estimate)
-        seconds = left + self._spread.wait()
+        seconds = left + self._spread.wait(queue)
         if seconds > self._options.poll_interval or len(self._heard) >= MOST_HEARD:
             return  # a look finds it
-        self._heard[message_id] = asyncio.get_running_loop().call_later(
-            seconds, self._grab, message_id, stored
+        timer = asyncio.get_running_loop().call_later(
+            seconds, self._grab, queue, message_id, stored
         )
+        self._heard[message_id] = queue, timer
 
     def gone(self, message_id: ObjectId, holder: ObjectId | None) -> None:
         """Hears that a message has a worker, or has ended."""
-        timer = self._heard.pop(message_id, None)
-        if timer is not None:
+        queue = self._grabbed.pop(message_id, None)
+        if message_id in self._heard:
+            queue, timer = self._heard.pop(message_id)
             timer.cancel()
-        elif message_id in self._grabbed:
-            del self._grabbed[message_id]
-        else:
-            return  # it may be of another queue
-        if holder is not None:
-            self._spread.note_claim(holder)
+        if queue is not None and holder is not None:  # else it may be of another queue
+            self._spread.note_claim(queue, holder)
 
     def look(self) -> None:
         """Hears that there may be messages that no hint told of."""
         self._wake.set()
 
-    def _grab(self, message_id: ObjectId, stored: Mapping[str, Any] | None) -> None:
+    def _grab(self, queue: str, message_id: ObjectId, stored: Mapping[str, Any] | None) -> None:
         self._heard.pop(message_id, None)
-        self._grabbed[message_id] = None
+        self._grabbed[message_id] = queue
         if len(self._grabbed) > MOST_GRABBED:
             del self._grabbed[next(iter(self._grabbed))]
         if self._closing:
@@ -319,7 +321,7 @@ class Worker:
             self._runs = False
             tending.cancel()
             stop_listening()
-            for timer in self._heard.values():
+            for _, timer in self._heard.values():
                 timer.cancel()
             self._heard.clear()
 

@@ -952,9 +952,10 @@ async def test_claims__are_known_to_all_workers_of_the_queue(
     late: list[float] = []
     note_claim, note_lateness = Spread.note_claim, Spread.note_lateness
 
-    def note(spread: Spread, holder: ObjectId) -> None:
+    def note(spread: Spread, queue: str, holder: ObjectId) -> None:
+        assert queue == QUEUE
         noted.setdefault(spread, []).append(holder)
-        note_claim(spread, holder)
+        note_claim(spread, queue, holder)
 
     def note_late(spread: Spread, seconds: float) -> None:
         late.append(seconds)

@@ -266,9 +266,9 @@ async def test_limit__holds_for_what_is_queued_while_respond_goes_on_behind_an_e
     heard: list[object] = []
     opened = Worker.opened
 
-    def hear(worker: Worker, message_id: Any, *how: Any) -> None:
-        heard.append(message_id)
-        opened(worker, message_id, *how)
+    def hear(worker: Worker, *news: Any) -> None:
+        heard.append(news)
+        opened(worker, *news)
 
     monkeypatch.setattr(Worker, "opened", hear)
 
@@ -300,9 +300,9 @@ async def test_limit__holds_for_what_is_queued_while_another_answer_begins(
     heard: list[object] = []
     opened = Worker.opened
 
-    def hear(worker: Worker, message_id: Any, *how: Any) -> None:
-        heard.append(message_id)
-        opened(worker, message_id, *how)
+    def hear(worker: Worker, *news: Any) -> None:
+        heard.append(news)
+        opened(worker, *news)
 
     monkeypatch.setattr(Worker, "opened", hear)
     begun: list[Message] = []
