@@ -372,10 +372,10 @@ class Worker:
     async def _look(self) -> bool:
         """Looks once, and returns whether there is more to look at now."""
         free = self._free
+        self._missed = not free
         if not free:
             return False
         self._looks += 1
-        self._missed = False
         limit = min(free + SPARE, MOST_LOOKED_AT)
         # It takes no second one on its last life, so that it has to look behind those.
         found = await self._store.jobs.due(
@@ -389,6 +389,8 @@ class Worker:
             won += sum(await asyncio.gather(*map(asyncio.shield, claims)))
         for state in found:
             await self._move(state)
+        if not self._free:
+            self._missed = True  # others that share the room may free some
         return won > 0 and len(found) >= limit and self._free > 0
 
     async def _move(self, state: MessageHeader) -> None:
