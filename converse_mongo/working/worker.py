@@ -232,6 +232,7 @@ class Worker:
         queue: str,
         message_id: ObjectId,
         due: datetime | None,
+        queued_at: datetime | None,
         stored: Mapping[str, Any] | None,
     ) -> None:
         """Hears that a message waits for a worker."""
@@ -240,15 +241,11 @@ class Worker:
         if not self._free:
             self._missed = True
             return
-        left = 0.0
-        if (
-            due is not None
-            and (estimate := self._store.leases.clock.seconds_until(due)) is not None
-        ):
-            left = max(estimate, 0.0)
-            if not left:
-                self._spread.note_lateness(-estimate)
-        seconds = left + self._spread.wait(queue)
+        seconds_until = self._store.leases.clock.seconds_until
+        if queued_at is not None and (until := seconds_until(queued_at)) is not None:
+            self._spread.note_lateness(max(-until, 0.0))
+        left = None if due is None else seconds_until(due)
+        seconds = max(left or 0.0, 0.0) + self._spread.wait(queue)
         if seconds > self._options.poll_interval or len(self._heard) >= MOST_HEARD:
             return  # a look finds it
         timer = asyncio.get_running_loop().call_later(

@@ -30,6 +30,7 @@ from converse_mongo import (
     ToolOutput,
     WriterError,
 )
+from converse_mongo.documents.responding import header_of
 from converse_mongo.driver.installed import driver_name
 from converse_mongo.working import attempt as attempts
 from converse_mongo.working.spread import Spread
@@ -985,3 +986,26 @@ async def test_claims__are_known_to_all_workers_of_the_queue(
     assert len({holder.binary[4:9] for holder in one}) == sum(map(bool, claimed))
     assert late
     assert all(0 <= seconds < SOON for seconds in late)
+
+
+@pytest.mark.parametrize("how", ["with a key", "handed over"])
+async def test_lateness__of_news_is_known_however_a_message_was_queued(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    late: list[float] = []
+    monkeypatch.setattr(Spread, "note_lateness", lambda _, seconds: late.append(seconds))
+    converse = await facade()
+    store = converse.message_model.store()
+    if how == "handed over":
+        message = await enqueue(converse)
+        claimed = await store.jobs.claim(header_of(message))
+        assert claimed is not None
+    async with working(converse, say_hello, poll_interval=3600.0) as worker:
+        await until(lambda: worker.statistics().looks >= 2)  # once its change stream is open
+        if how == "handed over":
+            await store.jobs.hand_over(claimed.key, claimed.lease, QUEUE)
+        else:
+            message = await enqueue(converse, queue=Queue(QUEUE, per_key=1), key="a")
+        await ended(converse, message)
+    assert len(late) == 1
+    assert 0 <= late[0] < SOON
