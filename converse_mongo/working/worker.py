@@ -236,8 +236,10 @@ class Worker:
         stored: Mapping[str, Any] | None,
     ) -> None:
         """Hears that a message waits for a worker."""
-        if self._closing or message_id in self._heard:
+        if self._closing:
             return
+        if message_id in self._heard:  # it may have to wait less long since
+            self._heard.pop(message_id)[1].cancel()
         if not self._free:
             self._missed = True
             return

@@ -1009,3 +1009,16 @@ async def test_lateness__of_news_is_known_however_a_message_was_queued(
         await ended(converse, message)
     assert len(late) == 1
     assert 0 <= late[0] < SOON
+
+
+@pytest.mark.parametrize("key", [None, "a"])
+async def test_delay__that_is_ended_while_workers_wait_for_it(
+    converse: Converse, key: str | None
+) -> None:
+    queue = Queue(QUEUE, per_key=None if key is None else 1)
+    async with working(converse, say_hello, poll_interval=3600.0) as worker:
+        await until(lambda: worker.statistics().looks >= 2)  # once its change stream is open
+        message = await enqueue(converse, queue=queue, key=key, delay=1800.0)
+        await until(lambda: bool(worker._heard))
+        await converse.message_model.store().jobs.hasten(header_of(message))
+        await ended(converse, message)
