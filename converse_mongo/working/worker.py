@@ -142,9 +142,13 @@ class Room:
         """What is free of it."""
         return max(self._size - self.taken, 0)
 
+    def add(self, worker: "Worker") -> None:
+        """Has a worker share it, until it is closed and takes nothing."""
+        self.workers = [each for each in self.workers if each.taken or not each.closed]
+        self.workers.append(worker)
+
     def note(self, _task: object = None) -> None:
         """Has workers look for what they had no room for, now that some may be free."""
-        self.workers = [each for each in self.workers if each.taken or not each.closed]
         for worker in self.workers:
             worker.note_room()
 
@@ -174,7 +178,6 @@ class Worker:
         self._load = load
         self._options = options
         self._room = room or Room(options.concurrency)
-        self._room.workers.append(self)
         self._attempts: dict[Attempt, asyncio.Task[Outcome]] = {}
         self._wake = asyncio.Event()
         self._heard: dict[ObjectId, tuple[str, asyncio.TimerHandle]] = {}
@@ -185,6 +188,7 @@ class Worker:
         self._closing = self._cuts = self._runs = self._takes_last_life = False
         self._claimed = self._looks = 0
         self._outcomes = dict.fromkeys(Outcome, 0)
+        self._room.add(self)
 
     @property
     def closed(self) -> bool:

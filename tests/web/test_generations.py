@@ -469,6 +469,18 @@ async def test_close__has_an_answer_that_begins_meanwhile_claim_nothing_else(
     assert (await converse.get_message(other.id)).is_streaming
 
 
+async def test_room__forgets_workers_that_are_closed(converse: Converse) -> None:
+    async def respond(_: Conversation, message: Message) -> None:
+        await message.complete_streaming()
+
+    generations = Generations(respond)
+    generations.serve(converse)
+    for _ in range(5):
+        async with generations:
+            assert len(generations._workers) == 1
+    assert len(generations._room.workers) == 1
+
+
 async def test_close__is_for_the_last_that_has_entered_it(converse: Converse) -> None:
     generations = Generations(say_hello)
     async with generations:
