@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -1022,3 +1023,19 @@ async def test_delay__that_is_ended_while_workers_wait_for_it(
         await until(lambda: bool(worker._heard))
         await converse.message_model.store().jobs.hasten(header_of(message))
         await ended(converse, message)
+
+
+@pytest.mark.parametrize("key", [None, "a"])
+async def test_delay__that_is_heard_of_while_the_clock_was_not_read_for_long(
+    facade: Facade, key: str | None
+) -> None:
+    web = await facade()
+    converse = await facade(database=web.database_name)
+    clock = converse.message_model.store().leases.clock
+    queue = Queue(QUEUE, per_key=None if key is None else 1)
+    async with working(converse, say_hello, poll_interval=3600.0) as worker:
+        await until(lambda: worker.statistics().looks >= 2)  # once its change stream is open
+        assert clock._read is not None
+        seen, when = clock._read
+        clock._read = seen - timedelta(hours=1), when - 3600
+        await ended(converse, await enqueue(web, queue=queue, key=key, delay=0.5))
