@@ -16,8 +16,8 @@ from itertools import count
 
 from bson import ObjectId
 
-SHORTEST_LAG = 0.004
-"""Seconds that news take, at least."""
+SHORTEST_LAG, LONGEST_LAG = 0.004, 10.0
+"""Seconds that news take, at least and at most; what is later was queued during an outage."""
 
 UNKNOWN, LONGEST_UNKNOWN_LAG = 16, 0.05
 """The workers that one expects that has just begun, and the longest time to wait for each."""
@@ -68,6 +68,7 @@ class Spread:
     def note_lateness(self, seconds: float) -> None:
         """Notes how late the news of a message came."""
         # News of a claim may come later than these, and what was slow once is so again.
+        seconds = min(seconds, LONGEST_LAG)
         self._lag = max(seconds, (self._lag + seconds) / 2, SHORTEST_LAG)
 
     def note_claim(self, queue: str, holder: ObjectId) -> None:

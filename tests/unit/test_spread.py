@@ -7,6 +7,7 @@ import pytest
 from bson import ObjectId
 
 from converse_mongo.working.spread import (
+    LONGEST_LAG,
     LONGEST_UNKNOWN_LAG,
     MOST_CLAIMS,
     REMEMBERED_SECONDS,
@@ -160,6 +161,11 @@ def test_wait__grows_with_slow_news_and_forgets_them() -> None:
         for each in (spread, other):
             spread.note_claim(QUEUE, each.new_holder())
     assert spread.longest(QUEUE) == 2 * SHORTEST_LAG
+    spread.note_lateness(3600.0)  # the change stream went on behind an outage
+    assert spread.longest(QUEUE) == 2 * LONGEST_LAG
+    for _ in range(3):
+        spread.note_lateness(0.0)
+    assert spread.longest(QUEUE) == 2 * LONGEST_LAG / 8
     spread.note_lateness(8.0)
     assert spread.longest(QUEUE) == 2 * 8.0
     spread.note_lateness(0.0)
