@@ -35,11 +35,15 @@ class ServerClock:
     def seconds_until(self, moment: datetime) -> float | None:
         """Estimates the seconds until a moment, which are negative if it has passed.
 
+        It is for those who may be wrong, and so is an estimate however long ago the clock was read.
+
         Returns:
-            The seconds; ``None`` if the clock was not read recently.
+            The seconds; ``None`` if the clock was never read.
         """
-        estimate = self.estimate()
-        return None if estimate is None else (moment - estimate).total_seconds()
+        if self._read is None:
+            return None
+        seen, when = self._read
+        return (moment - seen).total_seconds() - (time.monotonic() - when)
 
     async def read(self) -> datetime:
         """Returns the time.

@@ -68,13 +68,20 @@ class QueueListener(Protocol):
     """A worker that hears of messages."""
 
     def opened(
-        self, message_id: ObjectId, due: datetime | None, stored: Mapping[str, Any] | None
+        self,
+        queue: str,
+        message_id: ObjectId,
+        due: datetime | None,
+        queued_at: datetime | None,
+        stored: Mapping[str, Any] | None,
     ) -> None:
         """Hears that a message waits for a worker.
 
         Args:
+            queue: The name of its queue.
             message_id: The message.
             due: When it can be claimed; ``None`` for at once.
+            queued_at: When it was queued, if the hint has it, and it can be claimed at once.
             stored: Its header as it is stored, if the hint has it.
         """
 
@@ -128,12 +135,13 @@ class Openings:
         queue: str,
         message_id: ObjectId,
         due: datetime | None,
+        queued_at: datetime | None = None,
         stored: Mapping[str, Any] | None = None,
     ) -> None:
         """Tells that a message waits for a worker; see :class:`QueueListener`."""
         for queues, listener in list(self._listeners):
             if queue in queues:
-                listener.opened(message_id, due, stored)
+                listener.opened(queue, message_id, due, queued_at, stored)
 
     def tell_gone(self, message_id: ObjectId, holder: ObjectId | None) -> None:
         """Tells that a message has a worker, or has ended; see :class:`QueueListener`."""

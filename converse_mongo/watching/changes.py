@@ -160,6 +160,7 @@ class Updated:
         role: The role of the message, as stored, if fields were saved by a version that stores it.
         queue: The queue in which the message waits for a worker since the change, else ``None``.
         due: When a worker can claim it; ``None`` for at once.
+        queued_at: When it was queued, if it can be claimed at once.
         work: The fields of ``work`` that changed, by name.
         time: The time of the change by the server's clock.
     """
@@ -175,6 +176,7 @@ class Updated:
     role: str | None = None
     queue: str | None = None
     due: datetime | None = None
+    queued_at: datetime | None = None
     work: Mapping[str, Any] | None = None
     time: Timestamp | None = None
 
@@ -275,6 +277,7 @@ def _decode_update(
         role=save.get("role") if save else None,
         queue=queued["queue"] if queued else None,
         due=aware(queued["at"]) if queued and queued.get("at") else None,
+        queued_at=aware(work["due"]) if queued and "at" not in queued and "due" in work else None,
         work=work or None,
         time=time,
     )

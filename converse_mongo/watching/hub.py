@@ -415,13 +415,15 @@ class Hub:
     def _tell_workers(self, hint: changes.Hint) -> None:
         if isinstance(hint, changes.Updated):
             if hint.queue is not None:
-                self._openings.tell(hint.queue, hint.message_id, hint.due)
+                self._openings.tell(hint.queue, hint.message_id, hint.due, hint.queued_at)
             elif hint.holder is not None or hint.ended:
                 self._openings.tell_gone(hint.message_id, hint.holder)
         elif isinstance(hint, changes.Inserted):
             work = Work.from_stored(hint.document.get("work"))
             if work is not None and work.state is WorkState.QUEUED:
-                self._openings.tell(work.queue, hint.message_id, work.due, hint.document)
+                queued_at = None if work.available_at else work.due
+                known = work.available_at, queued_at, hint.document
+                self._openings.tell(work.queue, hint.message_id, *known)
             elif work is not None and work.state is WorkState.DELAYED:
                 self._openings.tell(work.queue, hint.message_id, work.due)
 

@@ -142,9 +142,13 @@ class Room:
         """What is free of it."""
         return max(self._size - self.taken, 0)
 
+    def add(self, worker: "Worker") -> None:
+        """Has a worker share it, until it is closed and takes nothing."""
+        self.workers = [each for each in self.workers if each.taken or not each.closed]
+        self.workers.append(worker)
+
     def note(self, _task: object = None) -> None:
         """Has workers look for what they had no room for, now that some may be free."""
-        self.workers = [each for each in self.workers if each.taken or not each.closed]
         for worker in self.workers:
             worker.note_room()
 
@@ -174,17 +178,17 @@ class Worker:
         self._load = load
         self._options = options
         self._room = room or Room(options.concurrency)
-        self._room.workers.append(self)
         self._attempts: dict[Attempt, asyncio.Task[Outcome]] = {}
         self._wake = asyncio.Event()
-        self._heard: dict[ObjectId, asyncio.TimerHandle] = {}
-        self._grabbed: dict[ObjectId, None] = {}
+        self._heard: dict[ObjectId, tuple[str, asyncio.TimerHandle]] = {}
+        self._grabbed: dict[ObjectId, str] = {}
         self._spread = Spread()
         self._claims: set[asyncio.Task[bool]] = set()
         self._missed = False
         self._closing = self._cuts = self._runs = self._takes_last_life = False
         self._claimed = self._looks = 0
         self._outcomes = dict.fromkeys(Outcome, 0)
+        self._room.add(self)
 
     @property
     def closed(self) -> bool:
@@ -228,48 +232,49 @@ class Worker:
     # Hints
 
     def opened(
-        self, message_id: ObjectId, due: datetime | None, stored: Mapping[str, Any] | None
+        self,
+        queue: str,
+        message_id: ObjectId,
+        due: datetime | None,
+        queued_at: datetime | None,
+        stored: Mapping[str, Any] | None,
     ) -> None:
         """Hears that a message waits for a worker."""
-        if self._closing or message_id in self._heard:
+        if self._closing:
             return
+        if message_id in self._heard:  # it may have to wait less long since
+            self._heard.pop(message_id)[1].cancel()
         if not self._free:
             self._missed = True
             return
-        left = 0.0
-        if (
-            due is not None
-            and (estimate := self._store.leases.clock.seconds_until(due)) is not None
-        ):
-            left = max(estimate, 0.0)
-            if not left:
-                self._spread.note_lateness(-estimate)
-        seconds = left + self._spread.wait()
+        seconds_until = self._store.leases.clock.seconds_until
+        if queued_at is not None and (until := seconds_until(queued_at)) is not None:
+            self._spread.note_lateness(max(-until, 0.0))
+        left = None if due is None else seconds_until(due)
+        seconds = max(left or 0.0, 0.0) + self._spread.wait(queue)
         if seconds > self._options.poll_interval or len(self._heard) >= MOST_HEARD:
             return  # a look finds it
-        self._heard[message_id] = asyncio.get_running_loop().call_later(
-            seconds, self._grab, message_id, stored
+        timer = asyncio.get_running_loop().call_later(
+            seconds, self._grab, queue, message_id, stored
         )
+        self._heard[message_id] = queue, timer
 
     def gone(self, message_id: ObjectId, holder: ObjectId | None) -> None:
         """Hears that a message has a worker, or has ended."""
-        timer = self._heard.pop(message_id, None)
-        if timer is not None:
+        queue = self._grabbed.pop(message_id, None)
+        if message_id in self._heard:
+            queue, timer = self._heard.pop(message_id)
             timer.cancel()
-        elif message_id in self._grabbed:
-            del self._grabbed[message_id]
-        else:
-            return  # it may be of another queue
-        if holder is not None:
-            self._spread.note_claim(holder)
+        if queue is not None and holder is not None:  # else it may be of another queue
+            self._spread.note_claim(queue, holder)
 
     def look(self) -> None:
         """Hears that there may be messages that no hint told of."""
         self._wake.set()
 
-    def _grab(self, message_id: ObjectId, stored: Mapping[str, Any] | None) -> None:
+    def _grab(self, queue: str, message_id: ObjectId, stored: Mapping[str, Any] | None) -> None:
         self._heard.pop(message_id, None)
-        self._grabbed[message_id] = None
+        self._grabbed[message_id] = queue
         if len(self._grabbed) > MOST_GRABBED:
             del self._grabbed[next(iter(self._grabbed))]
         if self._closing:
@@ -319,7 +324,7 @@ class Worker:
             self._runs = False
             tending.cancel()
             stop_listening()
-            for timer in self._heard.values():
+            for _, timer in self._heard.values():
                 timer.cancel()
             self._heard.clear()
 
@@ -370,10 +375,10 @@ class Worker:
     async def _look(self) -> bool:
         """Looks once, and returns whether there is more to look at now."""
         free = self._free
+        self._missed = not free
         if not free:
             return False
         self._looks += 1
-        self._missed = False
         limit = min(free + SPARE, MOST_LOOKED_AT)
         # It takes no second one on its last life, so that it has to look behind those.
         found = await self._store.jobs.due(
@@ -387,6 +392,8 @@ class Worker:
             won += sum(await asyncio.gather(*map(asyncio.shield, claims)))
         for state in found:
             await self._move(state)
+        if not self._free:
+            self._missed = True  # others that share the room may free some
         return won > 0 and len(found) >= limit and self._free > 0
 
     async def _move(self, state: MessageHeader) -> None:

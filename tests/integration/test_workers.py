@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from converse_mongo import (
     ToolOutput,
     WriterError,
 )
+from converse_mongo.documents.responding import header_of
 from converse_mongo.driver.installed import driver_name
 from converse_mongo.working import attempt as attempts
 from converse_mongo.working.spread import Spread
@@ -952,9 +954,10 @@ async def test_claims__are_known_to_all_workers_of_the_queue(
     late: list[float] = []
     note_claim, note_lateness = Spread.note_claim, Spread.note_lateness
 
-    def note(spread: Spread, holder: ObjectId) -> None:
+    def note(spread: Spread, queue: str, holder: ObjectId) -> None:
+        assert queue == QUEUE
         noted.setdefault(spread, []).append(holder)
-        note_claim(spread, holder)
+        note_claim(spread, queue, holder)
 
     def note_late(spread: Spread, seconds: float) -> None:
         late.append(seconds)
@@ -984,3 +987,55 @@ async def test_claims__are_known_to_all_workers_of_the_queue(
     assert len({holder.binary[4:9] for holder in one}) == sum(map(bool, claimed))
     assert late
     assert all(0 <= seconds < SOON for seconds in late)
+
+
+@pytest.mark.parametrize("how", ["with a key", "handed over"])
+async def test_lateness__of_news_is_known_however_a_message_was_queued(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    late: list[float] = []
+    monkeypatch.setattr(Spread, "note_lateness", lambda _, seconds: late.append(seconds))
+    converse = await facade()
+    store = converse.message_model.store()
+    if how == "handed over":
+        message = await enqueue(converse)
+        claimed = await store.jobs.claim(header_of(message))
+        assert claimed is not None
+    async with working(converse, say_hello, poll_interval=3600.0) as worker:
+        await until(lambda: worker.statistics().looks >= 2)  # once its change stream is open
+        if how == "handed over":
+            await store.jobs.hand_over(claimed.key, claimed.lease, QUEUE)
+        else:
+            message = await enqueue(converse, queue=Queue(QUEUE, per_key=1), key="a")
+        await ended(converse, message)
+    assert len(late) == 1
+    assert 0 <= late[0] < SOON
+
+
+@pytest.mark.parametrize("key", [None, "a"])
+async def test_delay__that_is_ended_while_workers_wait_for_it(
+    converse: Converse, key: str | None
+) -> None:
+    queue = Queue(QUEUE, per_key=None if key is None else 1)
+    async with working(converse, say_hello, poll_interval=3600.0) as worker:
+        await until(lambda: worker.statistics().looks >= 2)  # once its change stream is open
+        message = await enqueue(converse, queue=queue, key=key, delay=1800.0)
+        await until(lambda: bool(worker._heard))
+        await converse.message_model.store().jobs.hasten(header_of(message))
+        await ended(converse, message)
+
+
+@pytest.mark.parametrize("key", [None, "a"])
+async def test_delay__that_is_heard_of_while_the_clock_was_not_read_for_long(
+    facade: Facade, key: str | None
+) -> None:
+    web = await facade()
+    converse = await facade(database=web.database_name)
+    clock = converse.message_model.store().leases.clock
+    queue = Queue(QUEUE, per_key=None if key is None else 1)
+    async with working(converse, say_hello, poll_interval=3600.0) as worker:
+        await until(lambda: worker.statistics().looks >= 2)  # once its change stream is open
+        assert clock._read is not None
+        seen, when = clock._read
+        clock._read = seen - timedelta(hours=1), when - 3600
+        await ended(converse, await enqueue(web, queue=queue, key=key, delay=0.5))

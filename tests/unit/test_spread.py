@@ -6,8 +6,17 @@ from collections import Counter
 import pytest
 from bson import ObjectId
 
-from converse_mongo.working.spread import LONGEST_UNKNOWN_LAG, SHORTEST_LAG, UNKNOWN, Spread
+from converse_mongo.working.spread import (
+    LONGEST_LAG,
+    LONGEST_UNKNOWN_LAG,
+    MOST_CLAIMS,
+    REMEMBERED_SECONDS,
+    SHORTEST_LAG,
+    UNKNOWN,
+    Spread,
+)
 
+QUEUE = "default"
 COMMANDS_BESIDE = 2
 """What a worker reads behind a claim: the message and the conversation."""
 MOST_COMMANDS = 5
@@ -19,31 +28,40 @@ def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Fleet:
-    """Workers of one queue: each hears of each message, and of each claim ``lag`` seconds later.
+    """Workers of one queue: each hears of each message and of each claim, some seconds later.
+
+    Args:
+        lags: The number of workers, or how much later each of them hears.
+        lag: How much later all hear.
 
     Attributes:
+        now: The time, in seconds.
         won: The number of messages of each worker.
     """
 
-    def __init__(self, count: int, lag: float = SHORTEST_LAG) -> None:
-        self.workers = [Spread() for _ in range(count)]
-        self.lag = lag
+    def __init__(self, lags: int | list[float], lag: float = SHORTEST_LAG) -> None:
+        self.lags = [lag] * lags if isinstance(lags, int) else lags
+        self.now = 0.0
+        self.workers = [Spread(lambda: self.now) for _ in self.lags]
         self.won: Counter[int] = Counter()
 
     def run(self, messages: int) -> tuple[float, float]:
         """Returns means of messages: their claims, and the seconds until the first one."""
         claims, waits = 0, 0.0
         for _ in range(messages):
-            for each in self.workers:
-                each.note_lateness(self.lag)
-            tries = [(each.wait(), at) for at, each in enumerate(self.workers)]
+            for each, lag in zip(self.workers, self.lags, strict=False):
+                each.note_lateness(lag)
+            tries = [
+                (lag + each.wait(QUEUE), at)
+                for at, (each, lag) in enumerate(zip(self.workers, self.lags, strict=False))
+            ]
             first, winner = min(tries)
             self.won[winner] += 1
             holder = self.workers[winner].new_holder()
-            for wait, at in tries:
-                claims += wait <= first + self.lag
-                self.workers[at].note_claim(holder)
-            waits += first
+            for tried, at in tries:
+                claims += tried <= first + self.lags[at]
+                self.workers[at].note_claim(QUEUE, holder)
+            waits += first - self.lags[winner]
         return claims / messages, waits / messages
 
 
@@ -69,9 +87,9 @@ def test_claims__of_workers_that_do_not_know_each_other_yet() -> None:
 def test_peers__are_estimated_by_the_claims_that_were_heard_of(count: int) -> None:
     fleet = Fleet(count)
     fleet.run(count)
-    assert count / 2 <= fleet.workers[0].peers < 3 * count
+    assert count / 2 <= fleet.workers[0].peers(QUEUE) < 3 * count
     fleet.run(4 * max(count, UNKNOWN))
-    assert count * 0.9 < fleet.workers[0].peers < count * 1.2
+    assert count * 0.9 < fleet.workers[0].peers(QUEUE) < count * 1.2
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
@@ -86,38 +104,84 @@ def test_wait__is_short_again_once_the_others_are_gone() -> None:
     fleet.run(400)
     del fleet.workers[1:]
     fleet.run(400)
-    assert fleet.workers[0].longest == SHORTEST_LAG
+    assert fleet.workers[0].longest(QUEUE) == SHORTEST_LAG
+
+
+def test_wait__is_short_again_soon_once_the_others_are_gone() -> None:
+    fleet = Fleet(200, 0.1)
+    fleet.run(900)
+    del fleet.workers[2:]
+    fleet.now = REMEMBERED_SECONDS + 1
+    fleet.run(UNKNOWN)
+    _, wait = fleet.run(100)
+    assert wait < 0.15
+
+
+def test_wait__of_one_that_stays_while_others_make_a_claim_each() -> None:
+    spread, now = Spread(lambda: now), 0.0
+    for _ in range(3 * MOST_CLAIMS):
+        spread.note_claim(QUEUE, Spread().new_holder())
+    assert len(spread._claims[QUEUE]) == MOST_CLAIMS
+    now = REMEMBERED_SECONDS + 1
+    assert spread.longest(QUEUE) <= (UNKNOWN + 1) ** 2 * SHORTEST_LAG
+    for _ in range(UNKNOWN):
+        spread.note_claim(QUEUE, spread.new_holder())
+    assert spread.longest(QUEUE) == SHORTEST_LAG
+
+
+def test_claims__are_few_if_news_are_fast_for_one_and_slow_for_others() -> None:
+    fleet = Fleet([SHORTEST_LAG, *[0.5] * 99])
+    fleet.run(200)
+    claims, wait = fleet.run(200)
+    assert claims < 2.5
+    assert wait < 0.02
+
+
+def test_claims__are_few_if_most_messages_of_a_worker_are_of_another_queue() -> None:
+    fleet = Fleet(100, 0.1)
+    fleet.run(400)
+    for each in fleet.workers:
+        for _ in range(400):
+            each.note_claim("its own", each.new_holder())
+    claims, _ = fleet.run(1)
+    assert claims < 10
+    assert {each.longest("its own") for each in fleet.workers} == {SHORTEST_LAG}
 
 
 def test_wait__is_a_random_part_of_the_longest_one() -> None:
     spread = Spread()
-    waits = [spread.wait() for _ in range(200)]
-    assert 0 <= min(waits) < 0.1 * spread.longest < 0.9 * spread.longest < max(waits)
-    assert max(waits) <= spread.longest == pytest.approx((UNKNOWN + 1) * SHORTEST_LAG)
+    waits = [spread.wait(QUEUE) for _ in range(200)]
+    assert 0 <= min(waits) < 0.1 * spread.longest(QUEUE) < 0.9 * spread.longest(QUEUE) < max(waits)
+    assert max(waits) <= spread.longest(QUEUE) == pytest.approx((UNKNOWN + 1) * SHORTEST_LAG)
 
 
 def test_wait__grows_with_slow_news_and_forgets_them() -> None:
     spread, other = Spread(), Spread()
     for _ in range(UNKNOWN):
         for each in (spread, other):
-            spread.note_claim(each.new_holder())
-    assert spread.longest == 2 * SHORTEST_LAG
+            spread.note_claim(QUEUE, each.new_holder())
+    assert spread.longest(QUEUE) == 2 * SHORTEST_LAG
+    spread.note_lateness(3600.0)  # the change stream went on behind an outage
+    assert spread.longest(QUEUE) == 2 * LONGEST_LAG
+    for _ in range(3):
+        spread.note_lateness(0.0)
+    assert spread.longest(QUEUE) == 2 * LONGEST_LAG / 8
     spread.note_lateness(8.0)
-    assert spread.longest == 2 * 8.0
+    assert spread.longest(QUEUE) == 2 * 8.0
     spread.note_lateness(0.0)
-    assert spread.longest == 2 * 4.0
+    assert spread.longest(QUEUE) == 2 * 4.0
     for _ in range(12):
         spread.note_lateness(0.001)
-    assert spread.longest == 2 * SHORTEST_LAG
+    assert spread.longest(QUEUE) == 2 * SHORTEST_LAG
 
 
 def test_wait__of_one_that_is_alone_is_short_however_slow_news_are() -> None:
     spread = Spread()
     spread.note_lateness(8.0)
-    assert spread.longest == pytest.approx(SHORTEST_LAG + UNKNOWN * LONGEST_UNKNOWN_LAG)
+    assert spread.longest(QUEUE) == pytest.approx(SHORTEST_LAG + UNKNOWN * LONGEST_UNKNOWN_LAG)
     for _ in range(UNKNOWN):
-        spread.note_claim(spread.new_holder())
-    assert spread.longest == SHORTEST_LAG
+        spread.note_claim(QUEUE, spread.new_holder())
+    assert spread.longest(QUEUE) == SHORTEST_LAG
 
 
 def test_holders__are_new_ids_that_tell_whose_they_are() -> None:
@@ -128,5 +192,5 @@ def test_holders__are_new_ids_that_tell_whose_they_are() -> None:
     assert all(abs((each.generation_time - made).total_seconds()) < 60 for each in holders)
     for _ in range(UNKNOWN):
         for holder in holders:
-            first.note_claim(holder)
-    assert first.longest == 2 * SHORTEST_LAG
+            first.note_claim(QUEUE, holder)
+    assert first.longest(QUEUE) == 2 * SHORTEST_LAG

@@ -4,11 +4,14 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
+from bson import ObjectId
 
 from converse_mongo import (
     ConfigurationError,
@@ -266,9 +269,9 @@ async def test_limit__holds_for_what_is_queued_while_respond_goes_on_behind_an_e
     heard: list[object] = []
     opened = Worker.opened
 
-    def hear(worker: Worker, message_id: Any, *how: Any) -> None:
-        heard.append(message_id)
-        opened(worker, message_id, *how)
+    def hear(worker: Worker, *news: Any) -> None:
+        heard.append(news)
+        opened(worker, *news)
 
     monkeypatch.setattr(Worker, "opened", hear)
 
@@ -300,9 +303,9 @@ async def test_limit__holds_for_what_is_queued_while_another_answer_begins(
     heard: list[object] = []
     opened = Worker.opened
 
-    def hear(worker: Worker, message_id: Any, *how: Any) -> None:
-        heard.append(message_id)
-        opened(worker, message_id, *how)
+    def hear(worker: Worker, *news: Any) -> None:
+        heard.append(news)
+        opened(worker, *news)
 
     monkeypatch.setattr(Worker, "opened", hear)
     begun: list[Message] = []
@@ -375,6 +378,56 @@ async def test_limit__holds_for_the_answers_of_all_facades_together(
     assert most == 2
 
 
+@pytest.mark.parametrize("limit", [1, 2])
+async def test_limit__of_several_facades_leaves_nothing_waiting_once_there_is_room(
+    facade: Any, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    looked: Counter[Worker] = Counter()
+    look = Worker._look
+
+    async def count(worker: Worker) -> bool:
+        more = await look(worker)
+        looked[worker] += 1
+        return more
+
+    monkeypatch.setattr(Worker, "_look", count)
+    first, second = await facade(), await facade()
+    go_on: defaultdict[ObjectId, asyncio.Event] = defaultdict(asyncio.Event)
+    begun: list[ObjectId] = []
+
+    async def respond(_: Conversation, message: Message) -> None:
+        begun.append(message.id)
+        await go_on[message.id].wait()
+        await message.complete_streaming()
+
+    conversation = await second.start_conversation()
+    queued = [
+        await conversation.start_streaming_assistant(queue="generations")
+        for _ in range(2 * limit - 1)
+    ]
+    generations = Generations(respond, limit=limit, grace=0)
+    generations._options = replace(generations._options, poll_interval=3600.0)
+    generations.serve(first)
+    async with generations:
+        conversation = await first.start_conversation()
+        here = await generations.begin(conversation, conversation.start_streaming_assistant)
+        await until(lambda: here.id in begun)
+        generations.serve(second)
+        generations.look_after()
+        worker = list(generations._workers.values())[-1]
+        await until(lambda: looked[worker] >= 2)  # it has looked since its change stream is open
+        for message in queued[: limit - 1]:
+            await until(lambda: len(begun) == limit)
+            looked.clear()
+            go_on[message.id].set()
+            await until(lambda: len(begun) == limit + 1 and looked[worker] > 0)
+        go_on[here.id].set()  # there was no room for the last one in the last look
+        await until(lambda: len(begun) == 2 * limit)
+        for message in queued:
+            go_on[message.id].set()
+            await ended(second, message)
+
+
 async def test_close__at_once_is_no_crash(
     converse: Converse, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -414,6 +467,18 @@ async def test_close__has_an_answer_that_begins_meanwhile_claim_nothing_else(
     message = await request
     assert [each.id for each in begun] == [message.id]
     assert (await converse.get_message(other.id)).is_streaming
+
+
+async def test_room__forgets_workers_that_are_closed(converse: Converse) -> None:
+    async def respond(_: Conversation, message: Message) -> None:
+        await message.complete_streaming()
+
+    generations = Generations(respond)
+    generations.serve(converse)
+    for _ in range(5):
+        async with generations:
+            assert len(generations._workers) == 1
+    assert len(generations._room.workers) == 1
 
 
 async def test_close__is_for_the_last_that_has_entered_it(converse: Converse) -> None:
