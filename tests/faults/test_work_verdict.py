@@ -474,6 +474,7 @@ STILL = {"status": "streaming", "work__state": "queued"}
         (repeat_an_event(FOLLOWED, 1), r"not in order: \[\(1, 1\)\]"),
         (see(FOLLOWED, 1, content="<0.0.1.2>"), "saw other text than is stored"),
         (see(ASKED, 1, fields={"from": 7}), "saw other parts than are stored"),
+        (see(FOLLOWED, 1, content="<0.1.1.1>"), "its viewer saw tokens of another message"),
         (lose_an_event(FOLLOWED, -1), r"saw the ends \[\]"),
         (see(FOLLOWED, -1, type="message.failed"), "saw the ends .*failed"),
         (repeat_an_event(FOLLOWED, -1), "saw the ends"),

@@ -265,8 +265,7 @@ class WorkRun:
             case "gone":
                 life = self._viewed(report["viewer"])
                 life.viewer.gone = True
-                if life.life + 1 < len(self._messages[life.plan.number].lives):
-                    self._watch(self._messages[life.plan.number])
+                self._has_left(life, "that it is gone")
             case "returns":
                 self._counts["returns"] += 1
             case _:
@@ -381,6 +380,7 @@ class WorkRun:
         if life.delete_begun:  # the id may be that of another life
             viewer.gone = True
             return
+        self._note(f"{life.name}: {slot.name} watches it, behind {viewer.after}")
         slot.order(
             do="watch",
             viewer=viewer.name,
@@ -403,9 +403,18 @@ class WorkRun:
     def _seen(self, event: Report) -> None:
         life = self._viewed(event.pop("viewer"))
         life.viewer.events.append(event)
+        if life.viewer.has_ended:
+            self._has_left(life, f"its end, behind {life.viewer.after}")
         for call in event.get("pending", ()):
             if life.plan.phase_of(call).answered != "never":
                 self._answer(life, call)
+
+    def _has_left(self, life: LifeRecord, told: str) -> None:
+        """Has the next life of a message be watched, if that waited for the viewer of this one."""
+        self._note(f"{life.name}: its viewer was told {told}")
+        queued = self._messages[life.plan.number]
+        if life is not queued.lives[-1]:
+            self._watch(queued)
 
     def _answer(self, life: LifeRecord, call: str) -> None:
         """Has people answer a call, perhaps two at once."""

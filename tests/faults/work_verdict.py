@@ -386,6 +386,9 @@ def _shown(life: LifeRecord, viewer: WorkViewerRecord) -> Iterator[str]:
         odd = [pair for pair in pairwise([-1, *sequences]) if pair[1] != pair[0] + 1]
         yield f"its viewer saw chunks that are not in order: {odd}"
         return
+    marks = [mark for chunk in chunks for mark in _TOKEN.findall(chunk["content"])]
+    if any((int(number), int(of)) != (life.plan.number, life.life) for number, of, *_ in marks):
+        yield "its viewer saw tokens of another message"
     if document is None:
         return
     if len(chunks) != len(life.chunks):
