@@ -2,6 +2,7 @@
 
 import time
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from converse_mongo.store.collections import Collections
 
@@ -12,38 +13,53 @@ MARGIN_SECONDS = 1.0
 """An estimate for those who must not be too early is so much later."""
 
 
+class _Read(NamedTuple):
+    """What the server said, and when it was asked and had answered, by the monotonic clock.
+
+    It may have said so at any moment between the two, and the answer of a server, or the loop that
+    receives it, may be slow.
+    """
+
+    said: datetime
+    asked: float
+    answered: float
+
+
 class ServerClock:
     """The clock of the server, which decides on leases and delays."""
 
     def __init__(self, collections: Collections) -> None:
         self._collections = collections
-        self._read: tuple[datetime, float] | None = None
+        self._read: _Read | None = None
 
     def estimate(self) -> datetime | None:
-        """Estimates the time, if it was read recently."""
+        """Estimates the time, if it was read recently. It may be later, and is not earlier."""
         if self._read is None:
             return None
-        seen, when = self._read
-        elapsed = time.monotonic() - when
-        return seen + timedelta(seconds=elapsed) if elapsed <= ESTIMATED_SECONDS else None
+        elapsed = time.monotonic() - self._read.answered
+        return (
+            self._read.said + timedelta(seconds=elapsed) if elapsed <= ESTIMATED_SECONDS else None
+        )
 
     def latest(self) -> datetime | None:
         """Estimates the latest time that it may be, if it was read recently."""
-        estimate = self.estimate()
-        return None if estimate is None else estimate + timedelta(seconds=MARGIN_SECONDS)
+        estimate, read = self.estimate(), self._read
+        if estimate is None or read is None:
+            return None
+        return estimate + timedelta(seconds=read.answered - read.asked + MARGIN_SECONDS)
 
     def seconds_until(self, moment: datetime) -> float | None:
         """Estimates the seconds until a moment, which are negative if it has passed.
 
-        It is for those who may be wrong, and so is an estimate however long ago the clock was read.
+        They may be fewer, and are not more, unless the clock was read long ago: it is for those who
+        may be wrong.
 
         Returns:
             The seconds; ``None`` if the clock was never read.
         """
         if self._read is None:
             return None
-        seen, when = self._read
-        return (moment - seen).total_seconds() - (time.monotonic() - when)
+        return (moment - self._read.said).total_seconds() - (time.monotonic() - self._read.answered)
 
     async def read(self) -> datetime:
         """Returns the time.
@@ -51,11 +67,12 @@ class ServerClock:
         Raises:
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
-        seen = await self._collections.call(
+        asked = time.monotonic()
+        said = await self._collections.call(
             self._collections.reader.server_time, what="read the server's clock"
         )
-        self._read = seen, time.monotonic()
-        return seen
+        self._read = _Read(said, asked, time.monotonic())
+        return said
 
     async def now(self) -> datetime:
         """Returns the time, estimated if it was read recently, in whole milliseconds.

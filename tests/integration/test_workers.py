@@ -1036,6 +1036,6 @@ async def test_delay__that_is_heard_of_while_the_clock_was_not_read_for_long(
     async with working(converse, say_hello, poll_interval=3600.0) as worker:
         await until(lambda: worker.statistics().looks >= 2)  # once its change stream is open
         assert clock._read is not None
-        seen, when = clock._read
-        clock._read = seen - timedelta(hours=1), when - 3600
+        said, asked, answered = clock._read
+        clock._read = type(clock._read)(said - timedelta(hours=1), asked - 3600, answered - 3600)
         await ended(converse, await enqueue(web, queue=queue, key=key, delay=0.5))
