@@ -7,6 +7,7 @@ import signal
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -307,8 +308,8 @@ async def wire(port: int) -> AsyncIterator[Wire]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bodies must be received in no time."""
-    limits = Limits(body_seconds=0.2, request_seconds=1.0)
-    monkeypatch.setattr(chat_app, "Limits", lambda: limits)
+    limits = partial(Limits, body_seconds=0.2, request_seconds=1.0)
+    monkeypatch.setattr(chat_app, "Limits", limits)
 
 
 PATHS = [
