@@ -87,7 +87,7 @@ class Positions:
                 try:
                     if inserted:
                         await call(insert, position)
-                except DuplicateKeyError:
+                except DuplicateKeyError as error:
                     stored: Any = new_id and await call(
                         self._collections.messages.find_one,
                         {"_id": new_id, "conversation_id": conversation_id},
@@ -95,7 +95,7 @@ class Positions:
                     )
                     if stored:
                         position, is_new = stored["position"], False
-                    elif await taken():
+                    elif _is_of_positions(error) or await taken():
                         inserted = False
                     else:  # a unique index of the application
                         raise
@@ -125,3 +125,8 @@ class Positions:
                 self._collections.conversations.find_one, {"_id": new_id}, {"_id": 1}, what=what
             ):
                 raise
+
+
+def _is_of_positions(error: DuplicateKeyError) -> bool:
+    """Returns whether the server names the index of positions: what collided may be gone again."""
+    return list((error.details or {}).get("keyPattern", ())) == ["conversation_id", "position"]

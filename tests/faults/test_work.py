@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.servers import Server
-from tests.faults.work_runner import run_work
+from tests.faults.work_records import LifeRecord, WorkViewerRecord
+from tests.faults.work_runner import WorkRun, run_work
 from tests.faults.work_schedules import draw_work
 
 # Between them: workers that are killed, also just before a write, that stand still for longer than
@@ -32,3 +35,22 @@ async def test_work__fixed(server: Server, seed: int) -> None:
 
 def test_work__is_the_same_for_the_same_seed() -> None:
     assert [draw_work(seed) for seed in range(50)] == [draw_work(seed) for seed in range(50)]
+
+
+def test_work__watches_the_last_life_once_the_viewer_of_the_first_has_left() -> None:
+    server: Any = None
+    run: Any = WorkRun(draw_work(0), server, Path())
+    queued = run._messages[0]
+    web, orders = run._webs[queued.plan.web], list[dict[str, Any]]()
+    web.order = lambda **order: orders.append(order)
+    web.is_ready.set()
+    for number in range(3):
+        viewer = WorkViewerRecord(name=f"0.{number}")
+        life = LifeRecord(plan=queued.plan, life=number, message_id="m", viewer=viewer)
+        queued.lives.append(life)
+        run._watch(queued)
+    first, second, third = (life.viewer for life in queued.lives)
+    assert [order["viewer"] for order in orders] == ["0.0"]
+    run._take(web, {"kind": "gone", "viewer": "0.0"})
+    assert [order["viewer"] for order in orders] == ["0.0", "0.2"]
+    assert (first.gone, second.gone, third.gone) == (True, True, False)

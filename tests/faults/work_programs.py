@@ -421,8 +421,14 @@ class _Web:
         chance = random.Random(f"{plan.seed} {after}")
         while True:
             watcher: Any = self._converse.watch_message(message_id, after)
+            is_known = False
             try:
                 async for event in watcher:
+                    if not is_known:  # the id may be that of another life
+                        message = await retry_reads(lambda: self._converse.get_message(message_id))
+                        if viewer != f"{m}.{message.metadata['life']}":
+                            raise MessageNotFoundError(message.id)
+                        is_known = True
                     said = describe_work(event)
                     self._tell("event", viewer=viewer, **said)
                     if "sequence" in said:

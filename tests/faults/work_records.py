@@ -101,11 +101,13 @@ class WorkViewerRecord:
         name: Its name.
         events: Its events, as it reported them.
         gone: Whether it was told that the message is gone.
+        has_begun: Whether it was there at all.
     """
 
     name: str
     events: list[dict[str, Any]] = field(default_factory=list)
     gone: bool = False
+    has_begun: bool = False
 
     @property
     def chunks(self) -> list[dict[str, Any]]:

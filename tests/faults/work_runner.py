@@ -372,14 +372,18 @@ class WorkRun:
             return
         life, *earlier = reversed(queued.lives)
         viewer = life.viewer
-        if earlier and not (earlier[0].viewer.gone or earlier[0].viewer.has_ended):
-            return  # who watches the same id would be told what is not known yet: that it is gone
+        for before in earlier:
+            if not before.viewer.has_begun:
+                before.viewer.gone = True  # deleted before the viewer of another life had left
+            elif not (before.viewer.gone or before.viewer.has_ended):
+                return  # who watches the same id would be told what is not known yet: it is gone
         slot = self._webs[queued.plan.web]
         if not (life.message_id and slot.is_ready.is_set()) or viewer.has_ended or viewer.gone:
             return
         if life.delete_begun:  # the id may be that of another life
             viewer.gone = True
             return
+        viewer.has_begun = True
         self._note(f"{life.name}: {slot.name} watches it, behind {viewer.after}")
         slot.order(
             do="watch",

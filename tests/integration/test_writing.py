@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, DuplicateKeyError
 
 from converse_mongo import (
     ConfigurationError,
@@ -332,6 +332,33 @@ async def test_save__of_a_stale_copy_beside_a_writer(facade: Facade) -> None:
     assert stored.is_completed
     assert stored.metadata == {"seen": 49, "total_tokens": 50, "chunks": 50}
     assert stored.revision == 50
+
+
+async def test_create__at_a_position_whose_message_is_deleted_meanwhile(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade()
+    conversation = await converse.start_conversation()
+    gone = await conversation.create_user_message("its counter is not stored")
+    messages = collection_of(converse.message_model)
+    await collection_of(converse.conversation_model).update_one(
+        {"_id": conversation.id}, {"$set": {"next_position": 0}}
+    )
+    store, collisions = converse.message_model.store(), list[DuplicateKeyError]()
+    call = store.call
+
+    async def call_and_delete(*arguments: Any, **options: Any) -> Any:
+        try:
+            return await call(*arguments, **options)
+        except DuplicateKeyError as error:
+            collisions.append(error)
+            await messages.delete_one({"_id": gone.id})
+            raise
+
+    monkeypatch.setattr(store, "call", call_and_delete)
+    message = await conversation.create_user_message("next")
+    assert message.position == 1
+    assert len(collisions) == 1
 
 
 async def test_save__writes_only_what_changed(facade: Facade) -> None:
