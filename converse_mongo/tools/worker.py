@@ -152,7 +152,12 @@ class _Running:
             ):
                 self._listen(worker, options["grace"])
                 _tell(self._ready)
-                await worker.run()
+                try:
+                    await worker.run()
+                except asyncio.CancelledError:
+                    if len(self._received) > 1:  # the second one came as the first one closed it
+                        await worker.drain(0)
+                    raise
         except asyncio.CancelledError:
             if len(self._received) < 2:
                 raise

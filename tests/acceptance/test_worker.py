@@ -207,6 +207,25 @@ async def test_worker__of_one_that_does_not_listen_ends_at_the_second_signal(
     assert (read.content, read.work.state) == ("0 ", "queued")
 
 
+async def test_worker__of_one_that_does_not_listen_ends_at_two_signals_at_once(
+    converse: Converse, server_uri: str, tmp_path: Path
+) -> None:
+    message = await enqueue(converse)
+    to = (*server(converse, server_uri), "--grace", "3600")
+    async with worker(tmp_path, "app:deaf", *to) as process:
+        async with asyncio.timeout(SECONDS), converse.watch_message(message.id) as events:
+            async for event in events:
+                if isinstance(event, ChunkReceived):
+                    break
+        process.send_signal(signal.SIGINT)
+        process.terminate()
+        # Which of the two it hears of first is not said.
+        assert (await finish(process))[0] in (0, 128 + signal.SIGINT)
+    read = await converse.get_message(message.id)
+    assert read.work is not None
+    assert (read.content, read.work.state) == ("0 ", "queued")
+
+
 async def test_worker__ends_though_a_thread_hangs(
     converse: Converse, server_uri: str, tmp_path: Path
 ) -> None:
