@@ -428,8 +428,10 @@ class Message(StoredDocument, Document):
             StoreUnavailableError: MongoDB did not answer.
             ConverseClosedError: The facade was closed.
         """
-        deleted = await super().delete(*args, **kwargs)
         store, key = self.store(), self._own_key()
+        if self.position is not None:
+            await store.positions.use(self.conversation_id, self.position)
+        deleted = await super().delete(*args, **kwargs)
         await store.paging.delete(key)
         await store.key_places.release_of(key["_id"], self.work)
         return deleted

@@ -109,6 +109,22 @@ class Positions:
                 await back_off(attempt)
         raise AssertionError("unreachable")
 
+    async def use(self, conversation_id: ObjectId, position: int) -> None:
+        """Sees to it that a position is not given again, once its message is deleted.
+
+        A process may have died before it moved the counter. Whoever has seen the message would take
+        another one at its position for the same.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        await self._collections.call(
+            self._collections.conversations.update_one,
+            {"_id": conversation_id, "next_position": {"$lte": position}},
+            updates.move_next_position(position, now()),
+            what=f"delete a message of conversation {conversation_id}",
+        )
+
     async def add_conversation(
         self, new_id: ObjectId | None, insert: Callable[[], Awaitable[Any]]
     ) -> None:

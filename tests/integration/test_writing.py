@@ -14,6 +14,7 @@ from converse_mongo import (
     Converse,
     Message,
     MessageCompleted,
+    MessageCreated,
     MessageFailed,
     MessageNotFoundError,
     MessageNotStreamingError,
@@ -23,6 +24,7 @@ from converse_mongo import (
 )
 from converse_mongo.driver.collections import collection_of
 from tests.conftest import Commands, Facade
+from tests.integration.helpers import soon
 from tests.streams import assert_exact, collect, collect_restlessly
 
 
@@ -518,6 +520,25 @@ async def test_order__positions_are_not_given_twice_after_a_delete(converse: Con
     message = await conversation.create_user_message("a")
     await message.delete()
     assert (await conversation.create_user_message("b")).position == 1
+
+
+async def test_order__a_position_whose_counter_was_not_moved_is_not_given_twice(
+    converse: Converse,
+) -> None:
+    conversation = await converse.start_conversation()
+    gone = await conversation.create_user_message("its counter is not stored")
+    await collection_of(converse.conversation_model).update_one(
+        {"_id": conversation.id}, {"$set": {"next_position": 0}}
+    )
+    async with converse.watch_conversation(conversation.id) as events:
+        seen = aiter(events)
+        assert (await soon(anext(seen))).message_id == gone.id
+        await gone.delete()
+        message = await conversation.create_user_message("next")
+        assert message.position == 1
+        while (event := await soon(anext(seen))).message_id != message.id:
+            pass
+    assert isinstance(event, MessageCreated)
 
 
 # Limits and what is not there
