@@ -430,7 +430,7 @@ class Message(StoredDocument, Document):
         """
         store, key = self.store(), self._own_key()
         if self.position is not None:
-            await store.positions.use(self.conversation_id, self.position)
+            await store.positions.mark_used(self.conversation_id, self.position)
         deleted = await super().delete(*args, **kwargs)
         await store.paging.delete(key)
         await store.key_places.release_of(key["_id"], self.work)

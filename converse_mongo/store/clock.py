@@ -37,9 +37,9 @@ class ServerClock:
         if self._read is None:
             return None
         elapsed = time.monotonic() - self._read.answered
-        return (
-            self._read.said + timedelta(seconds=elapsed) if elapsed <= ESTIMATED_SECONDS else None
-        )
+        if elapsed > ESTIMATED_SECONDS:
+            return None
+        return self._read.said + timedelta(seconds=elapsed)
 
     def latest(self) -> datetime | None:
         """Estimates the latest time that it may be, if it was read recently."""

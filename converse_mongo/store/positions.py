@@ -109,8 +109,8 @@ class Positions:
                 await back_off(attempt)
         raise AssertionError("unreachable")
 
-    async def use(self, conversation_id: ObjectId, position: int) -> None:
-        """Sees to it that a position is not given again, once its message is deleted.
+    async def mark_used(self, conversation_id: ObjectId, position: int) -> None:
+        """Moves the counter past a position whose message is to be deleted, unless it is there.
 
         A process may have died before it moved the counter. Whoever has seen the message would take
         another one at its position for the same.

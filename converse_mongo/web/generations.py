@@ -39,7 +39,8 @@ from converse_mongo.web.answering import RESTARTING, Beginnings
 from converse_mongo.web.errors import BusyError
 from converse_mongo.web.limits import Slots
 from converse_mongo.working.attempt import Attempt
-from converse_mongo.working.worker import Room, Worker, WorkerOptions
+from converse_mongo.working.room import Room
+from converse_mongo.working.worker import Worker, WorkerOptions
 
 logger = logging.getLogger("converse_mongo")
 

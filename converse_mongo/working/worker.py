@@ -28,6 +28,7 @@ from converse_mongo.domain.work import WorkState, check_delay
 from converse_mongo.driver.closing import CLOSE_SECONDS
 from converse_mongo.store import Store, context_apart
 from converse_mongo.working.attempt import Attempt, Limits, Loaded, Outcome, Verdict
+from converse_mongo.working.room import Room
 from converse_mongo.working.spread import Spread
 
 logger = logging.getLogger("converse_mongo")
@@ -116,43 +117,6 @@ class WorkerOptions:
         )
 
 
-class Room:
-    """The room for attempts: that of one worker, or of several and others that share it.
-
-    Args:
-        size: The most that it has room for. Who does not ask may take more.
-        others: Returns what others than the workers take of it.
-
-    Attributes:
-        workers: The workers that share it.
-    """
-
-    def __init__(self, size: int, others: Callable[[], int] = int) -> None:
-        self._size = size
-        self._others = others
-        self.workers: list[Worker] = []
-
-    @property
-    def taken(self) -> int:
-        """What is taken of it."""
-        return self._others() + sum(worker.taken for worker in self.workers)
-
-    @property
-    def free(self) -> int:
-        """What is free of it."""
-        return max(self._size - self.taken, 0)
-
-    def add(self, worker: "Worker") -> None:
-        """Has a worker share it, until it is closed and takes nothing."""
-        self.workers = [each for each in self.workers if each.taken or not each.closed]
-        self.workers.append(worker)
-
-    def note(self, _task: object = None) -> None:
-        """Has workers look for what they had no room for, now that some may be free."""
-        for worker in self.workers:
-            worker.note_room()
-
-
 class Worker:
     """Generates the answers of queued messages. Made by ``Converse.worker``.
 
@@ -172,7 +136,7 @@ class Worker:
         store: Store,
         load: Callable[[MessageHeader, Attempt], Awaitable[Loaded]],
         options: WorkerOptions,
-        room: "Room | None" = None,
+        room: Room | None = None,
     ) -> None:
         self._store = store
         self._load = load
@@ -364,7 +328,6 @@ class Worker:
 
     @property
     def _free(self) -> int:
-        # There may be more than that: take_on() has no limit.
         return self._room.free
 
     @property
