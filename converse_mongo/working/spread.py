@@ -19,14 +19,14 @@ from bson import ObjectId
 SHORTEST_LAG, LONGEST_LAG = 0.004, 10.0
 """Seconds that news take, at least and at most; what is later was queued during an outage."""
 
-UNKNOWN, LONGEST_UNKNOWN_LAG = 16, 0.05
+UNKNOWN, LONGEST_UNKNOWN_LAG = 4, 0.05
 """The workers that one expects that has just begun, and the longest time to wait for each."""
 
 CLAIMS_PER_PEER, MOST_CLAIMS = 4, 1000
 """The most claims of a queue that are remembered, for each worker that made some, and in all."""
 
-REMEMBERED_SECONDS = 60.0
-"""The time for which all of these are remembered, and then only the last of them, ``UNKNOWN``."""
+REMEMBERED_SECONDS, FEWEST_CLAIMS = 60.0, 16
+"""The time for which these are remembered, and how many of the last are so for longer."""
 
 _RANDOM = slice(4, 9)
 """The bytes of an ObjectId that say who made it: https://www.mongodb.com/docs/manual/reference/bson-types/#objectid"""
@@ -127,9 +127,10 @@ class Claims:
     def forget(self) -> None:
         """Forgets claims that say too little of who is there now."""
         since = self._clock() - REMEMBERED_SECONDS
-        while len(self._claims) > UNKNOWN and (
+        while len(self._claims) > FEWEST_CLAIMS and (
             self._claims[0][0] < since
-            or len(self._claims) > min(CLAIMS_PER_PEER * max(len(self._made), UNKNOWN), MOST_CLAIMS)
+            or len(self._claims)
+            > min(CLAIMS_PER_PEER * max(len(self._made), FEWEST_CLAIMS), MOST_CLAIMS)
         ):
             self._count(self._claims.popleft()[1], -1)
 

@@ -7,6 +7,7 @@ import pytest
 from bson import ObjectId
 
 from converse_mongo.working.spread import (
+    FEWEST_CLAIMS,
     LONGEST_LAG,
     LONGEST_UNKNOWN_LAG,
     MOST_CLAIMS,
@@ -71,7 +72,7 @@ def test_claims__of_a_message_are_few_however_many_workers_hear_of_it(
     count: int, lag: float
 ) -> None:
     fleet = Fleet(count, lag)
-    fleet.run(4 * count + UNKNOWN)
+    fleet.run(4 * count + FEWEST_CLAIMS)
     claims, wait = fleet.run(400)
     assert claims < 2.5
     assert COMMANDS_BESIDE + claims <= MOST_COMMANDS
@@ -88,7 +89,7 @@ def test_peers__are_estimated_by_the_claims_that_were_heard_of(count: int) -> No
     fleet = Fleet(count)
     fleet.run(count)
     assert count / 2 <= fleet.workers[0].peers(QUEUE) < 3 * count
-    fleet.run(4 * max(count, UNKNOWN))
+    fleet.run(4 * max(count, FEWEST_CLAIMS))
     assert count * 0.9 < fleet.workers[0].peers(QUEUE) < count * 1.2
 
 
@@ -112,7 +113,7 @@ def test_wait__is_short_again_soon_once_the_others_are_gone() -> None:
     fleet.run(900)
     del fleet.workers[2:]
     fleet.now = REMEMBERED_SECONDS + 1
-    fleet.run(UNKNOWN)
+    fleet.run(FEWEST_CLAIMS)
     _, wait = fleet.run(100)
     assert wait < 0.15
 
@@ -123,8 +124,8 @@ def test_wait__of_one_that_stays_while_others_make_a_claim_each() -> None:
         spread.note_claim(QUEUE, Spread().new_holder())
     assert len(spread._claims[QUEUE]) == MOST_CLAIMS
     now = REMEMBERED_SECONDS + 1
-    assert spread.longest(QUEUE) <= (UNKNOWN + 1) ** 2 * SHORTEST_LAG
-    for _ in range(UNKNOWN):
+    assert spread.longest(QUEUE) <= (FEWEST_CLAIMS + 1) ** 2 * SHORTEST_LAG
+    for _ in range(FEWEST_CLAIMS):
         spread.note_claim(QUEUE, spread.new_holder())
     assert spread.longest(QUEUE) == SHORTEST_LAG
 
@@ -157,7 +158,7 @@ def test_wait__is_a_random_part_of_the_longest_one() -> None:
 
 def test_wait__grows_with_slow_news_and_forgets_them() -> None:
     spread, other = Spread(), Spread()
-    for _ in range(UNKNOWN):
+    for _ in range(FEWEST_CLAIMS):
         for each in (spread, other):
             spread.note_claim(QUEUE, each.new_holder())
     assert spread.longest(QUEUE) == 2 * SHORTEST_LAG
@@ -179,7 +180,7 @@ def test_wait__of_one_that_is_alone_is_short_however_slow_news_are() -> None:
     spread = Spread()
     spread.note_lateness(8.0)
     assert spread.longest(QUEUE) == pytest.approx(SHORTEST_LAG + UNKNOWN * LONGEST_UNKNOWN_LAG)
-    for _ in range(UNKNOWN):
+    for _ in range(FEWEST_CLAIMS):
         spread.note_claim(QUEUE, spread.new_holder())
     assert spread.longest(QUEUE) == SHORTEST_LAG
 
@@ -190,7 +191,7 @@ def test_holders__are_new_ids_that_tell_whose_they_are() -> None:
     assert len(set(holders)) == 6
     made = ObjectId().generation_time
     assert all(abs((each.generation_time - made).total_seconds()) < 60 for each in holders)
-    for _ in range(UNKNOWN):
+    for _ in range(FEWEST_CLAIMS):
         for holder in holders:
             first.note_claim(QUEUE, holder)
     assert first.longest(QUEUE) == 2 * SHORTEST_LAG
