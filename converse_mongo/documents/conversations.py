@@ -27,8 +27,9 @@ from converse_mongo.documents.listings import (
     read_history,
 )
 from converse_mongo.documents.loading import load_message
-from converse_mongo.documents.messages import Message, has_parts, has_text
+from converse_mongo.documents.messages import Message
 from converse_mongo.documents.pages import MessageChunkPage
+from converse_mongo.documents.repeats import has_parts, has_text
 from converse_mongo.documents.values import MessageValue
 from converse_mongo.documents.views import ConversationView
 from converse_mongo.domain.chunks import UtcDatetime

@@ -8,7 +8,8 @@ from bson import ObjectId
 
 from converse_mongo.documents.conversations import Conversation
 from converse_mongo.documents.listings import load_outline
-from converse_mongo.documents.messages import Message, has_parts, has_text
+from converse_mongo.documents.messages import Message
+from converse_mongo.documents.repeats import has_parts, has_text
 from converse_mongo.documents.views import MessageView
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.types import MessageRole, MessageStatus
