@@ -46,10 +46,15 @@ class Browser:
         return await self.ended(conversation, answer["id"])
 
     async def ended(self, conversation: str, message: str) -> dict[str, Any]:
+        return await self.read_until(None, conversation, message)
+
+    async def read_until(self, name: str | None, conversation: str, message: str) -> dict[str, Any]:
+        """Reads its stream up to an event, or to the end; returns the message."""
         address = f"/api/conversations/{conversation}/messages/{message}"
         async with self.http.stream("GET", f"{address}/events") as stream:
-            async for _ in read_events(stream):
-                pass
+            async for sent in read_events(stream):
+                if sent.event == name:
+                    break
         return dict((await self.http.get(address)).json())
 
     async def stop(self, conversation: str, message: str) -> None:
@@ -61,6 +66,13 @@ class Browser:
         retried = await self.http.post(address, json={})
         assert retried.status_code == 201
         return await self.ended(conversation, retried.json()["answer"]["id"])
+
+    async def answer(self, conversation: str, message: str, **answer: Any) -> dict[str, Any]:
+        """Answers a tool call; returns the message once it has ended."""
+        address = f"/api/conversations/{conversation}/messages/{message}/answers"
+        answered = await self.http.post(address, json={"answers": [answer]})
+        assert answered.status_code == 200, answered.text
+        return await self.ended(conversation, message)
 
     async def listed(self) -> list[dict[str, Any]]:
         return list((await self.http.get("/api/conversations")).json()["conversations"])

@@ -453,6 +453,31 @@ async def test_without_a_key__tools_shows_a_thought_tool_calls_and_a_source(
     assert [each["fields"]["output"] for each in answer["parts"][2:4]][1] == "12:00"
 
 
+@pytest.mark.parametrize(
+    ("approved", "state", "text"),
+    [
+        (True, "output-available", "You agreed, so the tool ran."),
+        (False, "output-denied", "You declined, so the tool did not run."),
+    ],
+)
+async def test_without_a_key__ask_waits_for_the_user_and_goes_on(
+    make_chat: MakeChat, approved: bool, state: str, text: str
+) -> None:
+    chat = await make_chat(api_key=None)
+    browser = await chat.open_browser()
+    await browser.meet()
+    conversation = await browser.begin()
+    said = await browser.say(conversation, "/ask")
+    waiting = await browser.read_until("message.suspended", conversation, said["id"])
+    assert [each["kind"] for each in waiting["parts"]] == ["step", "tool_call"]
+    assert not waiting["content"]
+    answer = await browser.answer(conversation, waiting["id"], call_id="call_1", approved=approved)
+    assert answer["status"] == "completed"
+    assert answer["content"].startswith(text)
+    assert [each["kind"] for each in answer["parts"]] == ["step", "tool_call", "text"]
+    assert answer["parts"][1]["fields"].get("output") == ("sent" if approved else None)
+
+
 async def test_without_a_key__fail_fails_midway(make_chat: MakeChat) -> None:
     chat = await make_chat(api_key=None)
     browser = await chat.open_browser()

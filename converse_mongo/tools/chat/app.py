@@ -68,7 +68,9 @@ def create_app(settings: Settings) -> FastAPI:
         settings.uri, database=settings.database, lease=settings.lease, sweep_interval=60.0
     )
     model = open_model(settings)
-    generations = Generations(Responder(model).respond, limit=200, grace=GRACE_SECONDS)
+    generations = Generations(
+        Responder(model).respond, limit=200, grace=GRACE_SECONDS, start_over=False
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -32,8 +32,8 @@ Some things to try while an answer streams:
 - Press **Stop**. The text so far is kept, and you can ask for another answer.
 - Reload the page. The answer does not depend on it, and continues where it was.
 - Open this address in a second tab, or on two screens. Both show the same words.
-- Type `/tools` to see an answer that calls tools, `/fail` to see one fail, `/code` for a piece of \
-code, or `/long` for a long answer.
+- Type `/tools` to see an answer that calls tools, `/ask` for one that waits for your approval, \
+`/fail` to see one fail, `/code` for a piece of code, or `/long` for a long answer.
 
 To talk to a real model, start the chat with a key:
 
@@ -70,6 +70,14 @@ Two tools ran at once. Unfold them above to see what they were asked and what th
 unfold the thought to read it. Each step was **stored before it was shown**: reload the page while \
 a tool runs, and it still runs."""
 
+SENT = """\
+You agreed, so the tool ran. It has no effect: no mail was sent. While the answer waited for you, \
+no process held it. **It waited in MongoDB**, and would have waited through a restart of the \
+server, too."""
+
+NOT_SENT = """\
+You declined, so the tool did not run. The answer was told so, and came to its end."""
+
 FAILING = """\
 This answer is about to be cut off, as if the model went away in the middle of a sentence. \
 The text so far is kept, and the button below requests"""
@@ -102,16 +110,17 @@ class CannedModel:
         self._delay = delay
 
     async def stream(
-        self, said: Sequence[Said], metadata: dict[str, Any]
+        self, said: Sequence[Said], metadata: dict[str, Any], asked: Sequence[ToolCallPart], /
     ) -> AsyncGenerator[Written, None]:
-        """Yields an answer, and counts its tokens in ``metadata``."""
+        """Yields an answer, or how it goes on, and counts its tokens in ``metadata``."""
         question = said[-1].content if said else ""
         usage = {"prompt_tokens": sum(len(_tokens(each.content)) for each in said)}
         command = question.strip().lower()
-        asked = sum(each.role == "user" for each in said)
+        number = sum(each.role == "user" for each in said)
         count = 0
         files = [each.name for each in said[-1].files] if said else []
-        for written in _written(command, question or ", ".join(files), asked):
+        call = asked[0] if asked else None
+        for written in _written(command, question or ", ".join(files), number, call):
             works = isinstance(written, PartSet) and "output" in written.fields
             await asyncio.sleep(random.uniform(0.2, 1.8) * self._delay * (WORK if works else 1))
             yield written
@@ -125,10 +134,15 @@ class CannedModel:
         """Does nothing."""
 
 
-def _written(command: str, question: str, asked: int) -> Iterator[Written]:
+def _written(
+    command: str, question: str, number: int, call: ToolCallPart | None
+) -> Iterator[Written]:
+    if command == "/ask":
+        yield from _mail(call)
+        return
     if command == "/tools":
         yield from _tool_calls()
-    yield from _tokens(_text(command, question, asked))
+    yield from _tokens(_text(command, question, number))
     if command == "/tools":
         yield SourceUrlPart(
             "https://www.mongodb.com/docs/manual/changeStreams/", title="Change Streams"
@@ -156,7 +170,23 @@ def _tool_calls() -> Iterator[Written]:
     yield PartSet("search", {"output": {"hits": 1, "pages": [found]}})
 
 
-def _text(command: str, question: str, asked: int) -> str:
+def _mail(call: ToolCallPart | None) -> Iterator[Written]:
+    """Yields a tool call that needs an approval; once that is given or not, what comes of it."""
+    if call is None:
+        yield PartStart(StepPart(), "step")
+        yield PartStart(ToolCallPart("send_mail", "call_1", title="Send a mail"), "mail")
+        mail = {"to": "ann@example.com", "subject": "Lunch", "text": "Shall we meet at noon?"}
+        yield PartSet("mail", {"input": mail})
+        yield PartEnd("step", {"finish_reason": "tool_calls"})
+        yield PartSet("mail", {"approval": {"id": "approval_1"}})
+    elif call.number is not None and call.state != "approval-requested":
+        if not call.is_finished:
+            yield PartSet(call.number, {"started": True})
+            yield PartSet(call.number, {"output": "sent"})
+        yield from _tokens(NOT_SENT if call.state == "output-denied" else SENT)
+
+
+def _text(command: str, question: str, number: int) -> str:
     if command == "/fail":
         return FAILING
     if command == "/code":
@@ -168,7 +198,7 @@ def _text(command: str, question: str, asked: int) -> str:
     quoted = " ".join(question.replace("`", "'").replace("*", "").split())
     if len(quoted) > 200:
         quoted = quoted[:200].rstrip() + "…"
-    return WELCOME.format(question=quoted, number=asked)
+    return WELCOME.format(question=quoted, number=number)
 
 
 def _tokens(text: str) -> list[str]:

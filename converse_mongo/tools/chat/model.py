@@ -17,6 +17,7 @@ from converse_mongo import (
     MessageNotStreamingError,
     MessageWriter,
     StreamStoppedError,
+    ToolCallPart,
     WriterError,
 )
 from converse_mongo.tools.chat.canned import CannedModel, Written
@@ -43,9 +44,15 @@ class Model(Protocol):
         """The name that users see."""
 
     def stream(
-        self, said: Sequence[Said], metadata: dict[str, Any]
+        self, said: Sequence[Said], metadata: dict[str, Any], asked: Sequence[ToolCallPart], /
     ) -> AsyncGenerator[Written, None]:
-        """Yields the answer, and fills ``metadata``."""
+        """Yields the answer, and fills ``metadata``.
+
+        Args:
+            said: The messages before the answer.
+            metadata: That of the answer.
+            asked: The tool calls that the answer has asked the user about; it goes on behind them.
+        """
 
     async def aclose(self) -> None:
         """Closes its connections."""
@@ -69,9 +76,9 @@ class OpenAIModel:
         )
 
     async def stream(
-        self, said: Sequence[Said], metadata: dict[str, Any]
+        self, said: Sequence[Said], metadata: dict[str, Any], _: Sequence[ToolCallPart], /
     ) -> AsyncGenerator[str, None]:
-        """Yields the tokens of an answer.
+        """Yields the tokens of an answer; it has no tools to ask for.
 
         Raises:
             AnswerError: The model declined, or its stream ended too early.
@@ -129,6 +136,12 @@ def _told(said: Said) -> str | list[ChatCompletionContentPartParam]:
     return told
 
 
+def _asked(answer: Message) -> list[ToolCallPart]:
+    """Returns the tool calls of an answer that need an approval, or needed one."""
+    calls = (part for part in answer.parts if isinstance(part, ToolCallPart))
+    return [call for call in calls if call.approval is not None]
+
+
 class Responder:
     """Stores the answers of a model.
 
@@ -156,12 +169,17 @@ class Responder:
         metadata["model"] = self._model.name
         began = time.monotonic()
         try:
-            said = await said_before(conversation, message)
+            if message.parts:  # an earlier attempt was cut off, or the user has answered it
+                await writer.reset(None if _asked(message) else 0)
+            said, asked = await said_before(conversation, message), _asked(message)
             await name_conversation(conversation, said)
-            async with aclosing(self._model.stream(said, metadata)) as answer:
+            async with aclosing(self._model.stream(said, metadata, asked)) as answer:
                 async for written in answer:
                     await writer.write(written)
                     metadata["duration"] = round(time.monotonic() - began, 3)
+            await writer.flush()
+            if any(call.state == "approval-requested" for call in _asked(message)):
+                await writer.suspend()
         except WRITER_ERRORS:
             raise
         except Exception as error:

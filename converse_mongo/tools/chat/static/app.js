@@ -17,7 +17,7 @@ const SUGGESTIONS = [
   "What happens when I close the tab while you write?",
   "Explain change streams in three sentences.",
 ];
-const OFFLINE_COMMANDS = ["/tools", "/long", "/code", "/fail"];
+const OFFLINE_COMMANDS = ["/tools", "/ask", "/long", "/code", "/fail"];
 const OF_WORK = new Set(["message.queued", "message.started", "message.suspended"]);
 const ENDS = new Set(["message.completed", "message.failed", "message.cancelled"]);
 
