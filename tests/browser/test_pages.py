@@ -84,4 +84,15 @@ def test_example__logs_in_and_answers(
         expect(page.get_by_label("Name")).to_be_hidden()
         page.reload()
         expect(said).to_have_text(SAID)
+
+        context.clear_cookies()
+        page.get_by_label("Message").fill("Again")
+        page.get_by_label("Message").press("Enter")
+        expect(said.last).to_have_text(
+            "user: Again (You are not signed in. Sign in, then try again.)"
+        )
+        page.get_by_label("Name").fill("ada")
+        page.get_by_label("Name").press("Enter")
+        expect(said).to_have_text(SAID)
+        expect(page.get_by_label("Name")).to_be_hidden()
         page.goto("about:blank")
