@@ -121,11 +121,16 @@ PAGE = """<!doctype html>
       const byId = (id) => document.getElementById(id);
       let chat = null;
 
+      async function request(path, init) {
+        const response = await fetch(path, init);
+        byId("login").hidden = response.status !== 401;
+        return response;
+      }
+
       async function api(path, body) {
         const init = { headers: { "content-type": "application/json" } };
         if (body) Object.assign(init, { method: "POST", body: JSON.stringify(body) });
-        const response = await fetch("/api" + path, init);
-        byId("login").hidden = response.status !== 401;
+        const response = await request("/api" + path, init);
         return response.status < 300 && response.status !== 204 ? response.json() : null;
       }
 
@@ -139,14 +144,16 @@ PAGE = """<!doctype html>
 
       function open(id) {
         chat?.close();
-        chat = openConversation({ url: "/api", conversationId: id });
+        chat = openConversation({ url: "/api", conversationId: id, fetch: request });
         chat.subscribe(draw);
         draw();
       }
 
       function draw() {
         const { messages, error } = chat.getSnapshot();
-        fill(byId("messages"), messages.map((each) => `${each.role}: ${each.content}`));
+        fill(byId("messages"), messages.map((each) => {
+          return `${each.role}: ${each.content}` + (each.error ? ` (${each.error})` : "");
+        }));
         byId("status").textContent = error?.message ?? "";
       }
 
@@ -176,8 +183,9 @@ PAGE = """<!doctype html>
       });
       onSubmit("ask", async (text) => {
         if (!chat) {
-          const { id } = await api("/conversations", { title: text.slice(0, 100) });
-          history.replaceState(null, "", `#${id}`);
+          const begun = await api("/conversations", { title: text.slice(0, 100) });
+          if (!begun) return;
+          history.replaceState(null, "", `#${begun.id}`);
           await show();
         }
         chat.send(text);

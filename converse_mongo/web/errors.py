@@ -31,14 +31,14 @@ class RequestError(ConverseError):
 
 
 class UnknownError(RequestError):
-    """Not found."""
+    """This does not exist, or it is not yours."""
 
     status = 404
     code = "not_found"
 
 
 class UndecidedError(UnknownError):
-    """Not found."""
+    """This does not exist, or it is not yours."""
 
 
 class SlowBodyError(RequestError):

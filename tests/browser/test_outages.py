@@ -84,6 +84,41 @@ def test_offline__is_said_and_nothing_is_missing(
     tab.expect_end("completed", text, tokens=40)
 
 
+def test_offline__is_not_said_of_a_service_on_the_same_machine(
+    open_tab: OpenTab, complaints: Complaints
+) -> None:
+    complaints.allow_network_trouble()
+    tab = open_tab()
+    tab.page.add_init_script(
+        "Object.defineProperty(Navigator.prototype, 'onLine', { get: () => false })"
+    )
+    tab.open().ask("Hello")
+    tab.expect_end("completed", TEXT)
+    expect(tab.connection).to_have_text("")
+    tab.page.evaluate("dispatchEvent(new Event('offline'))")
+    expect(tab.connection).to_have_text("Offline")
+    tab.ask("Hello again")
+    expect(tab.connection).to_have_text("")
+
+
+def test_conversation__lost_while_it_is_answered__has_nothing_to_stop(
+    open_tab: OpenTab, open_line: OpenLine, chat: Chat, model: Model, complaints: Complaints
+) -> None:
+    complaints.allow_network_trouble()
+    line = open_line(chat)
+    tab = open_tab(line.address).open()
+    model.will(*words(10), slowly=True)
+    tab.ask("Count")
+    model.go_on(5)
+    expect(tab.text).to_contain_text("w4")
+    expect(tab.stop).to_be_visible()
+    tab.page.context.clear_cookies()
+    line.cut()
+    expect(tab.page.get_by_role("alert")).to_contain_text("it is not yours")
+    expect(tab.stop).to_be_hidden()
+    expect(tab.send).to_be_disabled()
+
+
 def test_connection__cut_again_and_again__misses_and_doubles_nothing(
     open_tab: OpenTab, open_line: OpenLine, chat: Chat, model: Model, complaints: Complaints
 ) -> None:

@@ -1,5 +1,6 @@
 """What people paste works in a browser: the pages of the documentation, and the example."""
 
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -26,18 +27,37 @@ def test_pages__pasted_in_order_show_a_chat(
 ) -> None:
     runner = Runner(tmp_path, server_uri, f"docs_{uuid4().hex[:12]}_")
     paste_service(runner)
-    app = runpy.run_path(str(tmp_path / CHAT_SERVICE))["app"]
+    service = runpy.run_path(str(tmp_path / CHAT_SERVICE))
     context = new_context()
     complaints.listen(context)
     page = context.new_page()
-    with portal.wrap_async_context_manager(serving(app)) as port:
+    with portal.wrap_async_context_manager(serving(service["app"])) as port:
         page.goto(f"http://127.0.0.1:{port}")
-        expect(page.locator("#status")).to_have_text("open")
+        page.get_by_role("button", name="Send").click()  # the browser asks for a text
         page.get_by_label("Message").fill("Hello")
         page.get_by_label("Message").press("Enter")
         said = page.locator("#messages li")
         expect(said).to_have_text(SAID)
         page.reload()
+        expect(said).to_have_text(SAID)
+
+        complaints.allow_network_trouble()
+        service["sessions"].clear()  # as a new process has none
+        page.get_by_label("Message").fill("Again")
+        page.get_by_label("Message").press("Enter")
+        expect(said).to_have_text([*SAID, "user: Again", "assistant: You said: Again"])
+        service["sessions"].clear()
+        page.reload()
+        expect(said).to_have_count(4)
+        expect(page.get_by_role("status")).to_have_text("")
+
+        page.goto("about:blank")
+        page.goto(f"http://127.0.0.1:{port}#{'0' * 24}")
+        expect(page.get_by_role("status")).to_have_text("This does not exist, or it is not yours.")
+        page.get_by_role("link", name="New conversation").click()
+        expect(page).to_have_url(re.compile("#(?!0{24})"))
+        page.get_by_label("Message").fill("Hello")
+        page.get_by_label("Message").press("Enter")
         expect(said).to_have_text(SAID)
         page.goto("about:blank")
 
@@ -64,4 +84,15 @@ def test_example__logs_in_and_answers(
         expect(page.get_by_label("Name")).to_be_hidden()
         page.reload()
         expect(said).to_have_text(SAID)
+
+        context.clear_cookies()
+        page.get_by_label("Message").fill("Again")
+        page.get_by_label("Message").press("Enter")
+        expect(said.last).to_have_text(
+            "user: Again (You are not signed in. Sign in, then try again.)"
+        )
+        page.get_by_label("Name").fill("ada")
+        page.get_by_label("Name").press("Enter")
+        expect(said).to_have_text(SAID)
+        expect(page.get_by_label("Name")).to_be_hidden()
         page.goto("about:blank")

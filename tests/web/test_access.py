@@ -31,6 +31,7 @@ from tests.web.conftest import OWNER, STRANGER, MakeSite, Site, is_owner, read_e
 from tests.web.helpers import client_of, ui_question
 
 ABSENT = str(ObjectId())
+NOT_FOUND = {"error": {"code": "not_found", "message": "This does not exist, or it is not yours."}}
 
 REQUESTS = [
     ("GET", "/conversations/{c}"),
@@ -98,7 +99,7 @@ async def test_stranger__sees_what_is_not_there(site: Site, method: str, path: s
     malformed = await send(site, method, path, "none", "none", STRANGER)
     for answer in (refused, absent, malformed):
         assert answer.status_code == 404
-        assert answer.json() == {"error": {"code": "not_found", "message": "Not found."}}
+        assert answer.json() == NOT_FOUND
         assert dict(answer.headers, date="") == dict(absent.headers, date="")
     assert await everything(site) == before
     assert site.converse.statistics().watchers == 0
@@ -282,8 +283,7 @@ RAISED = [
 
 
 def same_as_absent(answer: httpx.Response) -> bool:
-    found = {"error": {"code": "not_found", "message": "Not found."}}
-    return answer.status_code == 404 and answer.json() == found
+    return answer.status_code == 404 and answer.json() == NOT_FOUND
 
 
 async def test_authorize__may_be_a_coroutine(make_site: MakeSite) -> None:

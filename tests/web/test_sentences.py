@@ -76,7 +76,7 @@ ALL = sorted(set(sentences()))
 
 def test_sentences__are_found() -> None:
     assert {
-        "Not found.",
+        "This does not exist, or it is not yours.",
         "The message is empty.",
         "The model is overloaded. Try again in a minute.",
         "The service could not be reached. Try again.",

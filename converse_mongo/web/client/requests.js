@@ -10,6 +10,7 @@ const UNREACHABLE = "The service could not be reached. Try again.";
 const UNAVAILABLE = "The service is not available at the moment. Try again.";
 const UNEXPECTED = "The service could not answer. Try again.";
 const REFUSED = "The service refused the request.";
+const NO_SESSION = "You are not signed in. Sign in, then try again.";
 
 export const DEFAULT_RETRY = 2_000;
 export const DEFAULT_SILENCE = 45_000;
@@ -191,7 +192,8 @@ export async function unexpected(response, code) {
  */
 export async function refusal(response) {
   const wait = Math.min(askedWait(response.headers.get("retry-after")), LONGEST_ASKED_WAIT);
-  let message = response.status >= 500 ? UNAVAILABLE : REFUSED;
+  const refused = response.status === 401 ? NO_SESSION : REFUSED;
+  let message = response.status >= 500 ? UNAVAILABLE : refused;
   let code = "unknown";
   try {
     const { error } = await response.json();

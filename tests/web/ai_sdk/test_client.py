@@ -425,4 +425,7 @@ async def test_transport__tells_users_in_a_sentence(site: Site) -> None:
         await mine.delete()
         page.go()
         found = await page.end()
-    assert (found["status"], found["error"]) == ("error", "Not found.")
+    assert (found["status"], found["error"]) == (
+        "error",
+        "This does not exist, or it is not yours.",
+    )

@@ -631,6 +631,7 @@ test("what is not an answer of the routes is explained to the user of the page",
   for (const [answer, text] of [
     [drop, "The service could not be reached. Try again."],
     [page(502), "The service is not available at the moment. Try again."],
+    [page(401), "You are not signed in. Sign in, then try again."],
     [page(403), "The service refused the request."],
     [page(200), "The service could not answer. Try again."],
   ]) {

@@ -128,21 +128,45 @@ test("the page without a build step shows a conversation, and sends", async () =
   document.write(html.replace(SCRIPT, ""));
   globalThis.location = { hash: `#${ID}` };
   service.say("question");
+  const served = globalThis.fetch;
+  let logins = 0;
+  globalThis.fetch = (address, ...more) => {
+    if (address !== "/login") return served(address, ...more);
+    logins += 1;
+    return Promise.resolve(new Response(null, { status: 204 }));
+  };
   const { chat } = await run(script, "chat");
   closing.push(() => chat.close());
   const answer = service.begin();
   service.append(answer, "an ", "answer");
   await drawn(() => items().includes("assistant: an answer"));
   assert.deepEqual(items(), ["user: question", "assistant: an answer"]);
-  assert.equal(document.getElementById("status").textContent, "open");
+  assert.equal(document.getElementById("status").textContent, "");
 
-  document.getElementById("text").value = "more";
-  const event = new window.Event("submit", { cancelable: true });
-  document.getElementById("form").dispatchEvent(event);
-  assert.equal(event.defaultPrevented, true);
-  assert.deepEqual([items().at(-1), document.getElementById("text").value], ["user: more", ""]);
+  const text = document.getElementById("text");
+  const submit = () => {
+    const event = new window.Event("submit", { cancelable: true });
+    document.getElementById("form").dispatchEvent(event);
+    assert.equal(event.defaultPrevented, true);
+  };
+  text.value = "more";
+  submit();
+  assert.deepEqual([items().length, text.value], [2, "more"]); // the answer is still being written
+  service.end(answer, "failed", { error: "It failed." });
+  await drawn(() => items().includes("assistant: an answer (It failed.)"));
+  // The session has ended.
+  service.next("send", refuse(401), refuse(409, "conflict", "Not so fast."));
+  submit();
+  assert.deepEqual([items().at(-1), text.value], ["user: more", ""]);
   const { body } = await service.requested("send");
   assert.equal(body.content, "more");
+  await drawn(() => items().includes("user: more (Not so fast.)"));
+  assert.equal(logins, 1);
+
+  service.next("events", refuse(401), refuse(404, "not_found", "Not found."));
+  service.breakStreams();
+  await drawn(() => document.getElementById("status").textContent === "Not found.");
+  assert.equal(logins, 2);
 });
 
 test("a classic script shows a conversation", async () => {
@@ -250,6 +274,7 @@ test("the component shows a conversation, and does what its user wants", async (
   await drawn(() => !button("Send").disabled);
   button("Send").click();
   await drawn(() => button("Send again"));
+  assert.match(items().at(-1), /^more \(.+\.\)Send again$/);
   button("Send again").click();
   await drawn(() => !button("Send again") && items().length === 4);
   assert.deepEqual(items(), ["question", "whole", "more", ""]);
@@ -257,7 +282,8 @@ test("the component shows a conversation, and does what its user wants", async (
   service.next("events", refuse(404, "not_found", "Not found."));
   service.breakStreams();
   await drawn(() => container.querySelector('[role="alert"]'));
-  assert.equal(container.textContent, "Not found.");
+  assert.equal(container.querySelector('[role="alert"]').textContent, "Not found.");
+  assert.deepEqual(items(), ["question", "whole", "more", ""]);
 });
 
 test("the component shows one answer", async () => {

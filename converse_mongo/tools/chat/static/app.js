@@ -40,6 +40,7 @@ let busy = false; // whether a conversation is being created
 let described = false; // whether the service was, since the last stream was opened
 let drawing = false; // whether the page is about to be drawn
 let rested = 0; // when it may be drawn again
+let offline = !navigator.onLine; // whether there is no network, nor a service without one
 
 const list = new MessageList(at("messages"), {
   retry: (message) => act(() => chat.retry(message.id), "Another answer could not be requested."),
@@ -131,7 +132,7 @@ function draw() {
 function drawConnection(snapshot) {
   const place = at("connection");
   let text = "";
-  if (!navigator.onLine) text = "Offline";
+  if (offline) text = "Offline";
   else if (snapshot?.status === "reconnecting") text = "Reconnecting";
   if (place.textContent !== text) place.textContent = text;
   place.classList.toggle("shown", text !== "");
@@ -206,11 +207,16 @@ at("older").addEventListener("click", async () => {
   else button.focus({ preventScroll: true });
 });
 
+function setOffline(value) {
+  offline = value;
+  drawSoon();
+}
+
 // The reader's input
 
 function drawComposer() {
-  const writes = Boolean(streaming());
   const lost = chat?.getSnapshot().status === "error";
+  const writes = Boolean(streaming()) && !lost;
   const stop = at("stop");
   const send = at("send");
   if (stop.hidden === writes) {
@@ -507,6 +513,7 @@ let beginning = null; // the request that begins a session
 /** Sends a request; if the session is gone, begins one and sends it again. */
 async function sendRequest(path, init) {
   const response = await fetch(path, init);
+  if (offline) setOffline(false); // it is on this machine
   if (response.status !== 401 || path === SESSION) return response;
   await response.body?.cancel();
   const { signal } = init ?? {};
@@ -579,8 +586,8 @@ at("skip").addEventListener("click", (event) => {
 
 addEventListener("popstate", fromAddress);
 addEventListener("hashchange", fromAddress);
-addEventListener("online", draw);
-addEventListener("offline", draw);
+addEventListener("online", () => setOffline(false));
+addEventListener("offline", () => setOffline(true));
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden) {
     draw();
