@@ -16,6 +16,9 @@ from converse_mongo.store.collections import Collections, WriteQueue, back_off
 Insert: TypeAlias = Callable[[int], Awaitable[Any]]
 """Inserts a document at a position; ``DuplicateKeyError`` says that the position is taken."""
 
+_POSITIONS = ["conversation_id", "position"]
+"""The fields of the index that gives each position to one message."""
+
 
 class Added(NamedTuple):
     """The position of a message that was added.
@@ -63,44 +66,52 @@ class Positions:
             ConversationNotFoundError: The conversation does not exist; nothing was written.
             StoreUnavailableError: No answer for ``retry_timeout`` seconds.
         """
+        messages, conversations = self._collections.messages, self._collections.conversations
         call = partial(
             self._collections.call, what=f"add a message to conversation {conversation_id}"
         )
+        position = 0
+
+        async def is_taken() -> bool:
+            at = {"conversation_id": conversation_id, "position": position}
+            return await messages.find_one(at, {"_id": 0, "position": 1}) is not None
+
+        async def insert_next() -> bool:
+            # Each try reads anew: another message may have had the position, and be deleted.
+            nonlocal position
+            conversation = await conversations.find_one(
+                {"_id": conversation_id}, {"next_position": 1}
+            )
+            if conversation is None:
+                raise ConversationNotFoundError(conversation_id)
+            position = conversation["next_position"]
+            if self._collections.session is not None and await is_taken():
+                return False
+            await insert(position)
+            return True
+
         async with queue.lock:
             for attempt in count():
-                conversation = await call(
-                    self._collections.conversations.find_one,
-                    {"_id": conversation_id},
-                    {"next_position": 1},
-                )
-                if conversation is None:
-                    raise ConversationNotFoundError(conversation_id)
-                position: int = conversation["next_position"]
-                taken = partial(
-                    call,
-                    self._collections.messages.find_one,
-                    {"conversation_id": conversation_id, "position": position},
-                    {"_id": 0, "position": 1},
-                )
-                is_new = True
-                inserted = self._collections.session is None or not await taken()
+                inserted = is_new = True
                 try:
-                    if inserted:
-                        await call(insert, position)
+                    inserted = await call(insert_next)
                 except DuplicateKeyError as error:
                     stored: Any = new_id and await call(
-                        self._collections.messages.find_one,
+                        messages.find_one,
                         {"_id": new_id, "conversation_id": conversation_id},
                         {"position": 1},
                     )
                     if stored:
                         position, is_new = stored["position"], False
-                    elif _is_of_positions(error) or await taken():
-                        inserted = False
+                    elif new_id is not None and _index_of(error) == ["_id"]:
+                        await back_off(attempt)  # what had the id is deleted
+                        continue
+                    elif _index_of(error) == _POSITIONS or await call(is_taken):
+                        inserted = False  # what collided may be gone again
                     else:  # a unique index of the application
                         raise
                 await call(
-                    self._collections.conversations.update_one,
+                    conversations.update_one,
                     {"_id": conversation_id},
                     updates.move_next_position(position, now()),
                 )
@@ -143,6 +154,6 @@ class Positions:
                 raise
 
 
-def _is_of_positions(error: DuplicateKeyError) -> bool:
-    """Returns whether the server names the index of positions: what collided may be gone again."""
-    return list((error.details or {}).get("keyPattern", ())) == ["conversation_id", "position"]
+def _index_of(error: DuplicateKeyError) -> list[str]:
+    """Returns the fields of the index in which something collided, if the server names them."""
+    return list((error.details or {}).get("keyPattern", ()))

@@ -3,10 +3,11 @@
 import asyncio
 import itertools
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
-from beanie import Insert, before_event
+from beanie import Document, Insert, before_event
+from pymongo.errors import DuplicateKeyError
 
 from converse_mongo import (
     Conversation,
@@ -18,6 +19,7 @@ from converse_mongo import (
     MessageRole,
     ToolCallPart,
 )
+from converse_mongo.store.positions import Added, Positions
 from tests.conftest import Facade
 
 
@@ -61,6 +63,35 @@ async def test_same_id__with_other_texts_at_once_stores_one(facade: Facade) -> N
             assert not isinstance(each, BaseException)
         else:
             assert isinstance(each, GenerationConflictError)
+
+
+async def test_same_id__of_a_message_that_is_deleted_meanwhile_is_added(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first: Converse = await facade()
+    conversation = await first.start_conversation()
+    second: Converse = await facade(database=first.database_name)
+    elsewhere = await second.get_conversation(conversation.id)
+    add, insert, gone = Positions.add_message, Document.insert, list[Message]()
+
+    async def later(self: Positions, *arguments: Any) -> Added:
+        if not gone:  # it was looked for, and did not exist
+            gone.append(elsewhere._make("user", None, {}, generation_id="a"))
+            await gone[0].insert()
+        return await add(self, *arguments)
+
+    async def collide(self: Any, **options: Any) -> Any:
+        try:
+            return await insert(self, **options)
+        except DuplicateKeyError:
+            await gone[0].delete()
+            raise
+
+    monkeypatch.setattr(Positions, "add_message", later)
+    monkeypatch.setattr(Document, "insert", collide)
+    message = await conversation.create_user_message("Hi", generation_id="a")
+    assert (gone[0].position, message.position) == (0, 1)
+    assert [each.id for each in await conversation.messages()] == [message.id]
 
 
 async def test_same_id__of_a_stream_finds_it_with_any_text(converse: Converse) -> None:

@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 import pytest
+from beanie import Document
 from bson import ObjectId
 from pymongo.errors import AutoReconnect, DuplicateKeyError
 
@@ -539,6 +540,26 @@ async def test_order__a_position_whose_counter_was_not_moved_is_not_given_twice(
         while (event := await soon(anext(seen))).message_id != message.id:
             pass
     assert isinstance(event, MessageCreated)
+
+
+async def test_order__a_try_that_comes_late_takes_no_position_of_a_deleted_message(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade()
+    conversation = await converse.start_conversation()
+    elsewhere = await (await facade(converse.database_name)).get_conversation(conversation.id)
+    real, gone = Document.insert, list[Message]()
+
+    async def insert(self: Any, **options: Any) -> Any:
+        if self.content == "late" and not gone:
+            gone.append(await elsewhere.create_user_message("deleted meanwhile"))
+            await gone[0].delete()
+            raise AutoReconnect("it was never sent")
+        return await real(self, **options)
+
+    monkeypatch.setattr(Document, "insert", insert)
+    late = await conversation.create_user_message("late")
+    assert (gone[0].position, late.position) == (0, 1)
 
 
 # Limits and what is not there
