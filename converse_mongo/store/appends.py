@@ -38,7 +38,7 @@ from converse_mongo.domain.validation import (
     MAX_LIVE_BYTES,
     now,
 )
-from converse_mongo.domain.work import PendingCall
+from converse_mongo.domain.work import PendingCall, Work
 from converse_mongo.driver.failures import is_too_large
 from converse_mongo.store import updates, work_updates
 from converse_mongo.store.appended import publish_chunks, stored_at, with_append_id
@@ -83,6 +83,8 @@ class _Append:
         part_size: The size of those that are no text of the answer.
         reads_calls: True if only the log tells which calls wait for people behind it.
         pending: Those calls, once they are read.
+        work: The work of the message, once it is read, of an append by no writer: if the message
+            waits for people, and then no call is left, it goes on.
     """
 
     key: Mapping[str, Any]
@@ -98,6 +100,7 @@ class _Append:
     part_size: int = field(init=False, default=0)
     reads_calls: bool = False
     pending: Sequence[PendingCall] | None = field(init=False, default=None)
+    work: Work | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         texts: Any = self.pieces
@@ -168,7 +171,11 @@ class Appends:
         # An append that may already be stored is looked for first, by a try that cannot match.
         wanted.first = -1 if append_id is not None and again else None
         large = large_values(pieces, wanted.append_id) if has_parts else None
-        wanted.reads_calls = has_parts and queue.has_work and may_change_more(pieces)
+        wanted.reads_calls = (
+            has_parts
+            and queue.has_work
+            and (may_change_more(pieces) or (claim is None and bool(closed_by(wanted.number(0)))))
+        )
         try:
             if large:
                 keep_alive = claim.keep_alive if claim else None
@@ -259,6 +266,7 @@ class Appends:
         for chunk in wanted.number(wanted.first):
             log.add(chunk)
         wanted.pending = open_calls(log, () if state.work is None else state.work.pending)
+        wanted.work = state.work if wanted.claim is None else None
 
     async def _try(
         self, wanted: "_Append", chunks: Sequence[MessageChunk], *, has_work: bool
@@ -271,7 +279,10 @@ class Appends:
             has_parts=wanted.has_parts,
             part_size=wanted.part_size,
         )
-        if has_work and wanted.has_parts:
+        if wanted.work is not None and wanted.pending is not None:
+            # What a key has places for is left to a sweep.
+            work_updates.change_pending(match, update, wanted.work, wanted.pending, ObjectId())
+        elif has_work and wanted.has_parts:
             work_updates.keep_pending(update, wanted.pending, closed_by(chunks))
         try:  # without a context manager, since this runs for each append
             result = await self._collections.call(

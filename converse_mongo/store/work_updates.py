@@ -256,7 +256,19 @@ def answer(
     left: Sequence[PendingCall],
     ticket: ObjectId,
 ) -> None:
-    """Has an append be the answer to calls, and the message go on if none is left.
+    """Has an append be the answer to calls; see :func:`change_pending`."""
+    match |= NOT_STOPPED
+    change_pending(match, update, seen, left, ticket)
+
+
+def change_pending(
+    match: Document,
+    update: Document,
+    seen: Work,
+    left: Sequence[PendingCall],
+    ticket: ObjectId,
+) -> None:
+    """Has an append by no worker open or close calls, and the message go on if none is left.
 
     Args:
         match: The filter of the append. With the next sequence as it was read, all calls still
@@ -266,7 +278,7 @@ def answer(
         left: Those that then wait.
         ticket: The ticket of the message if it is blocked.
     """
-    match |= NOT_STOPPED | {"work.state": None if seen.state is None else seen.state.value}
+    match["work.state"] = None if seen.state is None else seen.state.value
     update.setdefault("$set", {}).update(_pending(left))
     del update["$currentDate"]  # it is no sign of life of the worker
     if seen.state is not WorkState.WAITING:

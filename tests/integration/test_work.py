@@ -591,6 +591,55 @@ async def test_answer__of_two_people_is_that_of_the_first(facade: Facade) -> Non
     assert sum(isinstance(each, CallNotPendingError) for each in both) == 1
 
 
+@pytest.mark.parametrize("how", ["redaction", "output", "reset"])
+async def test_append__that_leaves_no_call_has_a_waiting_message_go_on(
+    facade: Facade, how: str
+) -> None:
+    converse = await facade()
+    message = await suspended(converse, CALL, REQUEST, key="k", expires=60)
+    other = await enqueue(converse, key="k")
+    read = await converse.get_message(message.id)
+
+    async def close(part: int) -> None:
+        store, key = store_of(converse), message._own_key()
+        if how == "redaction":
+            await read.redact_part(part)
+            return
+        pieces = next(iter(pieces_of([PartSet(part, {"output": 1})])))
+        if how == "reset":
+            pieces = [PartPiece("reset", fields={"from": part})]
+        await store.appends.append(read._own_queue(store), key, pieces, has_parts=True)
+
+    await close(2)
+    work = await work_of(converse, message)
+    assert (work.state, [each.part for each in work.pending]) == (WorkState.WAITING, [1])
+    await close(1)
+    work = await work_of(converse, message)
+    assert (work.state, work.pending, work.due) == (WorkState.BLOCKED, (), None)
+    await other.cancel_streaming()
+    await store_of(converse).key_places.sweep()
+    assert await due(converse) == [message.id]
+
+
+async def test_append__that_leaves_no_call_while_the_worker_suspends(converse: Converse) -> None:
+    message = await enqueue(converse)
+    claimed = await claim(converse, message)
+    await write(converse, claimed, "so far", CALL)
+    store, read = store_of(converse), await converse.get_message(message.id)
+
+    async def between(update: Any, match: Any, change: Any) -> Any:
+        if "$push" in change and store.messages is not real:
+            store.messages = real
+            await store.jobs.suspend(claimed.key, claimed.lease)
+        return await update(match, change)
+
+    real = store.messages
+    Between(store, update_one=between)
+    await read.redact_part(1)
+    work = await work_of(converse, message)
+    assert (work.state, work.pending) == (WorkState.QUEUED, ())
+
+
 async def test_answer__with_a_large_output(converse: Converse) -> None:
     message = await suspended(converse, CALL)
     await answer(converse, message, open_calls.output("c1", "x" * 300_000))
