@@ -22,6 +22,9 @@ class Retry(Exception):  # noqa: N818 - a request, not an error
         after: Seconds until the next attempt; ``None`` for those of the :class:`RetryPolicy`.
     """
 
+    reason: str = ""
+    after: float | None = None
+
     def __init__(self, reason: str = "", *, after: float | None = None) -> None:
         if after is not None and after != 0:
             check_seconds(after, "after")

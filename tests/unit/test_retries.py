@@ -26,6 +26,15 @@ def test_pause__is_the_one_that_was_asked_for() -> None:
     assert RetryPolicy(backoff=2, jitter=0).pause(0, Retry("busy")) == 2
 
 
+def test_pause__is_that_of_the_policy_for_a_class_that_does_not_call_the_one_above() -> None:
+    class Limited(Retry):
+        def __init__(self, status: int) -> None:
+            self.status = status
+
+    assert RetryPolicy(backoff=2, jitter=0).pause(0, Limited(429)) == 2
+    assert (Limited(429).reason, Limited(429).after) == ("", None)
+
+
 def test_wants__what_it_names() -> None:
     assert not RetryPolicy().wants(ConnectionError())
     assert RetryPolicy().wants(Retry())
