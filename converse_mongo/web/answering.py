@@ -162,12 +162,8 @@ class QueuedAnswers:
             taken = ExitStack()
             if slots is not None:
                 taken.enter_context(slots.hold(key))
-
-            async def created() -> Message:
-                with taken:
-                    return await create()
-
-            task = self._beginnings.start(name, created)
+            task = self._beginnings.start(name, create)
+            task.add_done_callback(lambda _: taken.close())  # also if it never runs
         return await self._beginnings.finish(task)
 
     async def add(

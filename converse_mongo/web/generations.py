@@ -259,6 +259,7 @@ class Generations:
             if slots is not None:
                 taken.enter_context(slots.hold(key))
             task = self._beginnings.start(name, partial(self._create, conversation, create, taken))
+            task.add_done_callback(lambda _: taken.close())  # also if it never runs
             task.add_done_callback(self._room.note)
         return await self._beginnings.finish(task)
 
@@ -266,18 +267,17 @@ class Generations:
         self, conversation: Conversation, create: Callable[[], Awaitable[Message]], taken: ExitStack
     ) -> Message:
         task = asyncio.current_task()
-        with taken:
-            try:
-                message = await create()
-                is_claimed = self.holds(message)
-            except BaseException:
-                if task in self._claimed:
-                    await self._give_back(self._claimed[task])
-                raise
-            finally:
-                self._claimed.pop(task, None)
-            if is_claimed or _has_no_writer(message):  # else it was found
-                self._start(conversation, message, taken.pop_all(), is_claimed=is_claimed)
+        try:
+            message = await create()
+            is_claimed = self.holds(message)
+        except BaseException:
+            if task in self._claimed:
+                await self._give_back(self._claimed[task])
+            raise
+        finally:
+            self._claimed.pop(task, None)
+        if is_claimed or _has_no_writer(message):  # else it was found
+            self._start(conversation, message, taken.pop_all(), is_claimed=is_claimed)
         return message
 
     async def add(
