@@ -355,7 +355,8 @@ class Attempt:
         seconds = self._store.options.lease / RENEWALS_PER_LEASE
         if self._limits.silence is not None:
             seconds = min(seconds, self._limits.silence / RENEWALS_PER_LEASE)
-        while not self._is_over:
+        # What hangs behind the end of the message takes a worker as well.
+        while self._outcome is None and (self._limits.silence is not None or not self._is_over):
             try:
                 async with asyncio.timeout(seconds):
                     await self._wake.wait()
@@ -389,7 +390,7 @@ class Attempt:
                 await store.leases.request_stop(state.key, CONVERSATION_DELETED)
         except MessageNotFoundError:
             pass  # the next heartbeat finds out
-        except (ConverseError, PyMongoError) as error:
+        except Exception as error:  # noqa: BLE001 - the next heartbeat tells as well
             logger.info("Could not look for the conversation of %s (%s)", self.message_id, error)
 
     async def _renew(self) -> None:
@@ -413,7 +414,7 @@ class Attempt:
             if isinstance(error, WriterFencedError) and self._store.probe is not None:
                 self._store.probe.lease_lost()
             self.cut(Verdict.LOST)
-        except (ConverseError, PyMongoError) as error:
+        except Exception as error:  # noqa: BLE001 - who sends none loses the message
             logger.warning("Message %s: the heartbeat failed (%s)", self.message_id, error)
         else:
             if found.stop_requested:

@@ -275,12 +275,17 @@ class Worker:
                 try:
                     more = await self._look()
                     failures = 0
-                except (ConverseError, PyMongoError) as error:
+                except Exception as error:
                     if self._store.closing:
                         raise
                     failures += 1
                     more = False
-                    logger.warning("Could not look for queued messages (%s)", error)
+                    # Not only what is expected: nobody else would look.
+                    logger.warning(
+                        "Could not look for queued messages (%s)",
+                        error,
+                        exc_info=not isinstance(error, ConverseError | PyMongoError),
+                    )
                 if more:
                     continue
                 await self._wait(failures)
@@ -313,18 +318,10 @@ class Worker:
         interval = store.options.lease / TENDINGS_PER_LEASE
         while self._runs:  # on Python 3.11 a driver may swallow a cancellation
             await asyncio.sleep(interval * random.uniform(0.5, 1))
-            try:
-                if not await store.key_places.begin_sweep(interval):
-                    continue
-            except (ConverseError, PyMongoError) as error:
-                logger.warning("Could not look after the queues (%s); it is tried again", error)
+            if not await _tried(partial(store.key_places.begin_sweep, interval)):
                 continue
             for work in (store.key_places.sweep, store.recovery.recover_stale):
-                try:
-                    await work()
-                except Exception:
-                    # It may fail each time, and the other one is not to end for that.
-                    logger.exception("Could not look after the queues; it is tried again")
+                await _tried(work)  # one may fail each time
 
     @property
     def _free(self) -> int:
@@ -515,3 +512,14 @@ class Worker:
                 "once their leases have run out: %s",
                 *(len(left), ", ".join(str(attempt.message_id) for attempt in left)),
             )
+
+
+async def _tried(work: Callable[[], Awaitable[Any]]) -> Any:
+    """Returns what work does for the queues; ``None`` if it failed, since it is tried again."""
+    try:
+        return await work()
+    except (ConverseError, PyMongoError) as error:
+        logger.warning("Could not look after the queues (%s); it is tried again", error)
+    except Exception:
+        logger.exception("Could not look after the queues; it is tried again")
+    return None

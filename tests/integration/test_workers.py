@@ -547,6 +547,18 @@ async def test_silence__is_no_matter_with_heartbeats(converse: Converse) -> None
         assert (await ended(converse, message)).content == "1"
 
 
+async def test_silence__ends_what_hangs_behind_a_stop(converse: Converse) -> None:
+    held = Held()
+    message = await enqueue(converse)
+    async with working(converse, held, concurrency=1, silence=1.0) as worker:
+        await until(lambda: bool(held.begun))
+        await converse.request_stop(message.id)
+        assert (await ended(converse, message)).status is MessageStatus.CANCELLED
+        await enqueue(converse)
+        await until(lambda: len(held.begun) > 1)
+        assert worker.statistics().ended == 1
+
+
 async def test_respond__that_ignores_its_cancellation_is_left_alone(
     converse: Converse, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,68 @@ async def test_claim__that_outlasts_its_worker_is_handed_over(
     assert (await work_of(converse, message)).state is WorkState.QUEUED
 
 
+class Failing:
+    """Does what a method does, but for the first time."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self.failed = asyncio.Event()
+
+    async def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if not self.failed.is_set():
+            self.failed.set()
+            raise RuntimeError("can't start new thread")  # as of Motor on a busy host
+        return await self._real(*arguments, **options)
+
+
+async def test_look__that_fails_unexpectedly_is_made_again(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = store_of(converse).jobs
+    monkeypatch.setattr(jobs, "due", Failing(jobs.due))
+    message = await enqueue(converse)
+    async with working(converse, say_hello, queues=["q"]):
+        assert (await ended(converse, message)).status is MessageStatus.COMPLETED
+
+
+async def test_heartbeat__that_fails_unexpectedly_is_followed_by_others(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade(lease=1.0)
+    leases, attempts = store_of(converse).leases, list[int]()
+    renew = Failing(leases.renew)
+    monkeypatch.setattr(leases, "renew", renew)
+
+    async def think(_: Conversation, message: Message) -> None:
+        attempts.append(message.attempt)
+        await renew.failed.wait()
+        await asyncio.sleep(3.0)  # much longer than the lease
+        await say_hello(_, message)
+
+    message = await enqueue(converse)
+    async with working(converse, think, queues=["q"]):
+        assert (await ended(converse, message)).status is MessageStatus.COMPLETED
+    assert attempts == [1]
+
+
+async def test_tending__that_fails_unexpectedly_is_no_end_of_it(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade(**DEAD)
+    message = await enqueue(converse)
+    await claim(converse, message)  # by a process that dies
+    done = asyncio.Event()
+
+    async def note(_: Conversation, message: Message) -> None:
+        await say_hello(_, message)
+        done.set()
+
+    places = store_of(converse).key_places
+    monkeypatch.setattr(places, "begin_sweep", Failing(places.begin_sweep))
+    async with working(converse, note, queues=["q"]):
+        await soon(done.wait())
+
+
 @pytest.mark.parametrize("error", [StoreUnavailableError("no answer"), KeyError("running")])
 async def test_sweep__that_fails_is_no_end_of_the_recovery(
     facade: Facade, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -26,6 +26,7 @@ from converse_mongo import (
 from converse_mongo.driver.clients import close_client, open_client
 from converse_mongo.embedded import EmbeddedServer
 from converse_mongo.web import BusyError, Generations
+from converse_mongo.web.limits import Slots
 from converse_mongo.working.worker import Worker
 from tests.integration.test_frozen import frozen
 from tests.streams import SOON, until
@@ -183,6 +184,60 @@ async def test_deployment__the_next_process_starts_over(facade: Any) -> None:
         found = await ended(converse, message)
     assert (found.status, found.content, attempts) == (MessageStatus.COMPLETED, "some", [1, 1])
     assert found.next_sequence == 3  # a reset between the two
+
+
+async def test_crash__of_a_look_ends_no_answer(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, failed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def respond(conversation: Conversation, message: Message) -> None:
+        async with message.writer() as writer:
+            begun.set()
+            await go_on.wait()
+            await writer.write("handed over" if writer.handing_over else "whole")
+
+    jobs = converse.message_model.store().jobs
+    due = jobs.due
+
+    async def fail(*arguments: Any, **options: Any) -> Any:
+        if begun.is_set() and not failed.is_set():
+            failed.set()
+            raise RuntimeError("can't start new thread")
+        return await due(*arguments, **options)
+
+    monkeypatch.setattr(jobs, "due", fail)
+    generations = Generations(respond, grace=0)
+    conversation = await converse.start_conversation()
+    async with generations:
+        message = await generations.begin(conversation, conversation.start_streaming_assistant)
+        await begun.wait()
+        [worker] = generations._workers.values()
+        worker.look()
+        await failed.wait()
+        queued = await conversation.start_streaming_assistant(queue="generations")
+        assert generations.writes(message)
+        go_on.set()
+        for each in (message, queued):
+            assert (await ended(converse, each)).content == "whole"
+
+
+async def test_close__frees_the_slot_of_an_answer_that_has_not_begun(converse: Converse) -> None:
+    async def respond(conversation: Conversation, message: Message) -> None:
+        raise AssertionError
+
+    conversation, slots = await converse.start_conversation(), Slots(1)
+    generations = Generations(respond, grace=0)
+    begun = generations.begin(
+        *(conversation, conversation.start_streaming_assistant), slots=slots, key="user"
+    )
+    beginning = asyncio.create_task(begun)
+    await asyncio.sleep(0)
+    assert generations._beginnings
+    await generations.aclose()
+    with pytest.raises(BusyError):
+        await beginning
+    slots.check("user")
 
 
 async def test_stop__before_it_began_calls_nothing(converse: Converse) -> None:
