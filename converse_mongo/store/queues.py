@@ -30,6 +30,9 @@ from converse_mongo.store.clock import ServerClock
 from converse_mongo.store.collections import Collections, back_off
 from converse_mongo.store.places import Places, left_to_a_sweep
 
+POSTPONED_SECONDS = 60.0
+"""Seconds until workers look again at a message that could not go on."""
+
 Checkpoint = Mapping[str, Any] | None
 """What the next worker is to know; ``None`` leaves what is stored."""
 
@@ -152,6 +155,21 @@ class Queues:
         blocked = await self._look(state.key)  # it may be another who was first
         return blocked is not None and await self._places.ask(blocked)
 
+    async def postpone(self, state: MessageHeader) -> None:
+        """Has workers look later at a message that cannot go on now.
+
+        Else it would be the first that they find each time, in the way of those behind it.
+
+        Args:
+            state: The message, as it was due.
+
+        Raises:
+            StoreUnavailableError: No answer for ``retry_timeout`` seconds.
+        """
+        if state.work is not None:
+            later = await self._clock.now() + timedelta(seconds=POSTPONED_SECONDS)
+            await self._change(state.key, work_updates.postpone(state, state.work, later))
+
     async def hasten(self, state: MessageHeader) -> MessageHeader:
         """Ends the delay of a message, so that a worker may take it at once.
 
@@ -173,7 +191,8 @@ class Queues:
             change = work_updates.hasten(state.key, work.due)
             await self._change(state.key, work_updates.told(change, work.queue))
         elif work.state is WorkState.DELAYED:
-            await self._change(state.key, work_updates.undelay(state.key, work.due, ObjectId()))
+            at: Any = work.available_at
+            await self._change(state.key, work_updates.undelay(state.key, at, ObjectId()))
             await self._places.ask(await self._look_at_any(state.key))
         return await self._look_at_any(state.key)
 

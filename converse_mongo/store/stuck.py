@@ -56,9 +56,15 @@ class StuckWork:
         """
         moment = await self._clock.read()
         match = work_updates.in_queues(None, _LOOKED_AT)
-        match["work.due"] = {"$lte": moment - self._patience}
+        # What could not go on is due later, while a worker tries it again and again.
+        names, before = ("due", "available_at"), {"$lte": moment - self._patience}
+        match["$or"] = [{f"work.{name}": before} for name in names]
         states = await self._read(match, [("work.due", 1)])
-        since = {each.message_id: each.work.due for each in states if each.work and each.work.due}
+        since = {
+            each.message_id: min(at for at in (each.work.due, each.work.available_at) if at)
+            for each in states
+            if each.work
+        }
         found = _by_queue(states, since, moment)
         counts = await self._running([each.queue for each in found])
         return [

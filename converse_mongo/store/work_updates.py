@@ -71,6 +71,15 @@ def hasten(key: Mapping[str, Any], due: datetime) -> Change:
     )
 
 
+def postpone(state: MessageHeader, work: Work, due: datetime) -> Change:
+    """Has workers look at a message at ``due`` that they would look at now, and no earlier."""
+    assert work.state is not None  # noqa: S101 - they look at what has not ended
+    return (
+        _in(state.key, work.state) | {"work.due": work.due},
+        {"$set": {"work.due": due}},
+    )
+
+
 def promote(key: Mapping[str, Any], ticket: ObjectId) -> Change:
     """Puts a message that has a place into its queue."""
     return (

@@ -372,8 +372,9 @@ class Worker:
         except (StoreUnavailableError, ConverseClosedError):
             raise
         except Exception:
-            # It would fail at each look, and nobody would ever look at those behind it.
+            # It may fail at each look, and nobody would ever look at those behind it.
             logger.exception("Message %s cannot go on; it is tried again", state.message_id)
+            await store.jobs.postpone(state)
 
     def _begin_claim(self, state: MessageHeader) -> "asyncio.Task[bool]":
         """Claims a message in a task of its own: a claim that is cancelled may have succeeded."""

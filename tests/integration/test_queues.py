@@ -161,6 +161,22 @@ async def test_overdue__is_what_no_worker_took(converse: Converse, stuck: StuckW
     assert (len(found.messages), found.running) == (1, 1)
 
 
+async def test_overdue__is_what_workers_try_in_vain(converse: Converse, stuck: StuckWork) -> None:
+    message = await enqueue(converse, ONE, key=KEY, delay=LATER)
+    at = (await raw(converse, message))["work"]["due"] - 2 * LONG_AGO
+    await change(converse, message, {"work.due": at, "work.available_at": at})
+    jobs = converse.message_model.store().jobs
+    (before,) = await jobs.due(["one"], 1)
+    await jobs.postpone(before)
+    assert await jobs.due(["one"], 1) == []
+    (found,) = await stuck.overdue()
+    assert found.messages == [message.id]
+    (postponed,) = await jobs.waiting(["one"])
+    hastened = await jobs.hasten(postponed)
+    assert hastened.work is not None
+    assert hastened.work.state is WorkState.QUEUED
+
+
 async def test_blocked__though_there_is_a_place(converse: Converse, stuck: StuckWork) -> None:
     first, second = [await enqueue(converse, ONE, key=KEY) for _ in range(2)]
     moment = (await raw(converse, second))["created_at"] - LONG_AGO

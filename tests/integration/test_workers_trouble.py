@@ -71,20 +71,28 @@ async def test_step__is_done_though_the_next_worker_has_the_message_already(
     assert await places(converse) == [message.id]  # once
 
 
-async def test_look__goes_on_behind_a_message_whose_calls_cannot_expire(
-    converse: Converse, caplog: pytest.LogCaptureFixture
+async def test_look__goes_on_behind_messages_whose_calls_cannot_expire(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("converse_mongo.working.worker.SPARE", 0)
+    converse = await facade(change_streams=False)
     full = await suspended(converse, CALL, expires=0.001)
     size = MAX_DOCUMENT_BYTES - len(bson.encode(await raw(converse, full))) - 40
     grow = {"$set": {"metadata.blob": "x" * size}}  # there is no room for an answer
     await store_of(converse).messages.update_one({"_id": full.id}, grow)
     message = await enqueue(converse)
     late = await suspended(converse, CALL, expires=0.001)
-    async with working(converse, say_hello, queues=["q"], poll_interval=0.05):
+    # It looks at one at a time.
+    options: dict[str, Any] = {"queues": ["q"], "poll_interval": 0.05, "concurrency": 1}
+    async with working(converse, say_hello, **options):
         for each in (message, late):
             assert (await ended(converse, each)).status is MessageStatus.COMPLETED
     assert f"Message {full.id} cannot go on" in caplog.text
-    assert (await work_of(converse, full)).state is WorkState.WAITING
+    left = await work_of(converse, full)
+    assert left.state is WorkState.WAITING
+    assert left.due is not None
+    assert left.available_at is not None
+    assert left.due > left.available_at
 
 
 async def test_expiry__tells_handlers_the_role(converse: Converse) -> None:
