@@ -8,7 +8,7 @@ import contextlib
 import logging
 import random
 import weakref
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import Context as Variables
 from datetime import UTC, datetime
 from enum import Enum
@@ -24,7 +24,9 @@ from opentelemetry.metrics import (
     get_meter_provider,
 )
 from opentelemetry.trace import (
+    INVALID_SPAN,
     Link,
+    Span,
     SpanKind,
     StatusCode,
     TracerProvider,
@@ -186,6 +188,15 @@ class OpenTelemetry:
                 yield Observation(found.oldest or 0.0, probe.of_queue(queue))
 
 
+@contextlib.contextmanager
+def _harmless() -> Iterator[None]:
+    """Logs an error of the block: the SDK raises those of the application's processors."""
+    try:
+        yield
+    except Exception:
+        logger.exception("A span of an attempt could not be recorded")
+
+
 def _links_to(trace: str | None) -> list[Link]:
     """Returns a link to the span that a ``traceparent`` names, if it names one."""
     if trace is None:
@@ -298,21 +309,23 @@ class FacadeProbe:
             "messaging.operation.name": "process",
             **of_queue,
         }
-        span = telemetry.tracer.start_span(
-            f"process {queue}",
-            Context(),
-            SpanKind.CONSUMER,
-            {
-                **operation,
-                "messaging.operation.type": "process",
-                "messaging.message.id": str(state.message_id),
-                "gen_ai.conversation.id": str(state.conversation_id),
-                "converse_mongo.attempt.number": state.work.attempt,
-            },
-            _links_to(state.work.trace),
-        )
         telemetry.messages_claimed(1, of_queue)
         telemetry.attempts_active(1, of_queue)
+        span: Span = INVALID_SPAN
+        with _harmless():
+            span = telemetry.tracer.start_span(
+                f"process {queue}",
+                Context(),
+                SpanKind.CONSUMER,
+                {
+                    **operation,
+                    "messaging.operation.type": "process",
+                    "messaging.message.id": str(state.message_id),
+                    "gen_ai.conversation.id": str(state.conversation_id),
+                    "converse_mongo.attempt.number": state.work.attempt,
+                },
+                _links_to(state.work.trace),
+            )
         begun, outcome = monotonic(), "crashed"
         failure: dict[str, str] = {}
         try:
@@ -327,10 +340,12 @@ class FacadeProbe:
             error = trouble()
             if error is not None:
                 failure["error.type"] = type(error).__qualname__
-                span.record_exception(error)
-                span.set_status(StatusCode.ERROR, str(error))
-            span.set_attributes({**failure, "converse_mongo.attempt.outcome": outcome})
-            span.end()
+            with _harmless():
+                if error is not None:
+                    span.record_exception(error)
+                    span.set_status(StatusCode.ERROR, str(error))
+                span.set_attributes({**failure, "converse_mongo.attempt.outcome": outcome})
+                span.end()
             telemetry.attempts_active(-1, of_queue)
             telemetry.attempts_ended(1, {**of_queue, "converse_mongo.attempt.outcome": outcome})
             telemetry.process_duration(monotonic() - begun, {**operation, **failure})

@@ -12,7 +12,7 @@ from bson import ObjectId
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -346,6 +346,29 @@ async def test_attempt__is_the_parent_of_spans_of_respond(
     assert asked.parent is not None
     assert asked.parent.span_id == attempt.context.span_id
     assert attempt.parent is None, "a worker runs for long: its attempts are traces of their own"
+
+
+@pytest.mark.parametrize("method", ["on_start", "on_end"])
+async def test_attempt__is_made_though_a_processor_of_spans_raises(
+    facade: Facade,
+    measured: Measured,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise LookupError("no such baggage")
+
+    processor = SpanProcessor()
+    monkeypatch.setattr(processor, method, fail)
+    measured.tracers.add_span_processor(processor)
+    converse = await facade(telemetry=measured.telemetry)
+    message = await enqueue(converse)
+    async with working(converse, say_hello) as worker:
+        assert (await ended(converse, message)).content == "Hello."
+        await until(lambda: worker.statistics().ended == 1)
+    assert measured.total("converse_mongo.attempt.active") == 0
+    assert "no such baggage" in caplog.text
 
 
 async def test_attempt__is_linked_to_the_span_that_queued_the_message(
