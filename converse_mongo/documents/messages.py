@@ -371,7 +371,8 @@ class Message(StoredDocument, Document):
             self.position = position
             if self.work is not None and self.work.state is WorkState.BLOCKED:
                 # A new one for each try: a late place of another message cannot be taken for its.
-                self.work = self.work.model_copy(update={"ticket": PydanticObjectId()})
+                ticket = store.leases.clock.new_id()
+                self.work = self.work.model_copy(update={"ticket": ticket})
             skipped = list(skip)
             skip[:] = [ActionDirections.BEFORE]  # hooks run once, also with retries
             await add(skip_actions=skipped, session=store.session)

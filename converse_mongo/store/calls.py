@@ -179,7 +179,10 @@ class Calls:
             change = updates.append(
                 *(key, chunks, append_id, size, 0), has_parts=True, part_size=size
             )
-            work_updates.answer(*change, work, open_calls(log, work.pending), ObjectId())
+            if work.key is not None:
+                await self._clock.now()  # for the ticket
+            left, ticket = open_calls(log, work.pending), self._clock.new_id()
+            work_updates.answer(*change, work, left, ticket)
             if expiring:
                 work_updates.expires(change[0], work.available_at)
             if await self._write(queue, key, change, size):

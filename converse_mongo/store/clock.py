@@ -4,6 +4,8 @@ import time
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from bson import ObjectId
+
 from converse_mongo.store.collections import Collections
 
 ESTIMATED_SECONDS = 30.0
@@ -60,6 +62,17 @@ class ServerClock:
         if self._read is None:
             return None
         return (moment - self._read.said).total_seconds() - (time.monotonic() - self._read.answered)
+
+    def new_id(self) -> ObjectId:
+        """Returns a new id with the time of the server, or of this process if it was never read.
+
+        Such ids rise with time, also those of processes whose clocks differ.
+        """
+        made, read = ObjectId(), self._read
+        if read is None:
+            return made
+        seconds = read.said.timestamp() + time.monotonic() - read.answered
+        return ObjectId(int(seconds).to_bytes(4) + made.binary[4:])
 
     async def read(self) -> datetime:
         """Returns the time.

@@ -151,7 +151,7 @@ class Queues:
         if work is None or work.state is not WorkState.DELAYED or not await self.is_due(work):
             return False
         at: Any = work.available_at
-        await self._change(state.key, work_updates.undelay(state.key, at, ObjectId()))
+        await self._change(state.key, work_updates.undelay(state.key, at, self._clock.new_id()))
         blocked = await self._look(state.key)  # it may be another who was first
         return blocked is not None and await self._places.ask(blocked)
 
@@ -191,8 +191,8 @@ class Queues:
             change = work_updates.hasten(state.key, work.due)
             await self._change(state.key, work_updates.told(change, work.queue))
         elif work.state is WorkState.DELAYED:
-            at: Any = work.available_at
-            await self._change(state.key, work_updates.undelay(state.key, at, ObjectId()))
+            at, ticket = work.available_at, self._clock.new_id()
+            await self._change(state.key, work_updates.undelay(state.key, at or work.due, ticket))
             await self._places.ask(await self._look_at_any(state.key))
         return await self._look_at_any(state.key)
 

@@ -1,6 +1,7 @@
 """Queued messages: claimed, handed over, suspended, answered, stopped, recovered. Contract 12."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -141,6 +142,21 @@ async def test_start__with_a_key_has_one_of_it_run(converse: Converse) -> None:
     assert await places(converse) == [first.id]
     other = await enqueue(converse, key=("k",))
     assert (await work_of(converse, other)).state is WorkState.QUEUED
+
+
+async def test_place__is_for_what_is_blocked_longest_whatever_the_clocks_of_hosts(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converse = await facade()
+    other = await facade(converse.database_name)
+    first, real = await enqueue(converse, key="k"), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    ahead = await enqueue(other, key="k")
+    monkeypatch.undo()
+    await asyncio.sleep(1.1)  # tickets differ by seconds
+    await enqueue(converse, key="k")
+    await first.cancel_streaming()
+    assert await places(converse) == [ahead.id]
 
 
 async def test_start__in_a_transaction_asks_for_a_place_after_the_commit(

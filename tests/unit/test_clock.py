@@ -42,6 +42,17 @@ def clock_in(world: Any, monkeypatch: pytest.MonkeyPatch) -> ServerClock:
     return ServerClock(world)
 
 
+async def test_new_id__has_the_time_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    clock = clock_in(world, monkeypatch)
+    assert clock.new_id().generation_time > NOON
+    await clock.read()
+    world.now += 3600
+    first, second = clock.new_id(), clock.new_id()
+    assert first.generation_time == second.generation_time == world.time
+    assert first < second
+
+
 @pytest.mark.parametrize("ways", [(0, 0), (0, 5), (5, 0), (2, 3)])
 async def test_clock__is_between_its_bounds_however_late_the_answer_came(
     ways: tuple[float, float], monkeypatch: pytest.MonkeyPatch
