@@ -264,13 +264,16 @@ class Worker:
         if self._runs:
             raise ConfigurationError("This worker runs already: make one for each run().")
         self._runs = True
-        failures = 0
+        failures, task = 0, asyncio.current_task()
+        cancelled = task.cancelling() if task is not None else 0
         stop_listening = self._store.openings.listen(self._options.queues, self)
         tending = asyncio.create_task(
             self._tend(), name="converse_mongo-worker-tend", context=context_apart()
         )
         try:
             while not self._closing:
+                if task is not None and task.cancelling() > cancelled:
+                    raise asyncio.CancelledError  # on Python 3.11 a driver may swallow one
                 self._wake.clear()
                 try:
                     more = await self._look()

@@ -1,6 +1,7 @@
 """Workers in trouble: errors of others, what comes late, and workers that are faster."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -256,6 +257,27 @@ async def test_look__that_fails_unexpectedly_is_made_again(
     message = await enqueue(converse)
     async with working(converse, say_hello, queues=["q"]):
         assert (await ended(converse, message)).status is MessageStatus.COMPLETED
+
+
+async def test_run__ends_though_a_driver_swallows_its_cancellation(
+    converse: Converse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking = asyncio.Event()
+
+    async def swallow(*_: Any, **__: Any) -> list[MessageHeader]:
+        looking.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return []
+
+    monkeypatch.setattr(store_of(converse).jobs, "due", swallow)
+    worker = converse.worker(say_hello, queues=["q"])
+    running = asyncio.create_task(worker.run())
+    await soon(looking.wait())
+    running.cancel()
+    await asyncio.wait({running}, timeout=SOON)
+    assert running.cancelled()
+    await worker.aclose()
 
 
 async def test_heartbeat__that_fails_unexpectedly_is_followed_by_others(
