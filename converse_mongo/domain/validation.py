@@ -53,6 +53,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_SECONDS = 100 * 366 * 24 * 3600
 """The longest duration: about a hundred years, which dates can represent."""
 
+MAX_ERROR_LENGTH = 10_000
+"""The longest error that is taken from an exception, in characters."""
+
 MAX_REASON_BYTES = 16 * 1024
 """The longest reason for a stop, in bytes of UTF-8: 16 KiB."""
 
@@ -223,6 +226,11 @@ def check_retention(retention: object) -> float | None:
         "retention must be 'keep', 'compact' or a timedelta of up to a hundred years, got "
         f"{retention!r}. Nothing was written."
     )
+
+
+def storable_error(text: str) -> str:
+    """Returns the text of an error, cut and mended to what can be stored and shown."""
+    return text[:MAX_ERROR_LENGTH].encode("utf-8", "replace").decode()
 
 
 def check_error(error: object) -> str:

@@ -26,6 +26,7 @@ from converse_mongo.domain.errors import (
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.retries import Retry, RetryPolicy
 from converse_mongo.domain.types import MessageStatus
+from converse_mongo.domain.validation import storable_error
 from converse_mongo.domain.work import Work, WorkState
 from converse_mongo.driver.shielded import ShieldedTask
 from converse_mongo.store import Store
@@ -525,7 +526,7 @@ class Attempt:
         """Fails the message; its error is for users, and the log has that of the application."""
         words = _RETRIED.get(self._verdict) if self._verdict else None
         if words is None and isinstance(error, Retry):
-            words = error.reason or None
+            words = storable_error(str(error.reason or ""))
         metadata: dict[str, Any] = {}
         if isinstance(error, Exception):
             logger.error("The generation of message %s failed", self.message_id, exc_info=error)

@@ -37,7 +37,12 @@ from converse_mongo.domain.part_events import PARTS, PartEvent
 from converse_mongo.domain.part_pieces import AnyPiece, PartPiece, PartRef
 from converse_mongo.domain.parts import Part
 from converse_mongo.domain.types import MessageStatus, Metadata
-from converse_mongo.domain.validation import check_int, check_seconds, check_token
+from converse_mongo.domain.validation import (
+    check_int,
+    check_seconds,
+    check_token,
+    storable_error,
+)
 from converse_mongo.driver.failures import words_for
 from converse_mongo.driver.shielded import ShieldedTask
 from converse_mongo.store.updates import End
@@ -45,8 +50,6 @@ from converse_mongo.writing.appender import Appender, WriterOptions, WriterTarge
 from converse_mongo.writing.parts import PartWriter
 
 logger = logging.getLogger("converse_mongo")
-
-MAX_ERROR_LENGTH = 10_000
 
 _REFUSALS = (InvalidMetadataError, MessageTooLargeError, OperationFailure, BSONError)
 """The errors that the metadata of an end may cause."""
@@ -579,7 +582,8 @@ class MessageWriter(PartWriter):
         """Ends the message with the text of an exception, or with words in place of it."""
         words = words_for(error)
         if words is None:
-            await self._end(MessageStatus.FAILED, _error_text(error))
+            text = storable_error(str(error) or type(error).__name__)
+            await self._end(MessageStatus.FAILED, text)
             return
         logger.error("Message %s has failed", self._target.message_id, exc_info=error)
         self.metadata.setdefault("error_type", type(error).__name__)
@@ -642,9 +646,3 @@ def _without_refused(metadata: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     refused = {key for key in given if not is_addressable(key)} or set(given)
     left = {key: value for key, value in given.items() if key not in refused}
     return left, {key: type(given[key]).__name__ for key in given if key in refused}
-
-
-def _error_text(error: Exception) -> str:
-    """Returns the text of an exception in a form that can be stored."""
-    text = str(error) or type(error).__name__
-    return text[:MAX_ERROR_LENGTH].encode("utf-8", "replace").decode()

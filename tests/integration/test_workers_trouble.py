@@ -17,11 +17,13 @@ from converse_mongo import (
     Converse,
     Message,
     MessageStatus,
+    Retry,
     RetryPolicy,
     StoreUnavailableError,
 )
 from converse_mongo.domain import open_calls
 from converse_mongo.domain.headers import MessageHeader
+from converse_mongo.domain.validation import MAX_ERROR_LENGTH
 from converse_mongo.domain.work import WorkState
 from tests.conftest import Facade
 from tests.integration.helpers import DEAD, Between, Meanwhile, raw, soon
@@ -131,6 +133,27 @@ async def test_retry_on__that_fails_is_no_death_of_the_worker(
     assert read.work is not None
     assert (read.work.crashes, read.work.retries) == (0, 0)
     assert "retry_on failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        (ConnectionError("busy"), "busy"),
+        ("\ud800", "?"),
+        ("x" * MAX_DOCUMENT_BYTES, "x" * MAX_ERROR_LENGTH),
+    ],
+    ids=["an error", "half a character", "a long text"],
+)
+async def test_retry__with_a_reason_that_cannot_be_stored_fails_the_message(
+    converse: Converse, reason: Any, error: str
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise Retry(reason)
+
+    message = await enqueue(converse, max_attempts=1)
+    async with working(converse, fail, queues=["q"]):
+        read = await ended(converse, message)
+    assert (read.status, read.error) == (MessageStatus.FAILED, error)
 
 
 async def test_message__without_its_conversation_is_cancelled(facade: Facade) -> None:
