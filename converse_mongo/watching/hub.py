@@ -54,6 +54,8 @@ GRACE_SECONDS = 10.0
 CHECK_SECONDS = 20.0
 """Seconds that a comparison may take. The limit doubles with each one that fails."""
 MAX_CHECK_SECONDS = 160.0
+FAULT_SECONDS = 60.0
+"""Seconds for which comparisons may fail unexpectedly until watchers are told."""
 
 T = TypeVar("T", bound=AnyTopic)
 
@@ -146,6 +148,7 @@ class Hub:
         self._check_now = asyncio.Event()
         self._live = False
         self._limit = CHECK_SECONDS
+        self._fails_since: float | None = None
         self._polls = open_stream is None
         self._refusal: tuple[type[Exception], Any] | None = None
         self._failures = self._losses = 0
@@ -305,7 +308,7 @@ class Hub:
                     self._note_loss("The change stream was lost", error, refused)
                 finally:
                     self._live, self._polls = False, lost
-                    await asyncio.shield(stream.aclose())
+                    await asyncio.shield(_closed(stream))
                 if not lost:
                     continue  # another kind of stream is wanted, or none
             longest = backoff(self._failures, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
@@ -459,13 +462,20 @@ class Hub:
                 comparison = self._reconciler
                 compare = comparison.run if all_topics else comparison.run_live
                 went_on = await bounded(self._limit, compare)
-                self._limit = CHECK_SECONDS
+                self._limit, self._fails_since = CHECK_SECONDS, None
             finally:
                 self._checks += all_topics
         except (PyMongoError, StoreUnavailableError) as error:
             self._limit = min(self._limit * 2, MAX_CHECK_SECONDS)
             log = logger.debug if is_transient(error) else logger.warning
             log("Could not compare the watched messages with the database: %s", error)
+            return False
+        except Exception:  # a host without a thread left, say: it may pass
+            moment = asyncio.get_running_loop().time()
+            self._fails_since = moment if self._fails_since is None else self._fails_since
+            if moment - self._fails_since >= FAULT_SECONDS:
+                raise
+            logger.exception("Could not compare the watched messages with the database")
             return False
         found = self._reconciler.found
         if not self._live:
@@ -497,6 +507,13 @@ class Hub:
 def _is_lasting(error: Exception) -> bool:
     """Returns whether an error is likely to come again with each try."""
     return isinstance(error, PyMongoError) and not is_transient(error)
+
+
+async def _closed(stream: ChangeStream) -> None:
+    try:
+        await stream.aclose()
+    except Exception as error:  # noqa: BLE001 - the server closes the cursor in the end
+        logger.warning("Could not close a change stream (%s)", error)
 
 
 class _StreamLostError(Exception):

@@ -5,7 +5,8 @@ import gc
 import random
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,17 @@ from converse_mongo import (
     MessageCompleted,
     MessageCreated,
     MessageNotFoundError,
+    WatchError,
     WatchMode,
 )
+from converse_mongo.driver.change_streams import (
+    ChangeStream,
+    TaskChangeStream,
+    ThreadChangeStream,
+)
 from converse_mongo.embedded import EmbeddedServer
+from converse_mongo.watching import hub
+from converse_mongo.watching.reconciler import Reconciler
 from converse_mongo.watching.topics import WINDOW_EVENTS
 from tests.conftest import Commands, Facade
 from tests.streams import (
@@ -226,8 +235,6 @@ async def test_watch__the_server_is_killed_and_restarted(
 async def test_watch__events_are_skipped_without_a_word(
     facade: Facade, monkeypatch: pytest.MonkeyPatch, skip_the_end: bool
 ) -> None:
-    from converse_mongo.watching import hub
-
     converse = await facade(check_interval=0.1)
     message = await start(converse)
     take = hub.Hub._take
@@ -335,6 +342,60 @@ async def test_watch__change_streams_are_refused(
     await stream(message, 10)
     await message.complete_streaming()
     assert_exact(await watching, await writer.get_message(message.id))
+
+
+async def no_thread(_: Reconciler) -> bool:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_watch__comparisons_fail_unexpectedly_for_a_while(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = await facade()
+    viewer = await facade(writer.database_name, change_streams=False, poll_interval=0.02)
+    message = await start(writer)
+    watching = asyncio.create_task(collect(viewer, message))
+    await until(lambda: viewer.statistics().checks > 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Reconciler, "run", no_thread)
+        failing = viewer.statistics().checks
+        await stream(message, 5)
+        await until(lambda: viewer.statistics().checks > failing + 3)
+    await stream(message, 5)
+    await message.complete_streaming()
+    assert_exact(await watching, await writer.get_message(message.id))
+
+
+async def test_watch__comparisons_fail_unexpectedly_for_good(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "FAULT_SECONDS", 0.2)
+    monkeypatch.setattr(Reconciler, "run", no_thread)
+    viewer = await facade(change_streams=False, poll_interval=0.02)
+    message = await start(viewer)
+    with pytest.raises(WatchError, match="crashed: RuntimeError"):
+        await collect(viewer, message)
+
+
+async def test_watch__a_change_stream_cannot_be_closed(
+    failing_server: EmbeddedServer, facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (TaskChangeStream, ThreadChangeStream):
+        monkeypatch.setattr(kind, "aclose", partialmethod(close_badly, kind.aclose))
+    viewer = await facade(uri=failing_server.uri)
+    message = await start(viewer)
+    watching = await attached(viewer, message)
+    await stream(message, 3)
+    fail(failing_server, ["getMore"], 1, errorCode=286)  # no driver resumes it
+    await until(lambda: viewer.statistics().streams_opened > 1)
+    await stream(message, 3)
+    await message.complete_streaming()
+    assert_exact(await watching, await viewer.get_message(message.id))
+
+
+async def close_badly(stream: ChangeStream, close: Callable[..., Awaitable[None]]) -> None:
+    await close(stream)
+    raise RuntimeError("can't start new thread")
 
 
 # Conversations
