@@ -7,8 +7,8 @@ from contextvars import Context
 from typing import Any
 
 from bson import ObjectId
-from pymongo.errors import PyMongoError
 
+from converse_mongo.domain.errors import ConverseClosedError, StoreUnavailableError
 from converse_mongo.domain.events import FinalEvent
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.validation import now
@@ -64,7 +64,9 @@ class Recovery:
                     found = await self._leases.settle_if_expired(
                         state, complete_partial=complete_partial
                     )
-                except PyMongoError:
+                except (StoreUnavailableError, ConverseClosedError):
+                    raise
+                except Exception:
                     logger.exception("Message %s could not be ended", state.message_id)
                     continue
                 if found.status.is_final:
@@ -96,7 +98,9 @@ class Recovery:
                     if state.merges_at is None or state.merges_at > now():
                         continue
                 compacted += await self._pages.compact(state)
-            except PyMongoError:
+            except (StoreUnavailableError, ConverseClosedError):
+                raise
+            except Exception:
                 logger.exception("The chunks of message %s were not merged", state.message_id)
         return compacted
 
@@ -136,12 +140,12 @@ class Recovery:
         """Does both every ``interval`` seconds until the store is closed."""
         task = asyncio.current_task()
         while not (self._collections.closing or (task and task.cancelling())):
-            try:
-                await self.recover_stale()
-                await self.compact_due()
-            except Exception:
-                # The next sweep does what this one did not.
-                logger.warning("A sweep failed; the next one continues", exc_info=True)
+            for work in (self.recover_stale, self.compact_due):
+                try:
+                    await work()
+                except Exception:
+                    # The next sweep does what this one did not.
+                    logger.warning("A sweep failed; the next one continues", exc_info=True)
             # On Python 3.11 a driver may swallow a cancellation.
             if not (self._collections.closing or (task and task.cancelling())):
                 await asyncio.sleep(interval)

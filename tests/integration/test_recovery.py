@@ -10,6 +10,8 @@ from bson import ObjectId
 from pymongo.errors import AutoReconnect
 
 from converse_mongo import ConfigurationError, Converse, InvalidInputError, Message, WatchError
+from converse_mongo.store.leases import Leases
+from converse_mongo.store.pages import Pages
 from tests.conftest import Facade
 from tests.integration.helpers import DEAD, die, expired, soon, start, stored
 from tests.streams import assert_exact, collect, until
@@ -82,6 +84,34 @@ async def test_sweep__goes_past_what_it_cannot_read(facade: Facade) -> None:
     assert end.message_id == message.id
     await until(lambda: datetime.now(UTC) > end.completed_at + timedelta(milliseconds=1))
     assert await converse.compact_due() == 1
+
+
+@pytest.mark.parametrize("what", ["settle_if_expired", "compact"])
+async def test_sweep__goes_past_what_fails_unexpectedly(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    converse = await facade(**DEAD)
+    messages = [await start(converse, retention=timedelta(milliseconds=1)) for _ in range(3)]
+    for each in messages:
+        await die(converse, each, "text")
+        if what == "compact":
+            await each.complete_streaming()
+        await expired(converse, each)
+    kind: Any = Leases if what == "settle_if_expired" else Pages
+    real, tries = getattr(kind, what), 0
+
+    async def fail_first(self: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise RuntimeError("can't start new thread")
+        return await real(self, *arguments, **options)
+
+    monkeypatch.setattr(kind, what, fail_first)
+    if what == "compact":
+        assert await converse.compact_due() == 2
+    else:
+        assert len(await converse.recover_stale()) == 2
 
 
 @pytest.mark.parametrize("sweep", ["recover_stale", "compact_due"])

@@ -205,7 +205,7 @@ async def test_turn__of_a_process_that_died_ends_with_a_lease(
 ) -> None:
     monkeypatch.setattr(answers, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(answers, "WAIT_SECONDS", 0.2)
-    converse: Converse = await facade(lease=1.0)
+    converse: Converse = await facade(lease=60.0)
     conversation = await converse.start_conversation()
     held: dict[str, Any] = {"holder": ObjectId(), "at": datetime.now(UTC)}
     conversations = conversation.store().conversations
@@ -214,7 +214,7 @@ async def test_turn__of_a_process_that_died_ends_with_a_lease(
         with pytest.raises(Exception, match="another process"):
             await turns.ask(conversation, "Hello?")
         assert await conversation.messages() == []
-        held["at"] -= timedelta(seconds=2)
+        held["at"] -= timedelta(seconds=61)
         await conversations.update_one({"_id": conversation.id}, {"$set": {"answer_turn": held}})
         await turns.ask(conversation, "Hello?")
     stored = await conversations.find_one({"_id": conversation.id})
