@@ -359,17 +359,24 @@ async def test_checks__grow_rarer_and_are_set_back_by_what_the_stream_did_not_te
     writer = await facade()
     viewer = await facade(writer.database_name, check_interval=0.05)
     feeds(viewer, (None, SilentFeed()))
-    pace = viewer._open_parts.hub._pace
+    pace, grown = viewer._open_parts.hub._pace, list[float]()
+    real = pace.judge
+
+    def judge(*, untold: bool) -> None:
+        real(untold=untold)
+        grown.append(pace._growth)
+
+    pace.judge = judge
     message = await start(writer)
     async with viewer.watch_message(message.id) as events:
         await opened(viewer)
         await message.append_chunk("a")
         assert sequences([await soon(anext(events))]) == [0]
-        await until(lambda: pace._growth == 4)
+        await until(lambda: grown[-1:] == [4])
+        grown.clear()
         await message.append_chunk("b")
         assert sequences([await soon(anext(events))]) == [1]
-        await until(lambda: pace._growth < 4)
-        await until(lambda: pace._growth == 4)
+        await until(lambda: 1 in grown and grown[-1] == 4)
 
 
 async def test_checks__stay_rare_while_the_stream_tells_all(facade: Facade) -> None:
