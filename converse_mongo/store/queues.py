@@ -25,7 +25,7 @@ from converse_mongo.domain.open_calls import expire_at, first_expiry
 from converse_mongo.domain.work import Job, Work, WorkState, check_delay, check_queue
 from converse_mongo.driver.collections import aggregate
 from converse_mongo.store import updates, work_updates
-from converse_mongo.store.appends import refuse_overtaken
+from converse_mongo.store.appends import fenced, refuse_overtaken
 from converse_mongo.store.clock import ServerClock
 from converse_mongo.store.collections import Collections, back_off
 from converse_mongo.store.places import Places, left_to_a_sweep
@@ -249,7 +249,13 @@ class Queues:
     # From a worker
 
     async def hand_over(
-        self, key: Mapping[str, Any], lease: Lease, queue: str, checkpoint: Checkpoint = None
+        self,
+        key: Mapping[str, Any],
+        lease: Lease,
+        queue: str,
+        checkpoint: Checkpoint = None,
+        *,
+        crashes: int = 0,
     ) -> MessageHeader:
         """Gives a message back to its queue, for another worker at once.
 
@@ -258,6 +264,7 @@ class Queues:
             lease: The lease of the worker.
             queue: The name of the queue.
             checkpoint: What the next worker is to know; ``None`` leaves what is stored.
+            crashes: Those of the message as the worker has claimed it.
 
         Returns:
             The message as it is then.
@@ -273,7 +280,7 @@ class Queues:
         checked = _checked(checkpoint)
         change = work_updates.hand_over(key, lease, checked)
         done = await self._change(key, work_updates.told(change, queue))
-        return await self._left(key, lease, {WorkState.QUEUED}, done=done)
+        return await self._left(key, lease, {WorkState.QUEUED}, crashes, done=done)
 
     async def retry(
         self,
@@ -309,7 +316,8 @@ class Queues:
         leaves = at is not None and work.key is not None
         change = work_updates.retry(key, lease, at, checked, leaves_place=leaves)
         done = await self._change(key, work_updates.told(change, work.queue, at))
-        left = await self._left(key, lease, {WorkState.QUEUED, WorkState.DELAYED}, done=done)
+        states = {WorkState.QUEUED, WorkState.DELAYED}
+        left = await self._left(key, lease, states, work.crashes, done=done)
         await self._release(left, work)
         return left
 
@@ -338,7 +346,9 @@ class Queues:
         for attempt in count():
             work: Any = state.work
             if not work.pending:
-                return await self.hand_over(key, lease, work.queue, checkpoint)
+                return await self.hand_over(
+                    key, lease, work.queue, checkpoint, crashes=work.crashes
+                )
             at = None if seconds is None else await self._clock.now() + timedelta(seconds=seconds)
             pending = expire_at(work.pending, at)
             change = work_updates.suspend(
@@ -352,7 +362,7 @@ class Queues:
                 continue
             # Others may have answered since.
             states = {*WorkState} - {WorkState.RUNNING}
-            left = await self._left(key, lease, states, done=changed)
+            left = await self._left(key, lease, states, work.crashes, done=changed)
             await self._release(left, work)
             return left
         raise AssertionError("unreachable")
@@ -375,6 +385,7 @@ class Queues:
         key: Mapping[str, Any],
         lease: Lease,
         states: Collection[WorkState],
+        crashes: int,
         *,
         done: bool,
     ) -> MessageHeader:
@@ -384,9 +395,12 @@ class Queues:
             return state  # another worker may have it by now, and may even have ended it
         work = state.work
         same = state.log_id == key["log_id"] and state.lease.epoch == lease.epoch
-        # By an earlier try whose answer was lost; or others did the same, which is as good.
+        # By an earlier try whose answer was lost, unless others took the worker for dead: they
+        # count a crash, and know no checkpoint.
         if same and state.lease.holder is None and work is not None and work.state in states:
-            return state
+            if work.crashes == crashes:
+                return state
+            raise fenced(state.message_id, state.status)
         return await self._held(key, lease)
 
     async def _release(self, left: MessageHeader, before: Work) -> None:

@@ -214,7 +214,9 @@ class Attempt:
     async def hand_over(self, checkpoint: Mapping[str, Any] | None) -> None:
         """Gives the message back to its queue, for another worker at once."""
         state = self._state
-        await self._store.jobs.hand_over(state.key, state.lease, self.work.queue, checkpoint)
+        await self._store.jobs.hand_over(
+            state.key, state.lease, self.work.queue, checkpoint, crashes=self.work.crashes
+        )
         self._outcome = Outcome.HANDED_OVER
 
     def check_suspend(
@@ -457,7 +459,9 @@ class Attempt:
             logger.info("The attempt at message %s ended: %s", self.message_id, error)
             return Outcome.LOST
         if verdict is Verdict.SHUT_DOWN or (error is None and self.handing_over):
-            await self._store.jobs.hand_over(state.key, state.lease, self.work.queue)
+            await self._store.jobs.hand_over(
+                state.key, state.lease, self.work.queue, crashes=self.work.crashes
+            )
             return Outcome.HANDED_OVER
         if verdict in _RETRIED or self._may_retry(error):
             if self._retries_left:

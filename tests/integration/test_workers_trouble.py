@@ -21,13 +21,14 @@ from converse_mongo import (
     Retry,
     RetryPolicy,
     StoreUnavailableError,
+    WriterFencedError,
 )
 from converse_mongo.domain import open_calls
 from converse_mongo.domain.headers import MessageHeader
 from converse_mongo.domain.validation import MAX_ERROR_LENGTH
 from converse_mongo.domain.work import WorkState
 from tests.conftest import Facade
-from tests.integration.helpers import DEAD, Between, Meanwhile, raw, soon
+from tests.integration.helpers import DEAD, Between, Meanwhile, expired, raw, soon
 from tests.integration.test_work import (
     CALL,
     answer,
@@ -44,6 +45,32 @@ from tests.integration.test_workers import ended, say_hello, working
 from tests.streams import SOON, until
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+
+
+@pytest.mark.parametrize("step", ["hand_over", "suspend", "retry"])
+async def test_step__is_not_done_by_who_took_the_worker_for_dead(facade: Facade, step: str) -> None:
+    converse = await facade(**DEAD)
+    message = await enqueue(converse)
+    claimed = await claim(converse, message)
+    await write(converse, claimed, CALL)
+    store = store_of(converse)
+
+    async def recover(update: Any, match: Any, change: Any) -> Any:
+        store.messages = real
+        await expired(converse, message)
+        assert await converse.recover_stale() == []
+        return await update(match, change)
+
+    real = store.messages
+    Between(store, update_one=recover)
+    given: dict[str, Any] = {"checkpoint": {"steps": 1}}
+    if step == "hand_over":
+        given["queue"] = "q"
+    with pytest.raises(WriterFencedError):
+        await getattr(store.jobs, step)(claimed.key, claimed.lease, **given)
+    stored = await raw(converse, message)
+    assert (stored["work"]["state"], stored["work"]["crashes"]) == ("queued", 1)
+    assert "checkpoint" not in stored
 
 
 @pytest.mark.parametrize("step", ["hand_over", "suspend", "retry"])
